@@ -1,0 +1,19 @@
+"""Training: plain loops, data, and the side-by-side run of the `panther train` command."""
+
+from panther.train.compare import Comparison, Trained, train_side_by_side
+from panther.train.data import Dataset, load_digits, load_npz
+from panther.train.loop import EpochResult, evaluate, fit
+from panther.train.networks import ThreeLayerNet
+
+__all__ = [
+    "Comparison",
+    "Dataset",
+    "EpochResult",
+    "ThreeLayerNet",
+    "Trained",
+    "evaluate",
+    "fit",
+    "load_digits",
+    "load_npz",
+    "train_side_by_side",
+]
