@@ -1,0 +1,64 @@
+# 'make run' serves models/, 'make test' runs every test; 'make help' lists the rest. Both make their own environment.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The interpreter to make environments with, the device to serve on, and more arguments for the server or pytest.
+PYTHON ?= python3
+DEVICE ?= $(or $(PANTHER_DEVICE),cpu)
+ARGS ?=
+
+# What is installed on the machine must not reach in.
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV
+export PYTHON
+export PYTHONNOUSERSITE := 1
+export ORT_DISABLE_TELEMETRY := 1
+
+serve_env := $(if $(filter cuda,$(DEVICE)),.venv-serve-gpu,.venv-serve)
+serve_extra := $(if $(filter cuda,$(DEVICE)),gpu,cpu)
+python := .venv/bin/python
+
+.PHONY: help run test lint format check test-make test-compose hooks lock serve-env dev-env clean
+
+help: ## list the targets
+	@echo 'usage: make TARGET [NAME=value …]'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; \
+	  do printf '  %-13s %s\n' "$$name" "$$what"; done
+
+run: serve-env ## serve models/ on port 8000, Ctrl-C stops; DEVICE=cuda, PANTHER_PORT=…, ARGS="--help"
+	@PANTHER_DEVICE=$(DEVICE) exec $(serve_env)/bin/python -m app $(ARGS)
+
+test: dev-env ## run all tests; ARGS="-k name" chooses
+	@exec $(python) -m pytest $(ARGS)
+
+lint: dev-env ## check style and types
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+format: dev-env ## mend what can be mended of the style
+	$(python) -m ruff check --fix-only .
+	$(python) -m ruff format .
+
+check: lint test test-make test-compose ## everything that CI runs; needs Docker
+
+test-make: dev-env ## test the environments, and 'make run' as a user starts it
+	@exec $(python) -m pytest -m environment tests/deploy $(ARGS)
+
+test-compose: dev-env ## build the image, start it by Docker Compose and ask it; needs Docker
+	@exec $(python) -m pytest -m docker tests/deploy $(ARGS)
+
+hooks: dev-env ## check each commit by pre-commit
+	$(python) -m pre_commit install
+
+lock: ## write the hashed lock of the image's packages anew
+	@scripts/lock
+
+serve-env:
+	@scripts/environment $(serve_env) $(serve_extra)
+
+dev-env:
+	@scripts/environment .venv train,cpu,dev
+
+clean: ## remove the environments and what tools left
+	rm -rf .venv .venv-serve .venv-serve-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
