@@ -1,0 +1,85 @@
+"""The inference service as an ASGI endpoint, answered in front of FastAPI's middleware."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.responses import Response
+
+from app.errors import AppError
+from app.inference import Exchange, HeaderList, InferenceService, Target, too_large
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Answer = tuple[int, HeaderList, bytes]
+
+
+async def answer(service: InferenceService, target: Target, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one inference request."""
+    headers = dict(scope["headers"])
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Answer] = loop.create_future()
+
+    def respond(status: int, fields: HeaderList, content: bytes) -> None:
+        if not ended.done():
+            ended.set_result((status, fields, content))
+
+    close = False
+    try:
+        body = await read_body(service, headers, receive)
+    except AppError as error:
+        close = True  # the rest of the body is not read
+        Exchange(service, headers, respond).fail(error)
+    else:
+        if body is None:
+            return
+        service.start(target, headers, scope["query_string"], body, respond)
+    status, fields, content = await ended
+    fields.append((b"content-length", b"%d" % len(content)))
+    if close:
+        fields.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def read_body(service: InferenceService, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+    """The whole body; None when the client went away.
+
+    Raises:
+        BodyTooLargeError: it is over the limit; the rest of it is left unread.
+    """
+    service.check_length(headers)
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        return None
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(body) > service.max_body_bytes:
+            raise too_large(service.max_body_bytes)
+        return body
+    chunks, size = [body], len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > service.max_body_bytes:
+            raise too_large(service.max_body_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+class Responder(Response):
+    """The same as a response of Starlette, for the routes that OpenAPI describes."""
+
+    def __init__(self, service: InferenceService, target: Target) -> None:
+        super().__init__()
+        self._service = service
+        self._target = target
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request."""
+        await answer(self._service, self._target, scope, receive, send)

@@ -1,0 +1,254 @@
+"""Batches without a timer: what arrived in the same turn of the event loop, or while the last batch ran."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError
+from app.model import Model
+from app.results import Results
+from app.statistics import Statistics
+from app.tensors import Array
+
+log = logging.getLogger(__name__)
+
+Done = Callable[["Call", Results | None, AppError | None], None]
+
+
+class Call:
+    """One request on its way through the model.
+
+    Attributes:
+        feeds: input name to array.
+        output_names: outputs to compute, in order.
+        rows: rows of the batch dimension; 1 for a model that is not batched.
+        key: only calls of the same key may run together.
+        done: called once, in the event loop, with the results or the error.
+        priority: 1 is the highest; 0 has none and comes last.
+        deadline_ns: on ``time.perf_counter_ns``; 0 for none.
+    """
+
+    __slots__ = (
+        "cancelled", "deadline_ns", "done", "feeds", "infer_ns", "input_ns", "key", "output_names", "priority",
+        "queue_ns", "queued_ns", "rows", "start", "stop", "timer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        feeds: dict[str, Array],
+        output_names: tuple[str, ...],
+        rows: int,
+        key: Hashable,
+        done: Done,
+        priority: int = 0,
+        deadline_ns: int = 0,
+    ) -> None:
+        self.feeds = feeds
+        self.output_names = output_names
+        self.rows = rows
+        self.key = key
+        self.done = done
+        self.priority = priority
+        self.deadline_ns = deadline_ns
+        self.timer: asyncio.TimerHandle | None = None
+        self.cancelled = False
+        self.start = 0
+        self.stop = rows
+        self.queued_ns = self.queue_ns = self.input_ns = self.infer_ns = 0
+
+
+class Batcher:
+    """Runs the calls of one model, several at a time where the model allows it.
+
+    A run that is expected to be short happens in the event loop itself: handing it to a thread would cost more than
+    it takes. A longer one goes to the one thread that the model owns, and what arrives meanwhile is the next batch.
+
+    Args:
+        model: the model to run.
+        max_rows: most rows in one run; a call with more is run in pieces.
+        inline_ns: a run expected to take no longer than this happens in the event loop.
+    """
+
+    def __init__(self, model: Model, max_rows: int, inline_ns: int) -> None:
+        self.model = model
+        self.max_rows = max_rows
+        self.inline_ns = inline_ns
+        self.statistics = Statistics()
+        self._pending: list[Call] = []
+        self._scheduled = False
+        self._running = False
+        self._closed = False
+        self._urgent = False  # whether a pending call has a priority
+        self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
+        self._thread: ThreadPoolExecutor | None = None
+
+    @property
+    def depth(self) -> int:
+        """Calls that wait."""
+        return len(self._pending)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._pending and not self._running
+
+    def submit(self, call: Call) -> None:
+        """Queue a call; must be called in the event loop."""
+        if self._closed:
+            call.done(call, None, ModelUnavailableError(f"model {self.model.name!r} is being unloaded"))
+            return
+        call.queued_ns = time.perf_counter_ns()
+        self._pending.append(call)
+        if call.priority:
+            self._urgent = True
+        if call.deadline_ns:
+            wait_s = max(0.0, (call.deadline_ns - call.queued_ns) / 1e9)
+            call.timer = asyncio.get_running_loop().call_later(wait_s, self._expire, call)
+        self._schedule()
+
+    def cancel(self, call: Call) -> None:
+        """Drop a call whose caller has gone; it costs no model time unless it runs already."""
+        call.cancelled = True
+        if call in self._pending:
+            self._pending.remove(call)
+
+    def close(self) -> None:
+        """Take no new calls; what waits is still run."""
+        self._closed = True
+        if self._thread is not None and not self._running:
+            self._thread.shutdown(wait=False)
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._running and self._pending:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._running or not self._pending:
+            return
+        batch, rows = self._take()
+        if self._expected_ns(rows) <= self.inline_ns:
+            self._finish(batch, self._execute(batch, rows))
+        else:
+            self._running = True
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{self.model.name}")
+            loop = asyncio.get_running_loop()
+            future = self._thread.submit(self._execute, batch, rows)
+            future.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._ran, batch, ended))
+            return
+        self._schedule()
+
+    def _ran(self, batch: list[Call], ended: "Future[list[_Outcome]]") -> None:
+        self._running = False
+        self._finish(batch, ended.result())
+        self._schedule()
+        if self._closed and self.idle and self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+    def _take(self) -> tuple[list[Call], int]:
+        """The next batch: the first call, and all of the same key that fit beside it."""
+        pending = self._pending
+        if self._urgent:
+            pending.sort(key=lambda call: call.priority or 1 << 62)  # stable: first come, first served within each
+        key = pending[0].key
+        batch: list[Call] = []
+        left: list[Call] = []
+        rows = 0
+        limit = self.max_rows if self.model.batched else 1
+        for call in pending:
+            if call.key == key and (not batch or rows + call.rows <= limit):
+                batch.append(call)
+                rows += call.rows
+            else:
+                left.append(call)
+        self._pending = left
+        if self._urgent:
+            self._urgent = any(call.priority for call in left)
+        return batch, rows
+
+    def _execute(self, batch: list[Call], rows: int) -> "list[_Outcome]":
+        """Run a batch, in the loop or on the owner thread; one outcome for each call."""
+        began = time.perf_counter_ns()
+        start = 0
+        for call in batch:
+            call.queue_ns = began - call.queued_ns
+            call.start, call.stop = start, start + call.rows
+            start = call.stop
+        first = batch[0]
+        try:
+            if len(batch) == 1:
+                feeds = first.feeds
+            else:
+                feeds = {name: np.concatenate([call.feeds[name] for call in batch]) for name in first.feeds}
+            ready = time.perf_counter_ns()
+            results = Results(self.model, first.output_names, self._run(feeds, first.output_names, rows))
+            ended = time.perf_counter_ns()
+        except InferenceFailedError as error:
+            if len(batch) == 1:
+                return [error]
+            # One of them poisoned the run: each by itself, so that it fails alone.
+            return [outcome for call in batch for outcome in self._execute([call], call.rows)]
+        except Exception as error:  # a defect of ours must not leave callers waiting for ever
+            log.exception("a batch of model %s failed", self.model.name)
+            failure = InferenceFailedError(f"model {self.model.name!r} failed")
+            failure.__cause__ = error
+            return [failure] * len(batch)
+        for call in batch:
+            call.input_ns = ready - began
+            call.infer_ns = ended - ready
+        self._learn(rows, ended - ready)
+        self.statistics.executed(rows, ready - began, ended - ready)
+        return [results] * len(batch)
+
+    def _run(self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int) -> list[Array]:
+        if rows <= self.max_rows or not self.model.batched:
+            return self.model.run(feeds, output_names)
+        pieces = [
+            self.model.run({name: array[at : at + self.max_rows] for name, array in feeds.items()}, output_names)
+            for at in range(0, rows, self.max_rows)
+        ]
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    def _finish(self, batch: list[Call], outcomes: "list[_Outcome]") -> None:
+        for call, outcome in zip(batch, outcomes, strict=True):
+            if call.timer is not None:
+                call.timer.cancel()
+            if call.cancelled:
+                continue
+            if isinstance(outcome, Results):
+                call.done(call, outcome, None)
+            else:
+                call.done(call, None, outcome)
+
+    def _expire(self, call: Call) -> None:
+        if call in self._pending:
+            self._pending.remove(call)
+            waited_us = (time.perf_counter_ns() - call.queued_ns) // 1000
+            call.done(call, None, DeadlineExceededError(f"the request waited {waited_us} µs, longer than its timeout"))
+
+    def _expected_ns(self, rows: int) -> float:
+        """How long a run of so many rows should take, from those seen; one never seen counts as too long."""
+        bucket = (rows - 1).bit_length()
+        cost = self._cost_ns.get(bucket)
+        if cost is not None:
+            return cost
+        smaller = [(size, ns) for size, ns in self._cost_ns.items() if size < bucket]
+        if not smaller:
+            return min(self._cost_ns.values(), default=float("inf"))
+        size, ns = max(smaller)
+        return ns * 2.0 ** (bucket - size)
+
+    def _learn(self, rows: int, ns: int) -> None:
+        bucket = (rows - 1).bit_length()
+        known = self._cost_ns.get(bucket)
+        # A slow outlier (another process had the core) fades; a change of load is followed within a few runs.
+        self._cost_ns[bucket] = ns if known is None else known + 0.2 * (ns - known)
+
+
+_Outcome = Results | AppError

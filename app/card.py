@@ -1,0 +1,170 @@
+"""The model card as the server reads it; docs/model-card.schema.json is the contract with the exporter."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import CardError
+
+METADATA_KEY = "panther.card"
+SUPPORTED_MAJOR = 1
+
+
+class _Part(BaseModel):
+    """Unknown fields are tolerated, so that a newer minor version can be read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Parameters(_Part):
+    """The three counts of DESIGN: never mixed up, always named."""
+
+    dense: int = Field(ge=0)
+    learnable: int = Field(ge=0)
+    fixed: int = Field(ge=0)
+
+
+class MultiplyAdds(_Part):
+    """Multiply-adds for one row: of the dense twin and of the graph as planned."""
+
+    dense: int = Field(ge=0)
+    planned: int = Field(ge=0)
+
+
+class Layer(_Part):
+    """One sketched layer."""
+
+    name: str
+    in_features: int = Field(ge=1)
+    out_features: int = Field(ge=1)
+    num_terms: int = Field(ge=1)
+    low_rank: int = Field(ge=1)
+    bias: bool
+    sketch: str | None = None
+    plan: str
+    parameters: Parameters
+    multiply_adds_per_row: MultiplyAdds
+
+    def counted(self) -> Parameters:
+        """The counts by the formulas: dense d_in·d_out, learnable and fixed L·k·(d_in + d_out), bias d_out."""
+        bias = self.out_features if self.bias else 0
+        sketched = self.num_terms * self.low_rank * (self.in_features + self.out_features)
+        return Parameters(dense=self.in_features * self.out_features + bias, learnable=sketched + bias, fixed=sketched)
+
+
+class Input(_Part):
+    """An input of the graph and its meaning."""
+
+    name: str
+    description: str | None = None
+
+
+class Output(_Part):
+    """An output of the graph, its meaning, and the labels of its last axis."""
+
+    name: str
+    description: str | None = None
+    kind: Literal["logits", "probabilities"] | None = None
+    labels: list[str] | None = Field(default=None, min_length=1)
+
+
+class Totals(_Part):
+    """Sums over the sketched layers, and over the whole model."""
+
+    sketched_layers: Parameters
+    model: Parameters
+
+
+class DenseTwin(_Part):
+    """The same model with an ordinary linear layer for each sketched one."""
+
+    weight_bytes: int = Field(ge=0)
+
+
+class Check(_Part):
+    """The comparison that the file passed before it was published."""
+
+    reference: str
+    runtime: str
+    rows: int = Field(ge=1)
+    max_absolute_error: float = Field(ge=0)
+    max_relative_error: float = Field(ge=0)
+    mean_relative_error: float = Field(ge=0)
+    tolerance: float = Field(gt=0)
+
+
+class Training(_Part):
+    """Data and accuracy of the training."""
+
+    dataset: str | None = None
+    train_rows: int | None = Field(default=None, ge=0)
+    test_rows: int | None = Field(default=None, ge=0)
+    epochs: int | None = Field(default=None, ge=0)
+    seed: int | None = None
+    duration_s: float | None = Field(default=None, ge=0)
+    metrics: dict[str, float] | None = None
+    dense_twin_metrics: dict[str, float] | None = None
+
+
+class Card(_Part):
+    """What a model file says of itself."""
+
+    schema_version: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
+    name: str = Field(min_length=1)
+    description: str | None = None
+    created_at: str
+    license: str | None = None
+    authors: list[str] | None = None
+    preprocessing: str | None = None
+    inputs: list[Input]
+    outputs: list[Output] = Field(min_length=1)
+    layers: list[Layer]
+    totals: Totals
+    dense_twin: DenseTwin
+    check: Check
+    training: Training | None = None
+    versions: dict[str, str]
+
+    def contradictions(self) -> list[str]:
+        """Where the card's counts differ from the formulas, in words; empty when all agree."""
+        found = []
+        for layer in self.layers:
+            counted = layer.counted()
+            found += [
+                f"layer {layer.name!r}: the card says {field} {said}, the formula gives {right}"
+                for field, said in layer.parameters
+                if said != (right := getattr(counted, field))
+            ]
+        for field, said in self.totals.sketched_layers:
+            right = sum(getattr(layer.parameters, field) for layer in self.layers)
+            if said != right:
+                found.append(f"totals.sketched_layers: the card says {field} {said}, its layers add up to {right}")
+        return found
+
+
+def parse_card(text: str) -> Card:
+    """Read a card from its JSON.
+
+    Raises:
+        CardError: not JSON, a newer major version, or a field missing or wrong.
+    """
+    try:
+        raw: Any = json.loads(text)
+    except ValueError as error:
+        raise CardError(f"the card in metadata {METADATA_KEY!r} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise CardError(f"the card in metadata {METADATA_KEY!r} must be a JSON object")
+    version = str(raw.get("schema_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) > SUPPORTED_MAJOR:
+        raise CardError(
+            f"schema_version ({version}) of the card is newer than the {SUPPORTED_MAJOR}.x that this server reads; "
+            "upgrade the server"
+        )
+    try:
+        return Card.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "card"
+        raise CardError(f"the card's {where}: {first['msg']}") from None

@@ -1,0 +1,1 @@
+"""Tensors to and from the wire: strict, and quick on the common path."""

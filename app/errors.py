@@ -1,0 +1,67 @@
+"""What can go wrong, in the words of the domain, and the one table that maps it to HTTP status codes."""
+
+
+class AppError(Exception):
+    """An error whose message is written for the caller."""
+
+
+class InvalidRequestError(AppError):
+    """The request can't be understood or doesn't fit the model."""
+
+
+class UnsupportedMediaTypeError(AppError):
+    """The body's content type or encoding is none that is known."""
+
+
+class BodyTooLargeError(AppError):
+    """The body, as sent or after decompression, is over the limit."""
+
+
+class ModelNotFoundError(AppError):
+    """No model or version of that name."""
+
+
+class ModelUnavailableError(AppError):
+    """The model is known but can't serve now."""
+
+
+class ControlForbiddenError(AppError):
+    """Loading and unloading models is switched off."""
+
+
+class DeadlineExceededError(AppError):
+    """The request waited for longer than its own timeout."""
+
+
+class InferenceFailedError(AppError):
+    """The runtime failed on this request."""
+
+
+class CardError(AppError):
+    """The model card in a file can't be used."""
+
+
+class LoadError(AppError):
+    """A model file can't be served."""
+
+
+class DeviceError(LoadError):
+    """The device that was asked for can't be had."""
+
+
+STATUS: dict[type[AppError], int] = {
+    InvalidRequestError: 400,
+    ControlForbiddenError: 403,
+    ModelNotFoundError: 404,
+    BodyTooLargeError: 413,
+    UnsupportedMediaTypeError: 415,
+    InferenceFailedError: 500,
+    ModelUnavailableError: 503,
+    LoadError: 503,
+    DeadlineExceededError: 504,
+}
+
+
+def status_of(error: AppError) -> int:
+    """The HTTP status of an error: that of its own class or of the nearest base in the table."""
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)

@@ -1,0 +1,133 @@
+"""``create_app``: the application, put together from its settings."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import app
+from app.asgi import Message, Receive, Scope, Send, answer
+from app.errors import AppError, status_of
+from app.inference import InferenceService
+from app.repository import Repository
+from app.routes import health, models, predict
+from app.serving import Loader
+from app.settings import Settings
+from app.state import AppState
+
+log = logging.getLogger(__name__)
+
+
+class Application(FastAPI):
+    """FastAPI, with the inference paths answered in front of its middleware and routing."""
+
+    def __init__(self, state: AppState) -> None:
+        super().__init__(
+            title="Panther inference server",
+            version=app.__version__,
+            description='Serves sketched models from ONNX files; errors are always `{"error": "…"}`.',
+            lifespan=_lifespan,
+        )
+        self.state.panther = state
+        self._service = state.service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        if scope["method"] == "POST":
+            target = self._service.target(scope["path"])
+            if target is not None:
+                await answer(self._service, target, scope, receive, send)
+                return
+        request_id = self._service.request_ids.of(dict(scope["headers"]))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        await super().__call__(scope, receive, send_with_id)
+
+
+@asynccontextmanager
+async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
+    state: AppState = application.state.panther
+    loading = asyncio.create_task(_load(state))
+    yield
+    await loading
+    for serving in state.repository.servings():
+        serving.batcher.close()
+
+
+async def _load(state: AppState) -> None:
+    """Load beside the event loop, so that the probes answer meanwhile."""
+    loader = state.loader
+    if loader.device_problem is not None:
+        log.error("not ready: %s", loader.device_problem)
+    elif loader.device is not None and loader.device.requested == "auto" and loader.device.reason is not None:
+        log.warning("device=auto: running on the CPU, because %s", loader.device.reason)
+    await asyncio.to_thread(state.repository.load_all)
+    state.loading = False
+    state.on_loaded()
+    problem = state.not_ready_because()
+    if problem is None:
+        log.info("ready: serving %s", ", ".join(state.repository.names()))
+    else:
+        log.error("not ready: %s", problem)
+
+
+def create_app(settings: Settings | None = None) -> Application:
+    """Make the application.
+
+    Args:
+        settings: all it needs to know; by default read from the environment.
+    """
+    settings = settings if settings is not None else Settings()
+    loader = Loader(settings)
+    repository = Repository(settings.model_dir, settings.version_policy, loader)
+    service = InferenceService(repository, settings.default_model, settings.max_body_bytes)
+    application = Application(AppState(settings, loader, repository, service))
+    for router in (predict.router, models.router, health.router):
+        application.include_router(router)
+    application.add_exception_handler(AppError, _app_error)
+    application.add_exception_handler(HTTPException, _http_error)
+    application.add_exception_handler(RequestValidationError, _validation_error)
+    application.add_exception_handler(Exception, _defect)
+    return application
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def _app_error(_: Request, error: Exception) -> JSONResponse:
+    return _error(status_of(error) if isinstance(error, AppError) else 500, str(error))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    path = request.url.path[:200]
+    if status == 404:
+        return _error(404, f"there is no path {path!r}; /docs lists those there are")
+    if status == 405:
+        allowed = headers.get("allow", headers.get("Allow", ""))
+        return _error(405, f"method {request.method} is not allowed for {path!r}; allowed: {allowed}", headers)
+    return _error(status, str(error.detail) if isinstance(error, HTTPException) else "internal error", headers)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    where = ".".join(str(part) for part in first.get("loc", ()))
+    return _error(400, f"{where}: {first.get('msg', 'invalid request')}")
+
+
+async def _defect(_: Request, __: Exception) -> JSONResponse:
+    return _error(500, "internal error")

@@ -1,0 +1,188 @@
+"""One model file, loaded: its session, its tensors, and its card."""
+
+import ctypes
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from app.card import METADATA_KEY, Card, Output, parse_card
+from app.device import Device, open_session
+from app.errors import CardError, InferenceFailedError, LoadError
+from app.tensors import Array, TensorSpec, tensor_spec
+
+log = logging.getLogger(__name__)
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+
+
+class Model:
+    """A version of a model, ready to run.
+
+    Attributes:
+        inputs, outputs: what the graph takes and gives.
+        card: what the file says of itself, or None.
+        card_problem: why a card that is there can't be used or trusted, or None.
+        batched: whether rows of several requests may run together, because every tensor starts with the same
+            dynamic dimension and a trial run showed that rows don't touch one another.
+        fixed_rows: whether every row of an input has the same shape.
+        labelled: the output whose last axis has labels in the card, or None.
+        load_duration_s: from opening the file to the end of the trial run.
+    """
+
+    def __init__(self, name: str, version: str, path: Path, device: Device, num_threads: int) -> None:
+        started = time.perf_counter()
+        self.name = name
+        self.version = version
+        self.path = path
+        self.num_threads = num_threads
+        try:
+            self.session, self.device_reason = open_session(str(path), device, num_threads)
+            self.inputs = tuple(tensor_spec(node) for node in self.session.get_inputs())
+            self.outputs = tuple(tensor_spec(node) for node in self.session.get_outputs())
+            metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        except LoadError:
+            raise
+        except Exception as error:  # onnxruntime raises many kinds
+            message = str(error).replace(str(path), path.name)
+            raise LoadError(f"model {name!r} version {version}: {message}") from error
+        self.input_by_name = {spec.name: spec for spec in self.inputs}
+        self.output_by_name = {spec.name: spec for spec in self.outputs}
+        self.output_names = tuple(self.output_by_name)
+        self.providers: list[str] = self.session.get_providers()
+        self.file_bytes = _file_bytes(path)
+        self.card: Card | None = None
+        self.card_problem: str | None = None
+        self._read_card(metadata.get(METADATA_KEY))
+        self.labelled = self._labelled_output()
+        # The runtime's Python tensors can't hold brain floats: those models take the longer way over OrtValue.
+        self._plain = all(spec.datatype != "BF16" for spec in (*self.inputs, *self.outputs))
+        self.batched = self._may_batch()
+        self.fixed_rows = all(None not in spec.shape[1:] for spec in self.inputs)
+        self.load_duration_s = time.perf_counter() - started
+        log.info(
+            "loaded model %s version %s on %s (%d threads, %.0f ms)",
+            name,
+            version,
+            self.provider,
+            num_threads,
+            1000 * self.load_duration_s,
+        )
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that comes first, as read back from the session."""
+        return self.providers[0]
+
+    def run(self, feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:
+        """Run the graph.
+
+        Raises:
+            InferenceFailedError: the runtime reports an error.
+        """
+        try:
+            if self._plain:
+                return self.session.run(output_names, feeds)  # type: ignore[no-any-return]
+            return self._run_values(feeds, output_names)
+        except Exception as error:  # onnxruntime raises many kinds
+            raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
+
+    def _run_values(self, feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:
+        values = {}
+        for name, array in feeds.items():
+            if self.input_by_name[name].datatype == "BF16":
+                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
+            else:
+                values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        results = self.session.run_with_ort_values(output_names, values)
+        arrays = []
+        for name, value in zip(output_names, results, strict=True):
+            if self.output_by_name[name].datatype == "BF16":
+                bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+                arrays.append(np.frombuffer(bits, np.uint16).reshape(value.shape()))
+            else:
+                arrays.append(value.numpy())
+        return arrays
+
+    def _read_card(self, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            card = parse_card(text)
+        except CardError as error:
+            self.card_problem = str(error)
+            log.warning("model %s version %s is served without its card: %s", self.name, self.version, error)
+            return
+        self.card = card
+        problems = card.contradictions()
+        if problems:
+            self.card_problem = "; ".join(problems)
+            log.warning("the card of model %s version %s contradicts itself: %s", self.name, self.version, problems[0])
+
+    def _labelled_output(self) -> Output | None:
+        for output in self.card.outputs if self.card else ():
+            spec = self.output_by_name.get(output.name)
+            if output.labels is None or output.kind is None or spec is None:
+                continue
+            if len(spec.shape) == 2 and spec.shape[1] == len(output.labels) and spec.datatype.startswith("FP"):
+                return output
+            log.warning("the %d labels of output %s don't fit its shape", len(output.labels), output.name)
+        return None
+
+    def _may_batch(self) -> bool:
+        specs = (*self.inputs, *self.outputs)
+        if not self.inputs or any(not spec.shape or spec.shape[0] is not None for spec in specs):
+            return False
+        symbols = {spec.names[0] for spec in specs}
+        if len(symbols) > 1 or (symbols == {None} and len(self.inputs) > 1):
+            return False
+        return self._rows_are_independent()
+
+    def _rows_are_independent(self) -> bool:
+        """Run three random rows together and one by one; a model that mixes rows must not be batched."""
+        rng = np.random.default_rng(0)
+        feeds = {spec.name: _random_rows(spec, 3, rng) for spec in self.inputs}
+        try:
+            together = self.run(feeds, self.output_names)
+            for row in range(3):
+                alone = self.run({name: array[row : row + 1] for name, array in feeds.items()}, self.output_names)
+                for spec, whole, single in zip(self.outputs, together, alone, strict=True):
+                    if whole.shape[:1] != (3,) or single.shape[:1] != (1,) or not _alike(whole[row], single[0], spec):
+                        log.warning("model %s is not batched: its rows depend on one another", self.name)
+                        return False
+        except InferenceFailedError as error:
+            log.warning("model %s is not batched: the trial run failed: %s", self.name, error)
+            return False
+        return True
+
+
+def _random_rows(spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:
+    shape = (rows, *(2 if size is None else size for size in spec.shape[1:]))
+    if spec.datatype == "BYTES":
+        return np.full(shape, "0", dtype=object)
+    if spec.datatype == "BF16":
+        return (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    if spec.dtype.kind == "f":
+        return rng.standard_normal(shape).astype(spec.dtype)
+    return rng.integers(0, 2, shape).astype(spec.dtype)
+
+
+def _alike(left: Array, right: Array, spec: TensorSpec) -> bool:
+    if left.shape != right.shape:
+        return False
+    if spec.dtype.kind == "f":
+        # Kernels may add in another order for another number of rows; a mix of rows shows far above that.
+        return bool(np.allclose(left, right, rtol=0.05, atol=0.01, equal_nan=True))
+    return spec.datatype == "BF16" or bool(np.array_equal(left, right))
+
+
+def _file_bytes(path: Path) -> int:
+    """Bytes on disk: the file and the external data beside it, which exporters name after it."""
+    return sum(part.stat().st_size for part in path.parent.glob(path.name + "*") if part.is_file())
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,94 @@
+"""What came out of one run: arrays for all its rows, and their text, made once for everybody in the batch."""
+
+from functools import cached_property
+
+import numpy as np
+import orjson
+
+from app.codec.values import bfloat16_values
+from app.errors import InferenceFailedError
+from app.model import Model
+from app.tensors import Array
+
+
+class Results:
+    """The outputs of one run of a model, of which each request owns the rows from ``start`` to ``stop``."""
+
+    def __init__(self, model: Model, output_names: tuple[str, ...], arrays: list[Array]) -> None:
+        self.model = model
+        self.output_names = output_names
+        self.arrays = arrays
+        self._texts: dict[int, list[bytes]] = {}
+
+    def array(self, index: int, start: int, stop: int) -> Array:
+        """One output's rows of one request."""
+        array = self.arrays[index]
+        return array[start:stop] if self.model.batched else array
+
+    def values(self, index: int, start: int, stop: int) -> Array:
+        """The same as numbers that JSON can be made of: brain floats as float32."""
+        array = self.array(index, start, stop)
+        is_bfloat16 = self.model.output_by_name[self.output_names[index]].datatype == "BF16"
+        return bfloat16_values(array) if is_bfloat16 else array
+
+    def nested_json(self, index: int, start: int, stop: int) -> bytes:
+        """One output's rows as nested JSON lists."""
+        if self._by_rows(index):
+            return self._finite(index, b"[[" + b"],[".join(self._rows(index)[start:stop]) + b"]]")
+        return self._dump(index, self.values(index, start, stop))
+
+    def flat_json(self, index: int, start: int, stop: int) -> bytes:
+        """One output's rows as one flat JSON list, row-major."""
+        if self._by_rows(index):
+            return self._finite(index, b"[" + b",".join(self._rows(index)[start:stop]) + b"]")
+        return self._dump(index, self.values(index, start, stop).reshape(-1))
+
+    def _by_rows(self, index: int) -> bool:
+        array = self.arrays[index]
+        return self.model.batched and array.ndim == 2 and array.size > 0 and array.dtype.kind in "fiu"
+
+    def _rows(self, index: int) -> list[bytes]:
+        rows = self._texts.get(index)
+        if rows is None:
+            whole = np.ascontiguousarray(self.values(index, 0, len(self.arrays[index])))
+            text = orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY)
+            rows = self._texts[index] = text[2:-2].split(b"],[")
+        return rows
+
+    def _dump(self, index: int, array: Array) -> bytes:
+        if array.dtype.kind == "O" or not array.ndim:
+            return orjson.dumps(array.tolist())
+        text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+        return self._finite(index, text) if array.dtype.kind == "f" else text
+
+    def _finite(self, index: int, text: bytes) -> bytes:
+        # orjson writes null for NaN and infinity, which would be a lie.
+        if b"null" in text:
+            raise InferenceFailedError(
+                f"output {self.output_names[index]!r} holds NaN or infinity, which JSON can't express; "
+                "ask for binary data to receive it"
+            )
+        return text
+
+    @cached_property
+    def probabilities(self) -> Array | None:
+        """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
+        labelled = self.model.labelled
+        if labelled is None or labelled.name not in self.output_names:
+            return None
+        scores = self.arrays[self.output_names.index(labelled.name)].astype(np.float32, copy=False)
+        if labelled.kind == "probabilities":
+            return scores
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+    @cached_property
+    def best(self) -> list[tuple[int, bytes]]:
+        """For each row the likeliest label's index, and its probability as JSON."""
+        probabilities = self.probabilities
+        if probabilities is None:
+            return []
+        indices = probabilities.argmax(axis=1)
+        top = np.ascontiguousarray(probabilities[np.arange(len(indices)), indices])
+        texts = orjson.dumps(top, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+        return list(zip(indices.tolist(), texts, strict=True))

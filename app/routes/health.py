@@ -1,0 +1,27 @@
+"""Probes."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from app.schemas import Live, Ready
+from app.state import AppState, app_state
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+@router.get("/live")
+async def live() -> Live:
+    """The process answers."""
+    return Live(live=True)
+
+
+@router.get(
+    "/ready", response_model_exclude_none=True, responses={503: {"model": Ready, "description": "not ready, and why"}}
+)
+async def ready(state: Annotated[AppState, Depends(app_state)], response: Response) -> Ready:
+    """Whether every model of the folder is served on the device that was asked for."""
+    problem = state.not_ready_because()
+    if problem is not None:
+        response.status_code = 503
+    return Ready(ready=problem is None, error=problem)

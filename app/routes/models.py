@@ -1,0 +1,74 @@
+"""What is served, what it saves, and how it fares."""
+
+import time
+from typing import Annotated, Any
+
+import onnxruntime as ort
+from fastapi import APIRouter, Depends
+
+import app
+from app.errors import ModelNotFoundError
+from app.inference import choose_default
+from app.repository import Entry
+from app.schemas import ErrorBody
+from app.state import AppState, app_state
+from app.stats import model_summary, version_report
+
+router = APIRouter(tags=["models"])
+State = Annotated[AppState, Depends(app_state)]
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "unknown model"}}
+
+
+def _default(state: AppState) -> str | None:
+    try:
+        return choose_default(state.repository.names(), state.settings.default_model)
+    except ModelNotFoundError:
+        return None
+
+
+def _model_stats(entry: Entry) -> list[dict[str, Any]]:
+    return [version_report(entry, version, None, 1) for version in entry.versions.values()]
+
+
+@router.get("/models")
+async def list_models(state: State) -> dict[str, Any]:
+    """Every model of the folder, served or not."""
+    default = _default(state)
+    entries = state.repository.entries.values()
+    return {"models": [model_summary(state.repository, entry, default) for entry in entries]}
+
+
+@router.get("/models/{name}", responses=_NOT_FOUND)
+async def show_model(name: str, state: State) -> dict[str, Any]:
+    """One model: its inputs and outputs, labels and versions."""
+    return model_summary(state.repository, state.repository.entry(name), _default(state))
+
+
+@router.get("/stats")
+async def stats(state: State) -> dict[str, Any]:
+    """Parameter savings of every model, per layer and in all, and the live figures."""
+    entries = list(state.repository.entries.values())
+    return {
+        "server": {
+            "version": app.__version__,
+            "ready": state.not_ready_because() is None,
+            "not_ready_because": state.not_ready_because(),
+            "started_at_s": state.started_at_s,
+            "uptime_s": round(time.monotonic() - state.started_clock, 3),
+            "device": {
+                "requested": state.settings.device,
+                "providers": list(state.loader.device.providers) if state.loader.device else None,
+                "reason": state.loader.device.reason if state.loader.device else state.loader.device_problem,
+                "available_providers": ort.get_available_providers(),
+            },
+            "num_threads": state.loader.num_threads,
+            "onnxruntime": ort.__version__,
+        },
+        "models": [report for entry in entries for report in _model_stats(entry)],
+    }
+
+
+@router.get("/models/{name}/stats", responses=_NOT_FOUND)
+async def model_stats(name: str, state: State) -> dict[str, Any]:
+    """The same for one model and its versions."""
+    return {"models": _model_stats(state.repository.entry(name))}

@@ -1,0 +1,202 @@
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+import uvicorn
+from onnx import TensorProto, helper, numpy_helper
+
+from app.main import create_app
+from app.server import bind, make_config
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "model-card.schema.json").read_text())
+WIDTH, HIDDEN, LABELS = 6, 5, 3
+
+
+def sketched_card(layers: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
+    """A card of one sketched layer 6 -> 5 (L=1, k=2) and a dense head 5 -> 3, counted by hand.
+
+    Sketched layer: dense 6*5+5 = 35, learnable 1*2*(6+5)+5 = 27, fixed 22. Head: 5*3+3 = 18.
+    """
+    card = {
+        "schema_version": "1.0",
+        "name": "tiny",
+        "description": "a model for tests",
+        "created_at": "2026-01-02T03:04:05Z",
+        "inputs": [{"name": "x", "description": "six numbers"}],
+        "outputs": [{"name": "logits", "kind": "logits", "labels": ["ant", "bee", "cat"], "description": "scores"}],
+        "layers": layers
+        if layers is not None
+        else [
+            {
+                "name": "fc1",
+                "in_features": 6,
+                "out_features": 5,
+                "num_terms": 1,
+                "low_rank": 2,
+                "bias": True,
+                "sketch": "rademacher",
+                "plan": "two_products",
+                "parameters": {"dense": 35, "learnable": 27, "fixed": 22},
+                "multiply_adds_per_row": {"dense": 30, "planned": 44},
+            }
+        ],
+        "totals": {
+            "sketched_layers": {"dense": 35, "learnable": 27, "fixed": 22},
+            "model": {"dense": 53, "learnable": 45, "fixed": 22},
+        },
+        "dense_twin": {"weight_bytes": 212},
+        "check": {
+            "reference": "torch 2.13.0",
+            "runtime": "onnxruntime 1.32.0",
+            "rows": 64,
+            "max_absolute_error": 1e-6,
+            "max_relative_error": 1e-6,
+            "mean_relative_error": 1e-7,
+            "tolerance": 1e-4,
+        },
+        "training": {"dataset": "made up", "train_rows": 100, "metrics": {"test_accuracy": 0.98}},
+        "versions": {"torch": "2.13.0"},
+    }
+    card.update(changes)
+    return card
+
+
+class Tiny:
+    """The network of the tests, and numpy's own idea of what it computes."""
+
+    def __init__(self, seed: int = 0, scale: float = 1.0) -> None:
+        rng = np.random.default_rng(seed)
+        self.A = rng.standard_normal((WIDTH, 4)).astype(np.float32)
+        self.B = rng.standard_normal((4, HIDDEN)).astype(np.float32)
+        self.b = rng.standard_normal(HIDDEN).astype(np.float32)
+        self.W = (scale * rng.standard_normal((HIDDEN, LABELS))).astype(np.float32)
+        self.c = rng.standard_normal(LABELS).astype(np.float32)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x, np.float64)
+        hidden = np.maximum(x @ self.A.astype(np.float64) @ self.B.astype(np.float64) + self.b, 0)
+        return hidden @ self.W.astype(np.float64) + self.c
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        powers = np.exp(self.logits(x))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def graph(self, batch: str | int = "batch") -> onnx.ModelProto:
+        constants = [numpy_helper.from_array(getattr(self, name), name) for name in "ABbWc"]
+        nodes = [
+            helper.make_node("MatMul", ["x", "A"], ["p"]),
+            helper.make_node("MatMul", ["p", "B"], ["q"]),
+            helper.make_node("Add", ["q", "b"], ["s"]),
+            helper.make_node("Relu", ["s"], ["h"]),
+            helper.make_node("MatMul", ["h", "W"], ["t"]),
+            helper.make_node("Add", ["t", "c"], ["logits"]),
+        ]
+        return onnx_model(
+            nodes,
+            [("x", TensorProto.FLOAT, [batch, WIDTH])],
+            [("logits", TensorProto.FLOAT, [batch, LABELS])],
+            constants,
+        )
+
+
+def onnx_model(nodes: list, inputs: list, outputs: list, constants: list | None = None) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*item) for item in inputs],
+        [helper.make_tensor_value_info(*item) for item in outputs],
+        constants or [],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def put(root: Path, model: onnx.ModelProto, name: str, version: str = "1", card: Any = None) -> Path:
+    """Write a model into a repository; a card given as a dict is held to the schema first."""
+    if isinstance(card, dict):
+        jsonschema.validate(card, SCHEMA)
+        card = json.dumps(card)
+    if card is not None:
+        helper.set_model_props(model, {"panther.card": card})
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@contextmanager
+def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
+    """A real server in a thread, and a client of it; models load beside the event loop, so wait for the end of that."""
+    sock = bind("127.0.0.1", 0)
+    server = uvicorn.Server(make_config(create_app(Settings(model_dir=model_dir, **settings))))
+    thread = threading.Thread(target=server.run, args=([sock],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=20) as client:
+            while client.get("/health/ready").json().get("error") == "models are being loaded":
+                pass
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    return Tiny()
+
+
+@pytest.fixture(scope="session")
+def build() -> Any:
+    """The helpers above, for test modules, which can't import one another."""
+
+    class Helpers:
+        Tiny = Tiny
+        card = staticmethod(sketched_card)
+        put = staticmethod(put)
+        onnx_model = staticmethod(onnx_model)
+        running = staticmethod(running)
+        schema = SCHEMA
+        root = ROOT
+
+    return Helpers
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    put(root, tiny.graph(), "tiny", card=sketched_card())
+    return root
+
+
+@pytest.fixture(scope="session")
+def client(tiny_dir: Path) -> Iterator[httpx.Client]:
+    with running(tiny_dir) as client:
+        yield client
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
+    """Serve one graph as model ``m``; returns its client."""
+    stack = []
+
+    def start(model: onnx.ModelProto, card: Any = None, **settings: Any) -> httpx.Client:
+        put(tmp_path, model, "m", card=card)
+        context = running(tmp_path, **settings)
+        stack.append(context)
+        return context.__enter__()
+
+    yield start
+    for context in reversed(stack):
+        context.__exit__(None, None, None)

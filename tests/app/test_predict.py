@@ -1,0 +1,228 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+ROW = [0.5, -1.0, 2.0, 0.25, 0.0, 1.5]
+
+
+def rows(count, seed=1):
+    return np.random.default_rng(seed).standard_normal((count, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/models/tiny/predict", "/models/tiny/versions/1/predict"])
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_answers_what_numpy_computes(client, tiny, path, count):
+    x = rows(count)
+    answer = client.post(path, json={"inputs": x.tolist()})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert (body["model"], body["version"]) == ("tiny", "1")
+    np.testing.assert_allclose(body["outputs"]["logits"], tiny.logits(x), rtol=1e-4, atol=1e-5)
+    probabilities = tiny.probabilities(x)
+    assert [item["label"] for item in body["predictions"]] == [
+        ["ant", "bee", "cat"][i] for i in probabilities.argmax(axis=1)
+    ]
+    np.testing.assert_allclose(
+        [item["probability"] for item in body["predictions"]], probabilities.max(axis=1), rtol=1e-4
+    )
+
+
+def test_named_input_and_more_rows_than_a_batch_holds(client, tiny):
+    x = rows(700)
+    body = client.post("/predict", json={"inputs": {"x": x.tolist()}}).json()
+    np.testing.assert_allclose(body["outputs"]["logits"], tiny.logits(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["body", "query"])
+def test_top_k_ranks_the_labels(client, tiny, how):
+    x = rows(4)
+    if how == "body":
+        answer = client.post("/predict", json={"inputs": x.tolist(), "top_k": 2})
+    else:
+        answer = client.post("/predict?top_k=2", json={"inputs": x.tolist()})
+    for item, probabilities in zip(answer.json()["predictions"], tiny.probabilities(x), strict=True):
+        order = np.argsort(-probabilities)[:2]
+        assert [entry["label"] for entry in item["top_k"]] == [["ant", "bee", "cat"][i] for i in order]
+        np.testing.assert_allclose([entry["probability"] for entry in item["top_k"]], probabilities[order], rtol=1e-4)
+        assert item["label"] == item["top_k"][0]["label"]
+
+
+def test_integers_and_every_notation_of_numbers_are_numbers(client, tiny):
+    body = b'{"inputs": [[1, -0, 2e0, 1E-3, 0.5, -1.25e+1]]}'
+    answer = client.post("/predict", content=body).json()
+    expected = tiny.logits(np.array([[1, 0, 2, 1e-3, 0.5, -12.5]]))
+    np.testing.assert_allclose(answer["outputs"]["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_curl_without_a_content_type_is_understood(client):
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert client.post("/predict", content=json.dumps({"inputs": [ROW]}), headers=headers).status_code == 200
+
+
+BAD = {
+    "no body": (b"", 400, r"body is empty; expected \{\"inputs\": \[\[6 numbers\], …\]\}"),
+    "no JSON": (b"hello", 400, r"not valid JSON.*expected"),
+    "cut short": (b'{"inputs": [[1,2,3', 400, r"not valid JSON"),
+    "a list": (b"[[1,2,3,4,5,6]]", 400, r"body is a list; expected \{\"inputs\""),
+    "wrong key": (b'{"instances": [[1,2,3,4,5,6]]}', 400, r"unknown key 'instances'; known: inputs"),
+    "no key": (b"{}", 400, r"key 'inputs' is missing"),
+    "wrong input name": (b'{"inputs": {"y": [[1,2,3,4,5,6]]}}', 400, r"no input 'y'; its inputs: x"),
+    "inputs is null": (b'{"inputs": null}', 400, r"inputs is null; expected a list"),
+    "inputs is a number": (b'{"inputs": 5}', 400, r"inputs is 5; expected a list"),
+    "too narrow": (b'{"inputs": [[1,2,3]]}', 400, r"inputs\[0\] has 3 values; expected 6"),
+    "too wide": (b'{"inputs": [[1,2,3,4,5,6],[1,2,3,4,5,6,7]]}', 400, r"inputs\[1\] has 7 values; expected 6"),
+    "ragged": (b'{"inputs": [[1,2,3,4,5,6],[1,2,3,4,5]]}', 400, r"inputs\[1\] has 5 values; expected 6"),
+    "ragged, right in sum": (b'{"inputs": [[1,2,3,4,5,6,7],[1,2,3,4,5]]}', 400, r"inputs\[0\] has 7 values"),
+    "flat": (b'{"inputs": [1,2,3,4,5,6]}', 400, r"inputs\[0\] is 1; expected a list"),
+    "too deep": (b'{"inputs": [[[1,2,3,4,5,6]]]}', 400, r"inputs\[0\] has 1 values; expected 6"),
+    "nested, right in sum": (b'{"inputs": [[[1],2,3,4,5,6]]}', 400, r"inputs\[0\]\[0\] is a list"),
+    "nested, right in length": (b'{"inputs": [[[],[1,2],3,4,5,6]]}', 400, r"inputs\[0\]\[0\] is a list"),
+    "nested and empty": (b'{"inputs": [[1,2,3,4,5,6],[]]}', 400, r"inputs\[1\] has 0 values"),
+    "text": (b'{"inputs": [[1,2,3,4,5,"6"]]}', 400, r"inputs\[0\]\[5\] is the text '6'; expected a number"),
+    "null": (b'{"inputs": [[1,2,null,4,5,6]]}', 400, r"inputs\[0\]\[2\] is null; expected a number"),
+    "true": (b'{"inputs": [[1,2,3,4,true,6]]}', 400, r"inputs\[0\]\[4\] is true; expected a number"),
+    "an object": (b'{"inputs": [[1,2,3,4,{},6]]}', 400, r"inputs\[0\]\[4\] is an object"),
+    "NaN": (b'{"inputs": [[1,2,3,4,5,NaN]]}', 400, r"NaN and Infinity are not JSON; numbers must be finite"),
+    "infinity": (b'{"inputs": [[1,2,3,4,5,-Infinity]]}', 400, r"numbers must be finite"),
+    "1e39": (b'{"inputs": [[1,2,3,4,5,1e39]]}', 400, r"inputs\[0\]\[5\] is 1e\+39, beyond what FP32"),
+    "1e39 twice": (b'{"inputs": [[1,2,3,4,-1e39,1e39]]}', 400, r"inputs\[0\]\[4\] is -1e\+39, beyond what FP32"),
+    "1e400": (b'{"inputs": [[1,2,3,4,5,1e400]]}', 400, r"JSON|beyond|finite"),
+    "a huge integer": (b'{"inputs": [[1,2,3,4,5,1' + b"0" * 60 + b"]]}", 400, r"beyond what FP32"),
+    "empty batch": (b'{"inputs": []}', 400, r"inputs holds no rows; at least 1"),
+    "empty batch by name": (b'{"inputs": {"x": []}}', 400, r"holds no rows"),
+    "unknown key beside": (b'{"inputs": [[1,2,3,4,5,6]], "paramters": {}}', 400, r"unknown key 'paramters'"),
+    "unknown output": (b'{"inputs": [[1,2,3,4,5,6]], "outputs": ["z"]}', 400, r"text 'z'; model 'tiny' has: logits"),
+    "top_k of zero": (b'{"inputs": [[1,2,3,4,5,6]], "top_k": 0}', 400, r"'top_k' is 0; expected an integer from 1"),
+    "top_k as text": (b'{"inputs": [[1,2,3,4,5,6]], "top_k": "2"}', 400, r"'top_k' is the text '2'"),
+    "very deep": (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, r"JSON|list|values"),
+    "not UTF-8": (b'{"inputs": "\xff"}', 400, r"not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(client, body, status, message):
+    answer = client.post("/predict", content=body)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+    assert re.search(message, answer.json()["error"]), answer.json()["error"]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("POST", "/models/mnist/predict", 404, "model 'mnist' is not loaded; loaded: tiny"),
+        ("POST", "/models/tiny/versions/9/predict", 404, "model 'tiny' has no version '9'; there are: 1"),
+        ("POST", "/models/..%2F..%2Fetc/predict", 404, None),
+        ("GET", "/models/mnist", 404, "model 'mnist' is not loaded; loaded: tiny"),
+        ("GET", "/models/mnist/stats", 404, "model 'mnist' is not loaded; loaded: tiny"),
+        ("GET", "/nowhere", 404, "there is no path '/nowhere'; /docs lists those there are"),
+        ("GET", "/predict", 405, "method GET is not allowed for '/predict'; allowed: POST"),
+        ("DELETE", "/stats", 405, "method DELETE is not allowed for '/stats'; allowed: GET"),
+    ],
+)
+def test_unknown_names_paths_and_methods(client, method, path, status, message):
+    answer = client.request(method, path, content=b'{"inputs": [[1,2,3,4,5,6]]}' if method == "POST" else None)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+    if message:
+        assert answer.json()["error"] == message
+
+
+def test_another_content_type_is_refused(client):
+    answer = client.post("/predict", content=b"x", headers={"content-type": "image/png"})
+    assert answer.status_code == 415
+    assert "content-type 'image/png' is not supported" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_limit_is_refused(serve, tiny, announced):
+    client = serve(tiny.graph(), max_body_bytes=1024)
+    body = json.dumps({"inputs": [ROW] * 100}).encode()
+    answer = client.post("/predict", content=body if announced else iter([body[:600], body[600:]]))
+    assert answer.status_code == 413
+    assert answer.json() == {"error": "the body is larger than max_body_bytes (1024)"}
+    assert client.post("/predict", json={"inputs": [ROW]}).status_code == 200
+
+
+def test_request_ids_are_echoed_or_made(client):
+    assert (
+        client.post("/predict", json={"inputs": [ROW]}, headers={"x-request-id": "abc"}).headers["x-request-id"]
+        == "abc"
+    )
+    made = {client.post("/predict", json={"inputs": [ROW]}).headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+    assert client.get("/nowhere", headers={"x-request-id": "abc"}).headers["x-request-id"] == "abc"
+    bad = client.post("/predict", json={"inputs": [ROW]}, headers={"x-request-id": "a b"})
+    assert bad.headers["x-request-id"] != "a b"
+
+
+def test_a_model_without_card_or_labels_has_no_predictions(serve, tiny):
+    client = serve(tiny.graph())
+    body = client.post("/predict", json={"inputs": [ROW]}).json()
+    assert set(body) == {"model", "version", "outputs"}
+    answer = client.post("/predict?top_k=2", json={"inputs": [ROW]})
+    assert (answer.status_code, "has none in its card" in answer.json()["error"]) == (400, True)
+
+
+def test_a_nan_that_the_model_makes_is_never_written_as_null(serve, build):
+    nodes = [helper.make_node("Log", ["x"], ["y"])]
+    tensor = [TensorProto.FLOAT, ["batch", 2]]
+    client = serve(build.onnx_model(nodes, [("x", *tensor)], [("y", *tensor)]))
+    answer = client.post("/predict", json={"inputs": [[1.0, -1.0]]})
+    assert answer.status_code == 500
+    assert "output 'y' holds NaN or infinity" in answer.json()["error"]
+    assert client.post("/predict", json={"inputs": [[1.0, 1.0]]}).json()["outputs"] == {"y": [[0.0, 0.0]]}
+
+
+def test_a_model_with_a_fixed_batch_of_one_is_served_unbatched(serve, tiny):
+    client = serve(tiny.graph(batch=1))
+    body = client.post("/predict", json={"inputs": [ROW]}).json()
+    np.testing.assert_allclose(body["outputs"]["logits"], tiny.logits(np.array([ROW])), rtol=1e-4, atol=1e-5)
+    answer = client.post("/predict", json={"inputs": [ROW, ROW]})
+    assert (answer.status_code, answer.json()["error"]) == (400, "inputs has 2 values; expected 1")
+
+
+def test_a_model_that_mixes_its_rows_is_not_batched(serve, build):
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=1, noop_with_empty_axes=0),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    tensor = [TensorProto.FLOAT, ["batch", 2]]
+    client = serve(build.onnx_model(nodes, [("x", *tensor)], [("y", *tensor)]))
+    assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is False
+    assert client.post("/predict", json={"inputs": [[1, 2], [3, 6]]}).json()["outputs"]["y"] == [[-2, -1], [0, 3]]
+
+
+def test_several_inputs_of_several_types(serve, build):
+    nodes = [
+        helper.make_node("Cast", ["n"], ["nf"], to=TensorProto.FLOAT),
+        helper.make_node("Where", ["flag", "x", "nf"], ["y"]),
+    ]
+    shape = ["batch", 2]
+    model = build.onnx_model(
+        nodes,
+        [("x", TensorProto.FLOAT, shape), ("n", TensorProto.INT8, shape), ("flag", TensorProto.BOOL, shape)],
+        [("y", TensorProto.FLOAT, shape)],
+    )
+    client = serve(model)
+    good = {"x": [[0.5, 1.5]], "n": [[-128, 127]], "flag": [[True, False]]}
+    assert client.post("/predict", json={"inputs": good}).json()["outputs"]["y"] == [[0.5, 127]]
+
+    def error(**changes):
+        answer = client.post("/predict", json={"inputs": {**good, **changes}})
+        assert answer.status_code == 400
+        return answer.json()["error"]
+
+    assert error(n=[[1, 128]]) == "inputs.n[0][1] is 128; expected an integer from -128 to 127"
+    assert error(n=[[1, 1.5]]) == "inputs.n[0][1] is 1.5; expected an integer from -128 to 127"
+    assert error(flag=[[1, 0]]) == "inputs.flag[0][0] is 1; expected true or false"
+    assert "input 'n' has 2 rows and input 'x' has 1" in error(n=[[1, 2], [3, 4]])
+    missing = client.post("/predict", json={"inputs": {"x": [[1, 2]]}})
+    assert missing.json()["error"].startswith('input \'n\' is missing; expected {"inputs": {"x": [[2 numbers], …]')
+    listed = client.post("/predict", json={"inputs": [[1, 2]]})
+    assert "has several inputs" in listed.json()["error"]

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from app.repository import selected, valid_name
+
+ROW = np.array([[0.5, -1.0, 2.0, 0.25, 0.0, 1.5]])
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("latest", ["10"]), ("all", ["1", "2", "10"]), ("1,10", ["1", "10"]), ("2, 7", ["2"]), ("7", [])],
+)
+def test_policies_choose_versions_by_number(policy, expected):
+    assert selected(policy, ["10", "1", "2"]) == expected
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "a\\b", "", "x" * 129, "a b", "-x", "a\n"])
+def test_names_cannot_leave_the_folder(name):
+    assert not valid_name(name)
+
+
+def logits(client, path):
+    return client.post(path, json={"inputs": ROW.tolist()}).json()["outputs"]["logits"]
+
+
+def test_the_latest_version_is_served_by_default_and_others_by_number(tmp_path, build):
+    versions = {version: build.Tiny(seed=int(version)) for version in ("1", "2", "10")}
+    for version, tiny in versions.items():
+        build.put(tmp_path, tiny.graph(), "m", version)
+    with build.running(tmp_path, version_policy="all") as client:
+        np.testing.assert_allclose(logits(client, "/predict"), versions["10"].logits(ROW), rtol=1e-4)
+        for version, tiny in versions.items():
+            np.testing.assert_allclose(
+                logits(client, f"/models/m/versions/{version}/predict"), tiny.logits(ROW), rtol=1e-4
+            )
+    with build.running(tmp_path) as client:
+        answer = client.post("/models/m/versions/2/predict", json={"inputs": ROW.tolist()})
+        assert answer.status_code == 503
+        assert "version 2 is not ready: not selected by the version policy" in answer.json()["error"]
+
+
+def test_two_models_need_a_name_or_a_default(tmp_path, build):
+    tinies = {name: build.Tiny(seed=seed) for seed, name in enumerate(("a", "b"))}
+    for name, tiny in tinies.items():
+        build.put(tmp_path, tiny.graph(), name)
+    with build.running(tmp_path) as client:
+        answer = client.post("/predict", json={"inputs": ROW.tolist()})
+        assert (answer.status_code, "several models are loaded (a, b)" in answer.json()["error"]) == (404, True)
+        np.testing.assert_allclose(logits(client, "/models/b/predict"), tinies["b"].logits(ROW), rtol=1e-4)
+    with build.running(tmp_path, default_model="b") as client:
+        np.testing.assert_allclose(logits(client, "/predict"), tinies["b"].logits(ROW), rtol=1e-4)
+
+
+def test_an_empty_folder_is_not_ready(tmp_path, build):
+    with build.running(tmp_path) as client:
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503
+        assert answer.json()["error"] == "no model was found; the model folder needs NAME/VERSION/model.onnx"
+        assert client.post("/predict", json={"inputs": []}).json() == {"error": "no model is loaded"}
+
+
+def test_a_broken_file_is_named_and_the_others_are_served(tmp_path, build, tiny):
+    build.put(tmp_path, tiny.graph(), "good")
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"this is no model")
+    (tmp_path / "bad" / "notes").mkdir()
+    with build.running(tmp_path) as client:
+        ready = client.get("/health/ready")
+        assert ready.status_code == 503
+        assert "bad: model 'bad' version 1:" in ready.json()["error"]
+        assert str(tmp_path) not in ready.text
+        np.testing.assert_allclose(logits(client, "/predict"), tiny.logits(ROW), rtol=1e-4)
+        refused = client.post("/models/bad/predict", json={"inputs": []})
+        assert refused.status_code == 503
+        assert "model 'bad' is not ready" in refused.json()["error"]
+        states = {model["name"]: model["state"] for model in client.get("/models").json()["models"]}
+        assert states == {"good": "READY", "bad": "UNAVAILABLE"}

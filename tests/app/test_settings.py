@@ -1,0 +1,145 @@
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import cpus
+from app.server import BindError, bind
+from app.settings import Settings, SettingsError, read_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"PANTHER_{name.upper()}", raising=False)
+
+
+def test_command_line_before_environment_before_default(monkeypatch):
+    assert read_settings([]).port == 8000
+    monkeypatch.setenv("PANTHER_PORT", "9000")
+    monkeypatch.setenv("PANTHER_DEVICE", "cpu")
+    settings = read_settings(["--port", "9001", "--model-dir", "elsewhere"])
+    assert (settings.port, settings.device, settings.model_dir) == (9001, "cpu", Path("elsewhere"))
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch):
+    monkeypatch.setenv("PANTHER_DEFAULT_MODEL", "")
+    assert read_settings([]).default_model is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("PORT", "abc", "input should be a valid integer"),
+        ("PORT", "70000", "input should be less than or equal to 65535"),
+        ("PORT", "tcp://10.0.0.1:80", "input should be a valid integer"),
+        ("DEVICE", "tpu", "input should be 'auto', 'cpu' or 'cuda'"),
+        ("NUM_THREADS", "0", "input should be greater than or equal to 1"),
+        ("MAX_BODY_BYTES", "-1", "input should be greater than or equal to 1024"),
+        ("VERSION_POLICY", "newest", "must be latest, all, or version numbers"),
+        ("LOG_FORMAT", "xml", "input should be 'console' or 'json'"),
+    ],
+)
+def test_a_wrong_value_names_variable_value_and_rule(monkeypatch, name, value, rule):
+    monkeypatch.setenv(f"PANTHER_{name}", value)
+    flag = "--" + name.lower().replace("_", "-")
+    with pytest.raises(
+        SettingsError, match=re.escape(f"PANTHER_{name} (or {flag}): '{value}' is not accepted: {rule}")
+    ):
+        read_settings([])
+    monkeypatch.delenv(f"PANTHER_{name}")
+    if not value.startswith("-"):
+        with pytest.raises(SettingsError, match=re.escape(f"'{value}' is not accepted: {rule}")):
+            read_settings([flag, value])
+
+
+def test_settings_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        Settings().port = 1
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={"PATH": "/usr/bin", **environment},
+    )
+
+
+def test_a_wrong_value_ends_the_program_without_a_traceback():
+    ended = run(PANTHER_PORT="abc")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: PANTHER_PORT (or --port): 'abc' is not accepted")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_already_taken_is_said_clearly():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("--port", str(port))
+        assert ended.returncode == 1
+        assert (
+            f"can't listen on 127.0.0.1:{port}: Address already in use; choose another with --host and --port"
+            in ended.stderr
+        )
+        assert "Traceback" not in ended.stderr
+        with pytest.raises(BindError, match="already in use"):
+            bind("127.0.0.1", port)
+
+
+def test_help_explains_every_setting():
+    ended = run("--help")
+    assert ended.returncode == 0
+    text = " ".join(ended.stdout.split())
+    for name, field in Settings.model_fields.items():
+        assert "--" + name.replace("_", "-") in text
+        assert field.description in text.replace("- ", "-") or field.description.split(";")[0][:20] in text
+
+
+def test_every_setting_is_documented_with_its_default():
+    docs = (ROOT / "docs" / "settings.md").read_text()
+    rows = {
+        match["variable"]: match
+        for match in re.finditer(
+            r"^\| `(?P<variable>PANTHER_\w+)` \| `(?P<flag>--[\w-]+)` \| (?P<default>[^|]+) \|", docs, re.M
+        )
+    }
+    assert set(rows) == {f"PANTHER_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        row = rows[f"PANTHER_{name.upper()}"]
+        assert row["flag"] == "--" + name.replace("_", "-")
+        if field.default is not None:
+            assert (
+                row["default"].strip()
+                == f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+            )
+
+
+@pytest.mark.parametrize(
+    ("files", "mask", "cores"),
+    [
+        ({"v2": "max 100000"}, 4, 4),
+        ({"v2": "150000 100000"}, 4, 2),
+        ({"v2": "50000 100000"}, 4, 1),
+        ({"v2": "800000 100000"}, 4, 4),
+        ({"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000"}, 8, 2),
+        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, 8, 8),
+        ({}, 3, 3),
+    ],
+)
+def test_cores_are_those_of_mask_and_quota(monkeypatch, tmp_path, files, mask, cores):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(cpus, "_CGROUP_V2", tmp_path / "v2")
+    monkeypatch.setattr(cpus, "_CGROUP_V1", tmp_path)
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda _: set(range(mask)))
+    assert cpus.available_cores() == cores
