@@ -1,0 +1,40 @@
+"""docker-compose.yml and Dockerfile against the server's settings; needs no engine."""
+
+import re
+
+import pytest
+import yaml
+
+import app
+from app.settings import ENV_PREFIX, Settings
+
+
+@pytest.fixture(scope="module")
+def server(root):
+    return yaml.safe_load((root / "docker-compose.yml").read_text())["services"]["server"]
+
+
+def test_every_setting_of_the_server_can_be_set_and_no_other(server):
+    assert set(server["environment"]) == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_only_where_it_listens_and_reads_is_fixed(server):
+    fixed = {name: value for name, value in server["environment"].items() if value is not None}
+    assert fixed == {"PANTHER_HOST": "0.0.0.0", "PANTHER_PORT": 8000, "PANTHER_MODEL_DIR": "/models"}
+    assert server["volumes"] == ["${PANTHER_MODELS:-./models}:/models:ro"]
+
+
+def test_a_variable_of_compose_never_has_the_name_of_a_setting(root):
+    used = set(re.findall(r"\$\{(\w+)", (root / "docker-compose.yml").read_text()))
+    assert used
+    assert not used & {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_the_image_sets_what_compose_sets(root, server):
+    text = (root / "Dockerfile").read_text()
+    for name, value in server["environment"].items():
+        assert value is None or f"{name}={value}" in text
+
+
+def test_the_image_has_the_version_of_the_package(root):
+    assert f"ARG VERSION={app.__version__}\n" in (root / "Dockerfile").read_text()
