@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 app = typer.Typer(
     name="panther",
@@ -51,17 +54,125 @@ def train(
     _require("onnxruntime", extra="cpu")
     from panther.train.command import run
 
-    run(
-        data,
-        to=to,
-        name=name if name is not None else (data.stem if data is not None else "digits"),
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        threads=threads,
-        console=Console(),
-    )
+    with _errors_as_lines():
+        run(
+            data,
+            to=to,
+            name=name if name is not None else (data.stem if data is not None else "digits"),
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            threads=threads,
+            console=Console(),
+        )
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="MODULE:FACTORY, importable from here; FACTORY() returns the torch module.")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input", help="An input in the order of forward: NAME:DTYPE[SIZE,...]; a name for a size that varies."
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights: .safetensors, or a state_dict by torch.save.")
+    ] = None,
+    to: Annotated[
+        Path, typer.Option(help="The model repository, where it becomes the next version; or a path ending in .onnx.")
+    ] = Path("models"),
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz file with real rows for each input, to check on; random if left out.")
+    ] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(help="Name of an output, in the order of forward's return.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the classes of the first output, comma-separated.")
+    ] = None,
+    plan: Annotated[str, typer.Option(help="auto measures; or two_products, dense.")] = "auto",
+    u_storage: Annotated[str, typer.Option(help="bits or float: how fixed sign matrices lie in the file.")] = "bits",
+    precision: Annotated[str, typer.Option(help="float32, float16 (for CUDA) or int8 (weights, for CPU).")] = "float32",
+    target: Annotated[str, typer.Option(help="cpu or cuda: what the plans are measured on.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the target; all cores if left out.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="A batch size to measure at; 1, 8 and 64 if left out.")
+    ] = None,
+    max_weight_bytes: Annotated[int | None, typer.Option(min=1, help="Limit on the weights when loaded.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest relative error; by precision if left out.")
+    ] = None,
+) -> None:
+    """Export a model to ONNX, proven against torch, into a repository that the server reads."""
+    _require("torch", "onnx", "onnxscript", extra="train")
+    _require("onnxruntime", extra="cpu")
+    from panther.export import Input, Output, command, export_onnx
+    from panther.export.inspection import inspect_file, print_inspection
+
+    with _errors_as_lines():
+        specs = [command.InputSpec.parse(text) for text in inputs]
+        module = command.load_model(model, checkpoint)
+        examples = command.example_tensors(specs, data)
+        class_labels = tuple(labels.split(",")) if labels is not None else None
+        outputs = None
+        if output or class_labels:
+            first, *rest = output or ["output"]
+            outputs = [Output(first, kind="logits" if class_labels else None, labels=class_labels), *map(Output, rest)]
+        report = export_onnx(
+            module,
+            list(examples.values()),
+            to,
+            name=name,
+            inputs=[Input(spec.name) for spec in specs],
+            outputs=outputs,
+            dynamic_axes={spec.name: spec.dynamic_axes for spec in specs},
+            plan=plan,
+            u_storage=u_storage,
+            precision=precision,
+            target=target,
+            num_threads=threads,
+            batch_sizes=tuple(batch_size or (1, 8, 64)),
+            max_weight_bytes=max_weight_bytes,
+            tolerance=tolerance,
+        )
+        print_inspection(inspect_file(report.path), Console())
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a model file is: its card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
+    _require("onnx", extra="train")
+    import json
+
+    from panther.export.inspection import inspect_file, print_inspection
+
+    with _errors_as_lines():
+        inspection = inspect_file(file)
+    if as_json:
+        typer.echo(json.dumps(inspection, indent=2, ensure_ascii=False))
+    else:
+        print_inspection(inspection, Console())
+
+
+@contextlib.contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """What users can mend is told in a line, without a traceback."""
+    from panther.export.errors import ExportError
+
+    try:
+        yield
+    except (ExportError, ValueError) as error:
+        _fail(str(error))
 
 
 def _require(*modules: str, extra: str) -> None:
@@ -70,8 +181,8 @@ def _require(*modules: str, extra: str) -> None:
         _fail(f"{', '.join(missing)} is not installed; install the extra: pip install 'panther-sketch[{extra}]'")
 
 
-def _fail(message: str) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     raise typer.Exit(1)
 
 

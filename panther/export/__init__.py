@@ -1,8 +1,31 @@
-"""From a PyTorch model to one self-describing ONNX file in a model repository."""
+"""From a PyTorch model to one self-describing ONNX file in a model repository.
 
-from panther.export.api import ExportReport, export_onnx
-from panther.export.card import CARD_KEY, Input, ModelCard, Output, Training, read_card
-from panther.export.errors import ExportError
+What needs torch is imported when it is used: reading a file and its card takes onnx alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from panther.export.api import ExportReport, export_onnx
+    from panther.export.card import CARD_KEY, Input, ModelCard, Output, Training, read_card
+    from panther.export.errors import ExportError
+    from panther.export.inspection import inspect_file
+
+_HOME = {
+    "CARD_KEY": "card",
+    "ExportError": "errors",
+    "ExportReport": "api",
+    "Input": "card",
+    "ModelCard": "card",
+    "Output": "card",
+    "Training": "card",
+    "export_onnx": "api",
+    "inspect_file": "inspection",
+    "read_card": "card",
+}
 
 __all__ = [
     "CARD_KEY",
@@ -13,5 +36,12 @@ __all__ = [
     "Output",
     "Training",
     "export_onnx",
+    "inspect_file",
     "read_card",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'panther.export' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"panther.export.{_HOME[name]}"), name)

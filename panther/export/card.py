@@ -76,7 +76,12 @@ class MultiplyAdds:
 
 @dataclass(frozen=True)
 class Layer:
-    """One sketched layer of the model."""
+    """One sketched layer of the model.
+
+    Attributes:
+        plan: "two_products", "dense", or "merged": computed together with the layer that `merged_into` names, which
+            has all the multiply-adds.
+    """
 
     name: str
     in_features: int
@@ -88,6 +93,7 @@ class Layer:
     plan: str
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
+    merged_into: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,16 @@ class DenseTwin:
 
 
 @dataclass(frozen=True)
+class OutputError:
+    """The errors of one output."""
+
+    name: str
+    max_absolute_error: float
+    max_relative_error: float
+    mean_relative_error: float
+
+
+@dataclass(frozen=True)
 class Check:
     """The comparison with torch that the file passed before it was published.
 
@@ -119,6 +135,69 @@ class Check:
     max_relative_error: float
     mean_relative_error: float
     tolerance: float
+    outputs: tuple[OutputError, ...] = ()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How weights are kept.
+
+    Attributes:
+        precision: of the running graph: "float32", "float16" or "int8" (weights alone).
+        u_storage: of the fixed matrices in the file: "bits", "float" or "int8".
+        weight_bytes: of all constants when the file is loaded.
+    """
+
+    precision: str
+    u_storage: str
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """What was decided for a site.
+
+    Attributes:
+        layers: its sketched layers.
+        plan: "two_products" or "dense".
+        reason: why, in a few words.
+        weight_bytes: of the matrices that it multiplies by, resident.
+        median_us: for each plan that was measured, a time for each batch size.
+    """
+
+    layers: list[str]
+    plan: str
+    reason: str
+    weight_bytes: int
+    median_us: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How the plans were decided.
+
+    Attributes:
+        device, num_threads, runtime: what was measured on.
+        batch_sizes: that were measured at.
+        sites: each linear map, its plan, the reason, and the median times of what was measured.
+    """
+
+    device: str
+    num_threads: int
+    runtime: str
+    batch_sizes: tuple[int, ...]
+    sites: tuple[PlannedSite, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median times of one run of the whole file and of its dense twin, measured in turn, one for each batch size."""
+
+    device: str
+    num_threads: int
+    batch_sizes: tuple[int, ...]
+    median_us: tuple[float, ...]
+    dense_twin_median_us: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -134,6 +213,9 @@ class ModelCard:
     dense_twin: DenseTwin
     check: Check
     versions: dict[str, str]
+    storage: Storage
+    planning: Planning
+    latency: Latency | None
     training: Training | None = None
     description: str | None = None
     license: str | None = None

@@ -1,0 +1,234 @@
+"""The constant matrices of an exported graph: how they are stored in the file, and what they fold to at load.
+
+A constant is a small expression. What depends on weights alone is written as a few nodes over compact initializers
+(signs at one bit an entry, factors in place of their product) which onnxruntime folds into plain matrices when it loads
+the file: the file holds the small form, the running graph the fast one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_BIT_MASKS = np.array([128, 64, 32, 16, 8, 4, 2, 1], dtype=np.uint8)
+
+
+class Constant(Protocol):
+    """A matrix that depends on weights alone."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        ...
+
+    def value(self) -> Array:
+        """The matrix itself, in the type that the running graph has it in."""
+        ...
+
+    def emit(self, builder: Builder, name: str) -> ir.Value:
+        """Write it into a graph."""
+        ...
+
+
+class Builder:
+    """Adds constants to the front of a graph; equal objects are added once.
+
+    Args:
+        graph: the main graph of a model.
+        fold: write expressions where they are smaller than their value; values only when False.
+    """
+
+    def __init__(self, graph: ir.Graph, *, fold: bool) -> None:
+        self._graph = graph
+        self._fold = fold
+        self._nodes: list[ir.Node] = []
+        self._values: dict[int, tuple[Constant, ir.Value]] = {}
+
+    def add(self, constant: Constant, name: str) -> ir.Value:
+        """Write a constant, in the smaller of its two forms, and return its value in the graph."""
+        if id(constant) not in self._values:
+            # runtimes fold products of float32 only
+            foldable = not isinstance(constant, Product) or constant.value().dtype == np.float32
+            compact = self._fold and foldable and constant.stored_bytes < constant.value().nbytes
+            value = constant.emit(self, name) if compact else self.initializer(constant.value(), name)
+            # the constant is kept, so that its id stays its own
+            self._values[id(constant)] = (constant, value)
+        return self._values[id(constant)][1]
+
+    def initializer(self, array: Array, name: str) -> ir.Value:
+        """Store an array as it is; the same name is the same array."""
+        if name not in self._graph.initializers:
+            tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+            value = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self._graph.register_initializer(value)
+        return self._graph.initializers[name]
+
+    def node(self, op: str, inputs: list[ir.Value], name: str, **attributes: Any) -> ir.Value:
+        """Add a node over constants; its output has the name."""
+        output = ir.Value(name=name)
+        self._nodes.append(ir.node(op, inputs, attributes, outputs=[output], name=f"{name}/{op}"))
+        return output
+
+    def finish(self) -> None:
+        """Put the nodes in front of the graph's own."""
+        first = next(iter(self._graph), None)
+        if first is None:
+            self._graph.extend(self._nodes)
+        else:
+            self._graph.insert_before(first, self._nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A matrix stored as it is."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return _two(self.array.shape)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        return self.array.nbytes
+
+    def value(self) -> Array:
+        """The matrix itself."""
+        return self.array
+
+    def emit(self, builder: Builder, name: str) -> ir.Value:
+        """Write it into a graph."""
+        return builder.initializer(self.array, name)
+
+
+@dataclass(frozen=True, eq=False)
+class Signs:
+    """A matrix of ±magnitude, stored at one bit an entry.
+
+    Attributes:
+        bits: (⌈rows·columns/8⌉,) uint8 in the order of numpy.packbits; a set bit stands for +magnitude.
+        magnitude: a scalar in the type of the running graph.
+        shape: rows and columns.
+    """
+
+    bits: Array
+    magnitude: Array
+    shape: tuple[int, int]
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        return self.bits.nbytes
+
+    def value(self) -> Array:
+        """The matrix itself."""
+        bits = np.unpackbits(self.bits, count=self.shape[0] * self.shape[1]).astype(bool)
+        return np.where(bits, self.magnitude, -self.magnitude).reshape(self.shape)
+
+    def emit(self, builder: Builder, name: str) -> ir.Value:
+        """Write the unpacking: BitwiseAnd → Cast → Where → Reshape, in float32, which every runtime can fold."""
+        count = self.shape[0] * self.shape[1]
+        packed = builder.initializer(self.bits.reshape(-1, 1), f"{name}.bits")
+        masks = builder.initializer(_BIT_MASKS, "panther.bit_masks")
+        masked = builder.node("BitwiseAnd", [packed, masks], f"{name}.masked")
+        positive = builder.node("Cast", [masked], f"{name}.positive", to=ir.DataType.BOOL)
+        high = builder.initializer(self.magnitude.astype(np.float32), f"{name}.plus")
+        low = builder.initializer(-self.magnitude.astype(np.float32), f"{name}.minus")
+        values = builder.node("Where", [positive, high, low], f"{name}.values")
+        if count % 8:
+            flat = builder.node("Reshape", [values, _integers(builder, [-1])], f"{name}.flat")
+            ends = [_integers(builder, [0]), _integers(builder, [count])]
+            values = builder.node("Slice", [flat, *ends], f"{name}.cut")
+        whole = self.magnitude.dtype == np.float32
+        shaped = builder.node("Reshape", [values, _integers(builder, self.shape)], name if whole else f"{name}.float32")
+        return (
+            shaped if whole else builder.node("Cast", [shaped], name, to=ir.DataType.from_numpy(self.magnitude.dtype))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Matrices next to each other (axis 1) or on top of each other (axis 0)."""
+
+    parts: tuple[Constant, ...]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        sizes = list(self.parts[0].shape)
+        sizes[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return _two(tuple(sizes))
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        return sum(part.stored_bytes for part in self.parts)
+
+    @cached_property
+    def _value(self) -> Array:
+        return np.concatenate([part.value() for part in self.parts], axis=self.axis)
+
+    def value(self) -> Array:
+        """The matrix itself."""
+        return self._value
+
+    def emit(self, builder: Builder, name: str) -> ir.Value:
+        """Write it into a graph."""
+        parts = [builder.add(part, f"{name}.{index}") for index, part in enumerate(self.parts)]
+        return builder.node("Concat", parts, name, axis=self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """left @ right, computed in float64 where it is stored as a value, by the runtime where it is folded at load."""
+
+    left: Constant
+    right: Constant
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        return self.left.stored_bytes + self.right.stored_bytes
+
+    @cached_property
+    def _value(self) -> Array:
+        left, right = self.left.value(), self.right.value()
+        return (left.astype(np.float64) @ right.astype(np.float64)).astype(left.dtype)
+
+    def value(self) -> Array:
+        """The matrix itself."""
+        return self._value
+
+    def emit(self, builder: Builder, name: str) -> ir.Value:
+        """Write it into a graph."""
+        left, right = builder.add(self.left, f"{name}.left"), builder.add(self.right, f"{name}.right")
+        return builder.node("MatMul", [left, right], name)
+
+
+def _integers(builder: Builder, values: list[int] | tuple[int, ...]) -> ir.Value:
+    return builder.initializer(np.array(values, dtype=np.int64), "panther." + "x".join(map(str, values)))
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = shape
+    return rows, columns

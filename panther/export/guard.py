@@ -1,0 +1,83 @@
+"""Is the graph that runs the one that was planned? Looked at after onnxruntime's own optimisation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+
+from panther.export.errors import ExportError
+from panther.export.lower import DENSE, Site
+
+Shape = tuple[int, int]
+_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits", "MatMulInteger", "QGemm"})
+
+
+def check_graph(
+    optimized: onnx.ModelProto, sites: Sequence[Site], plans: Mapping[str, str], others: Counter[Shape]
+) -> None:
+    """Look whether the optimised graph holds the planned products, and nothing densified or left to unpack.
+
+    Args:
+        optimized: what onnxruntime runs.
+        sites: the linear maps of sketched layers.
+        plans: a plan for each site's name.
+        others: shapes of the constant matrices of products that belong to no site, before optimisation.
+
+    Raises:
+        ExportError: a planned product is not there, a matrix of a dense layer is there that was to be two products,
+            or constants are computed anew at every run.
+    """
+    found = product_shapes(optimized.graph)
+    planned = Counter(shape for site in sites for shape in site.shapes(plans[site.name]))
+    for site in sites:
+        for shape in site.shapes(plans[site.name]):
+            if found[shape] < planned[shape]:
+                raise ExportError(
+                    f"layer {site.name!r}: onnxruntime's graph has {found[shape]} products by constants of shape "
+                    f"{shape}, planned were {planned[shape]}; nothing was written"
+                )
+        dense = site.shapes(DENSE)[0]
+        if found[dense] > planned[dense] + others[dense]:
+            raise ExportError(
+                f"layer {site.name!r}: onnxruntime folded its factors into a dense {dense[0]}x{dense[1]} matrix; "
+                "nothing was written"
+            )
+    leftover = sorted(set(_constant_nodes(optimized.graph)))
+    if leftover:
+        raise ExportError(
+            f"onnxruntime computes constants anew at every run: {', '.join(leftover)}; nothing was written"
+        )
+
+
+def product_shapes(graph: onnx.GraphProto) -> Counter[Shape]:
+    """How many constant matrices of each (rows, columns) the products of a graph multiply by, each counted once."""
+    shapes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
+    seen: dict[str, Shape] = {}
+    for node in _nodes(graph):
+        if node.op_type not in _PRODUCTS or len(node.input) < 2:
+            continue
+        name = node.input[1]
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "MatMulNBits":
+            seen[name] = (attributes["K"], attributes["N"])
+        elif len(shapes.get(name, ())) == 2:
+            rows, columns = shapes[name]
+            seen[name] = (columns, rows) if attributes.get("transB") else (rows, columns)
+    return Counter(seen.values())
+
+
+def _constant_nodes(graph: onnx.GraphProto) -> Iterator[str]:
+    constants = {initializer.name for initializer in graph.initializer}
+    for node in graph.node:
+        if node.input and all(name in constants for name in node.input if name):
+            yield f"{node.op_type} {node.name!r}"
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)

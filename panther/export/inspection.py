@@ -1,0 +1,199 @@
+"""What can be said of an ONNX file, ours or not: its card, its sizes, and the graph that onnxruntime runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from panther.export.card import CARD_KEY, SCHEMA_VERSION, read_card
+from panther.export.errors import ExportError
+from panther.export.runtime import Target, optimized_graph
+
+_PLAN_NAMES = {"two_products": "x·A·B", "dense": "x·W"}
+
+
+def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
+    """Tell what a file is, as plain JSON.
+
+    Args:
+        path: of an ONNX file; its external data, if any, lies beside it.
+        num_threads: to load it with.
+
+    Returns:
+        path, file_bytes (external data included), weight_bytes (as stored), opset, inputs, outputs, operators (how many
+        of each in the file), optimized_operators (in the graph that onnxruntime runs on the CPU; None, and
+        ``runtime_error`` says why, where it can't be loaded), card (None where the file has none).
+
+    Raises:
+        ExportError: the file can't be read, is no ONNX model, or has a card of a newer major version.
+    """
+    path = Path(path)
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except FileNotFoundError:
+        raise ExportError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        raise ExportError(f"{path} is not an ONNX model: {error}") from error
+    if not proto.graph.output:
+        raise ExportError(f"{path} is not an ONNX model: its graph has no output")
+    result: dict[str, Any] = {
+        "path": str(path),
+        "file_bytes": path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, proto)),
+        "weight_bytes": sum(_tensor_bytes(tensor) for tensor in proto.graph.initializer),
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "inputs": [_value(value) for value in proto.graph.input],
+        "outputs": [_value(value) for value in proto.graph.output],
+        "operators": _operators(proto.graph),
+        "optimized_operators": None,
+        "runtime_error": None,
+        "card": _card(path, proto),
+    }
+    try:
+        result["optimized_operators"] = _operators(optimized_graph(path, Target("cpu", num_threads)).graph)
+    except ExportError as error:
+        result["runtime_error"] = str(error)
+    return result
+
+
+def print_inspection(inspection: dict[str, Any], console: Console) -> None:
+    """Print what `inspect_file` told, for people."""
+    console.print(_summary(inspection))
+    card = inspection["card"]
+    if card is None:
+        console.print("no card: sketched layers, accuracy and the export's check are unknown")
+        return
+    if card["layers"]:
+        console.print(layer_table(card))
+    for part in card_lines(card):
+        console.print(part, highlight=False, soft_wrap=True)
+
+
+def layer_table(card: dict[str, Any]) -> Table:
+    """The sketched layers of a card, their sum, and the whole model.
+
+    Each count of parameters stands beside what it saves of dense; ``adds`` are the multiply-adds for a row, of dense's.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("layer", "shape", "L·k", "plan"):
+        table.add_column(heading)
+    for heading in ("dense", "learnable", "saved", "+fixed", "saved", "adds"):
+        table.add_column(heading, justify="right")
+    for layer in card["layers"]:
+        adds = layer["multiply_adds_per_row"]
+        table.add_row(
+            layer["name"],
+            f"{layer['in_features']}→{layer['out_features']}",
+            f"{layer['num_terms']}·{layer['low_rank']}",
+            _PLAN_NAMES.get(layer["plan"], layer["plan"]),
+            *_counts(layer["parameters"]),
+            f"{adds['planned'] / adds['dense']:.0%}",
+        )
+    table.add_section()
+    for label, counts in (("sum", "sketched_layers"), ("model", "model")):
+        table.add_row(label, "", "", "", *_counts(card["totals"][counts]), "")
+    return table
+
+
+def card_lines(card: dict[str, Any]) -> list[RenderableType]:
+    """The rest of a card, a line each."""
+    check = card["check"]
+    lines = [
+        f"made {card['created_at']} by "
+        + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
+        f"checked against {check['reference']} on {check['rows']} rows: largest difference "
+        f"{check['max_relative_error']:.1e} of the largest output, mean {check['mean_relative_error']:.1e}",
+    ]
+    latency = card.get("latency")
+    if latency:
+        cells = (
+            f"batch {size}: {ours:,.0f} µs ({ours / twin:.2f}x of dense)"
+            for size, ours, twin in zip(
+                latency["batch_sizes"], latency["median_us"], latency["dense_twin_median_us"], strict=True
+            )
+        )
+        lines.append(f"one run on {latency['device']}, {latency['num_threads']} threads: {'; '.join(cells)}")
+    training = card.get("training") or {}
+    for whose, metrics in (("trained", training.get("metrics")), ("dense twin", training.get("dense_twin_metrics"))):
+        if metrics:
+            lines.append(f"{whose}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    return [Text(line) for line in lines]
+
+
+def _summary(inspection: dict[str, Any]) -> Group:
+    card = inspection["card"]
+    lines = [f"{inspection['path']}: {inspection['file_bytes']:,} bytes, {inspection['weight_bytes']:,} of weights"]
+    if card is not None:
+        storage = card.get("storage") or {}
+        resident = f", {storage['weight_bytes']:,} of weights when loaded" if storage else ""
+        lines.append(
+            f"model {card['name']!r}{resident}; weights of the dense twin {card['dense_twin']['weight_bytes']:,} bytes"
+        )
+    for kind in ("inputs", "outputs"):
+        lines.extend(f"{kind[:-1]} {value['name']}: {value['datatype']}{value['shape']}" for value in inspection[kind])
+    runs = inspection["optimized_operators"]
+    lines.append(
+        f"cannot be loaded: {inspection['runtime_error']}"
+        if runs is None
+        else "runs as " + ", ".join(f"{count} {name}" for name, count in runs.items())
+    )
+    return Group(*(Text(line) for line in lines))
+
+
+def _counts(parameters: dict[str, int]) -> list[str]:
+    dense, learnable, fixed = (parameters[key] for key in ("dense", "learnable", "fixed"))
+    return [
+        f"{dense:,}",
+        f"{learnable:,}",
+        f"{1 - learnable / dense:.1%}" if dense else "",
+        f"{learnable + fixed:,}",
+        f"{1 - (learnable + fixed) / dense:.1%}" if dense else "",
+    ]
+
+
+def _card(path: Path, proto: onnx.ModelProto) -> dict[str, Any] | None:
+    try:
+        card = read_card(proto)
+    except json.JSONDecodeError as error:
+        raise ExportError(f"{path}: the metadata under {CARD_KEY!r} is not JSON: {error}") from error
+    if card is None:
+        return None
+    version = str(card.get("schema_version", "")) if isinstance(card, dict) else ""
+    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise ExportError(f"{path}: its card has schema version {version!r}; this panther reads {SCHEMA_VERSION!r}")
+    return card
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    dims = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
+    return {"name": value.name, "datatype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": dims}
+
+
+def _operators(graph: onnx.GraphProto) -> dict[str, int]:
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(map(len, tensor.string_data))
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * itemsize
+
+
+def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
+    names = {
+        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return [file for name in sorted(names) if (file := path.parent / name).is_file()]

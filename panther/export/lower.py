@@ -1,0 +1,219 @@
+"""From a graph with sketched nodes to plain ONNX: each becomes the products that its plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from panther import bits
+from panther.export.constants import Array, Builder, Constant, Plain, Product, SideBySide, Signs
+from panther.export.trace import DOMAIN, OP, Traced
+from panther.nn import SKLinear
+
+TWO_PRODUCTS, DENSE = "two_products", "dense"
+
+
+@dataclass(eq=False)
+class Site:
+    """One linear map of the graph, y = (x @ A) @ B + bias, and where it is used.
+
+    Usually a sketched layer; where sketched layers follow each other with nothing between, all of them together.
+
+    Attributes:
+        layers: names of the layers, in order.
+        A: (in_features, rank) constant.
+        B: (rank, out_features) constant, 1/(2L) folded in.
+        bias: (out_features,) or None.
+        nodes: the nodes that it stands for; of several layers those of the last.
+    """
+
+    layers: list[str]
+    A: Constant
+    B: Constant
+    bias: Array | None
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What its constants are called in the graph."""
+        return "+".join(self.layers)
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last axis of x."""
+        return self.A.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last axis of y."""
+        return self.B.shape[1]
+
+    def shapes(self, plan: str) -> list[tuple[int, int]]:
+        """The shapes of the matrices that a plan multiplies by."""
+        return [(self.in_features, self.out_features)] if plan == DENSE else [self.A.shape, self.B.shape]
+
+    def weights(self, plan: str) -> int:
+        """Entries of those matrices: what is resident, and the multiply-adds for one row."""
+        return sum(rows * columns for rows, columns in self.shapes(plan))
+
+    def input(self, node: ir.Node) -> ir.Value:
+        """The x of one of its nodes."""
+        for _ in self.layers[1:]:
+            node = _producer(node)
+        return _x(node)
+
+
+def find_sites(traced: Traced, *, dtype: type[np.floating] = np.float32) -> list[Site]:
+    """The linear maps of a traced graph, in its order; layers that meet with nothing between are one.
+
+    A chain x·A₁·B₁·A₂·B₂ is the map of rank min(r₁, r₂) that (A₁·B₁·A₂, B₂) or (A₁, B₁·A₂·B₂) are; either takes fewer
+    multiply-adds than the four products, and the smaller rank the fewest.
+
+    Args:
+        traced: is not changed.
+        dtype: of the constants.
+    """
+    sites: dict[str, Site] = {}
+    for node in traced.model.graph.all_nodes():
+        if _is_sketched(node):
+            name = node.attributes["layer"].as_string()
+            if name not in sites:
+                layer = traced.layers[name]
+                bias = None if layer.bias is None else _array(layer.bias, 1.0, dtype)
+                sites[name] = Site([name], *factor_constants(layer, dtype=dtype), bias)
+            sites[name].nodes.append(node)
+    merged: dict[int, Site] = {}
+    for site in sites.values():
+        before = _only_source(site, merged)
+        whole = site if before is None else _merge(before, site)
+        merged.update({id(node): whole for node in site.nodes})
+        if before is not None:
+            merged = {key: value for key, value in merged.items() if value is not before}
+    return list(dict.fromkeys(merged.values()))
+
+
+def lower(traced: Traced, sites: list[Site], plans: Mapping[str, str], *, fold: bool) -> None:
+    """Replace each site's nodes in place by the products of its plan.
+
+    Args:
+        traced: whose graph is changed.
+        sites: as `find_sites` gave them.
+        plans: a plan for each site's name.
+        fold: store constants in their compact form, to be folded at load; as plain matrices when False.
+    """
+    graph = traced.model.graph
+    builder = Builder(graph, fold=fold)
+    for site in sites:
+        if plans[site.name] == DENSE:
+            factors = [builder.add(Product(site.A, site.B), f"{site.name}.W")]
+        else:
+            factors = [builder.add(site.A, f"{site.name}.A"), builder.add(site.B, f"{site.name}.B")]
+        if site.bias is not None:
+            factors.append(builder.initializer(site.bias, f"{site.name}.bias"))
+        for index, node in enumerate(site.nodes):
+            suffix = f"/{index}" if index else ""
+            _replace(node, site.input(node), factors, has_bias=site.bias is not None, name=site.name + suffix)
+    builder.finish()
+    # first layers of chains: what they put out is used no more
+    for node in reversed(list(graph.all_nodes())):
+        if _is_sketched(node) and node.graph is not None:
+            node.graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+    graph.opset_imports.pop(DOMAIN, None)
+
+
+def factor_constants(layer: SKLinear, *, dtype: type[np.floating] = np.float32) -> tuple[Constant, Constant]:
+    """A and B of a layer as constants, 1/(2L) folded into B; sign matrices at one bit an entry."""
+    scale = 1 / (2 * layer.num_terms)
+    S1, U2 = (terms.transpose(0, 1).flatten(1) for terms in (layer.S1s, layer.U2s))
+    U1, S2 = (terms.flatten(0, 1) for terms in (layer.U1s, layer.S2s))
+    A = SideBySide((_constant(S1, 1.0, dtype), _constant(U2, 1.0, dtype)), axis=1)
+    B = SideBySide((_constant(U1, scale, dtype), _constant(S2, scale, dtype)), axis=0)
+    return A, B
+
+
+def _constant(matrix: Tensor, scale: float, dtype: type[np.floating]) -> Constant:
+    magnitude = bits.sign_magnitude(matrix)
+    if magnitude is None:
+        return Plain(_array(matrix, scale, dtype))
+    rows, columns = matrix.shape
+    scaled = _array(matrix.detach().abs().flatten()[:1], scale, dtype).reshape(())
+    return Signs(bits.pack_signs(matrix).numpy(), scaled, (rows, columns))
+
+
+def _array(tensor: Tensor, scale: float, dtype: type[np.floating]) -> Array:
+    """Scaled in float32, and only then rounded to the type of the graph."""
+    return (tensor.detach().cpu().float() * scale).contiguous().numpy().astype(dtype)
+
+
+def _merge(first: Site, second: Site) -> Site:
+    (_, rank1), (_, rank2) = first.A.shape, second.A.shape
+    between = Product(first.B, second.A)
+    A: Constant
+    B: Constant
+    if rank2 <= rank1:
+        A, B = Product(first.A, between), second.B
+    else:
+        A, B = first.A, Product(between, second.B)
+    bias = second.bias
+    if first.bias is not None:
+        through = first.bias.astype(np.float64) @ second.A.value() @ second.B.value()
+        bias = (through + (0 if bias is None else bias)).astype(first.bias.dtype)
+    return Site([*first.layers, *second.layers], A, B, bias, second.nodes)
+
+
+def _only_source(site: Site, sites: Mapping[int, Site]) -> Site | None:
+    """The site that feeds this one and nothing else."""
+    if len(site.nodes) != 1:
+        return None
+    x = _x(site.nodes[0])
+    producer = x.producer()
+    before = sites.get(id(producer))
+    if before is None or len(before.nodes) != 1 or len(x.uses()) != 1 or x.is_graph_output():
+        return None
+    return before
+
+
+def _replace(node: ir.Node, x: ir.Value, factors: list[ir.Value], *, has_bias: bool, name: str) -> None:
+    output = node.outputs[0]
+    nodes: list[ir.Node] = []
+    value = x
+    for index, factor in enumerate(factors):
+        op = "Add" if has_bias and index == len(factors) - 1 else "MatMul"
+        # a name of its own: the constants of the layer have the plain ones
+        result = ir.Value(name=f"{name}.{op.lower()}{index}", type=output.type)
+        nodes.append(ir.node(op, [value, factor], outputs=[result], name=f"{name}/{op}{index}"))
+        value = result
+    value.shape = output.shape
+    ir.convenience.replace_nodes_and_values(_graph_of(node), node, [node], nodes, [output], [value])
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise TypeError(f"node {node.name!r} lies in no graph")
+    return graph
+
+
+def _is_sketched(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == (DOMAIN, OP)
+
+
+def _x(node: ir.Node) -> ir.Value:
+    x = node.inputs[0]
+    if x is None:
+        raise TypeError(f"node {node.name!r} has no input")
+    return x
+
+
+def _producer(node: ir.Node) -> ir.Node:
+    producer = _x(node).producer()
+    if producer is None:
+        raise TypeError(f"the input of node {node.name!r} is computed by no node")
+    return producer

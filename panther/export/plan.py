@@ -1,0 +1,193 @@
+"""Which products each sketched layer is computed by, decided by measuring on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from panther.export.card import PlannedSite
+from panther.export.lower import DENSE, TWO_PRODUCTS, Site
+from panther.export.measure import median_us, runner
+from panther.export.runtime import Target, load
+
+PLANS = (TWO_PRODUCTS, DENSE)
+# below this share of dense's multiply-adds nothing has to be measured, nor above it where dense would not fit a file
+HOPELESS = 1 / 32
+NOISE = 0.03
+_MAX_MEASURED_BYTES = 1 << 30
+
+
+def choose(
+    sites: Sequence[Site],
+    requested: str | Mapping[str, str],
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    example_batch: int,
+    batch_sizes: Sequence[int],
+    target: Target,
+    dtype: type[np.floating],
+    other_weight_bytes: int,
+    max_weight_bytes: int | None,
+) -> dict[str, PlannedSite]:
+    """Decide a plan for each site.
+
+    Measured is each site by itself, as a graph of its own, for all batch sizes: taken is the plan whose worst ratio to
+    the faster one is smallest; within noise, two products, which take less memory. Sites of the same shape are measured
+    once.
+
+    Args:
+        sites: to decide on.
+        requested: "auto", or a plan for all, or a plan for some layers by name ("auto" for the rest).
+        input_shapes: of each layer's x when the model runs on the example inputs.
+        example_batch: the batch size of the example inputs.
+        batch_sizes: to measure at.
+        target: to measure on.
+        dtype: of the graph.
+        other_weight_bytes: resident constants that belong to no site.
+        max_weight_bytes: limit on all resident constants; dense layers that don't fit become two products, first those
+            that lose least time for the bytes.
+
+    Returns:
+        A decision for each site's name.
+
+    Raises:
+        ValueError: an unknown plan or layer is requested, or the limit can't be kept.
+    """
+    wanted = _requested(sites, requested)
+    cache: dict[tuple[object, ...], dict[str, list[float]]] = {}
+    planned = {}
+    itemsize = np.dtype(dtype).itemsize
+    for site in sites:
+        plan, reason, times = wanted[site.name], "as requested", dict[str, list[float]]()
+        if plan == "auto" and _hopeless(site, itemsize):
+            plan, reason = TWO_PRODUCTS, "dense is far larger"
+        elif plan == "auto":
+            shapes = _shapes(input_shapes[site.layers[0]], example_batch, batch_sizes)
+            key = (site.in_features, site.A.shape[1], site.out_features, site.bias is None, *shapes)
+            if key not in cache:
+                cache[key] = measure_site(site, shapes, target, dtype)
+            times = cache[key]
+            plan, reason = _better(times)
+        planned[site.name] = PlannedSite(site.layers, plan, reason, site.weights(plan) * itemsize, times)
+    if max_weight_bytes is not None:
+        _keep_limit(sites, planned, other_weight_bytes, max_weight_bytes, itemsize)
+    return planned
+
+
+def measure_site(
+    site: Site, shapes: Sequence[tuple[int, ...]], target: Target, dtype: type[np.floating]
+) -> dict[str, list[float]]:
+    """Median times in microseconds of both plans, one for each shape of x."""
+    times: dict[str, list[float]] = {plan: [] for plan in PLANS}
+    random = np.random.default_rng(0)
+    graphs = {plan: _graph(site, plan, len(shapes[0]), dtype, random) for plan in PLANS}
+    for shape in shapes:
+        # a session a shape: a CUDA graph is recorded for one
+        feeds = {"x": random.standard_normal(shape).astype(dtype)}
+        runs = {
+            plan: runner(load(graph, target, cuda_graph=target.device == "cuda"), feeds, target)
+            for plan, graph in graphs.items()
+        }
+        for plan, median in median_us(runs).items():
+            times[plan].append(round(median, 2))
+    return times
+
+
+def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: np.random.Generator) -> bytes:
+    elem = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
+    weights = [(random.standard_normal(shape) / shape[0] ** 0.5).astype(dtype) for shape in site.shapes(plan)]
+    initializers = [numpy_helper.from_array(weight, f"w{index}") for index, weight in enumerate(weights)]
+    nodes, value = [], "x"
+    for initializer in initializers:
+        nodes.append(helper.make_node("MatMul", [value, initializer.name], [f"{value}m"]))
+        value += "m"
+    if site.bias is not None:
+        initializers.append(numpy_helper.from_array(site.bias.astype(dtype), "bias"))
+        nodes.append(helper.make_node("Add", [value, "bias"], [f"{value}a"]))
+        value += "a"
+    dims = [f"d{axis}" for axis in range(rank - 1)]
+    graph = helper.make_graph(
+        nodes,
+        plan,
+        [helper.make_tensor_value_info("x", elem, [*dims, site.in_features])],
+        [helper.make_tensor_value_info(value, elem, [*dims, site.out_features])],
+        initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _better(times: Mapping[str, list[float]]) -> tuple[str, str]:
+    best = [min(pair) for pair in zip(*times.values(), strict=True)]
+    worst = {plan: max(t / b for t, b in zip(times[plan], best, strict=True)) for plan in PLANS}
+    if worst[TWO_PRODUCTS] <= worst[DENSE] * (1 + NOISE):
+        return TWO_PRODUCTS, f"measured: dense takes up to {worst[DENSE]:.2f}x the time"
+    return DENSE, f"measured: two products take up to {worst[TWO_PRODUCTS]:.2f}x the time"
+
+
+def _hopeless(site: Site, itemsize: int) -> bool:
+    return (
+        site.weights(TWO_PRODUCTS) < HOPELESS * site.weights(DENSE)
+        or site.weights(DENSE) * itemsize > _MAX_MEASURED_BYTES
+    )
+
+
+def _shapes(example: tuple[int, ...], example_batch: int, batch_sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of x at the batch sizes, its other axes as in the example."""
+    if example and example[0] == example_batch and len(example) > 1:
+        return tuple((size, *example[1:]) for size in batch_sizes)
+    rows = int(np.prod(example[:-1]))
+    return tuple((max(1, rows * size // example_batch), example[-1]) for size in batch_sizes)
+
+
+def _requested(sites: Sequence[Site], requested: str | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(requested, str):
+        _check_plan(requested)
+        return {site.name: requested for site in sites}
+    known = {layer for site in sites for layer in site.layers}
+    for layer, plan in requested.items():
+        _check_plan(plan)
+        if layer not in known:
+            raise ValueError(f"plan names layer {layer!r}; the sketched layers are {sorted(known)}")
+    # layers that are one site are decided by the first that is named
+    return {
+        site.name: next((requested[layer] for layer in site.layers if layer in requested), "auto") for site in sites
+    }
+
+
+def _check_plan(plan: str) -> None:
+    if plan not in ("auto", *PLANS):
+        raise ValueError(f"plan ({plan!r}) must be 'auto', 'two_products' or 'dense'")
+
+
+def _keep_limit(
+    sites: Sequence[Site], planned: dict[str, PlannedSite], other_bytes: int, limit: int, itemsize: int
+) -> None:
+    def total() -> int:
+        return other_bytes + sum(site.weight_bytes for site in planned.values())
+
+    def cost(site: Site) -> float:
+        """Time lost for a byte saved, by going back to two products."""
+        times = planned[site.name].median_us
+        lost = sum(times[TWO_PRODUCTS]) - sum(times[DENSE]) if times else 0.0
+        return lost / ((site.weights(DENSE) - site.weights(TWO_PRODUCTS)) * itemsize)
+
+    dense = [
+        site for site in sites if planned[site.name].plan == DENSE and site.weights(TWO_PRODUCTS) < site.weights(DENSE)
+    ]
+    for site in sorted(dense, key=cost):
+        if total() <= limit:
+            return
+        before = planned[site.name]
+        planned[site.name] = PlannedSite(
+            before.layers,
+            TWO_PRODUCTS,
+            "dense is faster and would pass max_weight_bytes",
+            site.weights(TWO_PRODUCTS) * itemsize,
+            before.median_us,
+        )
+    if total() > limit:
+        raise ValueError(f"max_weight_bytes ({limit:,}) is below the {total():,} bytes that the weights take at least")

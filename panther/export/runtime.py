@@ -1,0 +1,115 @@
+"""onnxruntime sessions as the server makes them, and what its optimiser made of a graph."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from panther.export.errors import ExportError
+
+DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an exported model is to run on.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        num_threads: of onnxruntime's pool for the work of one request, on the CPU.
+    """
+
+    device: str = "cpu"
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"target device ({self.device!r}) must be one of {sorted(DEVICES)}")
+        if self.num_threads < 1:
+            raise ValueError(f"num_threads ({self.num_threads}) must be at least 1")
+
+
+def available_cores() -> int:
+    """The CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def onnxruntime() -> Any:
+    """The module, its telemetry switched off before it is imported.
+
+    Raises:
+        ExportError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise ExportError(
+            "an export needs onnxruntime: install the extra 'cpu' (or 'gpu') of panther-sketch"
+        ) from error
+    return ort
+
+
+def load(
+    model: Path | bytes,
+    target: Target,
+    *,
+    optimized_path: Path | None = None,
+    cuda_graph: bool = False,
+) -> Any:
+    """Load a model at full optimisation on the target.
+
+    Args:
+        model: path of a file, or the bytes of one.
+        target: what to run on.
+        optimized_path: where onnxruntime shall write the graph that it runs, large constants in a file beside it.
+        cuda_graph: replay the launches of a run as one, for inputs of one shape in buffers of one place.
+
+    Raises:
+        ExportError: onnxruntime does not take the model, or does not run it on the target's device.
+    """
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = target.num_threads
+    options.inter_op_num_threads = 1
+    # sessions are timed in turn: a pool that spins after its own turn would slow the next one's
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimized_path.name}.data"
+        )
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    provider = DEVICES[target.device]
+    if target.device == "cuda":
+        if provider not in ort.get_available_providers():
+            raise ExportError(
+                "this onnxruntime has no CUDA: install the extra 'gpu' of panther-sketch in place of 'cpu'"
+            )
+        ort.preload_dlls()
+    provider_options: dict[str, str] = {"enable_cuda_graph": "1"} if cuda_graph else {}
+    try:
+        session = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=[(provider, provider_options)]
+        )
+    except Exception as error:
+        raise ExportError(f"onnxruntime refuses the exported model: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise ExportError(f"asked for {provider}, onnxruntime runs on {session.get_providers()[0]}: CUDA cannot be had")
+    session.disable_fallback()
+    return session
+
+
+def optimized_graph(model: Path, target: Target) -> onnx.ModelProto:
+    """The graph that onnxruntime runs, without the contents of large constants."""
+    with tempfile.TemporaryDirectory(prefix="panther-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        load(model, target, optimized_path=path)
+        return onnx.load(path, load_external_data=False)
