@@ -6,8 +6,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+from app.codec.model_codec import HeaderList
 from app.errors import AppError
-from app.inference import Exchange, HeaderList, InferenceService, Target, too_large
+from app.inference import Exchange, InferenceService, Target, too_large
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

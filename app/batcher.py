@@ -16,6 +16,7 @@ from app.tensors import Array
 
 log = logging.getLogger(__name__)
 
+_LONG_WARM_UP_NS = 500_000_000
 Done = Callable[["Call", Results | None, AppError | None], None]
 
 
@@ -95,6 +96,23 @@ class Batcher:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._pending and not self._running
+
+    def warm_up(self) -> None:
+        """Run the model at one row and at its largest batch, so that the first requests meet no cold path."""
+        for rows in dict.fromkeys((1, 8, 64, self.max_rows)) if self.model.batched else (1,):
+            if rows > self.max_rows:
+                continue
+            feeds = self.model.random_feeds(rows)
+            try:
+                for _ in range(2):
+                    began = time.perf_counter_ns()
+                    self.model.run(feeds, self.model.output_names)
+                    ended = time.perf_counter_ns()
+            except InferenceFailedError:
+                return  # random input is not always to a model's liking
+            self._cost_ns[(rows - 1).bit_length()] = ended - began
+            if ended - began > _LONG_WARM_UP_NS:
+                return
 
     def submit(self, call: Call) -> None:
         """Queue a call; must be called in the event loop."""

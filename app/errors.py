@@ -56,8 +56,9 @@ STATUS: dict[type[AppError], int] = {
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
     InferenceFailedError: 500,
+    LoadError: 500,
     ModelUnavailableError: 503,
-    LoadError: 503,
+    DeviceError: 503,
     DeadlineExceededError: 504,
 }
 
@@ -65,3 +66,8 @@ STATUS: dict[type[AppError], int] = {
 def status_of(error: AppError) -> int:
     """The HTTP status of an error: that of its own class or of the nearest base in the table."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def retry_after_s(error: AppError) -> int | None:
+    """Seconds after which trying again makes sense, or None where it never does."""
+    return 1 if isinstance(error, ModelUnavailableError) else None

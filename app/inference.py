@@ -7,35 +7,25 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
 
 import orjson
 
 from app.batcher import Call
-from app.codec import plain
-from app.errors import (
-    AppError,
-    BodyTooLargeError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    UnsupportedMediaTypeError,
-    status_of,
-)
+from app.codec.compression import accepted, compress, decompress
+from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
+from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, retry_after_s, status_of
 from app.repository import Repository
 from app.results import Results
 from app.serving import Serving
 
 log = logging.getLogger(__name__)
 
-Headers = dict[bytes, bytes]
-HeaderList = list[tuple[bytes, bytes]]
 Respond = Callable[[int, HeaderList, bytes], None]
 
 _PLAIN = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
-_JSON = (b"content-type", b"application/json")
+_OIP = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
-# Curl's -d says that its body is a form; nobody sends tensors as a form.
-_JSON_TYPES = (b"application/json", b"", b"text/json", b"text/plain", b"application/x-www-form-urlencoded")
+_MAX_TARGETS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +34,7 @@ class Target:
 
     name: str | None
     version: str | None
+    oip: bool = False
 
 
 class RequestIds:
@@ -84,24 +75,36 @@ def choose_default(names: list[str], default: str | None) -> str:
 
 
 class InferenceService:
-    """Finds the model, decodes, submits, encodes, and counts."""
+    """Finds the model, decodes, submits, encodes, and counts.
 
-    def __init__(self, repository: Repository, default_model: str | None, max_body_bytes: int) -> None:
+    Args:
+        repository: where the models are.
+        default_model: the model of ``POST /predict``, or None.
+        max_body_bytes: limit of a body, as sent and when decompressed.
+        compression_min_bytes: answers shorter than this are never compressed.
+    """
+
+    def __init__(
+        self, repository: Repository, default_model: str | None, max_body_bytes: int, compression_min_bytes: int
+    ) -> None:
         self.repository = repository
         self.default_model = default_model
         self.max_body_bytes = max_body_bytes
+        self.compression_min_bytes = compression_min_bytes
         self.request_ids = RequestIds()
         self._targets: dict[str, Target | None] = {"/predict": Target(None, None)}
-        self._writers: dict[int, plain.PlainWriter] = {}
 
     def target(self, path: str) -> Target | None:
         """What an inference path asks for; None for any other path."""
         try:
             return self._targets[path]
         except KeyError:
-            match = _PLAIN.match(path)
-            target = Target(*match.groups()) if match else None
-            if len(self._targets) < 1024:
+            target = None
+            if match := _PLAIN.match(path):
+                target = Target(match[1], match[2])
+            elif match := _OIP.match(path):
+                target = Target(match[1], match[2], oip=True)
+            if len(self._targets) < _MAX_TARGETS:
                 self._targets[path] = target
             return target
 
@@ -122,52 +125,51 @@ class InferenceService:
         if length is not None and int(length) > self.max_body_bytes:
             raise too_large(self.max_body_bytes)
 
-    def start(self, target: Target, headers: Headers, query: bytes, body: bytes, respond: Respond) -> Call | None:
+    def start(self, target: Target, headers: Headers, query: bytes, body: bytes, respond: Respond) -> "Exchange":
         """Begin to answer; ``respond`` is called once, now or later, in the event loop.
 
         Returns:
-            The call that waits for its run, to be cancelled should the client go; None when all is done.
+            The exchange, to be cancelled should the client go away.
         """
         exchange = Exchange(self, headers, respond)
         try:
-            serving = self.serving(target)
-            exchange.serving = serving
-            content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-            if content_type not in _JSON_TYPES and not content_type.endswith(b"+json"):
-                shown = content_type.decode("latin-1")[:60]
-                raise UnsupportedMediaTypeError(f"content-type {shown!r} is not supported; send application/json")
-            request = plain.decode(serving.model, body)
-            exchange.top_k = request.top_k
-            if query:
-                exchange.top_k = _query_top_k(serving, query, request.top_k)
+            serving = exchange.serving = self.serving(target)
+            encoding = headers.get(b"content-encoding")
+            if encoding is not None:
+                body = decompress(body, encoding, self.max_body_bytes)
+            codec = serving.codec
+            decoded = codec.oip(headers, body) if target.oip else codec.plain(headers, query, body)
         except AppError as error:
             exchange.fail(error)
-            return None
+            return exchange
         except Exception:  # a defect of ours: the caller learns no more than that
             log.exception("decoding a request failed")
-            exchange.respond_error(500, "internal error")
-            return None
-        prepared = request.prepared
-        call = Call(prepared.feeds, prepared.output_names, prepared.rows, prepared.key, exchange.done)
+            exchange.break_down()
+            return exchange
+        exchange.reply = decoded.reply
+        prepared = decoded.prepared
+        deadline_ns = exchange.began_ns + 1000 * decoded.timeout_us if decoded.timeout_us else 0
+        call = Call(
+            prepared.feeds,
+            prepared.output_names,
+            prepared.rows,
+            prepared.key,
+            exchange.done,
+            decoded.priority,
+            deadline_ns,
+        )
+        exchange.call = call
         exchange.decoded_ns = time.perf_counter_ns()
         serving.batcher.submit(call)
-        return call
-
-    def writer(self, serving: Serving) -> plain.PlainWriter:
-        """The writer of a model's plain answers."""
-        writer = self._writers.get(id(serving))
-        if writer is None:
-            # A model is known by its identity, which may be used again after a reload.
-            alive = {id(item) for item in self.repository.servings()}
-            self._writers = {key: value for key, value in self._writers.items() if key in alive}
-            writer = self._writers[id(serving)] = plain.PlainWriter(serving.model)
-        return writer
+        return exchange
 
 
 class Exchange:
     """One request and its answer."""
 
-    __slots__ = ("began_ns", "decoded_ns", "request_id", "respond", "service", "serving", "top_k")
+    __slots__ = (
+        "accept_encoding", "began_ns", "call", "decoded_ns", "reply", "request_id", "respond", "service", "serving",
+    )  # fmt: skip
 
     def __init__(self, service: InferenceService, headers: Headers, respond: Respond) -> None:
         self.began_ns = time.perf_counter_ns()
@@ -175,26 +177,39 @@ class Exchange:
         self.service = service
         self.respond = respond
         self.request_id = service.request_ids.of(headers)
+        self.accept_encoding = headers.get(b"accept-encoding")
         self.serving: Serving | None = None
-        self.top_k: int | None = None
+        self.call: Call | None = None
+        self.reply: Reply | None = None
+
+    def cancel(self) -> None:
+        """The client went away: drop the call if it has not run yet, and answer nobody."""
+        if self.call is not None and self.serving is not None and not self.call.cancelled:
+            self.serving.batcher.cancel(self.call)
+            self.serving.batcher.statistics.failed("Cancelled", time.perf_counter_ns() - self.began_ns)
 
     def done(self, call: Call, results: Results | None, error: AppError | None) -> None:
         """The model ran, or could not."""
-        if results is None:
+        serving, reply = self.serving, self.reply
+        if results is None or serving is None or reply is None:
             self.fail(error or InvalidRequestError("no result"))
             return
-        serving = self.serving
-        assert serving is not None  # noqa: S101 - set before the call was made
         encode_ns = time.perf_counter_ns()
         try:
-            body = self.service.writer(serving).encode(results, call.start, call.stop, self.top_k)
+            headers, body = reply(results, call.start, call.stop)
+            if self.accept_encoding is not None and len(body) >= self.service.compression_min_bytes:
+                coding = accepted(self.accept_encoding)
+                if coding is not None:
+                    body = compress(body, coding)
+                    headers += [(b"content-encoding", coding), (b"vary", b"accept-encoding")]
         except AppError as failure:
             self.fail(failure)
             return
         except Exception:  # as above
             log.exception("encoding an answer failed")
-            self.respond_error(500, "internal error")
+            self.break_down()
             return
+        headers.append((b"x-request-id", self.request_id))
         ended_ns = time.perf_counter_ns()
         statistics = serving.batcher.statistics
         statistics.rows += call.rows
@@ -203,31 +218,27 @@ class Exchange:
         statistics.compute_input.add(self.decoded_ns - self.began_ns + call.input_ns)
         statistics.compute_infer.add(call.infer_ns)
         statistics.compute_output.add(ended_ns - encode_ns)
-        self.respond(200, [_JSON, (b"x-request-id", self.request_id)], body)
+        self.respond(200, headers, body)
 
     def fail(self, error: AppError) -> None:
         """Answer with an error and count it."""
-        if self.serving is not None:
-            elapsed = time.perf_counter_ns() - self.began_ns
-            self.serving.batcher.statistics.failed(type(error).__name__, elapsed)
-        self.respond_error(status_of(error), str(error))
+        self._count(type(error).__name__)
+        headers = [JSON_HEADER, (b"x-request-id", self.request_id)]
+        wait_s = retry_after_s(error)
+        if wait_s is not None:
+            headers.append((b"retry-after", b"%d" % wait_s))
+        self.respond(status_of(error), headers, error_body(str(error)))
 
-    def respond_error(self, status: int, message: str) -> None:
-        """Answer with an error."""
-        self.respond(status, [_JSON, (b"x-request-id", self.request_id)], error_body(message))
+    def break_down(self) -> None:
+        """Answer for a defect of the server, which is in the log, and count it."""
+        self._count("InternalError")
+        self.respond(500, [JSON_HEADER, (b"x-request-id", self.request_id)], error_body("internal error"))
+
+    def _count(self, reason: str) -> None:
+        if self.serving is not None:
+            self.serving.batcher.statistics.failed(reason, time.perf_counter_ns() - self.began_ns)
 
 
 def too_large(limit: int) -> BodyTooLargeError:
     """The error for a body over the limit."""
     return BodyTooLargeError(f"the body is larger than max_body_bytes ({limit})")
-
-
-def _query_top_k(serving: Serving, query: bytes, given: int | None) -> int | None:
-    fields = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-    unknown = [name for name in fields if name != "top_k"]
-    if unknown:
-        raise InvalidRequestError(f"unknown query parameter {unknown[0][:40]!r}; known: top_k")
-    if "top_k" not in fields:
-        return given
-    value = fields["top_k"]
-    return plain.check_top_k(serving.model, int(value) if value.isdecimal() else value)

@@ -15,7 +15,7 @@ from app.asgi import Message, Receive, Scope, Send, answer
 from app.errors import AppError, status_of
 from app.inference import InferenceService
 from app.repository import Repository
-from app.routes import health, models, predict
+from app.routes import health, models, oip, predict
 from app.serving import Loader
 from app.settings import Settings
 from app.state import AppState
@@ -92,9 +92,11 @@ def create_app(settings: Settings | None = None) -> Application:
     settings = settings if settings is not None else Settings()
     loader = Loader(settings)
     repository = Repository(settings.model_dir, settings.version_policy, loader)
-    service = InferenceService(repository, settings.default_model, settings.max_body_bytes)
+    service = InferenceService(
+        repository, settings.default_model, settings.max_body_bytes, settings.compression_min_bytes
+    )
     application = Application(AppState(settings, loader, repository, service))
-    for router in (predict.router, models.router, health.router):
+    for router in (predict.router, models.router, oip.router, health.router):
         application.include_router(router)
     application.add_exception_handler(AppError, _app_error)
     application.add_exception_handler(HTTPException, _http_error)

@@ -140,10 +140,14 @@ class Model:
             return False
         return self._rows_are_independent()
 
+    def random_feeds(self, rows: int) -> dict[str, Array]:
+        """Inputs made up by a fixed seed, to try the model with; dynamic dimensions but the first are 2."""
+        rng = np.random.default_rng(0)
+        return {spec.name: _random_rows(spec, rows, rng) for spec in self.inputs}
+
     def _rows_are_independent(self) -> bool:
         """Run three random rows together and one by one; a model that mixes rows must not be batched."""
-        rng = np.random.default_rng(0)
-        feeds = {spec.name: _random_rows(spec, 3, rng) for spec in self.inputs}
+        feeds = self.random_feeds(3)
         try:
             together = self.run(feeds, self.output_names)
             for row in range(3):
@@ -159,7 +163,8 @@ class Model:
 
 
 def _random_rows(spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:
-    shape = (rows, *(2 if size is None else size for size in spec.shape[1:]))
+    first = () if not spec.shape else (rows if spec.shape[0] is None else spec.shape[0],)
+    shape = (*first, *(2 if size is None else size for size in spec.shape[1:]))
     if spec.datatype == "BYTES":
         return np.full(shape, "0", dtype=object)
     if spec.datatype == "BF16":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.errors import AppError, LoadError, ModelNotFoundError, ModelUnavailableError
 from app.serving import Serving
+from app.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Repository:
         self.policy = policy
         self._loader = loader
         self.entries: dict[str, Entry] = {}
-        self.generation = 0  # goes up with every change, so that others may cache what they looked up
+        self._retired: list[Serving] = []
 
     def scan(self) -> dict[str, list[str]]:
         """Names and versions on disk, whether loaded or not."""
@@ -135,6 +136,9 @@ class Repository:
         for version in wanted:
             try:
                 serving = self._loader(name, version, _file(self.root / name / version))
+                known = entry.versions.get(version)
+                if known is not None and known.serving is not None:
+                    serving.batcher.statistics = known.serving.batcher.statistics
                 fresh[version] = Version(version, State.READY, "", serving, time.time())
             except LoadError as error:
                 failure = error
@@ -144,10 +148,16 @@ class Repository:
                 fresh.setdefault(item.version, item)
         for version in on_disk:
             fresh.setdefault(version, Version(version, reason="not selected by the version policy"))
-        entry.versions = dict(sorted(fresh.items(), key=lambda pair: int(pair[0])))
-        self._changed(entry)
+        self._swap(entry, fresh)
         if failure is not None:
             raise failure
+
+    def _swap(self, entry: Entry, fresh: dict[str, Version]) -> None:
+        staying = {id(item.serving) for item in fresh.values()}
+        known = [item.serving for item in entry.versions.values() if item.serving is not None]
+        self._retired += [serving for serving in known if id(serving) not in staying]
+        entry.versions = dict(sorted(fresh.items(), key=lambda pair: int(pair[0])))
+        self._changed(entry)
 
     def unload(self, name: str) -> None:
         """Stop serving a model.
@@ -157,6 +167,8 @@ class Repository:
         """
         entry = self.entry(name)
         for item in entry.versions.values():
+            if item.serving is not None:
+                self._retired.append(item.serving)
             item.state, item.reason, item.serving, item.loaded_at = State.UNAVAILABLE, "unloaded", None, None
         self._changed(entry)
 
@@ -188,6 +200,24 @@ class Repository:
                 if item.serving is not None:
                     yield item.serving
 
+    def take_retired(self) -> list[Serving]:
+        """What was replaced or unloaded since the last call; its owner lets it finish and closes it."""
+        retired, self._retired = self._retired, []
+        return retired
+
+    def statistics(self) -> dict[tuple[str, str], Statistics]:
+        """Live figures of every loaded version, by name and version."""
+        return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+
+    def index(self) -> list[Entry]:
+        """What is known and what lies in the folder besides, by name."""
+        listed = dict(self.entries)
+        for name, versions in self.scan().items():
+            known = listed.get(name, Entry(name))
+            fresh = {version: Version(version) for version in versions if version not in known.versions}
+            listed[name] = Entry(name, {**known.versions, **fresh}, known.served)
+        return [listed[name] for name in sorted(listed)]
+
     def names(self) -> list[str]:
         """Names of the models that are served."""
         return [name for name, entry in self.entries.items() if entry.served is not None]
@@ -217,7 +247,6 @@ class Repository:
     def _changed(self, entry: Entry) -> None:
         ready = entry.ready()
         entry.served = ready[-1].version if ready else None
-        self.generation += 1
 
 
 def valid_name(name: str) -> bool:

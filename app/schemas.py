@@ -56,3 +56,40 @@ class PredictAnswer(BaseModel):
     version: str
     outputs: dict[str, Any]
     predictions: list[Prediction] | None = None
+
+
+class InferTensor(BaseModel):
+    """A tensor of the Open Inference Protocol; ``data`` is missing where it follows as binary."""
+
+    name: str
+    shape: list[int]
+    datatype: str = Field(description="BOOL, UINT8 … INT64, FP16, FP32, FP64, BF16 or BYTES")
+    parameters: dict[str, Any] | None = Field(None, description="binary_data_size: bytes that follow for this tensor")
+    data: list[Any] | None = Field(None, description="row-major, nested or flat")
+
+
+class InferOutput(BaseModel):
+    """An output that is asked for."""
+
+    name: str
+    parameters: dict[str, Any] | None = Field(None, description="binary_data: true or false; classification: how many")
+
+
+class InferBody(BaseModel):
+    """A request of the Open Inference Protocol."""
+
+    id: str | None = None
+    parameters: dict[str, Any] | None = Field(
+        None, description="priority (1 is highest), timeout (microseconds), binary_data_output"
+    )
+    inputs: list[InferTensor]
+    outputs: list[InferOutput] | None = None
+
+
+class InferAnswer(BaseModel):
+    """An answer of the Open Inference Protocol."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[InferTensor]

@@ -47,11 +47,23 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024, ge=1024, description="largest request body in bytes, as sent and when decompressed"
     )
+    compression_min_bytes: int = Field(
+        default=1024, ge=0, description="answers shorter than this are never compressed, whatever the client accepts"
+    )
     default_model: str | None = Field(
         default=None, min_length=1, description="model of POST /predict; default: the only model that is served"
     )
     version_policy: str = Field(
         default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"
+    )
+    model_control: Literal["none", "explicit"] = Field(
+        default="none", description="explicit lets clients load and unload models through v2/repository; none does not"
+    )
+    max_batch_rows: int = Field(default=256, ge=1, description="most rows that are run together")
+    inline_run_us: int = Field(
+        default=2000,
+        ge=0,
+        description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"

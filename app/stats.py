@@ -74,7 +74,7 @@ def _mean_ms(duration: Duration) -> float | None:
     return round(duration.ns / duration.count / 1e6, 4) if duration.count else None
 
 
-def live_report(statistics: Statistics, workers: int) -> dict[str, Any]:
+def live_report(statistics: Statistics) -> dict[str, Any]:
     """Requests since the start; times are means in milliseconds, null before the first."""
     return {
         "requests": statistics.success.count + statistics.fail.count,
@@ -92,7 +92,6 @@ def live_report(statistics: Statistics, workers: int) -> dict[str, Any]:
         "mean_compute_infer_ms": _mean_ms(statistics.compute_infer),
         "mean_compute_output_ms": _mean_ms(statistics.compute_output),
         "last_inference_ms": statistics.last_inference_ms or None,
-        "workers": workers,
     }
 
 
@@ -120,7 +119,7 @@ def runtime_report(model: Model) -> dict[str, Any]:
     }
 
 
-def version_report(entry: Entry, version: Version, statistics: Statistics | None, workers: int) -> dict[str, Any]:
+def version_report(entry: Entry, version: Version, statistics: Statistics | None) -> dict[str, Any]:
     """All that is to be said of one version of a model."""
     head: dict[str, Any] = {
         "name": entry.name,
@@ -142,7 +141,7 @@ def version_report(entry: Entry, version: Version, statistics: Statistics | None
         **_card_fields(model.card),
         "runtime": runtime_report(model),
         "loaded_at_s": version.loaded_at,
-        "live": live_report(statistics or serving.batcher.statistics, workers),
+        "live": live_report(statistics or serving.batcher.statistics),
     }
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import orjson
 
 from app.codec import numbers
+from app.codec.prepared import Prepared, prepare
 from app.codec.values import array_from_json, describe, example, parse_json
 from app.errors import InvalidRequestError
 from app.model import Model
 from app.results import Results
-from app.serving import Prepared, prepare
 from app.tensors import Array
 
 MAX_TOP_K = 1000

@@ -26,8 +26,9 @@ def _default(state: AppState) -> str | None:
         return None
 
 
-def _model_stats(entry: Entry) -> list[dict[str, Any]]:
-    return [version_report(entry, version, None, 1) for version in entry.versions.values()]
+async def _model_stats(state: AppState, entry: Entry) -> list[dict[str, Any]]:
+    figures = await state.statistics()
+    return [version_report(entry, item, figures.get((entry.name, item.version))) for item in entry.versions.values()]
 
 
 @router.get("/models")
@@ -64,11 +65,11 @@ async def stats(state: State) -> dict[str, Any]:
             "num_threads": state.loader.num_threads,
             "onnxruntime": ort.__version__,
         },
-        "models": [report for entry in entries for report in _model_stats(entry)],
+        "models": [report for entry in entries for report in await _model_stats(state, entry)],
     }
 
 
 @router.get("/models/{name}/stats", responses=_NOT_FOUND)
 async def model_stats(name: str, state: State) -> dict[str, Any]:
     """The same for one model and its versions."""
-    return {"models": _model_stats(state.repository.entry(name))}
+    return {"models": await _model_stats(state, state.repository.entry(name))}

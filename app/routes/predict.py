@@ -15,7 +15,7 @@ from app.state import app_state
 
 router = APIRouter(tags=["predict"])
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "the body can't be understood or doesn't fit the model",
@@ -42,7 +42,8 @@ _BODY: dict[str, Any] = {
 }
 
 
-async def _delegate(request: Request) -> Response:
+async def delegate(request: Request) -> Response:
+    """Answer an inference request that came through FastAPI's routing."""
     state = app_state(request)
     target = state.service.target(request.scope["path"])
     if target is None:
@@ -53,12 +54,12 @@ async def _delegate(request: Request) -> Response:
 def _describe(path: str, name: str, summary: str) -> None:
     router.add_api_route(
         path,
-        _delegate,
+        delegate,
         methods=["POST"],
         name=name,
         summary=summary,
         response_model=None,
-        responses={200: {"model": PredictAnswer}, **_ERRORS},
+        responses={200: {"model": PredictAnswer}, **ERRORS},
         openapi_extra=_BODY,
     )
 

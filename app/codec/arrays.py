@@ -1,0 +1,78 @@
+"""The plain API's binary forms: raw rows, and numpy's own file format, in and out."""
+
+import io
+
+import numpy as np
+
+from app.codec.binary import to_bytes
+from app.codec.oip import raw_feeds
+from app.errors import InvalidRequestError
+from app.model import Model
+from app.tensors import Array
+
+OCTETS = b"application/octet-stream"
+NPY = (b"application/x-npy", b"application/npy")
+
+
+def from_octets(model: Model, body: bytes) -> dict[str, Array]:
+    """The only input of a model from raw rows in the type that it takes (float32 for most).
+
+    Raises:
+        InvalidRequestError: several inputs, no whole rows, or NaN or infinity among the numbers.
+    """
+    if len(model.inputs) != 1:
+        raise InvalidRequestError(f"raw rows need a model of one input; {model.name!r} has {len(model.inputs)}")
+    feeds = raw_feeds(model, body)
+    _require_finite(feeds[model.inputs[0].name])
+    return feeds
+
+
+def from_npy(model: Model, body: bytes) -> dict[str, Array]:
+    """The only input of a model from an array in numpy's format.
+
+    Raises:
+        InvalidRequestError: not that format, another shape, or numbers that the model's type can't hold.
+    """
+    if len(model.inputs) != 1:
+        raise InvalidRequestError(f"an .npy body needs a model of one input; {model.name!r} has {len(model.inputs)}")
+    spec = model.inputs[0]
+    try:
+        array: Array = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise InvalidRequestError(f"the body is not an array in numpy's .npy format: {error}") from None
+    if not spec.accepts(array.shape):
+        raise InvalidRequestError(f"the array has shape {list(array.shape)}; the model takes {spec.readable_shape}")
+    if spec.datatype in ("BF16", "BYTES") or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise InvalidRequestError(f"the array is {array.dtype}; input {spec.name!r} takes {spec.datatype}")
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(array, dtype=spec.dtype)
+    if spec.dtype.kind in "iu" and not np.array_equal(cast, array):
+        raise InvalidRequestError(f"the array holds numbers beyond what {spec.datatype} can hold")
+    _require_finite(cast)
+    return {spec.name: cast}
+
+
+def to_npy(array: Array) -> bytes:
+    """An output as a .npy file.
+
+    Raises:
+        InvalidRequestError: texts, which that format holds only as Python objects.
+    """
+    if array.dtype.kind == "O":
+        array = array.astype(str)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def to_octets(array: Array, datatype: str) -> bytes:
+    """An output as raw bytes."""
+    return to_bytes(array, datatype)
+
+
+def _require_finite(array: Array) -> None:
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        if not finite.all():
+            place = [int(index) for index in np.unravel_index(int(np.argmin(finite)), array.shape)]
+            raise InvalidRequestError(f"the number at {place} is {array[tuple(place)]}; numbers must be finite")

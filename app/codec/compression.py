@@ -1,0 +1,72 @@
+"""gzip and deflate, in and out, within a bound."""
+
+import zlib
+
+from app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_LEVEL = 1  # tensors hardly compress; more effort would cost far more than it saves
+
+
+def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """Undo a Content-Encoding.
+
+    Raises:
+        BodyTooLargeError: more than ``limit`` bytes come out.
+        InvalidRequestError: the data is broken.
+        UnsupportedMediaTypeError: another encoding.
+    """
+    for name in reversed(encoding.lower().split(b",")):
+        coding = name.strip()
+        if coding in (b"", b"identity"):
+            continue
+        if coding not in (b"gzip", b"x-gzip", b"deflate"):
+            shown = coding.decode("latin-1")[:40]
+            raise UnsupportedMediaTypeError(
+                f"content-encoding {shown!r} is not supported; known: gzip, deflate, identity"
+            )
+        body = _inflate(body, coding, limit)
+    return body
+
+
+def _inflate(body: bytes, coding: bytes, limit: int) -> bytes:
+    try:
+        # Deflate is zlib's format by the standard, and the bare one by the habit of some clients.
+        bare = coding == b"deflate" and not (
+            len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
+        )
+        stream = zlib.decompressobj(-zlib.MAX_WBITS if bare else _GZIP_OR_ZLIB)
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidRequestError(f"the body is not valid {coding.decode()}: {error}") from None
+    if len(plain) > limit:
+        raise BodyTooLargeError(f"the decompressed body is larger than max_body_bytes ({limit})")
+    if not stream.eof:
+        raise InvalidRequestError(f"the body is not valid {coding.decode()}: it ends too early")
+    return plain
+
+
+def accepted(header: bytes) -> bytes | None:
+    """The coding to answer with: the liked better of gzip and deflate, or None where neither is accepted."""
+    best: tuple[float, bytes] | None = None
+    for part in header.lower().split(b","):
+        name, _, parameters = part.partition(b";")
+        coding = name.strip()
+        if coding not in (b"gzip", b"deflate"):
+            continue
+        quality = 1.0
+        key, _, value = parameters.partition(b"=")
+        if key.strip() == b"q":
+            try:
+                quality = float(value)
+            except ValueError:
+                quality = 0.0
+        if quality > 0 and (best is None or quality > best[0]):
+            best = (quality, coding)
+    return None if best is None else best[1]
+
+
+def compress(body: bytes, coding: bytes) -> bytes:
+    """Apply gzip or deflate."""
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | (16 if coding == b"gzip" else 0))
+    return stream.compress(body) + stream.flush()

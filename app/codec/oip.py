@@ -1,0 +1,208 @@
+"""Inference requests of the Open Inference Protocol v2: JSON, binary tensors, raw mode."""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from app.codec import binary, numbers
+from app.codec.oip_head import EXPECTED, KEYS, Asked, Head, Input, read_asked, read_head
+from app.codec.prepared import Prepared, prepare
+from app.codec.values import array_from_list, describe, parse_json
+from app.errors import InvalidRequestError
+from app.model import Model
+from app.tensors import Array, TensorSpec
+
+HEADER_LENGTH = b"inference-header-content-length"
+MAX_HEADS = 256
+MAX_HEAD_BYTES = 2048
+
+
+@dataclass
+class Decoder:
+    """Decodes requests for one model; remembers heads, which clients repeat."""
+
+    model: Model
+    _heads: dict[bytes, Head] = field(default_factory=dict)
+
+    def decode(self, body: bytes, header_length: bytes | None) -> tuple[Prepared, Asked]:
+        """Read a request.
+
+        Args:
+            body: the whole body.
+            header_length: the value of Inference-Header-Content-Length; None where the header is missing.
+
+        Raises:
+            InvalidRequestError: names what is wrong and what is expected.
+        """
+        if header_length is None:
+            quick = self._quick(body)
+            if quick is not None:
+                return prepare(self.model, quick[0], quick[1].output_names), quick[1]
+            length = len(body)
+        else:
+            length = self._head_length(body, header_length)
+            if length == 0:
+                return self._raw(body)
+        head = self._head(body[:length] if length < len(body) else body)
+        feeds = self._feeds(head, body, length)
+        return prepare(self.model, feeds, head.asked.output_names), head.asked
+
+    def _head_length(self, body: bytes, value: bytes) -> int:
+        if not value.isdigit() or int(value) > len(body):
+            shown = value.decode("latin-1")[:40]
+            raise InvalidRequestError(
+                f"Inference-Header-Content-Length is {shown!r}; "
+                f"expected a number of bytes, at most the body's {len(body)}"
+            )
+        return int(value)
+
+    def _head(self, text: bytes) -> Head:
+        head = self._heads.get(text)
+        if head is None:
+            head = read_head(self.model, parse_json(text, EXPECTED))
+            # Heads with their data inside are rarely seen twice.
+            if len(text) <= MAX_HEAD_BYTES and all(item.size is not None for item in head.inputs):
+                if len(self._heads) >= MAX_HEADS:
+                    self._heads.clear()
+                self._heads[text] = head
+        return head
+
+    def _feeds(self, head: Head, body: bytes, offset: int) -> dict[str, Array]:
+        feeds: dict[str, Array] = {}
+        for item in head.inputs:
+            if item.size is None:
+                feeds[item.spec.name] = _from_json(item)
+                continue
+            if offset + item.size > len(body):
+                raise InvalidRequestError(
+                    f"input {item.spec.name!r} says binary_data_size {item.size}; "
+                    f"the body has {len(body) - offset} bytes left"
+                )
+            feeds[item.spec.name] = binary.from_bytes(body, offset, item.size, item.spec, item.shape)
+            offset += item.size
+        if offset != len(body):
+            raise InvalidRequestError(f"the body has {len(body) - offset} bytes after its last tensor")
+        return feeds
+
+    def _raw(self, body: bytes) -> tuple[Prepared, Asked]:
+        model = self.model
+        if len(model.inputs) != 1:
+            raise InvalidRequestError(f"raw binary needs a model of one input; {model.name!r} has {len(model.inputs)}")
+        feeds = raw_feeds(model, body)
+        names = model.output_names
+        asked = Asked(names, (True,) * len(names), (0,) * len(names))
+        return prepare(model, feeds, names), asked
+
+    def _quick(self, body: bytes) -> tuple[dict[str, Array], Asked] | None:
+        document = numbers.parse(body)
+        if document is None:
+            return None
+        inputs = document.get("inputs")
+        if not isinstance(inputs, numbers.List) or len(inputs) != len(self.model.inputs):
+            return None
+        rest: dict[str, Any] = {}
+        for key in document:
+            if key not in KEYS:
+                return None
+            if key != "inputs":
+                value = document[key]
+                rest[key] = value.as_dict() if isinstance(value, numbers.Document) else value
+                if isinstance(value, numbers.List):
+                    rest[key] = value.as_list()
+        lists = 1 + ("outputs" in rest)
+        feeds: dict[str, Array] = {}
+        for item in inputs:
+            found = _quick_input(self.model, item)
+            if found is None or found[0] in feeds:
+                return None
+            feeds[found[0]] = found[1]
+            lists += found[2]
+        if numbers.brackets(body, lists) != lists:
+            return None
+        return feeds, read_asked(self.model, rest)
+
+
+def raw_feeds(model: Model, body: bytes) -> dict[str, Array]:
+    """The only input of a model from its bytes alone; the one dynamic dimension follows from their number.
+
+    Raises:
+        InvalidRequestError: the bytes don't make up whole rows.
+    """
+    spec = model.inputs[0]
+    dynamic = [index for index, size in enumerate(spec.shape) if size is None]
+    if len(dynamic) > 1:
+        raise InvalidRequestError(
+            f"raw binary needs at most one dynamic dimension; input {spec.name!r} has the shape {spec.readable_shape}"
+        )
+    if spec.datatype == "BYTES":
+        array = np.empty(1, dtype=object)
+        array[0] = binary.text(body, spec)
+        return {spec.name: array.reshape((1,) * len(spec.shape))}
+    unit = spec.dtype.itemsize * binary.element_count(tuple(size for size in spec.shape if size is not None))
+    if not body or (unit and len(body) % unit) or (not dynamic and len(body) != unit):
+        noun = "a multiple of " if dynamic else ""
+        raise InvalidRequestError(
+            f"the body has {len(body)} bytes; input {spec.name!r} ({spec.datatype} {spec.readable_shape}) "
+            f"needs {noun}{unit}"
+        )
+    count = len(body) // unit if unit else 0
+    shape = tuple(count if size is None else size for size in spec.shape)
+    return {spec.name: binary.from_bytes(body, 0, len(body), spec, shape)}
+
+
+def _quick_input(model: Model, item: Any) -> tuple[str, Array, int] | None:
+    """An input of name, shape, datatype and data alone: its name, its tensor, and in how many lists it was written."""
+    if not isinstance(item, numbers.Document) or len(item) != 4:
+        return None
+    name, data, sizes = item.get("name"), item.get("data"), item.get("shape")
+    spec = model.input_by_name.get(name) if isinstance(name, str) else None
+    if spec is None or item.get("datatype") != spec.datatype or not isinstance(sizes, numbers.List):
+        return None
+    shape: tuple[Any, ...] = tuple(cast("list[Any]", sizes.as_list()))
+    if not all(type(size) is int for size in shape) or not spec.accepts(shape):
+        return None
+    found = _quick_data(data, spec, shape)
+    return None if found is None else (spec.name, found[0], found[1] + 1)
+
+
+def _quick_data(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[Array, int] | None:
+    if not isinstance(data, numbers.List) or not len(data):
+        return None
+    first: object = data[0]
+    if isinstance(first, numbers.List):
+        found = numbers.nested(data, spec)
+        return found if found is not None and found[0].shape == shape else None
+    array = numbers.flat(data, spec)
+    if array is None or array.size != binary.element_count(shape) or array.size != len(data):
+        return None
+    return array.reshape(shape), 1
+
+
+def _from_json(item: Input) -> Array:
+    spec, where = item.spec, f"inputs.{item.spec.name}.data"
+    flat: list[Any] = []
+    if not isinstance(item.data, list):
+        if item.shape or isinstance(item.data, dict):
+            raise InvalidRequestError(f"{where} is {describe(item.data)}; expected a list")
+        flat = [item.data]
+    elif item.data and isinstance(item.data[0], list):
+        _flatten(item.data, item.shape, 0, where, flat)
+    else:
+        flat = item.data
+        expected = binary.element_count(item.shape)
+        if len(flat) != expected:
+            raise InvalidRequestError(f"{where} has {len(flat)} values; shape {list(item.shape)} takes {expected}")
+    return array_from_list(flat, spec, where).reshape(item.shape)
+
+
+def _flatten(value: Any, shape: tuple[int, ...], depth: int, where: str, flat: list[Any]) -> None:
+    if not isinstance(value, list) or depth >= len(shape) or len(value) != shape[depth]:
+        found = f"{len(value)} values" if isinstance(value, list) else describe(value)
+        wanted = f"{shape[depth]} values" if depth < len(shape) else "no list"
+        raise InvalidRequestError(f"{where} has {found} where shape {list(shape)} wants {wanted}")
+    if depth == len(shape) - 1:
+        flat.extend(value)
+        return
+    for position, item in enumerate(value):
+        _flatten(item, shape, depth + 1, f"{where}[{position}]", flat)

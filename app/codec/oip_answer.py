@@ -1,0 +1,64 @@
+"""Answers of the Open Inference Protocol v2."""
+
+import numpy as np
+import orjson
+
+from app.codec import binary
+from app.codec.oip_head import Asked
+from app.model import Model
+from app.results import Results
+from app.tensors import Array
+
+
+class OipWriter:
+    """Writes answers of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._head = b'{"model_name":%s,"model_version":%s' % (orjson.dumps(model.name), orjson.dumps(model.version))
+        self._names = {
+            spec.name: b'{"name":%s,"datatype":"%s","shape":' % (orjson.dumps(spec.name), spec.datatype.encode())
+            for spec in model.outputs
+        }
+
+    def encode(self, results: Results, start: int, stop: int, asked: Asked) -> tuple[int | None, bytes]:
+        """The answer to the request that owns these rows.
+
+        Returns:
+            The length of the JSON part (None where all is JSON), and the body.
+        """
+        outputs: list[bytes] = []
+        tails: list[bytes] = []
+        for index, name in enumerate(asked.output_names):
+            if asked.classes[index]:
+                array = self._classified(results, index, start, stop, asked.classes[index])
+                text = b'{"name":%s,"datatype":"BYTES","shape":' % orjson.dumps(name)
+                flat, datatype = orjson.dumps(array.reshape(-1).tolist()), "BYTES"
+            else:
+                array = results.array(index, start, stop)
+                text, flat, datatype = self._names[name], None, self._model.output_by_name[name].datatype
+            shape = b"[" + b",".join([b"%d" % size for size in array.shape]) + b"]"
+            if asked.binary[index]:
+                tail = binary.to_bytes(array, datatype)
+                tails.append(tail)
+                outputs.append(text + shape + b',"parameters":{"binary_data_size":%d}}' % len(tail))
+            else:
+                outputs.append(text + shape + b',"data":' + (flat or results.flat_json(index, start, stop)) + b"}")
+        identity = b"" if asked.id is None else b',"id":' + orjson.dumps(asked.id)
+        head = self._head + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
+        return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
+
+    def _classified(self, results: Results, index: int, start: int, stop: int, count: int) -> Array:
+        """The ``count`` largest of the last axis as texts ``value:index`` or ``value:index:label``."""
+        values = results.values(index, start, stop)
+        output = results.output_names[index]
+        labelled = self._model.labelled
+        labels = labelled.labels if labelled is not None and labelled.name == output else None
+        count = min(count, values.shape[-1])
+        order = np.argsort(-values.astype(np.float64), axis=-1, kind="stable")[..., :count]
+        texts = np.empty(order.shape, dtype=object)
+        for place in np.ndindex(order.shape):
+            best = int(order[place])
+            text = f"{values[(*place[:-1], best)]:f}:{best}"
+            texts[place] = f"{text}:{labels[best]}" if labels else text
+        return texts

@@ -1,0 +1,42 @@
+"""Input tensors that were checked against their model."""
+
+from dataclasses import dataclass
+
+from app.errors import InvalidRequestError
+from app.model import Model
+from app.tensors import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Input tensors that fit the model, and the outputs that are wanted."""
+
+    feeds: dict[str, Array]
+    output_names: tuple[str, ...]
+    rows: int
+    key: object
+
+
+def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]) -> Prepared:
+    """Check what only shows when all inputs are there.
+
+    Raises:
+        InvalidRequestError: inputs of different numbers of rows, or none at all.
+    """
+    if not model.batched:
+        return Prepared(feeds, output_names, 1, None)
+    arrays = list(feeds.values())
+    rows = arrays[0].shape[0]
+    if len(arrays) > 1:
+        for name, array in feeds.items():
+            if array.shape[0] != rows:
+                first = next(iter(feeds))
+                raise InvalidRequestError(
+                    f"input {name!r} has {array.shape[0]} rows and input {first!r} has {rows}; "
+                    "all must have the same number"
+                )
+    if rows == 0:
+        raise InvalidRequestError("the inputs hold no rows; at least 1 is needed")
+    if model.fixed_rows:
+        return Prepared(feeds, output_names, rows, output_names)
+    return Prepared(feeds, output_names, rows, (output_names, *(array.shape[1:] for array in arrays)))
