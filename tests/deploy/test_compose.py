@@ -146,9 +146,10 @@ print([name for name in modules if importlib.util.find_spec(name)] + [name for n
     assert stack.python(code).stdout.strip() == "[]"
 
 
-def test_image_is_small_and_says_what_it_is(stack):
+def test_image_is_small_and_says_what_it_is(stack, capsys):
     image = json.loads(docker("image", "inspect", stack.image).stdout)[0]
-    print(f"image: {image['Size'] / 1e6:.1f} MB")
+    with capsys.disabled():
+        print(f"\nsize of the image: {image['Size'] / 1e6:.1f} MB")
     assert image["Size"] <= IMAGE_BYTES
     config = image["Config"]
     assert config["User"] == "10001:10001"

@@ -15,7 +15,8 @@ def server(root):
 
 
 def test_every_setting_of_the_server_can_be_set_and_no_other(server):
-    assert set(server["environment"]) == {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    settings = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    assert set(server["environment"]) == settings, "name each under 'environment' of docker-compose.yml"
 
 
 def test_only_where_it_listens_and_reads_is_fixed(server):
