@@ -6,11 +6,12 @@ For x of shape (..., d_in), L = num_terms and k = low_rank the layer is
 
 (Kasiviswanathan, Narodytska, Jin, "Network Approximation using Tensor Sketching", IJCAI 2018). A sum of products of
 matrices is one product of the matrices side by side, so the whole layer is two products, with A = [S1s… | U2s…] and
-B = [U1s… ; S2s…].
+B = [U1s… ; S2s…]. docs/math.md has the derivations.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, cat
 
 
@@ -31,10 +32,33 @@ def factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor,
     return A, B
 
 
+def two_products(x: Tensor, A: Tensor, B: Tensor, num_terms: int, bias: Tensor | None = None) -> Tensor:
+    """Apply a sketched linear layer whose terms stand side by side: its definition, as short as it can be said.
+
+    Args:
+        x: (..., d_in).
+        A: (d_in, 2Lk) of `factors`.
+        B: (2Lk, d_out) of `factors`.
+        num_terms: L.
+        bias: (d_out,) or None.
+
+    Returns:
+        y of shape (..., d_out).
+    """
+    L = num_terms
+    if bias is None:
+        return (x @ A) @ B / (2 * L)
+    return (x @ A) @ B / (2 * L) + bias
+
+
 def sketched_linear(
     x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Apply a sketched linear layer.
+    """Apply a sketched linear layer to terms that lie anywhere in memory.
+
+    Computes `two_products` with A and B each taken in two halves, so that nothing has to be copied side by side:
+    (x @ A) @ B = (x @ [S1s…]) @ [U1s…] + (x @ [U2s…]) @ [S2s…]. Made of plain operations, so that every transformation
+    of torch (compile, export, vmap, forward and higher derivatives) goes through it.
 
     Args:
         x: (..., d_in).
@@ -44,10 +68,24 @@ def sketched_linear(
     Returns:
         y of shape (..., d_out).
     """
-    A, B = factors(S1s, U1s, U2s, S2s)
-    L = S1s.shape[0]
-    y = (x @ A) @ B / (2 * L)
-    return y if bias is None else y + bias
+    L, d_in, _ = S1s.shape
+    scale = 1 / (2 * L)
+    rows = x.reshape(-1, d_in)
+    learned, fixed = _hidden(rows, S1s), _hidden(rows, U2s)
+    if bias is None:
+        y = (learned * scale) @ U1s.flatten(0, 1)
+    else:
+        y = torch.addmm(bias, learned, U1s.flatten(0, 1), alpha=scale)
+    y = torch.addmm(y, fixed, S2s.flatten(0, 1), alpha=scale)
+    # a sum of shapes: a proxy of torch.fx can't be unpacked
+    return y.reshape(x.shape[:-1] + (S2s.shape[-1],))  # noqa: RUF005
+
+
+def _hidden(rows: Tensor, terms: Tensor) -> Tensor:
+    """(N, d_in), (L, d_in, k) → (N, L·k): rows @ [terms side by side]."""
+    if len(terms) == 1:
+        return rows @ terms[0]
+    return torch.bmm(rows.expand(len(terms), *rows.shape), terms).transpose(0, 1).flatten(1)
 
 
 def _side_by_side(terms: Tensor) -> Tensor:

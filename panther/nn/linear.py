@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from panther.efficiency import ParameterCount, count_parameters
-from panther.nn import functional
-from panther.sketch import sign_sketch
+from panther.nn import functional, packed
+from panther.nn.fit import best_terms
+from panther.sketch import SKETCHES, Sketch, draw_sketches
 
 
 class SKLinear(nn.Module):
@@ -24,29 +28,40 @@ class SKLinear(nn.Module):
         out_features: d_out, size of the last axis of the output.
         num_terms: L, the number of terms of each kind.
         low_rank: k, the rank of each term.
+        W_init: (out_features, in_features), the weight of an ``nn.Linear``: S becomes the best approximation of it that
+            the drawn U allow, in the Frobenius norm. When None, S is drawn at random, so that the output has the mean
+            and the standard deviation of a fresh ``nn.Linear``'s.
         bias: whether to learn an additive bias.
         dtype: floating-point type of the parameters; torch's default when None.
         device: where they lie; torch's default when None.
+        sketch: the distribution of U: ``"sign"``, ``"gaussian"`` or ``"orthonormal"`` (`panther.sketch`).
         generator: where U and the initial S and bias come from; torch's global one when None.
 
     Attributes:
         S1s: (L, d_in, k), Parameter.
-        U1s: (L, k, d_out), buffer, ±1/√k, fixed.
-        U2s: (L, d_in, k), buffer, ±1/√k, fixed.
+        U1s: (L, k, d_out), buffer, fixed; ±1/√k when sketch is "sign".
+        U2s: (L, d_in, k), buffer, fixed, of the same kind.
         S2s: (L, k, d_out), Parameter.
         bias: (d_out,), Parameter or None.
+        sketch: the distribution that U was drawn from. U may come from elsewhere when a checkpoint was loaded.
 
     Raises:
-        ValueError: a size is below 1.
-        TypeError: a size is not an integer.
+        ValueError: a size is below 1, sketch is unknown, or W_init has the wrong shape or values that are not finite.
+        TypeError: an argument is of the wrong type.
+
+    Warns:
+        UserWarning: the layer stores more weights than the dense one, 2Lk(d_in + d_out) > d_in·d_out.
 
     >>> layer = SKLinear(784, 512, num_terms=2, low_rank=64)
     >>> layer(torch.zeros(32, 784)).shape
     torch.Size([32, 512])
     """
 
+    __constants__ = ("in_features", "low_rank", "num_terms", "out_features")
+
     U1s: Tensor
     U2s: Tensor
+    _packed: packed.Packed | None
 
     def __init__(
         self,
@@ -54,28 +69,25 @@ class SKLinear(nn.Module):
         out_features: int,
         num_terms: int,
         low_rank: int,
-        *,
+        W_init: Tensor | None = None,
         bias: bool = True,
         dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
+        *,
+        sketch: Sketch = "sign",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "in_features": in_features,
-            "out_features": out_features,
-            "num_terms": num_terms,
-            "low_rank": low_rank,
-        }
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name} ({size!r}) must be an integer, not {type(size).__name__}")
-            if size < 1:
-                raise ValueError(f"{name} ({size}) must be at least 1")
+        _check_sizes(in_features=in_features, out_features=out_features, num_terms=num_terms, low_rank=low_rank)
+        _check_options(bias=bias, dtype=dtype, sketch=sketch, generator=generator)
+        if W_init is not None:
+            _check_weight(W_init, in_features, out_features)
+        _warn_if_larger_than_dense(in_features, out_features, num_terms, low_rank)
         self.in_features = in_features
         self.out_features = out_features
         self.num_terms = num_terms
         self.low_rank = low_rank
+        self.sketch: str = sketch
 
         L, k = num_terms, low_rank
         self.S1s = nn.Parameter(torch.empty(L, in_features, k, dtype=dtype, device=device))
@@ -84,34 +96,69 @@ class SKLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype, device=device))
         else:
             self.register_parameter("bias", None)
-        for name, shape in (("U1s", (L, k, out_features)), ("U2s", (L, in_features, k))):
-            U = sign_sketch(*shape, low_rank=k, generator=generator, dtype=dtype, device=device)
-            self.register_buffer(name, U)
+        self.register_buffer("U1s", torch.empty_like(self.S2s, requires_grad=False))
+        self.register_buffer("U2s", torch.empty_like(self.S1s, requires_grad=False))
+        self._pack()
+        self._sketch_drawn = False
         self.reset_parameters(generator)
+        if W_init is not None:
+            self._approximate(W_init)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw S1s, S2s and bias anew; U stays.
+        """Draw S1s, S2s and bias anew; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
 
         An entry of S·U or U·S has the variance σ² of an entry of S, and the 2L terms are divided by 2L, so an entry of
         the whole weight has the variance σ²/(2L). A fresh nn.Linear has 1/(3·d_in): S uniform within ±√(2L/d_in).
         """
+        if not self._sketch_drawn and not self.S1s.is_meta:
+            self._draw_sketch(generator)
         S_bound = math.sqrt(2 * self.num_terms / self.in_features)
         bias_bound = 1 / math.sqrt(self.in_features)
         with torch.no_grad():
             for S in (self.S1s, self.S2s):
-                S.uniform_(-S_bound, S_bound, generator=generator)
+                _uniform_(S, S_bound, generator)
             if self.bias is not None:
-                self.bias.uniform_(-bias_bound, bias_bound, generator=generator)
+                _uniform_(self.bias, bias_bound, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x of shape (..., in_features) to (..., out_features)."""
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"input has {x.shape[-1]} features in its last axis; in_features is {self.in_features}")
+        """Map x of shape (..., in_features) to (..., out_features).
+
+        Raises:
+            ValueError: the last axis of x has another size.
+        """
+        if isinstance(x, Tensor):
+            if x.dim() == 0 or x.shape[-1] != self.in_features:
+                raise ValueError(
+                    f"x of shape {tuple(x.shape)} does not end in in_features ({self.in_features}): "
+                    f"its last axis has {x.shape[-1] if x.dim() else 'no'} entries"
+                )
+            if self._packed is not None and packed.applicable(x):
+                # straight from the dicts: the attribute access of nn.Module is felt at batch 1
+                S1s, S2s = self._parameters.get("S1s"), self._parameters.get("S2s")
+                U1s, U2s = self._buffers.get("U1s"), self._buffers.get("U2s")
+                if self._packed.holds(S1s, U1s, U2s, S2s):
+                    return packed.packed_linear(x, S1s, S2s, self.bias, self._packed)  # type: ignore[arg-type]
+        # also for what is no Tensor, such as a proxy of torch.fx
         return functional.sketched_linear(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (d_in, 2Lk) and B (2Lk, d_out) of y = (x @ A) @ B / (2L) + bias."""
         return functional.factors(self.S1s, self.U1s, self.U2s, self.S2s)
+
+    def dense_weight(self) -> Tensor:
+        """The weight W of the nn.Linear that computes the same, (out_features, in_features); gradients flow through."""
+        A, B = self.factors()
+        return (A @ B / (2 * self.num_terms)).t()
+
+    def to_linear(self) -> nn.Linear:
+        """A new nn.Linear that computes the same, of the same dtype, device and training mode."""
+        linear = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, dtype=self.S1s.dtype, device="meta"
+        )
+        linear.weight = nn.Parameter(self.dense_weight().detach().contiguous())
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone())
+        return linear.train(self.training)
 
     def parameter_count(self) -> ParameterCount:
         """Dense, learnable and fixed parameters of this layer."""
@@ -121,7 +168,112 @@ class SKLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes, as in the repr of nn.Linear."""
+        sketch = "" if self.sketch == "sign" else f", sketch={self.sketch!r}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"num_terms={self.num_terms}, low_rank={self.low_rank}, bias={self.bias is not None}"
+            f"num_terms={self.num_terms}, low_rank={self.low_rank}, bias={self.bias is not None}{sketch}"
+        )
+
+    def _draw_sketch(self, generator: torch.Generator | None) -> None:
+        """Put new matrices into U1s and U2s."""
+        for U, features in ((self.U1s.transpose(1, 2), self.out_features), (self.U2s, self.in_features)):
+            drawn = draw_sketches(
+                self.sketch,  # type: ignore[arg-type]
+                features,
+                self.num_terms,
+                self.low_rank,
+                generator=generator,
+                dtype=U.dtype,
+                device=U.device,
+            )
+            U.copy_(drawn)
+        self._sketch_drawn = True
+
+    def _approximate(self, W: Tensor) -> None:
+        """Make S1s and S2s the best for W, (out_features, in_features), that U allows."""
+        if self.S1s.is_meta:
+            return
+        S1s, S2s = best_terms(W.detach().to(self.S1s.device), self.U1s, self.U2s)
+        with torch.no_grad():
+            self.S1s.copy_(S1s)
+            self.S2s.copy_(S2s)
+
+    # Everything that gives the parameters other memory ends by packing them again.
+
+    def _pack(self) -> None:
+        terms = [self._parameters.get("S1s"), self._buffers.get("U1s"), self._buffers.get("U2s")]
+        terms.append(self._parameters.get("S2s"))
+        # a parametrised or pruned layer keeps them elsewhere
+        self._packed = None if any(term is None for term in terms) else packed.pack(*terms)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._pack()
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._sketch_drawn |= f"{prefix}U1s" in state_dict and f"{prefix}U2s" in state_dict
+        self._pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._pack()
+
+
+def _uniform_(tensor: Tensor, bound: float, generator: torch.Generator | None) -> None:
+    """Fill with uniform numbers within ±bound, drawn on the generator's device."""
+    if tensor.is_meta:
+        return
+    if generator is None or generator.device.type == tensor.device.type:
+        tensor.uniform_(-bound, bound, generator=generator)
+    else:
+        drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
+        tensor.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name} ({size!r}) must be an integer, not {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"{name} ({size}) must be at least 1")
+
+
+def _check_options(*, bias: bool, dtype: Any, sketch: str, generator: Any) -> None:
+    if not isinstance(bias, bool):
+        raise TypeError(f"bias ({bias!r}) must be True or False, not {type(bias).__name__}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype ({dtype!r}) must be a floating-point torch.dtype or None")
+    if sketch not in SKETCHES:
+        raise ValueError(f"sketch ({sketch!r}) must be one of {', '.join(map(repr, SKETCHES))}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator ({generator!r}) must be a torch.Generator or None")
+
+
+def _check_weight(W_init: Tensor, in_features: int, out_features: int) -> None:
+    if not isinstance(W_init, Tensor):
+        raise TypeError(f"W_init must be a Tensor or None, not {type(W_init).__name__}")
+    if W_init.shape != (out_features, in_features):
+        raise ValueError(
+            f"W_init of shape {tuple(W_init.shape)} must be (out_features, in_features) = "
+            f"({out_features}, {in_features}), as the weight of nn.Linear"
+        )
+    if not W_init.is_floating_point():
+        raise TypeError(f"W_init ({W_init.dtype}) must be of a floating-point type")
+    if not W_init.is_meta and not bool(W_init.isfinite().all()):
+        raise ValueError("W_init holds values that are not finite")
+
+
+def _warn_if_larger_than_dense(in_features: int, out_features: int, num_terms: int, low_rank: int) -> None:
+    stored, dense = 2 * num_terms * low_rank * (in_features + out_features), in_features * out_features
+    if stored > dense:
+        warnings.warn(
+            f"SKLinear({in_features}, {out_features}, num_terms={num_terms}, low_rank={low_rank}) stores {stored:,} "
+            f"weights, 2·num_terms·low_rank·(in_features + out_features); nn.Linear stores {dense:,}",
+            UserWarning,
+            stacklevel=3,
         )
