@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from app.codec.model_codec import HeaderList
 from app.errors import AppError
-from app.inference import Exchange, InferenceService, Target, too_large
+from app.inference import Exchange, InferenceService, Target
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -58,7 +58,7 @@ async def read_body(service: InferenceService, headers: dict[bytes, bytes], rece
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         if len(body) > service.max_body_bytes:
-            raise too_large(service.max_body_bytes)
+            raise service.too_large()
         return body
     chunks, size = [body], len(body)
     while message.get("more_body", False):
@@ -68,7 +68,7 @@ async def read_body(service: InferenceService, headers: dict[bytes, bytes], rece
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > service.max_body_bytes:
-            raise too_large(service.max_body_bytes)
+            raise service.too_large()
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -83,6 +83,7 @@ class Batcher:
         self._scheduled = False
         self._running = False
         self._closed = False
+        self._timed = False  # whether a pending call has a deadline
         self._urgent = False  # whether a pending call has a priority
         self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
         self._thread: ThreadPoolExecutor | None = None
@@ -124,6 +125,7 @@ class Batcher:
         if call.priority:
             self._urgent = True
         if call.deadline_ns:
+            self._timed = True
             wait_s = max(0.0, (call.deadline_ns - call.queued_ns) / 1e9)
             call.timer = asyncio.get_running_loop().call_later(wait_s, self._expire, call)
         self._schedule()
@@ -147,6 +149,8 @@ class Batcher:
 
     def _turn(self) -> None:
         self._scheduled = False
+        if self._timed:
+            self._drop_late()
         if self._running or not self._pending:
             return
         batch, rows = self._take()
@@ -244,9 +248,18 @@ class Batcher:
             else:
                 call.done(call, None, outcome)
 
+    def _drop_late(self) -> None:
+        now = time.perf_counter_ns()
+        for call in [item for item in self._pending if item.deadline_ns]:
+            if call.deadline_ns <= now:
+                self._expire(call)
+        self._timed = any(call.deadline_ns for call in self._pending)
+
     def _expire(self, call: Call) -> None:
         if call in self._pending:
             self._pending.remove(call)
+            if call.timer is not None:
+                call.timer.cancel()
             waited_us = (time.perf_counter_ns() - call.queued_ns) // 1000
             call.done(call, None, DeadlineExceededError(f"the request waited {waited_us} µs, longer than its timeout"))
 

@@ -123,7 +123,11 @@ class InferenceService:
         """
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.max_body_bytes:
-            raise too_large(self.max_body_bytes)
+            raise self.too_large()
+
+    def too_large(self) -> BodyTooLargeError:
+        """The error for a body over the limit."""
+        return BodyTooLargeError(f"the body is larger than max_body_bytes ({self.max_body_bytes})")
 
     def start(self, target: Target, headers: Headers, query: bytes, body: bytes, respond: Respond) -> "Exchange":
         """Begin to answer; ``respond`` is called once, now or later, in the event loop.
@@ -237,8 +241,3 @@ class Exchange:
     def _count(self, reason: str) -> None:
         if self.serving is not None:
             self.serving.batcher.statistics.failed(reason, time.perf_counter_ns() - self.began_ns)
-
-
-def too_large(limit: int) -> BodyTooLargeError:
-    """The error for a body over the limit."""
-    return BodyTooLargeError(f"the body is larger than max_body_bytes ({limit})")

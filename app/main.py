@@ -34,7 +34,7 @@ class Application(FastAPI):
             lifespan=_lifespan,
         )
         self.state.panther = state
-        self._service = state.service
+        self.service = state.service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -42,11 +42,11 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
         if scope["method"] == "POST":
-            target = self._service.target(scope["path"])
+            target = self.service.target(scope["path"])
             if target is not None:
-                await answer(self._service, target, scope, receive, send)
+                await answer(self.service, target, scope, receive, send)
                 return
-        request_id = self._service.request_ids.of(dict(scope["headers"]))
+        request_id = self.service.request_ids.of(dict(scope["headers"]))
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,5 +1,6 @@
 """What came out of one run: arrays for all its rows, and their text, made once for everybody in the batch."""
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -9,6 +10,9 @@ from app.codec.values import bfloat16_values
 from app.errors import InferenceFailedError
 from app.model import Model
 from app.tensors import Array
+
+_FEW = 64  # scores
+_DIGITS = 7
 
 
 class Results:
@@ -73,11 +77,8 @@ class Results:
     @cached_property
     def probabilities(self) -> Array | None:
         """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
-        labelled = self.model.labelled
-        if labelled is None or labelled.name not in self.output_names:
-            return None
-        scores = self.arrays[self.output_names.index(labelled.name)].astype(np.float32, copy=False)
-        if labelled.kind == "probabilities":
+        scores = self._scores
+        if scores is None or not self._are_logits:
             return scores
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
@@ -85,10 +86,36 @@ class Results:
     @cached_property
     def best(self) -> list[tuple[int, bytes]]:
         """For each row the likeliest label's index, and its probability as JSON."""
-        probabilities = self.probabilities
-        if probabilities is None:
+        scores = self._scores
+        if scores is None:
             return []
-        indices = probabilities.argmax(axis=1)
-        top = np.ascontiguousarray(probabilities[np.arange(len(indices)), indices])
-        texts = orjson.dumps(top, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+        if scores.size <= _FEW:
+            return [self._best_of(row) for row in scores.tolist()]
+        indices = scores.argmax(axis=1)
+        top = scores[np.arange(len(indices)), indices]
+        if self._are_logits:
+            # The likeliest label's exp(0), over the sum.
+            top = 1 / np.exp(scores - top[:, None]).sum(axis=1)
+        texts = orjson.dumps(top.astype(np.float64).round(_DIGITS), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         return list(zip(indices.tolist(), texts, strict=True))
+
+    def _best_of(self, row: list[float]) -> tuple[int, bytes]:
+        """The same for one row: numpy's calls would take longer than the arithmetic."""
+        top = max(row)
+        index = row.index(top)
+        if self._are_logits:
+            top = 1 / sum([math.exp(score - top) for score in row])
+        return index, orjson.dumps(round(top, _DIGITS))
+
+    @property
+    def _are_logits(self) -> bool:
+        labelled = self.model.labelled
+        return labelled is not None and labelled.kind == "logits"
+
+    @cached_property
+    def _scores(self) -> Array | None:
+        """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
+        labelled = self.model.labelled
+        if labelled is None or labelled.name not in self.output_names:
+            return None
+        return self.arrays[self.output_names.index(labelled.name)].astype(np.float32, copy=False)

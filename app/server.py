@@ -1,14 +1,17 @@
 """Running the application under uvicorn."""
 
+import functools
 import gc
 import logging
 import os
+import signal
 import socket
 
 import uvicorn
 
 from app.errors import AppError
 from app.main import Application, create_app
+from app.protocol import InferenceProtocol
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ def serve(settings: Settings) -> int:
     application.state.panther.on_loaded = freeze_collector
     server = uvicorn.Server(make_config(application))
     log.info("listening on http://%s:%d (docs at /docs)", settings.host, sock.getsockname()[1])
+    # uvicorn sends itself the signal again once it has shut down; stopping on request is a success
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server.run([sock])
     return 0 if server.started else 1
 
@@ -61,7 +66,8 @@ def make_config(application: Application) -> uvicorn.Config:
     return uvicorn.Config(
         application,
         loop="uvloop",
-        http="httptools",
+        http=functools.partial(InferenceProtocol, application.service),  # type: ignore[arg-type]
+        proxy_headers=False,
         ws="none",
         log_config=None,
         access_log=False,

@@ -23,7 +23,7 @@ JSON_HEADER = (b"content-type", b"application/json")
 _JSON_TYPES = (b"application/json", b"", b"text/json", b"text/plain", b"application/x-www-form-urlencoded")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """A request that was read, and how its answer is to be written."""
 

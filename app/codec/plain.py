@@ -18,7 +18,7 @@ MAX_TOP_K = 1000
 _KEYS = ("inputs", "outputs", "top_k")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlainRequest:
     """A decoded request; ``top_k`` is None where only the likeliest label is wanted."""
 

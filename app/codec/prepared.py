@@ -7,7 +7,7 @@ from app.model import Model
 from app.tensors import Array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would triple the time to make one, and one is made for each request
 class Prepared:
     """Input tensors that fit the model, and the outputs that are wanted."""
 

@@ -1,0 +1,204 @@
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.batcher import Batcher, Call
+from app.errors import DeadlineExceededError, InferenceFailedError, ModelUnavailableError
+from app.tensors import TensorSpec
+
+
+class Doubler:
+    """A model that doubles its input, notes what it ran, and fails on the number 666."""
+
+    name = "doubler"
+    batched = True
+    output_names = ("y",)
+
+    def __init__(self):
+        spec = TensorSpec("y", "FP32", np.dtype(np.float32), (None, None), ("batch", None))
+        self.output_by_name = {"y": spec, "z": spec}
+        self.labelled = None
+        self.runs = []
+
+    def run(self, feeds, output_names):
+        x = feeds["x"]
+        self.runs.append((len(x), output_names))
+        if (x == 666).any():
+            raise InferenceFailedError("the model failed on this input")
+        return [x * 2 if name == "y" else x * 3 for name in output_names]
+
+
+class Unbatched(Doubler):
+    batched = False
+
+
+def call(x, results, name=None, outputs=("y",), **options):
+    key = (outputs, x.shape[1:])
+    return Call({"x": x}, outputs, len(x), key, lambda *ended: results.append((name, *ended)), **options)
+
+
+async def settle(batcher):
+    while not batcher.idle:
+        await asyncio.sleep(0)
+
+
+@st.composite
+def arrivals(draw):
+    """Requests of several widths, outputs and sizes; some poisoned, some cancelled; pauses of the loop in between."""
+    return draw(
+        st.lists(
+            st.tuples(
+                st.integers(1, 9),  # rows
+                st.sampled_from([2, 3]),  # width
+                st.sampled_from([("y",), ("z",), ("z", "y")]),
+                st.sampled_from(["good", "good", "good", "good", "poisoned", "cancelled"]),
+                st.integers(0, 3),  # turns of the loop to wait before the next
+                st.integers(0, 2),  # priority
+            ),
+            min_size=1,
+            max_size=40,
+        )
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(arrivals(), st.integers(1, 12), st.sampled_from([0, 10**12]))
+def test_the_right_rows_go_back_to_the_right_request(arrived, max_rows, inline_ns):
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows, inline_ns)
+        if inline_ns:
+            batcher._cost_ns[0] = 1
+        results, sent = [], {}
+        for number, (rows, width, outputs, kind, pause, priority) in enumerate(arrived):
+            x = np.full((rows, width), number, np.float32) + np.arange(rows, dtype=np.float32)[:, None] / 16
+            if kind == "poisoned":
+                x[-1, 0] = 666
+            item = call(x, results, number, outputs, priority=priority)
+            sent[number] = (x, outputs, kind)
+            batcher.submit(item)
+            if kind == "cancelled":
+                batcher.cancel(item)
+            for _ in range(pause):
+                await asyncio.sleep(0)
+        await settle(batcher)
+        batcher.close()
+        return results, sent
+
+    results, sent = asyncio.run(run())
+    expected = [number for number, (_, _, kind) in sent.items() if kind != "cancelled"]
+    assert Counter(name for name, *_ in results) == Counter(expected)
+    for number, item, outcome, error in results:
+        x, outputs, kind = sent[number]
+        if kind == "poisoned":
+            assert isinstance(error, InferenceFailedError)
+            continue
+        assert error is None
+        for index, name in enumerate(outputs):
+            np.testing.assert_array_equal(outcome.array(index, item.start, item.stop), x * (2 if name == "y" else 3))
+    assert all(rows <= max_rows for rows, _ in model.runs)
+
+
+def test_what_arrives_in_one_turn_runs_together():
+    model, results = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, 64, 10**12)
+        batcher._cost_ns[0] = 1
+        for number in range(10):
+            batcher.submit(call(np.full((1, 2), number, np.float32), results, number))
+        await settle(batcher)
+        return batcher
+
+    batcher = asyncio.run(run())
+    assert [rows for rows, _ in model.runs] == [10]
+    assert [name for name, *_ in results] == list(range(10))
+    assert (batcher.statistics.executions, batcher.statistics.executed_rows) == (1, 10)
+
+
+def test_what_arrives_while_a_batch_runs_is_the_next_batch():
+    model, results = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, 64, 0)  # everything on the owner thread
+        batcher.submit(call(np.zeros((1, 2), np.float32), results))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for _ in range(5):
+            batcher.submit(call(np.zeros((1, 2), np.float32), results))
+        await settle(batcher)
+        batcher.close()
+
+    asyncio.run(run())
+    assert [rows for rows, _ in model.runs] == [1, 5]
+
+
+def test_priority_goes_first_and_none_comes_last():
+    model, results = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, 1, 10**12)
+        for name, priority in [("none", 0), ("low", 9), ("high", 1), ("high, later", 1)]:
+            batcher.submit(call(np.zeros((1, 2), np.float32), results, name, priority=priority))
+        await settle(batcher)
+        batcher.close()
+
+    asyncio.run(run())
+    assert [name for name, *_ in results] == ["high", "high, later", "low", "none"]
+
+
+def test_an_expired_call_is_dropped_before_it_is_run():
+    model, results = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, 8, 10**12)
+        batcher.submit(call(np.zeros((1, 2), np.float32), results, "late", deadline_ns=1))
+        await asyncio.sleep(0.01)
+        await settle(batcher)
+
+    asyncio.run(run())
+    assert model.runs == []
+    assert isinstance(results[0][3], DeadlineExceededError)
+
+
+def test_a_model_without_batch_dimension_runs_one_call_at_a_time():
+    model, results = Unbatched(), []
+
+    async def run():
+        batcher = Batcher(model, 8, 10**12)
+        for _ in range(3):
+            batcher.submit(Call({"x": np.ones((4, 2))}, ("y",), 1, None, lambda *ended: results.append(ended)))
+        await settle(batcher)
+        batcher.close()
+
+    asyncio.run(run())
+    assert [rows for rows, _ in model.runs] == [4, 4, 4]
+    assert all(outcome.array(0, 0, 1).shape == (4, 2) for _, outcome, _ in results)
+
+
+def test_a_closed_batcher_finishes_what_waits_and_takes_no_more():
+    model, results = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, 8, 0)
+        batcher.submit(call(np.zeros((1, 2), np.float32), results, "before"))
+        batcher.close()
+        batcher.submit(call(np.zeros((1, 2), np.float32), results, "after"))
+        await settle(batcher)
+
+    asyncio.run(run())
+    errors = {name: error for name, _, _, error in results}
+    assert errors["before"] is None
+    assert isinstance(errors["after"], ModelUnavailableError)
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 100), (2, 200), (4, 400), (3, 400), (9, 1600)])
+def test_a_size_never_seen_is_expected_to_cost_in_proportion(rows, expected):
+    batcher = Batcher(Doubler(), 64, 0)
+    batcher._learn(1, 100)
+    assert batcher._expected_ns(rows) == expected

@@ -1,0 +1,209 @@
+"""The connection itself: what a well-behaved client never notices, and what others run into."""
+
+import asyncio
+import json
+import socket
+import time
+
+import httpx
+import pytest
+from onnx import TensorProto, helper
+
+from app.main import create_app
+from app.settings import Settings
+
+ROW = [0.5, -1.0, 2.0, 0.25, 0.0, 1.5]
+
+
+def request(body, path="/predict", headers=(), method="POST", version="1.1"):
+    lines = [f"{method} {path} HTTP/{version}", "Host: x", "Content-Type: application/json", *headers]
+    if not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Wire:
+    """A socket, and answers read from it one by one."""
+
+    def __init__(self, client):
+        self.socket = socket.create_connection((client.base_url.host, client.base_url.port), timeout=10)
+        self.buffer = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def _until(self, enough):
+        while not enough():
+            data = self.socket.recv(65536)
+            if not data:
+                raise EOFError(self.buffer)
+            self.buffer += data
+
+    def answer(self):
+        self._until(lambda: b"\r\n\r\n" in self.buffer)
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        length = int(headers.get("content-length", 0))
+        self._until(lambda: len(self.buffer) >= length)
+        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return int(lines[0].split()[1]), headers, json.loads(body) if body else None
+
+    def closed(self):
+        return self.socket.recv(1) == b""
+
+
+BODY = json.dumps({"inputs": [ROW]}).encode()
+
+
+def test_pipelined_requests_are_answered_in_order(client):
+    bodies = [json.dumps({"inputs": [ROW] * count}).encode() for count in (1, 2, 3, 4)]
+    stream = b"".join(request(body, headers=[f"X-Request-ID: {i}"]) for i, body in enumerate(bodies))
+    stream += request(b"", "/health/live", ["X-Request-ID: 4"], "GET") + request(BODY, headers=["X-Request-ID: 5"])
+    with Wire(client) as wire:
+        wire.socket.sendall(stream)
+        answers = [wire.answer() for _ in range(6)]
+    assert [headers["x-request-id"] for _, headers, _ in answers] == list("012345")
+    assert [len(answer["outputs"]["logits"]) for _, _, answer in answers[:4]] == [1, 2, 3, 4]
+    assert answers[4][2] == {"live": True}
+
+
+def test_a_connection_serves_many_requests_of_both_kinds(client):
+    with Wire(client) as wire:
+        for _ in range(3):
+            wire.socket.sendall(request(BODY))
+            assert wire.answer()[0] == 200
+            wire.socket.sendall(request(b"", "/models", method="GET"))
+            assert wire.answer()[0] == 200
+            wire.socket.sendall(request(b"{", path="/models/none/predict"))
+            assert wire.answer()[0] == 404
+
+
+def test_a_body_in_small_pieces_and_in_chunks(client):
+    with Wire(client) as wire:
+        for byte in request(BODY):
+            wire.socket.sendall(bytes([byte]))
+        assert wire.answer()[0] == 200
+        chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:7], BODY[7:])) + b"0\r\n\r\n"
+        wire.socket.sendall(request(b"", headers=["Transfer-Encoding: chunked"]) + chunks)
+        assert wire.answer()[0] == 200
+
+
+def test_expect_100_continue(client):
+    with Wire(client) as wire:
+        head = request(b"", headers=["Expect: 100-continue", f"Content-Length: {len(BODY)}"])
+        wire.socket.sendall(head)
+        assert wire.answer()[0] == 100
+        wire.socket.sendall(BODY)
+        assert wire.answer()[0] == 200
+
+
+@pytest.mark.parametrize(("version", "headers"), [("1.1", ["Connection: close"]), ("1.0", [])])
+def test_the_connection_is_closed_where_the_client_asks_for_it(client, version, headers):
+    with Wire(client) as wire:
+        wire.socket.sendall(request(BODY, headers=headers, version=version))
+        status, answer_headers, _ = wire.answer()
+        assert (status, answer_headers["connection"]) == (200, "close")
+        assert wire.closed()
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_too_long_a_body_is_refused_early_and_the_connection_closed(serve, tiny, announced):
+    client = serve(tiny.graph(), max_body_bytes=2048)
+    with Wire(client) as wire:
+        if announced:
+            wire.socket.sendall(request(b"", headers=["Content-Length: 1000000000"]))
+        else:
+            chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
+            wire.socket.sendall(request(b"", headers=["Transfer-Encoding: chunked"]) + 3 * chunk)
+        status, headers, body = wire.answer()
+        assert (status, headers["connection"]) == (413, "close")
+        assert body == {"error": "the body is larger than max_body_bytes (2048)"}
+        assert wire.closed()
+
+
+def test_what_is_no_http_is_400(client):
+    with Wire(client) as wire:
+        wire.socket.sendall(b"this is no HTTP\r\n\r\n")
+        assert b"400" in wire.socket.recv(1000)
+
+
+def slow_model(build):
+    """A loop of matrix products that takes long enough to queue behind."""
+    n = helper.make_tensor("n", TensorProto.INT64, [], [60])
+    keep = helper.make_tensor("keep", TensorProto.BOOL, [], [True])
+    inner = helper.make_graph(
+        [
+            helper.make_node("Identity", ["c"], ["c_out"]),
+            helper.make_node("MatMul", ["v", "v"], ["w"]),
+            helper.make_node("Tanh", ["w"], ["v_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, ["batch", 256, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("c_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_out", TensorProto.FLOAT, ["batch", 256, 256]),
+        ],
+    )
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 1, 1])
+    tile = helper.make_tensor("tile", TensorProto.INT64, [3], [1, 256, 256])
+    row = helper.make_tensor("row", TensorProto.INT64, [2], [1, 2])
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Tile", ["r", "tile"], ["t"]),
+        helper.make_node("Loop", ["n", "keep", "t"], ["z"], body=inner),
+        helper.make_node("ReduceMean", ["z", "row"], ["y"], keepdims=0),
+    ]
+    return build.onnx_model(
+        nodes, [("x", TensorProto.FLOAT, ["batch"])], [("y", TensorProto.FLOAT, ["batch"])], [n, keep, shape, tile, row]
+    )
+
+
+def test_a_long_run_leaves_the_loop_free_and_a_client_that_goes_costs_no_model_time(serve, build):
+    client = serve(slow_model(build), num_threads=1, max_batch_rows=8)
+    body = json.dumps({"inputs": [0.5] * 8}).encode()
+    before = client.get("/stats").json()["models"][0]["live"]["executions"]
+    with Wire(client) as first, Wire(client) as second:
+        first.socket.sendall(request(body))
+        time.sleep(0.02)
+        second.socket.sendall(request(body))
+        began = time.perf_counter()
+        assert client.get("/health/live").status_code == 200
+        probe_s = time.perf_counter() - began
+        second.socket.close()
+        assert first.answer()[0] == 200
+        run_s = client.get("/stats").json()["models"][0]["live"]["mean_compute_infer_ms"] / 1000
+    for _ in range(100):
+        live = client.get("/stats").json()["models"][0]["live"]
+        if live["failures_by_reason"]:
+            break
+        time.sleep(0.01)
+    assert live["failures_by_reason"] == {"Cancelled": 1}
+    assert live["executions"] == before + 1
+    assert probe_s < max(run_s, 0.1)
+
+
+def test_under_another_asgi_server_the_application_answers_alike(tiny_dir, tiny):
+    async def ask():
+        application = create_app(Settings(model_dir=tiny_dir))
+        application.state.panther.repository.load_all()
+        application.state.panther.loading = False
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            good = await client.post("/predict", json={"inputs": [ROW] * 2})
+            bad = await client.post("/v2/models/tiny/infer", json={"inputs": []})
+            large = await client.post("/predict", content=b" " * (65 * 1024 * 1024))
+            return good, bad, large
+
+    good, bad, large = asyncio.run(ask())
+    assert good.status_code == 200
+    assert len(good.json()["predictions"]) == 2
+    assert (bad.status_code, list(bad.json())) == (400, ["error"])
+    assert (large.status_code, large.headers["connection"]) == (413, "close")
