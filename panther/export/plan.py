@@ -87,7 +87,12 @@ def measure_site(
         # a session a shape: a CUDA graph is recorded for one
         feeds = {"x": random.standard_normal(shape).astype(dtype)}
         runs = {
-            plan: runner(load(graph, target, cuda_graph=target.device == "cuda"), feeds, target)
+            plan: runner(
+                load(graph, target, cuda_graph=target.device == "cuda"),
+                feeds,
+                target,
+                {"y": (*shape[:-1], site.out_features)},
+            )
             for plan, graph in graphs.items()
         }
         for plan, median in median_us(runs).items():
@@ -99,20 +104,21 @@ def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: n
     elem = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
     weights = [(random.standard_normal(shape) / shape[0] ** 0.5).astype(dtype) for shape in site.shapes(plan)]
     initializers = [numpy_helper.from_array(weight, f"w{index}") for index, weight in enumerate(weights)]
-    nodes, value = [], "x"
-    for initializer in initializers:
-        nodes.append(helper.make_node("MatMul", [value, initializer.name], [f"{value}m"]))
-        value += "m"
+    steps = [("MatMul", initializer.name) for initializer in initializers]
     if site.bias is not None:
         initializers.append(numpy_helper.from_array(site.bias.astype(dtype), "bias"))
-        nodes.append(helper.make_node("Add", [value, "bias"], [f"{value}a"]))
-        value += "a"
+        steps.append(("Add", "bias"))
+    values = ["x", *(f"h{index}" for index in range(len(steps) - 1)), "y"]
+    nodes = [
+        helper.make_node(op, [values[index], constant], [values[index + 1]])
+        for index, (op, constant) in enumerate(steps)
+    ]
     dims = [f"d{axis}" for axis in range(rank - 1)]
     graph = helper.make_graph(
         nodes,
         plan,
         [helper.make_tensor_value_info("x", elem, [*dims, site.in_features])],
-        [helper.make_tensor_value_info(value, elem, [*dims, site.out_features])],
+        [helper.make_tensor_value_info("y", elem, [*dims, site.out_features])],
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
