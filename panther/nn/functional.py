@@ -71,7 +71,7 @@ def sketched_linear(
     L, d_in, _ = S1s.shape
     scale = 1 / (2 * L)
     rows = x.reshape(-1, d_in)
-    learned, fixed = _hidden(rows, S1s), _hidden(rows, U2s)
+    learned, fixed = _hidden(rows, S1s, L), _hidden(rows, U2s, L)
     if bias is None:
         y = (learned * scale) @ U1s.flatten(0, 1)
     else:
@@ -81,11 +81,9 @@ def sketched_linear(
     return y.reshape(x.shape[:-1] + (S2s.shape[-1],))  # noqa: RUF005
 
 
-def _hidden(rows: Tensor, terms: Tensor) -> Tensor:
+def _hidden(rows: Tensor, terms: Tensor, L: int) -> Tensor:
     """(N, d_in), (L, d_in, k) → (N, L·k): rows @ [terms side by side]."""
-    if len(terms) == 1:
-        return rows @ terms[0]
-    return torch.bmm(rows.expand(len(terms), *rows.shape), terms).transpose(0, 1).flatten(1)
+    return torch.bmm(rows.expand(L, -1, -1), terms).transpose(0, 1).flatten(1)
 
 
 def _side_by_side(terms: Tensor) -> Tensor:

@@ -245,7 +245,7 @@ def test_repr_is_that_of_nn_linear():
 
 def test_positional_call_of_the_public_package():
     W = torch.randn(48, 64, dtype=torch.float64)
-    layer = SKLinear(64, 48, 1, 8, W, False, torch.float64, "cpu")
+    layer = SKLinear(64, 48, 1, 8, W, False, torch.float64, "cpu")  # noqa: FBT003
     assert layer.bias is None
     assert layer.S1s.dtype == torch.float64
     assert (layer.dense_weight() - W).norm() < W.norm()
