@@ -40,7 +40,7 @@ class Target:
 def available_cores() -> int:
     """The CPU cores that this process may run on, by its affinity and by the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_cgroup_quota(_CGROUP))))
+    return max(1, math.ceil(min(cores, _cgroup_quota(_CGROUP))))
 
 
 def _cgroup_quota(folder: Path) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,11 +47,15 @@ class Placeholder(nn.Module):
             for tensor in (layer.S1s, layer.U1s, layer.U2s, layer.S2s)
         )
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-        self.out_features = layer.out_features
+        # code around the layer may ask for its sizes
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.num_terms, self.low_rank = layer.num_terms, layer.low_rank
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
         """Leave one node in the graph."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x of shape {tuple(x.shape)} must end in in_features ({self.in_features})")
         terms = (x, self.S1s, self.U1s, self.U2s, self.S2s)
         symbolic: Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::{OP}",
@@ -121,19 +126,24 @@ def trace(
         ExportError: torch could not export the module, or it fixes an axis that was to be dynamic.
     """
     layers = sketched_layers(model)
-    copied = copy.deepcopy(model).eval()
+    copied = _copy(model, share=not half).eval()
     copied = _replace(copied, {name: Placeholder(layer, name) for name, layer in sketched_layers(copied).items()})
-    dims = {name: torch.export.Dim(name) for axes in dynamic_axes.values() for name in axes.values()}
-    shapes = tuple({axis: dims[dim] for axis, dim in dynamic_axes.get(name, {}).items()} for name in example_inputs)
     names = list(example_inputs)
+    shapes = {
+        "tensors": tuple(dict.fromkeys(dynamic_axes.get(name, {}), torch.export.Dim.AUTO) for name in example_inputs)
+    }
     try:
         with _quiet(), no_fast_path():
-            program = torch.onnx.export(
+            exported = torch.export.export(
                 Traceable(copied, names if by_name else None, half=half),
-                tuple(example_inputs.values()),
+                tuple(at_least_two(example_inputs, dynamic_axes).values()),
+                dynamic_shapes=shapes,
+                strict=False,
+            )
+            program = torch.onnx.export(
+                exported,
                 input_names=names,
                 output_names=list(output_names),
-                dynamic_shapes={"tensors": shapes},
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -147,7 +157,56 @@ def trace(
     if outputs != list(output_names):
         raise ExportError(f"{type(model).__name__} has {len(outputs)} outputs; {list(output_names)} were named")
     _tidy(program.model)
+    _name_axes(program.model, dynamic_axes)
     return Traced(program.model, layers)
+
+
+def at_least_two(inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mapping[int, str]]) -> dict[str, Tensor]:
+    """The inputs with variable axes of size 1 doubled: torch.export takes a 1 for a size that never changes."""
+    result = {}
+    for name, tensor in inputs.items():
+        for axis in dynamic_axes.get(name, {}):
+            if tensor.shape[axis] == 1:
+                tensor = torch.cat([tensor, tensor], dim=axis)  # noqa: PLW2901
+        result[name] = tensor
+    return result
+
+
+def _name_axes(model: ir.Model, dynamic_axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Give variable axes the names that were asked for.
+
+    Raises:
+        ExportError: the model fixes one of them.
+    """
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in dynamic_axes.get(value.name or "", {}).items():
+            size = value.shape[axis] if value.shape is not None else None
+            # an axis that torch came to know is left as a symbol whose name is a number
+            if not isinstance(size, ir.SymbolicDim) or size.value is None or size.value.isdecimal():
+                raise ExportError(
+                    f"axis {axis} ({name!r}) of input {value.name!r} was to vary; the model fixes it at {size}; "
+                    "leave it out of dynamic_axes, or make forward independent of it"
+                )
+            names.setdefault(str(size.value), name)
+    symbol = re.compile("|".join(rf"\b{re.escape(key)}\b" for key in names)) if names else None
+    values = (*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs))
+    for value in values:
+        if value.shape is not None and symbol is not None:
+            value.shape = ir.Shape(
+                [
+                    symbol.sub(lambda match: names[match[0]], size.value)
+                    if isinstance(size, ir.SymbolicDim) and size.value is not None
+                    else size
+                    for size in value.shape
+                ]
+            )
+
+
+def _copy(model: nn.Module, *, share: bool) -> nn.Module:
+    """A copy whose parts can be replaced; it shares the memory of the weights where nothing is going to change them."""
+    shared = [*model.parameters(), *model.buffers()] if share else []
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _replace(model: nn.Module, by_name: Mapping[str, nn.Module]) -> nn.Module:
@@ -205,12 +264,15 @@ def no_fast_path() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's progress and its deprecation warnings, which no caller can act on, off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
