@@ -101,10 +101,19 @@ def test_answers_bad_input_with_its_reason(stack):
     assert "784" in answer["error"]
 
 
-def test_stats_tell_of_the_shipped_model(stack):
+def test_stats_report_the_parameters_of_the_shipped_model(stack):
     status, answer = stack.ask("/stats")
     assert status == 200
-    assert "digits" in json.dumps(answer)
+    (model,) = [model for model in answer["models"] if model["name"] == "digits"]
+    assert model["layers"]
+    for layer in model["layers"]:
+        inner, outer = layer["in_features"], layer["out_features"]
+        sketched = layer["num_terms"] * layer["low_rank"] * (inner + outer)
+        counted = {name: layer["parameters"][name] for name in ("dense", "learnable", "fixed")}
+        assert counted == {"dense": inner * outer + outer, "learnable": sketched + outer, "fixed": sketched}
+    dense = sum(layer["parameters"]["dense"] for layer in model["layers"])
+    assert model["totals"]["sketched_layers"]["dense"] == dense
+    assert answer["server"]["device"]["providers"] == ["CPUExecutionProvider"]
 
 
 def test_a_setting_of_the_shell_reaches_the_server(stack):
