@@ -164,6 +164,28 @@ def inspect(
         print_inspection(inspection, Console())
 
 
+@app.command()
+def predict(
+    url: Annotated[str, typer.Argument(help="Where the server is, such as http://127.0.0.1:8000.")],
+    rows: Annotated[Path, typer.Option("--input", help="A .npy file of rows for the model's only input.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model; the server's default if left out.")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version; the server's default if left out.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many labels to rank.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the outputs there: .npz, or .npy where there is one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a server for predictions on rows of a file."""
+    _require("httpx", extra="client")
+    from panther_client.command import CommandError, run
+
+    try:
+        run(url, rows, model=model, version=version, top_k=top_k, output=output, as_json=as_json, console=Console())
+    except CommandError as error:
+        _fail(str(error))
+
+
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
     """What users can mend is told in a line, without a traceback."""

@@ -1,0 +1,38 @@
+"""A Python client of the server, and of any other that speaks the Open Inference Protocol v2; needs httpx and numpy.
+
+>>> import numpy as np
+>>> from panther_client import Client
+>>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+...     result = client.infer("digits", np.zeros((2, 784), np.float32))
+...     result["logits"].shape
+(2, 10)
+"""
+
+from panther_client.client import AsyncClient, Client, Retries
+from panther_client.errors import (
+    ClientError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    ServerError,
+)
+from panther_client.wire import InferResult, Prediction, PredictResult
+
+__version__ = "0.1.0"
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "ConnectionFailedError",
+    "DeadlineExceededError",
+    "InferResult",
+    "InvalidRequestError",
+    "NotFoundError",
+    "OverloadedError",
+    "PredictResult",
+    "Prediction",
+    "Retries",
+    "ServerError",
+]

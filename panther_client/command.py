@@ -1,0 +1,109 @@
+"""``panther predict``: rows of a file to a server, and its answer to a terminal or a file."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from panther_client.client import Client
+from panther_client.errors import ClientError
+from panther_client.wire import PredictResult
+
+_SHOWN_ROWS = 20
+
+
+class CommandError(Exception):
+    """Something that the user can mend; one line."""
+
+
+def run(
+    url: str,
+    rows: Path,
+    *,
+    model: str | None,
+    version: str | None,
+    top_k: int | None,
+    output: Path | None,
+    as_json: bool,
+    console: Console,
+) -> None:
+    """Ask and show.
+
+    Raises:
+        CommandError: the file can't be read or written, or the server refuses.
+    """
+    try:
+        array = np.load(rows, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CommandError(f"{rows} can't be read as a .npy file: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise CommandError(f"{rows} holds several arrays; a .npy file of one is needed")
+    if not url.startswith(("http://", "https://")):
+        raise CommandError(f"URL ({url}) must begin with http:// or https://")
+    try:
+        with Client(url) as client:
+            result = client.predict(array, model=model, version=version, top_k=top_k)
+    except ClientError as error:
+        raise CommandError(str(error)) from None
+    if output is not None:
+        _write(result, output)
+    if as_json:
+        _print_json(result)
+    else:
+        _print_table(result, console)
+
+
+def _write(result: PredictResult, output: Path) -> None:
+    try:
+        if output.suffix == ".npy":
+            if len(result.outputs) != 1:
+                raise CommandError(f"the model has {len(result.outputs)} outputs; --output must end in .npz")
+            np.save(output, next(iter(result.outputs.values())))
+        elif output.suffix == ".npz":
+            np.savez(output, allow_pickle=False, **result.outputs)
+        else:
+            raise CommandError(f"--output ({output}) must end in .npy or .npz")
+    except OSError as error:
+        raise CommandError(f"{output} can't be written: {error.strerror}") from None
+
+
+def _print_json(result: PredictResult) -> None:
+    document: dict[str, Any] = {
+        "model": result.model,
+        "version": result.version,
+        "outputs": {name: array.tolist() for name, array in result.outputs.items()},
+    }
+    if result.predictions is not None:
+        document["predictions"] = [asdict(item) for item in result.predictions]
+    print(json.dumps(document, ensure_ascii=False))  # noqa: T201 - it is the command's output
+
+
+def _print_table(result: PredictResult, console: Console) -> None:
+    table = Table(title=f"{result.model} version {result.version}")
+    table.add_column("row", justify="right")
+    if result.predictions is not None:
+        table.add_column("label")
+        table.add_column("probability", justify="right")
+        ranked = any(item.top_k for item in result.predictions)
+        if ranked:
+            table.add_column("then")
+        for number, item in enumerate(result.predictions[:_SHOWN_ROWS]):
+            then = ", ".join(f"{label} {probability:.4f}" for label, probability in (item.top_k or [])[1:])
+            table.add_row(str(number), item.label, f"{item.probability:.4f}", *([then] if ranked else []))
+        count = len(result.predictions)
+    else:
+        count = min(len(array) if array.ndim else 1 for array in result.outputs.values())
+        for name in result.outputs:
+            table.add_column(name)
+        for number in range(min(count, _SHOWN_ROWS)):
+            cells = [
+                str(np.array2string(np.atleast_1d(array)[number], threshold=8)) for array in result.outputs.values()
+            ]
+            table.add_row(str(number), *cells)
+    console.print(table)
+    if count > _SHOWN_ROWS:
+        console.print(f"… and {count - _SHOWN_ROWS} more rows (--json or --output gives them all)")

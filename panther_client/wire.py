@@ -1,0 +1,284 @@
+"""Requests and answers as bytes: the same for the blocking and the asynchronous client."""
+
+import io
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from panther_client.errors import InvalidRequestError, ServerError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BF16": np.float32,
+    "BYTES": np.object_,
+}
+HEADER_LENGTH = "inference-header-content-length"
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class InferResult(Mapping[str, Array]):
+    """Outputs by name; BF16 comes as float32, BYTES as Python bytes.
+
+    Attributes:
+        model_name, model_version: what answered.
+        outputs: name to array.
+        id: the request's own id, echoed.
+        parameters: the answer's parameters.
+    """
+
+    model_name: str
+    model_version: str | None
+    outputs: dict[str, Array]
+    id: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Array:
+        return self.outputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest label of one row; ``top_k`` ranks (label, probability) where it was asked for."""
+
+    label: str
+    probability: float
+    top_k: list[tuple[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """The plain API's answer; ``predictions`` is None where the model has no labels."""
+
+    model: str
+    version: str
+    outputs: dict[str, Array]
+    predictions: list[Prediction] | None = None
+
+
+def encode_infer(
+    metadata: Mapping[str, Any],
+    inputs: Any,
+    *,
+    outputs: Sequence[str] | None,
+    request_id: str | None,
+    priority: int | None,
+    timeout_us: int | None,
+    binary: bool,
+) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an inference request.
+
+    Args:
+        metadata: the model's, as ``v2/models/NAME`` gives it; arrays are cast to the types it names.
+        inputs: an array for the only input, or a mapping of input names to arrays.
+        outputs: names of the outputs to return; None for all.
+        request_id, priority, timeout_us: see the protocol.
+        binary: whether tensors travel as bytes or as JSON numbers.
+
+    Raises:
+        InvalidRequestError: the inputs don't fit the model's metadata.
+    """
+    tensors: list[dict[str, Any]] = []
+    tails: list[bytes] = []
+    for spec, array in _matched(metadata, inputs):
+        item, tail = _tensor(spec, array, binary=binary)
+        tensors.append(item)
+        if tail is not None:
+            tails.append(tail)
+    parameters: dict[str, Any] = {"binary_data_output": True} if binary else {}
+    if priority is not None:
+        parameters["priority"] = priority
+    if timeout_us is not None:
+        parameters["timeout"] = timeout_us
+    document: dict[str, Any] = {"inputs": tensors}
+    if request_id is not None:
+        document["id"] = request_id
+    if parameters:
+        document["parameters"] = parameters
+    if outputs is not None:
+        document["outputs"] = [{"name": name} for name in outputs]
+    try:
+        head = json.dumps(document, allow_nan=False).encode()
+    except ValueError:
+        raise InvalidRequestError("JSON can't hold NaN or infinity; send binary tensors") from None
+    if not tails:
+        return {"content-type": "application/json"}, head
+    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return headers, b"".join((head, *tails))
+
+
+def _tensor(spec: Mapping[str, Any], array: Array, *, binary: bool) -> tuple[dict[str, Any], bytes | None]:
+    datatype = spec["datatype"]
+    item: dict[str, Any] = {"name": spec["name"], "shape": list(array.shape), "datatype": datatype}
+    if binary or datatype in ("FP16", "BF16"):
+        tail = to_bytes(array, datatype)
+        item["parameters"] = {"binary_data_size": len(tail)}
+        return item, tail
+    flat = array.reshape(-1)
+    item["data"] = [_text(element) for element in flat] if datatype == "BYTES" else flat.tolist()
+    return item, None
+
+
+def _matched(metadata: Mapping[str, Any], inputs: Any) -> Iterator[tuple[Mapping[str, Any], Array]]:
+    specs = {spec["name"]: spec for spec in metadata["inputs"]}
+    if not isinstance(inputs, Mapping):
+        if len(specs) != 1:
+            raise InvalidRequestError(f"the model has several inputs; give a mapping of {', '.join(specs)} to arrays")
+        inputs = {next(iter(specs)): inputs}
+    for name in inputs:
+        if name not in specs:
+            raise InvalidRequestError(f"the model has no input {name!r}; its inputs: {', '.join(specs)}")
+    for name, value in inputs.items():
+        yield specs[name], _cast(np.asarray(value), specs[name])
+
+
+def _cast(array: Array, spec: Mapping[str, Any]) -> Array:
+    datatype = spec["datatype"]
+    if datatype not in DTYPES:
+        raise InvalidRequestError(f"input {spec['name']!r} is {datatype}, which this client doesn't know")
+    if datatype == "BYTES":
+        return array.astype(object)
+    if datatype == "BF16":
+        if array.dtype.name == "bfloat16":
+            return array
+        wanted = np.dtype(np.float32)
+    else:
+        wanted = np.dtype(DTYPES[datatype])
+    # Python's own integers come as int64: what counts is whether the numbers fit.
+    fits = np.can_cast(array.dtype, wanted, "same_kind") or (array.dtype.kind in "iu" and wanted.kind in "iuf")
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape) if fits else array
+    if not fits or (wanted.kind in "iu" and not np.array_equal(cast, array)):
+        raise InvalidRequestError(
+            f"input {spec['name']!r} takes {datatype}; the array is {array.dtype} and does not fit"
+        )
+    return cast
+
+
+def _text(element: Any) -> str:
+    return element.decode() if isinstance(element, bytes) else str(element)
+
+
+def to_bytes(array: Array, datatype: str) -> bytes:
+    """A tensor as the protocol's bytes."""
+    if datatype == "BYTES":
+        parts: list[bytes] = []
+        for element in array.reshape(-1):
+            data = element if isinstance(element, bytes) else str(element).encode()
+            parts += (_LENGTH.pack(len(data)), data)
+        return b"".join(parts)
+    if datatype == "BF16" and array.dtype.name != "bfloat16":
+        bits = array.view(np.uint32).astype(np.uint64)  # to nearest even
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    return array.tobytes()
+
+
+def from_bytes(data: bytes, datatype: str, shape: Sequence[int]) -> Array:
+    """A tensor from the protocol's bytes.
+
+    Raises:
+        ServerError: the bytes don't make up that shape.
+    """
+    try:
+        if datatype == "BYTES":
+            elements, at = [], 0
+            while at < len(data):
+                (length,) = _LENGTH.unpack_from(data, at)
+                elements.append(data[at + 4 : at + 4 + length])
+                at += 4 + length
+            array = np.empty(len(elements), dtype=object)
+            array[:] = elements
+            return array.reshape(shape)
+        if datatype == "BF16":
+            bits = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
+            return bits.view(np.float32).reshape(shape)
+        return np.frombuffer(data, DTYPES[datatype]).reshape(shape)
+    except (ValueError, KeyError, struct.error) as error:
+        raise ServerError(
+            f"the answer holds a tensor that can't be read ({datatype}, {list(shape)}): {error}"
+        ) from None
+
+
+def decode_infer(headers: Mapping[str, str], body: bytes) -> InferResult:
+    """The answer to an inference request.
+
+    Raises:
+        ServerError: it is none.
+    """
+    try:
+        length = int(headers.get(HEADER_LENGTH, len(body)))
+        document = json.loads(body[:length])
+        outputs: dict[str, Array] = {}
+        at = length
+        for item in document["outputs"]:
+            size = (item.get("parameters") or {}).get("binary_data_size")
+            if size is not None:
+                outputs[item["name"]] = from_bytes(body[at : at + size], item["datatype"], item["shape"])
+                at += size
+            elif item["datatype"] == "BYTES":
+                texts = [text.encode() for text in item["data"]]
+                outputs[item["name"]] = np.array(texts, dtype=object).reshape(item["shape"])
+            else:
+                outputs[item["name"]] = np.array(item["data"], DTYPES[item["datatype"]]).reshape(item["shape"])
+        return InferResult(
+            document["model_name"],
+            document.get("model_version"),
+            outputs,
+            document.get("id"),
+            document.get("parameters") or {},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServerError(f"the answer is not one of the Open Inference Protocol: {error!r}") from None
+
+
+def encode_npy(array: Any) -> bytes:
+    """An array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_predict(body: bytes) -> PredictResult:
+    """The answer of the plain API.
+
+    Raises:
+        ServerError: it is none.
+    """
+    try:
+        document = json.loads(body)
+        outputs = {name: np.array(values) for name, values in document["outputs"].items()}
+        predictions = None
+        if "predictions" in document:
+            predictions = [_prediction(item) for item in document["predictions"]]
+        return PredictResult(document["model"], document["version"], outputs, predictions)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServerError(f"the answer is not one of the plain API: {error!r}") from None
+
+
+def _prediction(item: Mapping[str, Any]) -> Prediction:
+    ranked = item.get("top_k")
+    top_k = None if ranked is None else [(entry["label"], entry["probability"]) for entry in ranked]
+    return Prediction(item["label"], item["probability"], top_k)

@@ -1,0 +1,230 @@
+"""The Python client against the real server, and against servers that misbehave."""
+
+import asyncio
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from panther_client import (
+    AsyncClient,
+    Client,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    Retries,
+    ServerError,
+)
+
+X = np.random.default_rng(0).standard_normal((3, 6))
+
+
+@pytest.fixture
+def own(client):
+    with Client(str(client.base_url)) as own:
+        yield own
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_infer_casts_to_the_models_type(own, tiny, binary, dtype):
+    x = X.astype(dtype)
+    result = own.infer("tiny", x, binary=binary, request_id="a", version=1, priority=1, timeout_us=10**7)
+    np.testing.assert_allclose(result["logits"], tiny.logits(x), rtol=1e-3, atol=1e-4)
+    assert (result.model_name, result.model_version, result.id, list(result)) == ("tiny", "1", "a", ["logits"])
+    assert result["logits"].dtype == np.float32
+
+
+def test_predict_gives_labels(own, tiny):
+    result = own.predict(X, top_k=2)
+    best = tiny.probabilities(X).argmax(axis=1)
+    assert [item.label for item in result.predictions] == [["ant", "bee", "cat"][i] for i in best]
+    assert all(len(item.top_k) == 2 and item.top_k[0][0] == item.label for item in result.predictions)
+    np.testing.assert_allclose(result.outputs["logits"], tiny.logits(X), rtol=1e-4, atol=1e-5)
+    assert own.predict(X, model="tiny", version=1).predictions[0].top_k is None
+
+
+def test_what_is_served(own):
+    assert own.is_ready()
+    assert [item["name"] for item in own.models()] == ["tiny"]
+    assert own.stats("tiny")["models"][0]["name"] == "tiny"
+    assert own.stats()["server"]["ready"] is True
+
+
+def test_errors_have_types_and_the_servers_own_words(own):
+    with pytest.raises(NotFoundError, match="model 'none' is not loaded; loaded: tiny") as raised:
+        own.infer("none", X)
+    assert raised.value.status == 404
+    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[3, 5\]; the model takes"):
+        own.infer("tiny", X[:, :5])
+    with pytest.raises(InvalidRequestError, match="the model has no input 'y'; its inputs: x"):
+        own.infer("tiny", {"y": X})
+    with pytest.raises(InvalidRequestError, match="takes FP32; the array is"):
+        own.infer("tiny", np.array([["a"] * 6]))
+    with pytest.raises(InvalidRequestError, match="JSON can't hold NaN"):
+        own.infer("tiny", X * np.nan, binary=False)
+    with pytest.raises(DeadlineExceededError, match="longer than its timeout"):
+        own.infer("tiny", X, timeout_us=1)
+    with pytest.raises(InvalidRequestError, match="set PANTHER_MODEL_CONTROL=explicit"):
+        own.load("tiny")
+    with pytest.raises(InvalidRequestError, match="a version needs the name of its model"):
+        own.predict(X, version=1)
+
+
+def test_texts_and_brain_floats(tmp_path, build):
+    for name, kind in [("text", TensorProto.STRING), ("brain", TensorProto.BFLOAT16)]:
+        tensor = [kind, ["batch", 2]]
+        node = helper.make_node("Identity", ["x"], ["y"])
+        build.put(tmp_path, build.onnx_model([node], [("x", *tensor)], [("y", *tensor)]), name)
+    with build.running(tmp_path) as server, Client(str(server.base_url)) as own:
+        for binary in (True, False):
+            result = own.infer("text", np.array([["é", b"b"]], dtype=object), binary=binary)
+            assert result["y"].tolist() == [["é".encode(), b"b"]]
+        np.testing.assert_array_equal(own.infer("brain", [[1.5, -2.0]])["y"], np.array([[1.5, -2.0]], np.float32))
+
+
+def test_the_asynchronous_client_answers_many_at_once(client, tiny):
+    async def ask():
+        async with AsyncClient(str(client.base_url)) as own:
+            assert await own.is_ready()
+            assert (await own.models())[0]["name"] == "tiny"
+            assert (await own.stats())["models"]
+            results = await asyncio.gather(*(own.infer("tiny", X + i) for i in range(20)))
+            predicted = await own.predict(X, top_k=1)
+            with pytest.raises(NotFoundError):
+                await own.infer("none", X)
+            return results, predicted
+
+    results, predicted = asyncio.run(ask())
+    for i, result in enumerate(results):
+        np.testing.assert_allclose(result["logits"], tiny.logits(X + i), rtol=1e-3, atol=1e-4)
+    assert len(predicted.predictions) == 3
+
+
+def stub(*answers):
+    """A server that gives these answers one after the other."""
+    rest = list(answers)
+
+    def handler(request):
+        answer = rest.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return Client("", http=httpx.Client(transport=httpx.MockTransport(handler), base_url="http://stub")), rest
+
+
+def busy(status, after=None):
+    return httpx.Response(status, json={"error": "too busy"}, headers={"retry-after": after} if after else {})
+
+
+FINE = httpx.Response(200, json={"models": []})
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_overloaded_server_is_asked_again_after_as_long_as_it_says(monkeypatch, status):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    client, rest = stub(busy(status, "2"), busy(status), FINE)
+    assert client.models() == []
+    assert pauses == [2.0, 0.2]
+    assert rest == []
+
+
+def test_retries_end(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    client, rest = stub(*[busy(503)] * 4, FINE)
+    with pytest.raises(OverloadedError, match="too busy"):
+        client.models()
+    assert rest == [FINE]
+    client, rest = stub(busy(503, "3600"), FINE)
+    with pytest.raises(OverloadedError):
+        client.models()
+    assert rest == [FINE]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (httpx.Response(500, json={"error": "broke"}), ServerError, "broke"),
+        (httpx.Response(502, text="<html>bad gateway"), ServerError, "the server answered 502: <html>bad gateway"),
+        (httpx.Response(200, text="no JSON"), ServerError, "the server answered 500: no JSON"),
+        (httpx.Response(413, json={"error": "long"}), InvalidRequestError, "long"),
+        (httpx.ReadTimeout("slow"), DeadlineExceededError, "did not answer in time"),
+        (httpx.ReadError("gone"), ConnectionFailedError, "can't be reached: gone"),
+    ],
+)
+def test_other_failures_are_not_tried_again(answer, kind, message):
+    client, rest = stub(answer, FINE)
+    with pytest.raises(kind, match=message):
+        client.models()
+    assert rest == [FINE]
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with Client("http://127.0.0.1:9", retries=Retries(1)) as client, pytest.raises(ConnectionFailedError):
+        client.models()
+    with Client("http://127.0.0.1:9", retries=Retries(0)) as client:
+        assert not client.is_ready()
+
+
+def test_the_client_needs_httpx_and_numpy_alone():
+    program = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"app", "panther", "torch", "onnx", "onnxruntime", "fastapi", "pydantic"}:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+import panther_client
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+class TestCommand:
+    """``panther predict``."""
+
+    def run(self, *arguments):
+        from panther.cli import app
+
+        return CliRunner().invoke(app, ["predict", *map(str, arguments)])
+
+    def test_prints_labels(self, client, tiny, tmp_path):
+        np.save(tmp_path / "rows.npy", X)
+        ended = self.run(client.base_url, "--input", tmp_path / "rows.npy", "--top-k", 2)
+        assert ended.exit_code == 0, ended.output
+        for i in tiny.probabilities(X).argmax(axis=1):
+            assert ["ant", "bee", "cat"][i] in ended.output
+
+    def test_writes_outputs_and_json(self, client, tiny, tmp_path):
+        np.save(tmp_path / "rows.npy", X)
+        ended = self.run(client.base_url, "--input", tmp_path / "rows.npy", "--json", "--output", tmp_path / "out.npy")
+        assert ended.exit_code == 0
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), tiny.logits(X), rtol=1e-4, atol=1e-5)
+        assert '"predictions"' in ended.output
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"--input": "nowhere.npy"}, "nowhere.npy can't be read as a .npy file"),
+            ({"--model": "none"}, "model 'none' is not loaded; loaded: tiny"),
+            ({"--output": "out.txt"}, "--output (out.txt) must end in .npy or .npz"),
+        ],
+    )
+    def test_says_what_is_wrong_in_a_line(self, client, tmp_path, monkeypatch, changes, message):
+        monkeypatch.chdir(tmp_path)
+        np.save("rows.npy", X)
+        options = {"--input": "rows.npy", **changes}
+        ended = self.run(client.base_url, *[part for pair in options.items() for part in pair])
+        assert ended.exit_code == 1
+        assert message in " ".join(ended.output.split())
+        assert "Traceback" not in ended.output
