@@ -15,7 +15,7 @@ from app.asgi import Message, Receive, Scope, Send, answer
 from app.errors import AppError, status_of
 from app.inference import InferenceService
 from app.repository import Repository
-from app.routes import health, models, oip, predict
+from app.routes import docs, health, models, oip, predict
 from app.serving import Loader
 from app.settings import Settings
 from app.state import AppState
@@ -32,6 +32,8 @@ class Application(FastAPI):
             version=app.__version__,
             description='Serves sketched models from ONNX files; errors are always `{"error": "…"}`.',
             lifespan=_lifespan,
+            docs_url=None,
+            redoc_url=None,
         )
         self.state.panther = state
         self.service = state.service
@@ -98,6 +100,7 @@ def create_app(settings: Settings | None = None) -> Application:
     application = Application(AppState(settings, loader, repository, service))
     for router in (predict.router, models.router, oip.router, health.router):
         application.include_router(router)
+    docs.mount_docs(application)
     application.add_exception_handler(AppError, _app_error)
     application.add_exception_handler(HTTPException, _http_error)
     application.add_exception_handler(RequestValidationError, _validation_error)

@@ -4,21 +4,24 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from app.routes import examples
+from app.routes.examples import Responses, answers
 from app.schemas import Live, Ready
 from app.state import AppState, app_state
 
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-@router.get("/live")
+@router.get("/live", responses=answers(examples.LIVE))
 async def live() -> Live:
     """The process answers."""
     return Live(live=True)
 
 
-@router.get(
-    "/ready", response_model_exclude_none=True, responses={503: {"model": Ready, "description": "not ready, and why"}}
-)
+_NOT_READY: Responses = {503: {"model": Ready, "description": "not ready, and why"}}
+
+
+@router.get("/ready", response_model_exclude_none=True, responses={**answers(examples.READY), **_NOT_READY})
 async def ready(state: Annotated[AppState, Depends(app_state)], response: Response) -> Ready:
     """Whether every model of the folder is served on the device that was asked for."""
     problem = state.not_ready_because()

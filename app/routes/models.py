@@ -10,13 +10,13 @@ import app
 from app.errors import ModelNotFoundError
 from app.inference import choose_default
 from app.repository import Entry
-from app.schemas import ErrorBody
+from app.routes import examples
+from app.routes.examples import answers
 from app.state import AppState, app_state
 from app.stats import model_summary, version_report
 
 router = APIRouter(tags=["models"])
 State = Annotated[AppState, Depends(app_state)]
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "unknown model"}}
 
 
 def _default(state: AppState) -> str | None:
@@ -31,7 +31,7 @@ async def _model_stats(state: AppState, entry: Entry) -> list[dict[str, Any]]:
     return [version_report(entry, item, figures.get((entry.name, item.version))) for item in entry.versions.values()]
 
 
-@router.get("/models")
+@router.get("/models", responses=answers(examples.MODELS))
 async def list_models(state: State) -> dict[str, Any]:
     """Every model of the folder, served or not."""
     default = _default(state)
@@ -39,13 +39,13 @@ async def list_models(state: State) -> dict[str, Any]:
     return {"models": [model_summary(state.repository, entry, default) for entry in entries]}
 
 
-@router.get("/models/{name}", responses=_NOT_FOUND)
+@router.get("/models/{name}", responses=answers(examples.MODEL, named=True))
 async def show_model(name: str, state: State) -> dict[str, Any]:
     """One model: its inputs and outputs, labels and versions."""
     return model_summary(state.repository, state.repository.entry(name), _default(state))
 
 
-@router.get("/stats")
+@router.get("/stats", responses=answers(examples.STATS))
 async def stats(state: State) -> dict[str, Any]:
     """Parameter savings of every model, per layer and in all, and the live figures."""
     entries = list(state.repository.entries.values())
@@ -69,7 +69,7 @@ async def stats(state: State) -> dict[str, Any]:
     }
 
 
-@router.get("/models/{name}/stats", responses=_NOT_FOUND)
+@router.get("/models/{name}/stats", responses=answers(examples.MODEL_STATS, named=True))
 async def model_stats(name: str, state: State) -> dict[str, Any]:
     """The same for one model and its versions."""
     return {"models": await _model_stats(state, state.repository.entry(name))}

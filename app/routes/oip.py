@@ -10,8 +10,10 @@ from fastapi.responses import JSONResponse
 import app
 from app.errors import InvalidRequestError
 from app.repository import Entry, State
+from app.routes import examples
+from app.routes.examples import answers
 from app.routes.predict import ERRORS, delegate
-from app.schemas import ErrorBody, InferAnswer, InferBody
+from app.schemas import InferAnswer, InferBody
 from app.serving import Serving
 from app.state import AppState, app_state
 from app.statistics import DURATIONS, Statistics
@@ -28,24 +30,25 @@ EXTENSIONS = [
     "statistics",
 ]
 PLATFORM = "onnx_onnxv1"
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "unknown model or version"}}
 _META: list[str | Enum] = ["v2"]
 _CONTROL: list[str | Enum] = ["v2 repository"]
 
 
-@router.get("", tags=_META, summary="Name, version and extensions of the server")
+@router.get(
+    "", tags=_META, responses=answers(examples.OIP_SERVER), summary="Name, version and extensions of the server"
+)
 async def server_metadata() -> dict[str, Any]:
     """What the server is and which extensions of the protocol it speaks."""
     return {"name": "panther", "version": app.__version__, "extensions": EXTENSIONS}
 
 
-@router.get("/health/live", tags=_META)
+@router.get("/health/live", tags=_META, responses=answers(examples.LIVE))
 async def live() -> dict[str, bool]:
     """The process answers."""
     return {"live": True}
 
 
-@router.get("/health/ready", tags=_META)
+@router.get("/health/ready", tags=_META, responses=answers(examples.READY))
 async def ready(state: Shared, response: Response) -> dict[str, bool]:
     """Whether every model is served; 400 where not (``/health/ready`` says why)."""
     is_ready = state.not_ready_because() is None
@@ -53,14 +56,14 @@ async def ready(state: Shared, response: Response) -> dict[str, bool]:
     return {"ready": is_ready}
 
 
-@router.get("/models/stats", tags=_META)
+@router.get("/models/stats", tags=_META, responses=answers(examples.OIP_STATS))
 async def all_statistics(state: Shared) -> dict[str, Any]:
     """Statistics of every loaded version."""
     return {"model_stats": [item for entry in state.repository.entries.values() for item in await _stats(state, entry)]}
 
 
-@router.get("/models/{name}", tags=_META, responses=_NOT_FOUND)
-@router.get("/models/{name}/versions/{version}", tags=_META, responses=_NOT_FOUND)
+@router.get("/models/{name}", tags=_META, responses=answers(examples.OIP_MODEL, named=True))
+@router.get("/models/{name}/versions/{version}", tags=_META, responses=answers(examples.OIP_MODEL, named=True))
 async def model_metadata(state: Shared, name: str, version: str | None = None) -> dict[str, Any]:
     """Inputs and outputs of a model."""
     serving = state.repository.get(name, version)
@@ -75,8 +78,10 @@ async def model_metadata(state: Shared, name: str, version: str | None = None) -
     }
 
 
-@router.get("/models/{name}/ready", tags=_META, responses=_NOT_FOUND)
-@router.get("/models/{name}/versions/{version}/ready", tags=_META, responses=_NOT_FOUND)
+@router.get("/models/{name}/ready", tags=_META, responses=answers(examples.OIP_MODEL_READY, named=True))
+@router.get(
+    "/models/{name}/versions/{version}/ready", tags=_META, responses=answers(examples.OIP_MODEL_READY, named=True)
+)
 async def model_ready(state: Shared, response: Response, name: str, version: str | None = None) -> dict[str, Any]:
     """Whether a model can answer; 400 where it is known and can't."""
     entry = state.repository.entry(name)
@@ -86,8 +91,8 @@ async def model_ready(state: Shared, response: Response, name: str, version: str
     return {"name": name, "ready": is_ready}
 
 
-@router.get("/models/{name}/config", tags=_META, responses=_NOT_FOUND)
-@router.get("/models/{name}/versions/{version}/config", tags=_META, responses=_NOT_FOUND)
+@router.get("/models/{name}/config", tags=_META, responses=answers(examples.OIP_CONFIG, named=True))
+@router.get("/models/{name}/versions/{version}/config", tags=_META, responses=answers(examples.OIP_CONFIG, named=True))
 async def model_config(state: Shared, name: str, version: str | None = None) -> dict[str, Any]:
     """The model's configuration in the form that Triton gives it."""
     return triton_config(state.repository.get(name, version), state.settings.version_policy)
@@ -127,8 +132,8 @@ def triton_config(serving: Serving, policy: str) -> dict[str, Any]:
     return config
 
 
-@router.get("/models/{name}/stats", tags=_META, responses=_NOT_FOUND)
-@router.get("/models/{name}/versions/{version}/stats", tags=_META, responses=_NOT_FOUND)
+@router.get("/models/{name}/stats", tags=_META, responses=answers(examples.OIP_STATS, named=True))
+@router.get("/models/{name}/versions/{version}/stats", tags=_META, responses=answers(examples.OIP_STATS, named=True))
 async def model_statistics(state: Shared, name: str, version: str | None = None) -> dict[str, Any]:
     """Statistics of a model's loaded versions, or of one of them."""
     if version is not None:
@@ -189,7 +194,13 @@ async def _object(request: Request) -> dict[str, Any]:
     return value
 
 
-@router.post("/repository/index", tags=_CONTROL)
+_INDEX_BODY = {
+    "requestBody": {"content": {"application/json": {"schema": {"type": "object"}, "example": {"ready": True}}}}
+}
+_DONE: dict[int | str, dict[str, Any]] = {200: {"description": "done; the body is empty"}, **ERRORS}
+
+
+@router.post("/repository/index", tags=_CONTROL, responses=answers(examples.OIP_INDEX), openapi_extra=_INDEX_BODY)
 async def repository_index(state: Shared, request: Request) -> JSONResponse:
     """Every model of the repository with its versions, states and reasons; ``{"ready": true}`` for the ready ones."""
     only_ready = (await _object(request)).get("ready", False)
@@ -205,7 +216,7 @@ async def repository_index(state: Shared, request: Request) -> JSONResponse:
     )
 
 
-@router.post("/repository/models/{name}/load", tags=_CONTROL, responses=ERRORS)
+@router.post("/repository/models/{name}/load", tags=_CONTROL, responses=_DONE, response_class=Response)
 async def load(state: Shared, request: Request, name: str) -> Response:
     """Load a model anew from the folder, beside the version that is served, and swap it in."""
     document = await _object(request)
@@ -215,7 +226,7 @@ async def load(state: Shared, request: Request, name: str) -> Response:
     return Response(status_code=200)
 
 
-@router.post("/repository/models/{name}/unload", tags=_CONTROL, responses=ERRORS)
+@router.post("/repository/models/{name}/unload", tags=_CONTROL, responses=_DONE, response_class=Response)
 async def unload(state: Shared, request: Request, name: str) -> Response:
     """Stop serving a model; what it has in hand is finished."""
     await _object(request)
@@ -248,6 +259,16 @@ _INFER_BODY: dict[str, Any] = {
         },
     },
 }
+_INFER_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": InferAnswer,
+        "content": {
+            "application/json": {"example": examples.OIP_ANSWER},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+    **ERRORS,
+}
 for _path in ("/models/{name}/infer", "/models/{name}/versions/{version}/infer"):
     router.add_api_route(
         _path,
@@ -257,6 +278,6 @@ for _path in ("/models/{name}/infer", "/models/{name}/versions/{version}/infer")
         summary="Ask a model" if "versions" not in _path else "Ask a version of a model",
         tags=["v2 inference"],
         response_model=None,
-        responses={200: {"model": InferAnswer}, **ERRORS},
+        responses=_INFER_ANSWERS,
         openapi_extra=_INFER_BODY,
     )

@@ -16,14 +16,20 @@ from app.state import app_state
 router = APIRouter(tags=["predict"])
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
+    status: {
+        "model": ErrorBody,
+        "description": text,
+        "content": {"application/json": {"example": {"error": "inputs[0] has 783 values; expected 784"}}},
+    }
     for status, text in {
         400: "the body can't be understood or doesn't fit the model",
+        403: "not allowed by the settings",
         404: "unknown model or version",
         413: "the body is over max_body_bytes",
         415: "unknown content type",
         500: "the model failed on this input",
-        503: "the model is not ready",
+        503: "the model is not ready; Retry-After says when to try again",
+        504: "the request waited longer than its timeout",
     }.items()
 }
 _BODY: dict[str, Any] = {
@@ -36,9 +42,48 @@ _BODY: dict[str, Any] = {
                     "rows": {"summary": "rows of the only input", "value": {"inputs": [[0.0, 0.5, 1.0]]}},
                     "named": {"summary": "inputs by name", "value": {"inputs": {"x": [[0.0, 0.5, 1.0]]}, "top_k": 3}},
                 },
+            },
+            "application/octet-stream": {
+                "schema": {"type": "string", "format": "binary", "description": "raw rows, float32 for most models"}
+            },
+            "application/x-npy": {
+                "schema": {"type": "string", "format": "binary", "description": "an array in numpy's .npy format"}
+            },
+        },
+    },
+    "parameters": [
+        {
+            "name": "top_k",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1, "maximum": 1000},
+            "description": "how many labels to rank for each row",
+            "example": 3,
+        },
+        {
+            "name": "output",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "the output of a binary answer (`Accept: application/x-npy` or `application/octet-stream`)",
+            "example": "logits",
+        },
+    ],
+}
+_ANSWER: dict[str, Any] = {
+    "model": PredictAnswer,
+    "content": {
+        "application/json": {
+            "example": {
+                "model": "digits",
+                "version": "1",
+                "outputs": {"logits": [[-2.1, 0.3, 7.5]]},
+                "predictions": [{"label": "2", "probability": 0.9992}],
             }
         },
-    }
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
+    },
 }
 
 
@@ -59,7 +104,7 @@ def _describe(path: str, name: str, summary: str) -> None:
         name=name,
         summary=summary,
         response_model=None,
-        responses={200: {"model": PredictAnswer}, **ERRORS},
+        responses={200: _ANSWER, **ERRORS},
         openapi_extra=_BODY,
     )
 

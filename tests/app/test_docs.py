@@ -1,0 +1,83 @@
+"""The page at /docs and the schema behind it."""
+
+import re
+
+import pytest
+
+
+def test_the_docs_page_needs_no_other_host(client):
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "SwaggerUIBundle" in page.text
+    assert not re.search(r"https?://", page.text)
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) >= 3
+    for asset in assets:
+        assert client.get(asset).status_code == 200, asset
+    assert '"validatorUrl": null' in page.text
+    assert client.get("/docs/assets/../../../etc/passwd").status_code == 404
+    assert client.get("/redoc").status_code == 404
+
+
+def operations(client):
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+EXPECTED = {
+    "POST /predict",
+    "POST /models/{name}/predict",
+    "POST /models/{name}/versions/{version}/predict",
+    "GET /models",
+    "GET /models/{name}",
+    "GET /models/{name}/stats",
+    "GET /stats",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/stats",
+    "GET /v2/models/{name}",
+    "GET /v2/models/{name}/config",
+    "GET /v2/models/{name}/ready",
+    "GET /v2/models/{name}/stats",
+    "GET /v2/models/{name}/versions/{version}",
+    "GET /v2/models/{name}/versions/{version}/config",
+    "GET /v2/models/{name}/versions/{version}/ready",
+    "GET /v2/models/{name}/versions/{version}/stats",
+    "POST /v2/models/{name}/infer",
+    "POST /v2/models/{name}/versions/{version}/infer",
+    "POST /v2/repository/index",
+    "POST /v2/repository/models/{name}/load",
+    "POST /v2/repository/models/{name}/unload",
+}
+
+
+def test_every_route_is_described(client):
+    found = dict(operations(client))
+    assert set(found) >= EXPECTED
+    for name, operation in found.items():
+        assert operation.get("summary"), name
+        assert operation.get("description") or "summary" in operation, name
+        assert operation.get("tags"), name
+    assert len({operation["operationId"] for operation in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in EXPECTED if name.startswith("POST")))
+def test_routes_with_a_body_have_an_example_of_it(client, name):
+    operation = dict(operations(client))[name]
+    if "predict" in name or "infer" in name or "index" in name:
+        content = operation["requestBody"]["content"]["application/json"]
+        assert "example" in content or "examples" in content
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_answers_have_an_example(client, name):
+    answers = dict(operations(client))[name]["responses"]
+    content = answers["200"].get("content", {}).get("application/json", {})
+    if name.endswith(("/load", "/unload")):
+        assert "content" not in answers["200"] or content == {}
+    else:
+        assert "example" in content or "examples" in content or "example" in str(content), name
