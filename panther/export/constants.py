@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
+# names of initializers that hold signs
+BITS_SUFFIX = ".bits"
 _BIT_MASKS = np.array([128, 64, 32, 16, 8, 4, 2, 1], dtype=np.uint8)
 
 
@@ -142,7 +144,7 @@ class Signs:
     def emit(self, builder: Builder, name: str) -> ir.Value:
         """Write the unpacking: BitwiseAnd → Cast → Where → Reshape, in float32, which every runtime can fold."""
         count = self.shape[0] * self.shape[1]
-        packed = builder.initializer(self.bits.reshape(-1, 1), f"{name}.bits")
+        packed = builder.initializer(self.bits.reshape(-1, 1), f"{name}{BITS_SUFFIX}")
         masks = builder.initializer(_BIT_MASKS, "panther.bit_masks")
         masked = builder.node("BitwiseAnd", [packed, masks], f"{name}.masked")
         positive = builder.node("Cast", [masked], f"{name}.positive", to=ir.DataType.BOOL)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
+import onnx_ir as ir
 
 from panther.export.errors import ExportError
 from panther.export.lower import DENSE, Site
@@ -65,6 +66,22 @@ def product_shapes(graph: onnx.GraphProto) -> Counter[Shape]:
         elif len(shapes.get(name, ())) == 2:
             rows, columns = shapes[name]
             seen[name] = (columns, rows) if attributes.get("transB") else (rows, columns)
+    return Counter(seen.values())
+
+
+def constant_products(graph: ir.Graph) -> Counter[Shape]:
+    """The same for a graph that is still being made."""
+    seen: dict[int, Shape] = {}
+    for node in graph.all_nodes():
+        if node.op_type not in _PRODUCTS or len(node.inputs) < 2 or node.inputs[1] is None:
+            continue
+        matrix, transposed = node.inputs[1], "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        producer = matrix.producer()
+        if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
+            matrix, transposed = producer.inputs[0], not transposed
+        if matrix.const_value is not None and len(matrix.const_value.shape) == 2:
+            rows, columns = matrix.const_value.shape.numpy()
+            seen[id(matrix)] = (columns, rows) if transposed else (rows, columns)
     return Counter(seen.values())
 
 

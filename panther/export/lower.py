@@ -67,7 +67,9 @@ class Site:
         return _x(node)
 
 
-def find_sites(traced: Traced, *, dtype: type[np.floating] = np.float32) -> list[Site]:
+def find_sites(
+    traced: Traced, *, dtype: type[np.floating] = np.float32, merge: bool = True, balance: bool = False
+) -> list[Site]:
     """The linear maps of a traced graph, in its order; layers that meet with nothing between are one.
 
     A chain x·A₁·B₁·A₂·B₂ is the map of rank min(r₁, r₂) that (A₁·B₁·A₂, B₂) or (A₁, B₁·A₂·B₂) are; either takes fewer
@@ -76,6 +78,8 @@ def find_sites(traced: Traced, *, dtype: type[np.floating] = np.float32) -> list
     Args:
         traced: is not changed.
         dtype: of the constants.
+        merge: whether layers that meet become one.
+        balance: as for `factor_constants`.
     """
     sites: dict[str, Site] = {}
     for node in traced.model.graph.all_nodes():
@@ -84,8 +88,10 @@ def find_sites(traced: Traced, *, dtype: type[np.floating] = np.float32) -> list
             if name not in sites:
                 layer = traced.layers[name]
                 bias = None if layer.bias is None else _array(layer.bias, 1.0, dtype)
-                sites[name] = Site([name], *factor_constants(layer, dtype=dtype), bias)
+                sites[name] = Site([name], *factor_constants(layer, dtype=dtype, balance=balance), bias)
             sites[name].nodes.append(node)
+    if not merge:
+        return list(sites.values())
     merged: dict[int, Site] = {}
     for site in sites.values():
         before = _only_source(site, merged)
@@ -128,14 +134,28 @@ def lower(traced: Traced, sites: list[Site], plans: Mapping[str, str], *, fold: 
     graph.opset_imports.pop(DOMAIN, None)
 
 
-def factor_constants(layer: SKLinear, *, dtype: type[np.floating] = np.float32) -> tuple[Constant, Constant]:
-    """A and B of a layer as constants, 1/(2L) folded into B; sign matrices at one bit an entry."""
+def factor_constants(
+    layer: SKLinear, *, dtype: type[np.floating] = np.float32, balance: bool = False
+) -> tuple[Constant, Constant]:
+    """A and B of a layer as constants, 1/(2L) folded into B; sign matrices at one bit an entry.
+
+    Args:
+        layer: whose terms they are.
+        dtype: of the constants.
+        balance: scale the halves S1 and U2 of A to the same mean square, and B the other way. Where x @ A is quantised
+            in blocks, entries of one block should be of one size: x·U is several times x·S after training from scratch.
+    """
     scale = 1 / (2 * layer.num_terms)
     S1, U2 = (terms.transpose(0, 1).flatten(1) for terms in (layer.S1s, layer.U2s))
     U1, S2 = (terms.flatten(0, 1) for terms in (layer.U1s, layer.S2s))
-    A = SideBySide((_constant(S1, 1.0, dtype), _constant(U2, 1.0, dtype)), axis=1)
-    B = SideBySide((_constant(U1, scale, dtype), _constant(S2, scale, dtype)), axis=0)
+    a, b = (_mean_square_root(S1), _mean_square_root(U2)) if balance else (1.0, 1.0)
+    A = SideBySide((_constant(S1, 1 / a, dtype), _constant(U2, 1 / b, dtype)), axis=1)
+    B = SideBySide((_constant(U1, a * scale, dtype), _constant(S2, b * scale, dtype)), axis=0)
     return A, B
+
+
+def _mean_square_root(matrix: Tensor) -> float:
+    return float(matrix.detach().double().square().mean().sqrt()) or 1.0
 
 
 def _constant(matrix: Tensor, scale: float, dtype: type[np.floating]) -> Constant:

@@ -21,9 +21,9 @@ def median_us(runs: Mapping[str, Callable[[], object]], *, budget_s: float = 0.4
     """Median time of one call of each, in microseconds.
 
     The candidates take turns, so that what else the machine does falls on all of them; a sample is as many calls as
-    take 2 ms. Counted is the quicker half of the rounds, all candidates' samples of a round together: the rest are those
-    that other processes disturbed. Measuring ends with the budget, or as soon as the slowest takes twice the fastest
-    even in its best round.
+    take 2 ms. Counted is the quicker half of the rounds, all candidates' samples of a round together: the rest are
+    those that other processes disturbed. Measuring ends with the budget, or as soon as the slowest takes twice the
+    fastest even in its best round.
 
     Args:
         runs: the candidates by name.

@@ -1,12 +1,9 @@
-"""A config.pbtxt beside the versions, so that Triton serves the same folder unmodified."""
+"""What config.pbtxt says, so that Triton serves the same folder unmodified."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
-
-from panther.export.repository import write_text_aside
 
 HEADER = "# Written by panther with each export; remove this line to keep your own changes.\n"
 MAX_BATCH_SIZE = 256
@@ -54,10 +51,3 @@ def config(name: str, session: Any) -> str:
         + "".join(tensor("output", entry) for entry in outputs)
         + ("dynamic_batching { }\n" if batched else "")
     )
-
-
-def write_config(folder: Path, name: str, session: Any) -> None:
-    """Write folder/config.pbtxt, unless somebody made it their own."""
-    path = folder / "config.pbtxt"
-    if not path.exists() or path.read_text(errors="replace").startswith(HEADER):
-        write_text_aside(path, config(name, session))

@@ -1,0 +1,80 @@
+"""The whole file timed beside its dense twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor
+
+from panther.export import runtime
+from panther.export.card import Latency
+from panther.export.counts import other_bytes
+from panther.export.errors import ExportError
+from panther.export.inputs import Axes
+from panther.export.lower import DENSE, find_sites, lower
+from panther.export.measure import median_us, resized, runner
+from panther.export.runtime import Target
+from panther.export.trace import Traced
+
+# what onnxruntime takes in one message
+_MAX_TWIN_BYTES = 1_800_000_000
+
+
+def dense_twin(graph: Traced, dtype: type[np.floating]) -> ir.Model | None:
+    """The graph with one product by a dense matrix for each sketched layer.
+
+    Args:
+        graph: is not changed.
+        dtype: of its constants.
+
+    Returns:
+        None where there is no sketched layer, or the twin is too large to be loaded from memory.
+    """
+    twin = Traced(graph.model.clone(), graph.layers)
+    sites = find_sites(twin, dtype=dtype, merge=False)
+    size = sum(site.weights(DENSE) for site in sites) * np.dtype(dtype).itemsize + other_bytes(twin)
+    if not sites or size > _MAX_TWIN_BYTES:
+        return None
+    lower(twin, sites, {site.name: DENSE for site in sites}, fold=False)
+    return twin.model
+
+
+def measure(
+    session: Any,
+    twin: ir.Model,
+    examples: Mapping[str, Tensor],
+    axes: Axes,
+    batch_sizes: Sequence[int],
+    target: Target,
+) -> Latency:
+    """Time the file and its dense twin in turn, on the examples repeated to each batch size.
+
+    Where the first axis of the first input does not vary, on the examples as they are.
+
+    Raises:
+        ExportError: the file does not run at one of the sizes.
+    """
+    twin_session = runtime.load(ir.to_proto(twin).SerializeToString(), target)
+    feeds = {name: tensor.numpy() for name, tensor in examples.items()}
+    first = next(iter(examples))
+    batch_axis = axes.get(first, {}).get(0)
+    if batch_axis is None:
+        batch_sizes = (examples[first].shape[0] if examples[first].dim() else 1,)
+    times = []
+    for size in batch_sizes:
+        rows = feeds if batch_axis is None else resized(feeds, axes, batch_axis, size)
+        try:
+            runs = {"file": runner(session, rows, target), "twin": runner(twin_session, rows, target)}
+            times.append(median_us(runs))
+        except Exception as error:
+            raise ExportError(f"the file does not run at batch size {size}: {error}") from error
+    return Latency(
+        target.device,
+        target.num_threads,
+        tuple(batch_sizes),
+        tuple(round(time["file"], 2) for time in times),
+        tuple(round(time["twin"], 2) for time in times),
+    )
