@@ -20,12 +20,18 @@ from panther.export.trace import Traceable, no_fast_path
 
 
 def random_like(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Inputs of the same shapes and types: normal with the mean and spread of the given ones; integers from them."""
+    """Inputs of the same shapes and types.
+
+    Normal with the mean and spread of the given ones; integers drawn from them. Masks stay as they are: a row that is
+    masked altogether means nothing, and torch and ONNX differ on it.
+    """
     result = {}
     for name, tensor in inputs.items():
         if tensor.is_floating_point():
             mean, spread = (tensor.mean(), tensor.std(unbiased=False)) if tensor.numel() else (0.0, 1.0)
             result[name] = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread + mean
+        elif _is_mask(tensor):
+            result[name] = tensor
         else:
             chosen = torch.randint(max(tensor.numel(), 1), (tensor.numel(),), generator=generator)
             result[name] = tensor.flatten()[chosen].reshape(tensor.shape)
@@ -47,7 +53,7 @@ def check_inputs(
         for key, by_axis in axes.items():
             for axis, axis_name in by_axis.items():
                 if axis_name == name:
-                    inputs[key] = inputs[key].narrow(axis, 0, 1).contiguous()
+                    inputs[key] = _cut(inputs[key], axis)
         yield inputs, False
 
 
@@ -106,6 +112,19 @@ def check_against_torch(
         tolerance=tolerance,
         outputs=tuple(OutputError(name, *error) for name, error in errors.items()),
     )
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bool or (
+        not tensor.is_floating_point() and bool(((tensor == 0) | (tensor == 1)).all())
+    )
+
+
+def _cut(tensor: Tensor, axis: int) -> Tensor:
+    """One entry of an axis; of a mask the one that lets most through."""
+    if _is_mask(tensor):
+        return tensor.any(axis, keepdim=True).to(tensor.dtype)
+    return tensor.narrow(axis, 0, 1).contiguous()
 
 
 class _Reference:
