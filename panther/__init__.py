@@ -15,19 +15,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from panther import analysis as analysis
+    from panther import bits as bits
+    from panther import checkpoint as checkpoint
     from panther import efficiency as efficiency
     from panther import export as export
     from panther import nn as nn
     from panther import sketch as sketch
     from panther import train as train
+    from panther.analysis import analyze as analyze
+    from panther.analysis import approximation_quality as approximation_quality
+    from panther.checkpoint import CheckpointError as CheckpointError
+    from panther.checkpoint import load as load
+    from panther.checkpoint import save as save
     from panther.efficiency import check_parameter_efficiency as check_parameter_efficiency
+    from panther.efficiency import suggest as suggest
+    from panther.nn import sketched_mlp as sketched_mlp
+    from panther.train import param_groups as param_groups
 
 __version__ = "0.1.0"
 
-_SUBMODULES = frozenset({"efficiency", "export", "nn", "sketch", "train"})
-_HOME = {"check_parameter_efficiency": "panther.efficiency"}
+_SUBMODULES = frozenset({"analysis", "bits", "checkpoint", "efficiency", "export", "nn", "sketch", "train"})
+_HOME = {
+    "CheckpointError": "panther.checkpoint",
+    "analyze": "panther.analysis",
+    "approximation_quality": "panther.analysis",
+    "check_parameter_efficiency": "panther.efficiency",
+    "load": "panther.checkpoint",
+    "param_groups": "panther.train",
+    "save": "panther.checkpoint",
+    "sketched_mlp": "panther.nn",
+    "suggest": "panther.efficiency",
+}
 
-__all__ = ["check_parameter_efficiency", "efficiency", "export", "nn", "sketch", "train"]
+__all__ = [
+    "CheckpointError",
+    "analysis",
+    "analyze",
+    "approximation_quality",
+    "bits",
+    "check_parameter_efficiency",
+    "checkpoint",
+    "efficiency",
+    "export",
+    "load",
+    "nn",
+    "param_groups",
+    "save",
+    "sketch",
+    "sketched_mlp",
+    "suggest",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from panther.train.compare import Comparison, Trained, train_side_by_side
 from panther.train.data import Dataset, load_digits, load_npz
+from panther.train.distributed import process_group
 from panther.train.loop import EpochResult, evaluate, fit
 from panther.train.networks import ThreeLayerNet
+from panther.train.optim import param_groups
 
 __all__ = [
     "Comparison",
@@ -15,5 +17,7 @@ __all__ = [
     "fit",
     "load_digits",
     "load_npz",
+    "param_groups",
+    "process_group",
     "train_side_by_side",
 ]
