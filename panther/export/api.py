@@ -150,13 +150,17 @@ def export_onnx(
         example_batch=first.shape[0] if first.dim() else 1,
         batch_sizes=batch_sizes,
         target=measured_on,
-        dtype=dtype,
+        precision=precision,
         other_weight_bytes=other_bytes,
         max_weight_bytes=max_weight_bytes,
     )
     plans = {site_name: site.plan for site_name, site in planned.items()}
     lower(graph, sites, plans, fold=u_storage == "bits" and precision != "int8")
-    written = precisions.quantize_weights(graph.model) if precision == "int8" else graph.model
+    written, twin_bytes = graph.model, None
+    if precision == "int8":
+        written = precisions.quantize_weights(graph.model)
+        twin = precisions.quantize_weights(twin) if twin is not None else None
+        twin_bytes = counts.weight_bytes(twin) if twin is not None else None
 
     target_path = Path(path_or_repository)
     with staged(target_path, name) as stage:
@@ -182,7 +186,7 @@ def export_onnx(
             outputs=outputs,
             layers=counts.layer_entries(model, sites, plans),
             totals=(totals := counts.totals(model)),
-            dense_twin=cards.DenseTwin(weight_bytes=np.dtype(dtype).itemsize * totals.model.dense),
+            dense_twin=cards.DenseTwin(twin_bytes or np.dtype(dtype).itemsize * totals.model.dense),
             check=check,
             versions=_versions(),
             storage=cards.Storage(

@@ -29,6 +29,11 @@ class Constant(Protocol):
         ...
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that the running graph has it in."""
+        ...
+
+    @property
     def stored_bytes(self) -> int:
         """What it takes in the file."""
         ...
@@ -60,8 +65,9 @@ class Builder:
         """Write a constant, in the smaller of its two forms, and return its value in the graph."""
         if id(constant) not in self._values:
             # runtimes fold products of float32 only
-            foldable = not isinstance(constant, Product) or constant.value().dtype == np.float32
-            compact = self._fold and foldable and constant.stored_bytes < constant.value().nbytes
+            foldable = not isinstance(constant, Product) or constant.dtype == np.float32
+            rows, columns = constant.shape
+            compact = self._fold and foldable and constant.stored_bytes < rows * columns * constant.dtype.itemsize
             value = constant.emit(self, name) if compact else self.initializer(constant.value(), name)
             # the constant is kept, so that its id stays its own
             self._values[id(constant)] = (constant, value)
@@ -104,6 +110,11 @@ class Plain:
         return _two(self.array.shape)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that the running graph has it in."""
+        return self.array.dtype
+
+    @property
     def stored_bytes(self) -> int:
         """What it takes in the file."""
         return self.array.nbytes
@@ -130,6 +141,11 @@ class Signs:
     bits: Array
     magnitude: Array
     shape: tuple[int, int]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that the running graph has it in."""
+        return self.magnitude.dtype
 
     @property
     def stored_bytes(self) -> int:
@@ -177,6 +193,11 @@ class SideBySide:
         return _two(tuple(sizes))
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that the running graph has it in."""
+        return self.parts[0].dtype
+
+    @property
     def stored_bytes(self) -> int:
         """What it takes in the file."""
         return sum(part.stored_bytes for part in self.parts)
@@ -206,6 +227,11 @@ class Product:
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that the running graph has it in."""
+        return self.left.dtype
 
     @property
     def stored_bytes(self) -> int:

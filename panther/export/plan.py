@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from panther.export.card import PlannedSite
 from panther.export.lower import DENSE, TWO_PRODUCTS, Site
 from panther.export.measure import median_us, runner
+from panther.export.precision import ENTRY_BYTES, quantize_proto
 from panther.export.runtime import Target, load
 
 PLANS = (TWO_PRODUCTS, DENSE)
@@ -29,7 +31,7 @@ def choose(
     example_batch: int,
     batch_sizes: Sequence[int],
     target: Target,
-    dtype: type[np.floating],
+    precision: str,
     other_weight_bytes: int,
     max_weight_bytes: int | None,
 ) -> dict[str, PlannedSite]:
@@ -46,7 +48,7 @@ def choose(
         example_batch: the batch size of the example inputs.
         batch_sizes: to measure at.
         target: to measure on.
-        dtype: of the graph.
+        precision: of the graph: "float32", "float16" or "int8".
         other_weight_bytes: resident constants that belong to no site.
         max_weight_bytes: limit on all resident constants; dense layers that don't fit become two products, first those
             that lose least time for the bytes.
@@ -58,8 +60,8 @@ def choose(
         ValueError: an unknown plan or layer is requested, or the limit can't be kept.
     """
     wanted = _requested(sites, requested)
-    itemsize = np.dtype(dtype).itemsize
-    undecided = {site.name for site in sites if wanted[site.name] == "auto" and not _hopeless(site, itemsize)}
+    entry_bytes = ENTRY_BYTES[precision]
+    undecided = {site.name for site in sites if wanted[site.name] == "auto" and not _hopeless(site)}
     shapes = {
         site.name: _shapes(input_shapes[site.layers[0]], example_batch, batch_sizes)
         for site in sites
@@ -79,14 +81,14 @@ def choose(
         if site.name in undecided:
             key = keys[site.name]
             if key not in measured:
-                measured[key] = measure_site(site, shapes[site.name], target, dtype, budget_s)
+                measured[key] = measure_site(site, shapes[site.name], target, precision, budget_s)
             times = measured[key]
             plan, reason = better(times)
         elif plan == "auto":
             plan, reason = TWO_PRODUCTS, "dense is far larger"
-        planned[site.name] = PlannedSite(site.layers, plan, reason, site.weights(plan) * itemsize, times)
+        planned[site.name] = PlannedSite(site.layers, plan, reason, int(site.weights(plan) * entry_bytes), times)
     if max_weight_bytes is not None:
-        _keep_limit(sites, planned, other_weight_bytes, max_weight_bytes, itemsize)
+        _keep_limit(sites, planned, other_weight_bytes, max_weight_bytes, entry_bytes)
     return planned
 
 
@@ -94,13 +96,17 @@ def measure_site(
     site: Site,
     shapes: Sequence[tuple[int, ...]],
     target: Target,
-    dtype: type[np.floating],
+    precision: str = "float32",
     budget_s: float = 1.2,
 ) -> dict[str, list[float]]:
     """Median times in microseconds of both plans, one for each shape of x; in about budget_s seconds."""
     times: dict[str, list[float]] = {plan: [] for plan in PLANS}
     random = np.random.default_rng(0)
-    graphs = {plan: _graph(site, plan, len(shapes[0]), dtype, random) for plan in PLANS}
+    dtype = np.float16 if precision == "float16" else np.float32
+    graphs = {}
+    for plan in PLANS:
+        graph = _graph(site, plan, len(shapes[0]), dtype, random)
+        graphs[plan] = (quantize_proto(graph) if precision == "int8" else graph).SerializeToString()
     for shape in shapes:
         # a session a shape: a CUDA graph is recorded for one
         feeds = {"x": random.standard_normal(shape).astype(dtype)}
@@ -118,7 +124,7 @@ def measure_site(
     return times
 
 
-def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: np.random.Generator) -> bytes:
+def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: np.random.Generator) -> onnx.ModelProto:
     elem = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
     weights = [
         (random.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5).astype(dtype) for shape in site.shapes(plan)
@@ -130,7 +136,7 @@ def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: n
         steps.append(("Add", "bias"))
     values = ["x", *(f"h{index}" for index in range(len(steps) - 1)), "y"]
     nodes = [
-        helper.make_node(op, [values[index], constant], [values[index + 1]])
+        helper.make_node(op, [values[index], constant], [values[index + 1]], name=f"n{index}")
         for index, (op, constant) in enumerate(steps)
     ]
     dims = [f"d{axis}" for axis in range(rank - 1)]
@@ -141,9 +147,7 @@ def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: n
         [helper.make_tensor_value_info("y", elem, [*dims, site.out_features])],
         initializers,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    content: bytes = model.SerializeToString()
-    return content
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def better(times: Mapping[str, list[float]]) -> tuple[str, str]:
@@ -155,11 +159,9 @@ def better(times: Mapping[str, list[float]]) -> tuple[str, str]:
     return DENSE, f"measured: two products take up to {worst[TWO_PRODUCTS]:.2f}x the time"
 
 
-def _hopeless(site: Site, itemsize: int) -> bool:
-    return (
-        site.weights(TWO_PRODUCTS) < HOPELESS * site.weights(DENSE)
-        or site.weights(DENSE) * itemsize > _MAX_MEASURED_BYTES
-    )
+def _hopeless(site: Site) -> bool:
+    few = site.weights(TWO_PRODUCTS) < HOPELESS * site.weights(DENSE)
+    return few or site.weights(DENSE) * np.dtype(np.float32).itemsize > _MAX_MEASURED_BYTES
 
 
 def _shapes(example: tuple[int, ...], example_batch: int, batch_sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -191,16 +193,16 @@ def _check_plan(plan: str) -> None:
 
 
 def _keep_limit(
-    sites: Sequence[Site], planned: dict[str, PlannedSite], other_bytes: int, limit: int, itemsize: int
+    sites: Sequence[Site], planned: dict[str, PlannedSite], other_bytes: int, limit: int, entry_bytes: float
 ) -> None:
     def total() -> int:
         return other_bytes + sum(site.weight_bytes for site in planned.values())
 
     def cost(site: Site) -> float:
-        """Time lost for a byte saved, by going back to two products."""
+        """Time lost for an entry saved, by going back to two products."""
         times = planned[site.name].median_us
         lost = sum(times[TWO_PRODUCTS]) - sum(times[DENSE]) if times else 0.0
-        return lost / ((site.weights(DENSE) - site.weights(TWO_PRODUCTS)) * itemsize)
+        return lost / (site.weights(DENSE) - site.weights(TWO_PRODUCTS))
 
     dense = [
         site for site in sites if planned[site.name].plan == DENSE and site.weights(TWO_PRODUCTS) < site.weights(DENSE)
@@ -213,7 +215,7 @@ def _keep_limit(
             before.layers,
             TWO_PRODUCTS,
             "dense is faster and would pass max_weight_bytes",
-            site.weights(TWO_PRODUCTS) * itemsize,
+            int(site.weights(TWO_PRODUCTS) * entry_bytes),
             before.median_us,
         )
     if total() > limit:

@@ -18,6 +18,8 @@ PRECISIONS = ("float32", "float16", "int8")
 # largest max |y - reference| / max |reference| at which a file is written
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
 BLOCK_SIZE = 32
+# resident bytes of an entry of a matrix that a product multiplies by; at eight bits with its share of the scale
+ENTRY_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / BLOCK_SIZE}
 # onnxruntime computes with the eight-bit weights as they are, activations in blocks of eight bits as well; at the level
 # below it unpacks them to floats at every run, which takes 15 to 50 times as long
 _ACCURACY_LEVEL = 4
@@ -36,7 +38,14 @@ def quantize_weights(model: ir.Model) -> ir.Model:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size > _MAX_BYTES:
         raise ExportError(f"precision 'int8' takes models of up to {_MAX_BYTES:,} bytes; this one has {size:,}")
-    before = ir.to_proto(model)
+    quantized = ir.from_proto(quantize_proto(ir.to_proto(model)))
+    if not isinstance(quantized, ir.Model):
+        raise ExportError("onnxruntime's quantiser returned no model")
+    return quantized
+
+
+def quantize_proto(before: onnx.ModelProto) -> onnx.ModelProto:
+    """The same for a model as protobuf; the given one may be changed."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in before.graph.initializer}
     products = {node.name: weights[node.input[1]] for node in before.graph.node if set(node.input[1:2]) & set(weights)}
     with _logging_as_it_was():
@@ -48,10 +57,7 @@ def quantize_weights(model: ir.Model) -> ir.Model:
         quantizer.process()
     after: onnx.ModelProto = quantizer.model.model
     _make_signs_exact(after.graph, products)
-    quantized = ir.from_proto(after)
-    if not isinstance(quantized, ir.Model):
-        raise ExportError("onnxruntime's quantiser returned no model")
-    return quantized
+    return after
 
 
 def _make_signs_exact(graph: onnx.GraphProto, products: dict[str, Array]) -> None:
