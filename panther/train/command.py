@@ -14,6 +14,7 @@ from panther.export import ExportReport, Input, Output, Training, export_onnx
 from panther.export.repository import check_name
 from panther.train.compare import Comparison, train_side_by_side
 from panther.train.data import Dataset, load_digits, load_npz
+from panther.train.distributed import process_group
 from panther.train.loop import EpochResult
 
 
@@ -28,8 +29,13 @@ def run(
     seed: int,
     threads: int | None,
     console: Console,
-) -> tuple[Comparison, ExportReport]:
+    checkpoints: Path | None = None,
+) -> tuple[Comparison, ExportReport | None]:
     """Train both networks, print what they cost and how good they are, export the sketched one.
+
+    Under ``torchrun`` the processes train together; the first one alone prints and exports, and the others' report is
+    None.
+    With a folder for checkpoints a run that was killed goes on where it was.
 
     Raises:
         ValueError: the name or the data is wrong.
@@ -38,28 +44,33 @@ def run(
     check_name(name)
     if threads is not None:
         torch.set_num_threads(threads)
-    dataset = load_digits(seed=seed) if data is None else load_npz(data, seed=seed)
-    console.print(
-        f"{dataset.name}: {len(dataset.train_x):,} rows to train on, {len(dataset.test_x):,} held out, "
-        f"{dataset.train_x.shape[1]} features, {len(dataset.labels)} classes",
-        highlight=False,
-    )
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), TimeElapsedColumn(), console=console) as bar:
-        tasks = {kind: bar.add_task(kind, total=epochs, loss=float("nan")) for kind in ("dense", "sketched")}
-
-        def on_epoch(kind: str, result: EpochResult) -> None:
-            bar.update(tasks[kind], completed=result.epoch, loss=result.loss)
-
-        comparison = train_side_by_side(
-            dataset,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-            standardise=data is not None,
-            on_epoch=on_epoch,
+    with process_group() as rank:
+        if rank > 0:
+            console = Console(quiet=True)
+        dataset = load_digits(seed=seed) if data is None else load_npz(data, seed=seed)
+        console.print(
+            f"{dataset.name}: {len(dataset.train_x):,} rows to train on, {len(dataset.test_x):,} held out, "
+            f"{dataset.train_x.shape[1]} features, {len(dataset.labels)} classes",
+            highlight=False,
         )
+        with _progress(console) as bar:
+            tasks = {kind: bar.add_task(kind, total=epochs, loss=float("nan")) for kind in ("dense", "sketched")}
+
+            def on_epoch(kind: str, result: EpochResult) -> None:
+                bar.update(tasks[kind], completed=result.epoch, loss=result.loss)
+
+            comparison = train_side_by_side(
+                dataset,
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                seed=seed,
+                standardise=data is not None,
+                on_epoch=on_epoch,
+                checkpoints=checkpoints,
+            )
+        if rank > 0:
+            return comparison, None
     report = _export(comparison, dataset, to=to, name=name, epochs=epochs, seed=seed)
     console.print(_table(comparison))
     twin_bytes = report.card.dense_twin.weight_bytes
@@ -70,6 +81,11 @@ def run(
         soft_wrap=True,
     )
     return comparison, report
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), TimeElapsedColumn(), console=console)
 
 
 def _export(comparison: Comparison, dataset: Dataset, *, to: Path, name: str, epochs: int, seed: int) -> ExportReport:
@@ -109,6 +125,17 @@ def _table(comparison: Comparison) -> Table:
     table.add_row("fixed parameters", "0", f"{count.fixed:,}", "")
     table.add_row(
         "stored parameters", f"{count.dense:,}", f"{count.stored:,}", f"{-count.stored_reduction_percent:+.1f}%"
+    )
+    for label, ours, theirs in (
+        ("bytes in memory", sketched.bytes_in_memory, dense.bytes_in_memory),
+        ("multiply-adds a row", sketched.multiply_adds_per_row, dense.multiply_adds_per_row),
+    ):
+        table.add_row(label, f"{theirs:,}", f"{ours:,}", f"{100 * (ours / theirs - 1):+.1f}%")
+    table.add_row(
+        "time of one row, torch",
+        f"{dense.latency_us:.0f} µs",
+        f"{sketched.latency_us:.0f} µs",
+        f"{100 * (sketched.latency_us / dense.latency_us - 1):+.0f}%",
     )
     table.add_row(
         "test accuracy",

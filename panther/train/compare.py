@@ -6,12 +6,14 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from panther.efficiency import ParameterCount
+from panther.analysis import median_latency_us
+from panther.efficiency import multiply_adds_per_row
 from panther.nn import SKLinear
 from panther.train.data import Dataset
 from panther.train.loop import EpochResult, evaluate, fit
@@ -25,6 +27,9 @@ class Trained:
     Attributes:
         model: in eval mode.
         learnable, fixed: its numbers of parameters.
+        bytes_in_memory: of its parameters and buffers.
+        multiply_adds_per_row: of a forward pass.
+        latency_us: the measured median of a forward pass of one row.
         test_accuracy: on the held-out rows, 0 to 1.
         duration_s: of the training.
     """
@@ -32,6 +37,9 @@ class Trained:
     model: nn.Module
     learnable: int
     fixed: int
+    bytes_in_memory: int
+    multiply_adds_per_row: int
+    latency_us: float
     test_accuracy: float
     duration_s: float
 
@@ -53,6 +61,7 @@ def train_side_by_side(
     seed: int,
     standardise: bool,
     on_epoch: Callable[[str, EpochResult], None],
+    checkpoints: Path | None = None,
 ) -> Comparison:
     """Train the tutorial's network, dense and sketched.
 
@@ -62,6 +71,7 @@ def train_side_by_side(
         seed: of the initial weights, U and the order of the rows; torch's own random state is left as it was.
         standardise: put the mean and standard deviation of the training rows into the networks.
         on_epoch: is called after each epoch with "dense" or "sketched".
+        checkpoints: a folder in which a run that was killed finds where it was.
     """
     mean = std = None
     if standardise:
@@ -85,12 +95,32 @@ def train_side_by_side(
                 lr=lr,
                 augment=augment,
                 on_epoch=functools.partial(on_epoch, kind),
+                checkpoints=None if checkpoints is None else checkpoints / kind,
             )
             duration_s = time.perf_counter() - start
         accuracy = evaluate(model, DataLoader(data.test, batch_size=512))
-        learnable = sum(parameter.numel() for parameter in model.parameters())
-        sketches = (layer.parameter_count() for layer in model.modules() if isinstance(layer, SKLinear))
-        fixed = sum(sketches, start=ParameterCount(0, 0, 0)).fixed
-        return Trained(model.eval(), learnable, fixed, accuracy, duration_s)
+        return _summary(model.eval(), data, accuracy, duration_s)
 
     return Comparison(dense=train("dense"), sketched=train("sketched"))
+
+
+def _summary(model: nn.Module, data: Dataset, accuracy: float, duration_s: float) -> Trained:
+    sketched = [layer for layer in model.modules() if isinstance(layer, SKLinear)]
+    dense = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    row = data.test_x[:1]
+    with torch.no_grad():
+        latency_us = median_latency_us(lambda: model(row), seconds=0.1)
+    return Trained(
+        model,
+        learnable=sum(parameter.numel() for parameter in model.parameters()),
+        fixed=sum(layer.parameter_count().fixed for layer in sketched),
+        bytes_in_memory=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
+        multiply_adds_per_row=sum(
+            multiply_adds_per_row(layer.in_features, layer.out_features, layer.num_terms, layer.low_rank)
+            for layer in sketched
+        )
+        + sum(layer.in_features * layer.out_features for layer in dense),
+        latency_us=latency_us,
+        test_accuracy=accuracy,
+        duration_s=duration_s,
+    )
