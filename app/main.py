@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ import app
 from app.asgi import Message, Receive, Scope, Send, answer
 from app.errors import AppError, status_of
 from app.inference import InferenceService
+from app.peers import Peers
 from app.repository import Repository
 from app.routes import docs, health, models, oip, predict
 from app.serving import Loader
@@ -61,9 +63,13 @@ class Application(FastAPI):
 @asynccontextmanager
 async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
     state: AppState = application.state.panther
+    if state.peers is not None:
+        await state.peers.start()
     loading = asyncio.create_task(_load(state))
     yield
     await loading
+    if state.peers is not None:
+        await state.peers.stop()
     for serving in state.repository.servings():
         serving.batcher.close()
 
@@ -75,7 +81,8 @@ async def _load(state: AppState) -> None:
         log.error("not ready: %s", loader.device_problem)
     elif loader.device is not None and loader.device.requested == "auto" and loader.device.reason is not None:
         log.warning("device=auto: running on the CPU, because %s", loader.device.reason)
-    await asyncio.to_thread(state.repository.load_all)
+    unloaded = state.peers.unloaded() if state.peers is not None else set()
+    await asyncio.to_thread(state.repository.load_all, unloaded)
     state.loading = False
     state.on_loaded()
     problem = state.not_ready_because()
@@ -85,11 +92,12 @@ async def _load(state: AppState) -> None:
         log.error("not ready: %s", problem)
 
 
-def create_app(settings: Settings | None = None) -> Application:
+def create_app(settings: Settings | None = None, *, peers_folder: Path | None = None) -> Application:
     """Make the application.
 
     Args:
         settings: all it needs to know; by default read from the environment.
+        peers_folder: where several workers of one server find one another.
     """
     settings = settings if settings is not None else Settings()
     loader = Loader(settings)
@@ -97,7 +105,10 @@ def create_app(settings: Settings | None = None) -> Application:
     service = InferenceService(
         repository, settings.default_model, settings.max_body_bytes, settings.compression_min_bytes
     )
-    application = Application(AppState(settings, loader, repository, service))
+    state = AppState(settings, loader, repository, service)
+    if peers_folder is not None:
+        state.peers = Peers(peers_folder, state.answer_peer)
+    application = Application(state)
     for router in (predict.router, models.router, oip.router, health.router):
         application.include_router(router)
     docs.mount_docs(application)

@@ -38,13 +38,17 @@ class InferenceCycle:
         "keep_alive",
         "query",
         "response_complete",
+        "service",
         "size",
         "target",
     )
 
     message_event = _NO_EVENT
 
-    def __init__(self, target: Target, headers: Headers, query: bytes, *, keep_alive: bool) -> None:
+    def __init__(
+        self, service: InferenceService, target: Target, headers: Headers, query: bytes, *, keep_alive: bool
+    ) -> None:
+        self.service = service
         self.target = target
         self.headers = headers
         self.query = query
@@ -59,23 +63,20 @@ class InferenceCycle:
 class InferenceProtocol(HttpToolsProtocol):
     """One connection.
 
-    Args:
-        service: answers the inference paths.
-        config, server_state, app_state, _loop: see uvicorn.
+    The inference service is found on the application; where there is none, all requests go uvicorn's own way.
     """
 
     _date: tuple[object, bytes] = (None, b"")
 
     def __init__(
         self,
-        service: InferenceService,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._service = service
+        self._service: InferenceService | None = getattr(self.app, "service", None)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -96,10 +97,11 @@ class InferenceProtocol(HttpToolsProtocol):
         """Decide which way the request takes."""
         previous: Any = self.cycle
         path, _, query = self.url.partition(b"?")
-        if (previous is None or previous.response_complete) and self.parser.get_method() == b"POST":
-            target = self._service.target(path.decode("latin-1"))
+        service = self._service
+        if service is not None and (previous is None or previous.response_complete):
+            target = service.target(path.decode("latin-1")) if self.parser.get_method() == b"POST" else None
             if target is not None:
-                self._begin(target, query)
+                self._begin(service, target, query)
                 return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -114,8 +116,8 @@ class InferenceProtocol(HttpToolsProtocol):
             super().on_body(body)
             return
         cycle.size += len(body)
-        if cycle.size > self._service.max_body_bytes:
-            self._refuse(cycle, self._service.too_large())
+        if cycle.size > cycle.service.max_body_bytes:
+            self._refuse(cycle, cycle.service.too_large())
             return
         cycle.chunks.append(body)
 
@@ -134,14 +136,14 @@ class InferenceProtocol(HttpToolsProtocol):
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
 
-        cycle.exchange = self._service.start(cycle.target, cycle.headers, cycle.query, body, respond)
+        cycle.exchange = cycle.service.start(cycle.target, cycle.headers, cycle.query, body, respond)
 
-    def _begin(self, target: Target, query: bytes) -> None:
+    def _begin(self, service: InferenceService, target: Target, query: bytes) -> None:
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = self._inference = InferenceCycle(target, dict(self.headers), query, keep_alive=keep_alive)
+        cycle = self._inference = InferenceCycle(service, target, dict(self.headers), query, keep_alive=keep_alive)
         self.cycle = cycle  # type: ignore[assignment]
         try:
-            self._service.check_length(cycle.headers)
+            service.check_length(cycle.headers)
         except AppError as error:
             self._refuse(cycle, error)
             return
@@ -158,7 +160,7 @@ class InferenceProtocol(HttpToolsProtocol):
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
 
-        Exchange(self._service, cycle.headers, respond).fail(error)
+        Exchange(cycle.service, cycle.headers, respond).fail(error)
 
     def _respond(self, cycle: InferenceCycle, status: int, headers: HeaderList, content: bytes) -> None:
         if cycle.response_complete or self.transport.is_closing():

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -100,13 +100,16 @@ class Repository:
                     found[folder.name] = sorted(versions, key=int)
         return found
 
-    def load_all(self) -> None:
-        """Load every model of the folder; what fails is kept with its reason."""
+    def load_all(self, unloaded: Collection[str] = ()) -> None:
+        """Load every model of the folder but those ``unloaded`` by request; what fails is kept with its reason."""
         found = self.scan()
         for name, versions in found.items():
             pending = {version: Version(version, State.LOADING, "being loaded") for version in versions}
             self.entries.setdefault(name, Entry(name, pending))
         for name in found:
+            if name in unloaded:
+                self.unload(name)
+                continue
             try:
                 self.load(name)
             except AppError as error:

@@ -1,35 +1,44 @@
 """Running the application under uvicorn."""
 
 import functools
-import gc
 import logging
 import os
 import signal
 import socket
+from typing import Any
 
 import uvicorn
 
 from app.errors import AppError
-from app.main import Application, create_app
+from app.main import create_app
 from app.protocol import InferenceProtocol
 from app.settings import Settings
+from app.tuning import freeze_collector, tune_allocator
+from app.workers import serve_workers
 
 log = logging.getLogger(__name__)
+
+BACKLOG = 2048
 
 
 class BindError(AppError):
     """The address can't be listened on."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket.
+
+    Args:
+        host: an address or name of this machine.
+        port: 0 for a free one.
+        shared: allow other sockets of the same user on the same port.
 
     Raises:
         BindError: the port is taken, or the host is not one of this machine; says what to do.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = socket.create_server((host, port), family=family, backlog=2048)
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared)
     except OSError as error:
         known = error.errno is not None and error.errno > 0
         reason = os.strerror(error.errno) if known and error.errno else error.strerror or str(error)
@@ -41,6 +50,34 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def bind_many(host: str, port: int, count: int) -> list[socket.socket]:
+    """As many sockets on one port, for as many workers; see ``bind``."""
+    if count == 1:
+        return [bind(host, port)]
+    # Sockets that share a port would share it with another server's too: first see that it is free.
+    with bind(host, port) as probe:
+        port = probe.getsockname()[1]
+    return [bind(host, port, shared=True) for _ in range(count)]
+
+
+def make_config(application: Any, settings: Settings, **options: Any) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        application,
+        loop="uvloop",
+        http=InferenceProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        **options,
+    )
+
+
 def serve(settings: Settings) -> int:
     """Serve until a signal ends it.
 
@@ -50,33 +87,17 @@ def serve(settings: Settings) -> int:
     Raises:
         BindError: see ``bind``.
     """
-    sock = bind(settings.host, settings.port)
+    sockets = bind_many(settings.host, settings.port, settings.workers)
+    workers = f", {settings.workers} workers" if settings.workers > 1 else ""
+    port = sockets[0].getsockname()[1]
+    log.info("listening on http://%s:%d (docs at /docs)%s", settings.host, port, workers)
+    if settings.workers > 1:
+        return serve_workers(settings, sockets, functools.partial(make_config, settings=settings))
+    tune_allocator()
     application = create_app(settings)
     application.state.panther.on_loaded = freeze_collector
-    server = uvicorn.Server(make_config(application))
-    log.info("listening on http://%s:%d (docs at /docs)", settings.host, sock.getsockname()[1])
-    # uvicorn sends itself the signal again once it has shut down; stopping on request is a success
+    server = uvicorn.Server(make_config(application, settings))
+    # uvicorn raises the signal that ended it once more when all is done; SIGTERM is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server.run([sock])
+    server.run(sockets)
     return 0 if server.started else 1
-
-
-def make_config(application: Application) -> uvicorn.Config:
-    """How uvicorn runs the application."""
-    return uvicorn.Config(
-        application,
-        loop="uvloop",
-        http=functools.partial(InferenceProtocol, application.service),  # type: ignore[arg-type]
-        proxy_headers=False,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-    )
-
-
-def freeze_collector() -> None:
-    """What lives once the models are loaded lives as long as the process: the collector need not look at it again."""
-    gc.collect()
-    gc.freeze()

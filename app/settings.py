@@ -41,8 +41,10 @@ class Settings(BaseSettings):
         default="auto",
         description="where models run: cuda (or never ready), cpu, or auto: cuda where it works, else cpu",
     )
+    workers: int = Field(default=1, ge=1, le=256, description="processes that serve, each with its own models")
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="threads of onnxruntime for one operator; default: the usable cores"
+        default=None,
+        description="threads of onnxruntime in each worker; default: the usable cores, shared out among the workers",
     )
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024, ge=1024, description="largest request body in bytes, as sent and when decompressed"
@@ -65,6 +67,9 @@ class Settings(BaseSettings):
         ge=0,
         description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
     )
+    shutdown_timeout_s: int = Field(
+        default=30, ge=1, description="how long requests in hand may take to finish after SIGTERM"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"
     )
@@ -79,7 +84,7 @@ class Settings(BaseSettings):
 
     def threads(self) -> int:
         """Threads of one onnxruntime session, always a definite number."""
-        return self.num_threads or available_cores()
+        return self.num_threads or max(1, available_cores() // self.workers)
 
 
 def read_settings(arguments: Sequence[str] | None = None, **values: Any) -> Settings:

@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import Request
 
-from app.errors import ControlForbiddenError
+from app.errors import AppError, ControlForbiddenError, LoadError
 from app.inference import InferenceService
+from app.peers import CONTROL_TIMEOUT_S, STATISTICS_TIMEOUT_S, Peers
 from app.repository import Repository
 from app.serving import Loader
 from app.settings import Settings
@@ -27,6 +28,7 @@ class AppState:
     repository: Repository
     service: InferenceService
     loading: bool = True
+    peers: Peers | None = None
     on_loaded: Callable[[], None] = lambda: None
     started_at_s: float = field(default_factory=time.time)
     started_clock: float = field(default_factory=time.monotonic)
@@ -42,8 +44,29 @@ class AppState:
         return "; ".join(problems) if problems else None
 
     async def statistics(self) -> dict[tuple[str, str], Statistics]:
-        """Live figures of every loaded version, by name and version."""
-        return self.repository.statistics()
+        """Live figures of every loaded version, by name and version, added up over all workers."""
+        own = self.repository.statistics()
+        if self.peers is None:
+            return own
+        total = {key: Statistics() for key in own}
+        for key, statistics in own.items():
+            total[key].merge(statistics.snapshot())
+        for answer in await self.peers.ask_all({"ask": "statistics"}, STATISTICS_TIMEOUT_S):
+            for name, version, snapshot in answer["statistics"]:
+                if (name, version) in total:
+                    total[name, version].merge(snapshot)
+        return total
+
+    async def answer_peer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Answer another worker."""
+        if message["ask"] == "statistics":
+            figures = self.repository.statistics().items()
+            return {"statistics": [[name, version, item.snapshot()] for (name, version), item in figures]}
+        try:
+            await self.apply(message["ask"], message["name"])
+        except AppError as error:
+            return {"error": str(error)}
+        return {"error": None}
 
     async def control(self, action: Action, name: str) -> None:
         """Load or unload a model on somebody's request.
@@ -58,6 +81,12 @@ class AppState:
                 "set PANTHER_MODEL_CONTROL=explicit to load and unload models over HTTP"
             )
         await self.apply(action, name)
+        if self.peers is not None:
+            self.peers.note(name, unloaded=action == "unload")
+            answers = await self.peers.ask_all({"ask": action, "name": name}, CONTROL_TIMEOUT_S)
+            failures = [answer["error"] for answer in answers if answer["error"] is not None]
+            if failures:
+                raise LoadError(f"another worker failed: {failures[0]}")
 
     async def apply(self, action: Action, name: str) -> None:
         """Load or unload a model in this process; what it replaces finishes what it has in hand."""

@@ -62,6 +62,7 @@ async def stats(state: State) -> dict[str, Any]:
                 "reason": state.loader.device.reason if state.loader.device else state.loader.device_problem,
                 "available_providers": ort.get_available_providers(),
             },
+            "workers": state.settings.workers,
             "num_threads": state.loader.num_threads,
             "onnxruntime": ort.__version__,
         },

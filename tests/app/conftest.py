@@ -139,7 +139,8 @@ def put(root: Path, model: onnx.ModelProto, name: str, version: str = "1", card:
 def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
     """A real server in a thread, and a client of it; models load beside the event loop, so wait for the end of that."""
     sock = bind("127.0.0.1", 0)
-    server = uvicorn.Server(make_config(create_app(Settings(model_dir=model_dir, **settings))))
+    chosen = Settings(model_dir=model_dir, **settings)
+    server = uvicorn.Server(make_config(create_app(chosen), chosen))
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:

@@ -1,0 +1,92 @@
+"""Workers of one server talk to one another, so that figures are whole and model control reaches all of them.
+
+Each worker listens on a Unix socket in a folder that the parent made; whoever is asked for statistics asks the others.
+Nothing is shared while requests are answered, and a worker that died is simply no longer there.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+STATISTICS_TIMEOUT_S = 2.0
+CONTROL_TIMEOUT_S = 600.0
+_MAX_LINE = 64 * 1024 * 1024
+_UNLOADED = "unloaded-"
+
+
+class Peers:
+    """The other workers, reached through a folder of sockets.
+
+    Args:
+        folder: made by the parent, and only its user's.
+        answer: answers one message of another worker.
+    """
+
+    def __init__(self, folder: Path, answer: Answer) -> None:
+        self._folder = folder
+        self._answer = answer
+        self._own = folder / f"{os.getpid()}.sock"
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to listen."""
+        self._server = await asyncio.start_unix_server(self._serve, self._own, limit=_MAX_LINE)
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+        with contextlib.suppress(OSError):
+            self._own.unlink()
+
+    async def ask_all(self, message: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
+        """The answers of all other workers that are there; one that doesn't answer is left out, and logged."""
+        others = [path for path in self._folder.glob("*.sock") if path != self._own]
+        answers = await asyncio.gather(*(self._ask(path, message, timeout_s) for path in others))
+        return [answer for answer in answers if answer is not None]
+
+    def unloaded(self) -> set[str]:
+        """Models that were unloaded by request: a worker that starts later must not serve them again."""
+        return {path.name.removeprefix(_UNLOADED) for path in self._folder.glob(f"{_UNLOADED}*")}
+
+    def note(self, name: str, *, unloaded: bool) -> None:
+        """Remember for later workers whether a model is unloaded."""
+        path = self._folder / f"{_UNLOADED}{name}"
+        if unloaded:
+            path.touch()
+        else:
+            path.unlink(missing_ok=True)
+
+    async def _ask(self, path: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_unix_connection(path, limit=_MAX_LINE)
+                try:
+                    writer.write(json.dumps(message).encode() + b"\n")
+                    answer: dict[str, Any] = json.loads(await reader.readline())
+                    return answer
+                finally:
+                    writer.close()
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)  # left behind by a worker that was killed
+        except (OSError, ValueError, TimeoutError) as error:
+            log.warning("worker %s did not answer: %r", path.stem, error)
+        return None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            answer = await self._answer(json.loads(await reader.readline()))
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        except (OSError, ValueError) as error:
+            log.warning("a message of another worker failed: %r", error)
+        finally:
+            writer.close()

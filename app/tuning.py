@@ -1,0 +1,38 @@
+"""What a process that only serves may do to its allocator and its garbage collector."""
+
+import ctypes
+import gc
+import signal
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_PR_SET_PDEATHSIG = 1
+_KEPT_BYTES = 64 * 1024 * 1024
+_LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # glibc takes no more
+
+
+def tune_allocator() -> None:
+    """Have glibc keep memory that large bodies come and go in.
+
+    By default it gives the pages back after each request and faults them in again for the next one: 140 page faults
+    for a body of half a megabyte.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TOP_PAD, 1024 * 1024)
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent dies, so that no worker is left holding the port."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def freeze_collector() -> None:
+    """What lives once the models are loaded lives as long as the process: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
