@@ -74,8 +74,10 @@ class Builder:
         return self._values[id(constant)][1]
 
     def initializer(self, array: Array, name: str) -> ir.Value:
-        """Store an array as it is; the same name is the same array."""
-        if name not in self._graph.initializers:
+        """Store an array as it is, once; a name that another array has in the graph is changed."""
+        while (known := self._graph.initializers.get(name)) is not None and not _holds(known, array):
+            name += "_"
+        if known is None:
             tensor = ir.tensor(np.asarray(array, order="C"), name=name)
             value = ir.Value(
                 name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
@@ -251,6 +253,15 @@ class Product:
         """Write it into a graph."""
         left, right = builder.add(self.left, f"{name}.left"), builder.add(self.right, f"{name}.right")
         return builder.node("MatMul", [left, right], name)
+
+
+def _holds(value: ir.Value, array: Array) -> bool:
+    constant = value.const_value
+    return (
+        constant is not None
+        and constant.dtype == ir.DataType.from_numpy(array.dtype)
+        and np.array_equal(constant.numpy(), array)
+    )
 
 
 def _integers(builder: Builder, values: list[int] | tuple[int, ...]) -> ir.Value:

@@ -100,6 +100,17 @@ def test_factors_are_the_layer(num_terms, low_rank, sketch):
     assert signs == (2 if sketch == "sign" else 0)
 
 
+def test_a_name_that_another_array_has_is_changed():
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="g")
+    builder = Builder(graph, fold=True)
+    first, again, other = (
+        builder.initializer(np.array(values, np.float32), "b") for values in ([1, 2], [1, 2], [3, 4])
+    )
+    assert first is again
+    assert (first.name, other.name) == ("b", "b_")
+    assert other.const_value.numpy().tolist() == [3, 4]
+
+
 def test_balanced_halves_are_of_one_size():
     A, _ = factor_constants(SKLinear(256, 64, 2, 8), balance=True)
     S1, U2 = np.split(A.value(), 2, axis=1)
