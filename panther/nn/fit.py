@@ -1,6 +1,9 @@
-"""The best learnable terms for given fixed ones."""
+"""Terms for a given weight: the best learnable ones for given fixed ones, and all four of a product of factors."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,3 +34,55 @@ def best_terms(W: Tensor, U1s: Tensor, U2s: Tensor) -> tuple[Tensor, Tensor]:
     S2 = 2 * L * (QtM - (QtM @ P_pinv) @ P / 2)
     S1 = 2 * L * (MPt - Q @ (Q_pinv @ MPt) / 2)
     return S1.unflatten(1, (L, k)).transpose(0, 1), S2.view(L, k, d_out)
+
+
+class Terms(NamedTuple):
+    """The four matrices of a sketched layer, float64, with the shapes that `panther.nn.functional.factors` takes."""
+
+    S1s: Tensor
+    U1s: Tensor
+    U2s: Tensor
+    S2s: Tensor
+
+
+def terms_of_factors(left: Tensor, right: Tensor, num_terms: int, low_rank: int) -> Terms:
+    """Write a product of two factors as the terms of a sketched layer, exactly.
+
+    With h = Lk, the first h columns of left become U2 and the last h rows of right become U1, each as an orthonormal
+    basis of what they span, scaled like the "orthonormal" sketches of `panther.sketch`; S takes up the rest:
+    left[:, :h] = QR gives U2 = cQ and S2 = (2L/c) R right[:h], and on the other side likewise. So
+    (S1 U1 + U2 S2) / (2L) = left @ right.
+
+    Args:
+        left: (d_in, r), r at most 2Lk.
+        right: (r, d_out).
+        num_terms: L.
+        low_rank: k.
+    """
+    L, k = num_terms, low_rank
+    h = L * k
+    left, right = left.double(), right.double()
+    U2, S2 = _basis(left[:, :h], right[:h], h)
+    U1_t, S1_t = _basis(right[h:].t(), left[:, h:].t(), h)
+    scale_in, scale_out = math.sqrt(left.shape[0] / k), math.sqrt(right.shape[1] / k)
+    return Terms(
+        S1s=(S1_t.t() * (2 * L / scale_out)).unflatten(1, (L, k)).transpose(0, 1),
+        U1s=(U1_t.t() * scale_out).unflatten(0, (L, k)),
+        U2s=(U2 * scale_in).unflatten(1, (L, k)).transpose(0, 1),
+        S2s=(S2 * (2 * L / scale_in)).unflatten(0, (L, k)),
+    )
+
+
+def _basis(span: Tensor, rest: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """(d, r), (r, n) → (d, columns) of orthonormal columns and (columns, n), of the same product; r ≤ columns.
+
+    Where there are more columns than d, the basis is repeated, and what multiplies the repetitions is zero.
+    """
+    d, r = span.shape
+    width = min(d, columns)
+    # zero columns besides: Q then has columns orthogonal to the span too, which a layer can train on
+    padded = torch.cat([span, span.new_zeros(d, max(width - r, 0))], dim=1)
+    Q, R = torch.linalg.qr(padded)
+    coefficients = rest.new_zeros(columns, rest.shape[1])
+    coefficients[:width] = R[:, :r] @ rest
+    return Q.repeat(1, -(-columns // width))[:, :columns], coefficients

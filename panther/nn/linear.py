@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from panther.efficiency import ParameterCount, count_parameters
 from panther.nn import functional, packed
-from panther.nn.fit import best_terms
+from panther.nn.fit import best_terms, terms_of_factors
 from panther.sketch import SKETCHES, Sketch, draw_sketches
+from panther.svd import truncated_svd
 
 
 class SKLinear(nn.Module):
@@ -104,6 +105,87 @@ class SKLinear(nn.Module):
         if W_init is not None:
             self._approximate(W_init)
 
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, num_terms: int, low_rank: int) -> SKLinear:
+        """Make the sketched layer that is closest to a trained nn.Linear: the truncated SVD of rank 2Lk of its weight.
+
+        U is fixed to leading singular directions, of the input for one half of the rank and of the output for the
+        other, and S is solved, so that no other choice of the four matrices comes closer in the Frobenius norm (Eckart
+        and Young, 1936). `panther.sketch_` converts whole models, and fits layers to data.
+
+        Args:
+            linear: whose sizes, bias, dtype, device, training mode and requires_grad the layer takes; is not changed.
+            num_terms: L.
+            low_rank: k.
+
+        Raises:
+            TypeError: linear is no nn.Linear.
+            ValueError: a size is below 1, or the weight holds values that are not finite or lies on ``meta``.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear ({type(linear).__name__}) must be an nn.Linear")
+        _check_sizes(num_terms=num_terms, low_rank=low_rank)
+        W = linear.weight.detach()
+        if W.is_meta:
+            raise ValueError("the weight of linear lies on the device 'meta' and has no values")
+        _check_weight(W, linear.in_features, linear.out_features)
+        svd = truncated_svd(W.t(), 2 * num_terms * low_rank)
+        layer = cls.from_factors(svd.U, svd.S.unsqueeze(1) * svd.Vh, linear.bias, num_terms, low_rank, dtype=W.dtype)
+        layer.S1s.requires_grad_(linear.weight.requires_grad)
+        layer.S2s.requires_grad_(linear.weight.requires_grad)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(linear.bias.requires_grad)
+        return layer.train(linear.training)
+
+    @classmethod
+    def from_factors(
+        cls,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor | None,
+        num_terms: int,
+        low_rank: int,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> SKLinear:
+        """Make the layer y = x @ left @ right + bias, on the device of left.
+
+        Args:
+            left: (in_features, r), r at most 2·num_terms·low_rank.
+            right: (r, out_features).
+            bias: (out_features,) or None; is copied.
+            num_terms: L.
+            low_rank: k.
+            dtype: of the layer; left's when None.
+
+        Raises:
+            ValueError: the shapes don't fit, or a size is below 1.
+        """
+        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+            raise ValueError(
+                f"left {tuple(left.shape)} and right {tuple(right.shape)} must be (d_in, r) and (r, d_out)"
+            )
+        if left.shape[1] > 2 * num_terms * low_rank:
+            raise ValueError(
+                f"{left.shape[1]} columns of left are more than 2·num_terms·low_rank ({2 * num_terms * low_rank})"
+            )
+        dtype = dtype if dtype is not None else left.dtype
+        sizes = (left.shape[0], right.shape[1], num_terms, low_rank)
+        layer = SKLinear(*sizes, bias=bias is not None, dtype=dtype, device="meta", sketch="orthonormal")
+        layer.to_empty(device=left.device)
+        with torch.no_grad():
+            for name, term in terms_of_factors(left, right, num_terms, low_rank)._asdict().items():
+                getattr(layer, name).copy_(term)
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias)
+        layer._sketch_drawn = True
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """`dense_weight`, for modules that read the weight of a layer rather than call it; computed at each reading."""
+        return self.dense_weight()
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw S1s, S2s and bias anew; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
 
@@ -134,10 +216,12 @@ class SKLinear(nn.Module):
                 )
             if self._packed is not None and packed.applicable(x):
                 # straight from the dicts: the attribute access of nn.Module is felt at batch 1
-                S1s, S2s = self._parameters.get("S1s"), self._parameters.get("S2s")
-                U1s, U2s = self._buffers.get("U1s"), self._buffers.get("U2s")
+                parameters, buffers = self._parameters, self._buffers
+                S1s, S2s = parameters.get("S1s"), parameters.get("S2s")
+                U1s, U2s = buffers.get("U1s"), buffers.get("U2s")
                 if self._packed.holds(S1s, U1s, U2s, S2s):
-                    return packed.packed_linear(x, S1s, S2s, self.bias, self._packed)  # type: ignore[arg-type]
+                    bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  self.bias is slow
+                    return packed.packed_linear(x, S1s, S2s, bias, self._packed)  # type: ignore[arg-type]
         # also for what is no Tensor, such as a proxy of torch.fx
         return functional.sketched_linear(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias)
 

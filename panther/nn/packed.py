@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, nn.Parameter)
+# entries below which the calls, not the arithmetic, are what a product with one row costs
+SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,24 +130,19 @@ def packed_linear(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, pack
         if dtype is not None:
             rows, A, B = rows.to(dtype), A.to(dtype), B.to(dtype)
             bias = bias.to(dtype) if bias is not None else None
-        y = _output(_hidden(rows, A), B, bias)
+        H = _hidden(rows, A)
+        y = H.mul_(1 / len(A)) @ B if bias is None else torch.addmm(bias, H, B, alpha=1 / len(A))
     return y if x.dim() == 2 else y.view(*x.shape[:-1], B.shape[1])
 
 
 def _hidden(rows: Tensor, A: Tensor) -> Tensor:
-    """(N, d_in), (2L, d_in, k) → (N, 2Lk): rows @ [A side by side] / (2L)."""
+    """(N, d_in), (2L, d_in, k) → (N, 2Lk): rows @ [A side by side]."""
     N, (terms, _, k) = len(rows), A.shape
     if N == 1:
-        H = torch.bmm(rows.expand(terms, 1, -1), A).view(1, terms * k)
-    else:
-        H = torch.empty((N, terms * k), dtype=rows.dtype, device=rows.device)
-        torch.bmm(rows.expand(terms, *rows.shape), A, out=H.view(N, terms, k).transpose(0, 1))
-    # on the small matrix in the middle, the only place where it costs nothing
-    return H.mul_(1 / terms)
-
-
-def _output(H: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
-    return H @ B if bias is None else torch.addmm(bias, H, B)
+        return torch.bmm(rows.expand(terms, 1, -1), A).view(1, terms * k)
+    H = torch.empty((N, terms * k), dtype=rows.dtype, device=rows.device)
+    torch.bmm(rows.expand(terms, N, -1), A, out=H.view(N, terms, k).transpose(0, 1))
+    return H
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -166,7 +163,8 @@ class _PackedLinear(torch.autograd.Function):
         if dtype is not None:
             rows, A, B = rows.to(dtype), A.to(dtype), B.to(dtype)
             bias = bias.to(dtype) if bias is not None else None
-        H = _hidden(rows, A)
+        # scaled here, on the small matrix in the middle, so that no gradient need be
+        H = _hidden(rows, A).mul_(1 / len(A))
         # S1s and S2s are needed for the gradient of x alone. They are saved for their version counters, and for
         # second derivatives; the first ones use A and B.
         x_needs_grad = ctx.needs_input_grad[0]
@@ -174,7 +172,7 @@ class _PackedLinear(torch.autograd.Function):
         H2 = H[:, H.shape[1] // 2 :] if ctx.needs_input_grad[2] else None
         ctx.save_for_backward(inputs, *saved_S, H2)
         ctx.A, ctx.B, ctx.dtype = A, B, dtype
-        return _output(H, B, bias)
+        return H @ B if bias is None else torch.addmm(bias, H, B)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -199,14 +197,22 @@ class _PackedLinear(torch.autograd.Function):
             if needs_S1:
                 dS1 = _outer(rows, by_term[: terms // 2])
             if needs_x:
-                dx = by_term[0] @ A[0].t()
-                for i in range(1, terms):
-                    dx.addmm_(by_term[i], A[i].t())
+                dx = _sum_of_products(by_term, A)
         if needs_S2:
             dS2 = (H2.t() @ grad).view(terms // 2, k, -1)
         if needs_bias:
             dbias = grad.sum(0)
         return dx, dS1, dS2, dbias, None, None, None
+
+
+def _sum_of_products(by_term: Tensor, A: Tensor) -> Tensor:
+    """(2L, N, k), (2L, d_in, k) → (N, d_in): Σ_i by_term[i] @ A[i]ᵀ."""
+    if by_term.shape[1] == 1 and A.numel() < SMALL:
+        return torch.bmm(by_term, A.transpose(1, 2)).sum(0)
+    total = by_term[0] @ A[0].t()
+    for i in range(1, len(A)):
+        total.addmm_(by_term[i], A[i].t())
+    return total
 
 
 def _outer(rows: Tensor, by_term: Tensor) -> Tensor:
