@@ -66,10 +66,10 @@ def terms_of_factors(left: Tensor, right: Tensor, num_terms: int, low_rank: int)
     U1_t, S1_t = _basis(right[h:].t(), left[:, h:].t(), h)
     scale_in, scale_out = math.sqrt(left.shape[0] / k), math.sqrt(right.shape[1] / k)
     return Terms(
-        S1s=(S1_t.t() * (2 * L / scale_out)).unflatten(1, (L, k)).transpose(0, 1),
-        U1s=(U1_t.t() * scale_out).unflatten(0, (L, k)),
-        U2s=(U2 * scale_in).unflatten(1, (L, k)).transpose(0, 1),
-        S2s=(S2 * (2 * L / scale_in)).unflatten(0, (L, k)),
+        S1s=(S1_t.t() * (2 * L / scale_out)).reshape(-1, L, k).transpose(0, 1),
+        U1s=(U1_t.t() * scale_out).reshape(L, k, -1),
+        U2s=(U2 * scale_in).reshape(-1, L, k).transpose(0, 1),
+        S2s=(S2 * (2 * L / scale_in)).reshape(L, k, -1),
     )
 
 
