@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import orjson
 
 from app.batcher import Call
+from app.codec import Body
 from app.codec.compression import accepted, compress, decompress
 from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
 from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, retry_after_s, status_of
@@ -129,7 +130,7 @@ class InferenceService:
         """The error for a body over the limit."""
         return BodyTooLargeError(f"the body is larger than max_body_bytes ({self.max_body_bytes})")
 
-    def start(self, target: Target, headers: Headers, query: bytes, body: bytes, respond: Respond) -> "Exchange":
+    def start(self, target: Target, headers: Headers, query: bytes, body: Body, respond: Respond) -> "Exchange":
         """Begin to answer; ``respond`` is called once, now or later, in the event loop.
 
         Returns:

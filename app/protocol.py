@@ -8,6 +8,7 @@ plain calls; everything else, pipelined requests too, takes uvicorn's own way to
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -15,6 +16,9 @@ from uvicorn.server import ServerState
 from app.codec.model_codec import HeaderList, Headers
 from app.errors import AppError
 from app.inference import Exchange, InferenceService, Target
+
+# One for all connections: what is in it is taken out before the loop reads again.
+_SCRATCH = memoryview(bytearray(32 * 1024))
 
 
 class _NoEvent:
@@ -60,8 +64,11 @@ class InferenceCycle:
         self.response_complete = False
 
 
-class InferenceProtocol(HttpToolsProtocol):
+class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     """One connection.
+
+    What is read goes into one scratch buffer and from there to the parser. Once the head of an inference request is
+    known and its body is longer than the scratch buffer, the rest is received straight into the body.
 
     The inference service is found on the application; where there is none, all requests go uvicorn's own way.
     """
@@ -78,6 +85,45 @@ class InferenceProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._service: InferenceService | None = getattr(self.app, "service", None)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
+        self._body = bytearray()
+        self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the loop is to put what it reads."""
+        return _SCRATCH if self._rest is None else self._rest
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The loop has read something."""
+        rest = self._rest
+        if rest is None:
+            self.data_received(_SCRATCH[:nbytes])  # type: ignore[arg-type]
+            self._receive_directly()
+        elif nbytes < len(rest):
+            self._rest = rest[nbytes:]
+        else:
+            self._received_directly()
+
+    def _receive_directly(self) -> None:
+        """After the first piece of a body of known length: have the rest of it put where it belongs."""
+        cycle = self._inference
+        if cycle is None or cycle.response_complete or b"transfer-encoding" in cycle.headers:
+            return
+        length = int(cycle.headers.get(b"content-length", b"0"))
+        if length <= cycle.size:
+            return
+        self._body = bytearray(length)
+        self._body[: cycle.size] = b"".join(cycle.chunks)
+        self._rest = memoryview(self._body)[cycle.size :]
+        cycle.chunks = []
+
+    def _received_directly(self) -> None:
+        """The body is whole. The parser has not seen its end, so the next request gets a new one."""
+        cycle = self._inference
+        body, self._body, self._rest, self._inference = self._body, bytearray(), None, None
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        if cycle is not None and not cycle.response_complete:
+            self._start(cycle, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went away: what it waits for need not be run."""
@@ -130,7 +176,10 @@ class InferenceProtocol(HttpToolsProtocol):
         if cycle.response_complete:
             return
         chunks = cycle.chunks
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._inference = None
+        self._start(cycle, chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         cycle.chunks = []
 
         def respond(status: int, headers: HeaderList, content: bytes) -> None:

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 
+from app.codec import Body
 from app.codec.binary import to_bytes
 from app.codec.oip import raw_feeds
 from app.errors import InvalidRequestError
@@ -14,7 +15,7 @@ OCTETS = b"application/octet-stream"
 NPY = (b"application/x-npy", b"application/npy")
 
 
-def from_octets(model: Model, body: bytes) -> dict[str, Array]:
+def from_octets(model: Model, body: Body) -> dict[str, Array]:
     """The only input of a model from raw rows in the type that it takes (float32 for most).
 
     Raises:
@@ -27,7 +28,7 @@ def from_octets(model: Model, body: bytes) -> dict[str, Array]:
     return feeds
 
 
-def from_npy(model: Model, body: bytes) -> dict[str, Array]:
+def from_npy(model: Model, body: Body) -> dict[str, Array]:
     """The only input of a model from an array in numpy's format.
 
     Raises:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from app.codec import Body
 from app.errors import InvalidRequestError
 from app.tensors import Array, TensorSpec
 
@@ -19,7 +20,7 @@ def element_count(shape: tuple[int, ...]) -> int:
     return count
 
 
-def from_bytes(data: bytes, offset: int, size: int, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def from_bytes(data: Body, offset: int, size: int, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """A tensor from ``size`` bytes at ``offset``; numbers are not copied.
 
     Raises:
@@ -38,7 +39,7 @@ def from_bytes(data: bytes, offset: int, size: int, spec: TensorSpec, shape: tup
     return np.frombuffer(data, spec.dtype, count, offset).reshape(shape)
 
 
-def _strings(data: bytes, spec: TensorSpec, count: int) -> Array:
+def _strings(data: Body, spec: TensorSpec, count: int) -> Array:
     array = np.empty(count, dtype=object)
     at = 0
     for position in range(count):
@@ -57,7 +58,7 @@ def _strings(data: bytes, spec: TensorSpec, count: int) -> Array:
     return array
 
 
-def text(element: bytes, spec: TensorSpec) -> str:
+def text(element: Body, spec: TensorSpec) -> str:
     """A BYTES element as the runtime takes it.
 
     Raises:

@@ -2,13 +2,14 @@
 
 import zlib
 
+from app.codec import Body
 from app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _LEVEL = 1  # tensors hardly compress; more effort would cost far more than it saves
 
 
-def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+def decompress(body: Body, encoding: bytes, limit: int) -> Body:
     """Undo a Content-Encoding.
 
     Raises:
@@ -29,7 +30,7 @@ def decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
     return body
 
 
-def _inflate(body: bytes, coding: bytes, limit: int) -> bytes:
+def _inflate(body: Body, coding: bytes, limit: int) -> bytes:
     try:
         # Deflate is zlib's format by the standard, and the bare one by the habit of some clients.
         bare = coding == b"deflate" and not (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl
 
-from app.codec import arrays, plain
+from app.codec import Body, arrays, plain
 from app.codec.oip import HEADER_LENGTH, Decoder
 from app.codec.oip_answer import OipWriter
 from app.codec.oip_head import Asked
@@ -43,7 +43,7 @@ class ModelCodec:
         self._oip_writer = OipWriter(model)
         self._default_reply: Reply = partial(self._reply_json, None)
 
-    def plain(self, headers: Headers, query: bytes, body: bytes) -> Decoded:
+    def plain(self, headers: Headers, query: bytes, body: Body) -> Decoded:
         """Read a request of the plain API.
 
         Raises:
@@ -71,7 +71,7 @@ class ModelCodec:
             return Decoded(request.prepared, self._binary_reply(request.prepared, wanted, output))
         return Decoded(request.prepared, self._default_reply if top_k is None else partial(self._reply_json, top_k))
 
-    def oip(self, headers: Headers, body: bytes) -> Decoded:
+    def oip(self, headers: Headers, body: Body) -> Decoded:
         """Read a request of the Open Inference Protocol.
 
         Raises:

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import simdjson
 
+from app.codec import Body
 from app.tensors import Array, TensorSpec
 
 # A parser keeps buffers as large as the largest document it has seen.
@@ -21,7 +22,7 @@ Document = simdjson.Object
 List = simdjson.Array
 
 
-def parse(body: bytes) -> simdjson.Object | None:
+def parse(body: Body) -> simdjson.Object | None:
     """The body as a simdjson object, or None where it isn't one. Drop the object before the next call."""
     global _parser  # noqa: PLW0603 - a parser whose objects are alive can't be used again
     try:
@@ -34,7 +35,7 @@ def parse(body: bytes) -> simdjson.Object | None:
     return document if isinstance(document, simdjson.Object) else None
 
 
-def brackets(body: bytes, at_most: int) -> int:
+def brackets(body: Body, at_most: int) -> int:
     """How many ``[`` the body holds, counting no further than one over ``at_most``."""
     count, position = 0, body.find(b"[")
     while position >= 0 and count <= at_most:

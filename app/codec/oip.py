@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from app.codec import binary, numbers
+from app.codec import Body, binary, numbers
 from app.codec.oip_head import EXPECTED, KEYS, Asked, Head, Input, read_asked, read_head
 from app.codec.prepared import Prepared, prepare
 from app.codec.values import array_from_list, describe, parse_json
@@ -25,7 +25,7 @@ class Decoder:
     model: Model
     _heads: dict[bytes, Head] = field(default_factory=dict)
 
-    def decode(self, body: bytes, header_length: bytes | None) -> tuple[Prepared, Asked]:
+    def decode(self, body: Body, header_length: bytes | None) -> tuple[Prepared, Asked]:
         """Read a request.
 
         Args:
@@ -44,11 +44,11 @@ class Decoder:
             length = self._head_length(body, header_length)
             if length == 0:
                 return self._raw(body)
-        head = self._head(body[:length] if length < len(body) else body)
+        head = self._head(bytes(body[:length]))
         feeds = self._feeds(head, body, length)
         return prepare(self.model, feeds, head.asked.output_names), head.asked
 
-    def _head_length(self, body: bytes, value: bytes) -> int:
+    def _head_length(self, body: Body, value: bytes) -> int:
         if not value.isdigit() or int(value) > len(body):
             shown = value.decode("latin-1")[:40]
             raise InvalidRequestError(
@@ -68,7 +68,7 @@ class Decoder:
                 self._heads[text] = head
         return head
 
-    def _feeds(self, head: Head, body: bytes, offset: int) -> dict[str, Array]:
+    def _feeds(self, head: Head, body: Body, offset: int) -> dict[str, Array]:
         feeds: dict[str, Array] = {}
         for item in head.inputs:
             if item.size is None:
@@ -85,7 +85,7 @@ class Decoder:
             raise InvalidRequestError(f"the body has {len(body) - offset} bytes after its last tensor")
         return feeds
 
-    def _raw(self, body: bytes) -> tuple[Prepared, Asked]:
+    def _raw(self, body: Body) -> tuple[Prepared, Asked]:
         model = self.model
         if len(model.inputs) != 1:
             raise InvalidRequestError(f"raw binary needs a model of one input; {model.name!r} has {len(model.inputs)}")
@@ -94,7 +94,7 @@ class Decoder:
         asked = Asked(names, (True,) * len(names), (0,) * len(names))
         return prepare(model, feeds, names), asked
 
-    def _quick(self, body: bytes) -> tuple[dict[str, Array], Asked] | None:
+    def _quick(self, body: Body) -> tuple[dict[str, Array], Asked] | None:
         document = numbers.parse(body)
         if document is None:
             return None
@@ -123,7 +123,7 @@ class Decoder:
         return feeds, read_asked(self.model, rest)
 
 
-def raw_feeds(model: Model, body: bytes) -> dict[str, Array]:
+def raw_feeds(model: Model, body: Body) -> dict[str, Array]:
     """The only input of a model from its bytes alone; the one dynamic dimension follows from their number.
 
     Raises:

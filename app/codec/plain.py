@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from app.codec import numbers
+from app.codec import Body, numbers
 from app.codec.prepared import Prepared, prepare
 from app.codec.values import array_from_json, describe, example, parse_json
 from app.errors import InvalidRequestError
@@ -34,7 +34,7 @@ def expected_body(model: Model) -> str:
     return f'{{"inputs": {{{inside}}}}}'
 
 
-def decode(model: Model, body: bytes) -> PlainRequest:
+def decode(model: Model, body: Body) -> PlainRequest:
     """Read a JSON body.
 
     Raises:
@@ -46,7 +46,7 @@ def decode(model: Model, body: bytes) -> PlainRequest:
     return _precise(model, body)
 
 
-def _quick(model: Model, body: bytes) -> dict[str, Array] | None:
+def _quick(model: Model, body: Body) -> dict[str, Array] | None:
     document = numbers.parse(body)
     if document is None or len(document) != 1:
         return None
@@ -68,7 +68,7 @@ def _quick(model: Model, body: bytes) -> dict[str, Array] | None:
     return feeds if numbers.brackets(body, lists) == lists else None
 
 
-def _precise(model: Model, body: bytes) -> PlainRequest:
+def _precise(model: Model, body: Body) -> PlainRequest:
     expected = expected_body(model)
     document = parse_json(body, expected)
     if not isinstance(document, dict):

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import orjson
 
+from app.codec import Body
 from app.errors import InvalidRequestError
 from app.tensors import Array, TensorSpec
 
 _SHOWN = 40
 
 
-def parse_json(body: bytes, expected: str) -> Any:
+def parse_json(body: Body, expected: str) -> Any:
     """Parse a body.
 
     Raises:

@@ -1,11 +1,14 @@
 """The connection itself: what a well-behaved client never notices, and what others run into."""
 
 import asyncio
+import gzip
+import io
 import json
 import socket
 import time
 
 import httpx
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -90,6 +93,49 @@ def test_a_body_in_small_pieces_and_in_chunks(client):
         chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:7], BODY[7:])) + b"0\r\n\r\n"
         wire.socket.sendall(request(b"", headers=["Transfer-Encoding: chunked"]) + chunks)
         assert wire.answer()[0] == 200
+
+
+def test_long_bodies_are_received_whole_one_after_the_other(client, tiny):
+    """Longer than the scratch buffer: they go straight into the body, and the parser starts anew after them."""
+    x = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
+    head = json.dumps(
+        {
+            "inputs": [
+                {"name": "x", "shape": [3000, 6], "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
+            ]
+        }
+    ).encode()
+    length = [f"Inference-Header-Content-Length: {len(head)}"]
+    plain = json.dumps({"inputs": x.tolist()}).encode()
+    packed = gzip.compress(plain)
+    expected = tiny.logits(x)
+    with Wire(client) as wire:
+        for _ in range(2):
+            wire.socket.sendall(request(plain))
+            np.testing.assert_allclose(wire.answer()[2]["outputs"]["logits"], expected, rtol=1e-3, atol=1e-4)
+            wire.socket.sendall(request(head + x.tobytes(), "/v2/models/tiny/infer", length))
+            data = wire.answer()[2]["outputs"][0]["data"]
+            np.testing.assert_allclose(np.reshape(data, (3000, 3)), expected, rtol=1e-3, atol=1e-4)
+            wire.socket.sendall(request(packed, headers=["Content-Encoding: gzip"]))
+            assert wire.answer()[0] == 200
+            wire.socket.sendall(request(plain[:-5]))
+            assert wire.answer()[0] == 400
+            wire.socket.sendall(request(b"", "/health/live", method="GET"))
+            assert wire.answer()[0] == 200
+        wire.socket.sendall(request(plain) + request(plain) + request(BODY))
+        assert [wire.answer()[0] for _ in range(3)] == [200, 200, 200]
+    buffer = io.BytesIO()
+    np.save(buffer, x)
+    answer = client.post("/predict", content=buffer.getvalue(), headers={"content-type": "application/x-npy"})
+    np.testing.assert_allclose(answer.json()["outputs"]["logits"], expected, rtol=1e-3, atol=1e-4)
+    headers = {"content-type": "application/octet-stream", "accept": "application/x-npy"}
+    answer = client.post("/predict", content=x.tobytes(), headers=headers)
+    np.testing.assert_allclose(np.load(io.BytesIO(answer.content)), expected, rtol=1e-3, atol=1e-4)
+    headers["accept"] = "application/octet-stream"
+    answer = client.post("/predict", content=x.tobytes(), headers=headers)
+    assert answer.headers["x-shape"] == "3000,3"
+    values = np.frombuffer(answer.content, np.float32).reshape(3000, 3)
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_expect_100_continue(client):

@@ -1,0 +1,326 @@
+"""Measures the server against a naive one, a bare uvicorn, and the peers that benchmarks/peers.sh installed.
+
+All sides serve the same model file. Each is pinned to one core and driven by wrk (Debian's) from the other, in turn
+within each round; medians are over the rounds. Before anything is timed, every side's answers to different requests are
+compared with onnxruntime's own; a side that disagrees is not measured.
+
+    python benchmarks/bench_serving.py            about four minutes, more with peers
+    python benchmarks/bench_serving.py --quick    about one minute: a smoke test, not a measurement
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import onnxruntime as ort
+from serving import sides as known
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
+
+
+class Cell:
+    """One kind of load."""
+
+    def __init__(self, name, kind, rows, clients, text="float64"):
+        self.name, self.kind, self.rows, self.clients, self.text = name, kind, rows, clients, text
+
+
+CELLS = [
+    Cell("1 row JSON, 1 client", "json", 1, 1),
+    Cell("1 row JSON, 64 clients", "json", 1, 64),
+    Cell("32 rows JSON, 8 clients", "json", 32, 8),
+    Cell("32 rows JSON shortest, 8 clients", "json", 32, 8, "float32"),
+    Cell("32 rows binary, 8 clients", "binary", 32, 8),
+]
+
+
+def session(model):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def raw_run(model, rows, core, seconds):
+    """Runs per second and the median run in µs of onnxruntime alone, in a process on the servers' core."""
+    program = f"""
+import json, sys, time
+sys.path.insert(0, {str(HERE)!r})
+import numpy as np
+from bench_serving import session
+s = session({str(model)!r})
+x = np.random.default_rng(0).random(({rows}, 784), np.float32)
+name = s.get_inputs()[0].name
+for _ in range(50): s.run(None, {{name: x}})
+times, end = [], time.perf_counter() + {seconds}
+while time.perf_counter() < end:
+    a = time.perf_counter(); s.run(None, {{name: x}}); times.append(time.perf_counter() - a)
+print(json.dumps([len(times) / sum(times), 1e6 * float(np.median(times))]))
+"""
+    command = ["taskset", "-c", str(core), sys.executable, "-c", program]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def parity(side, model, cells):
+    """Every answer of a warm-up pass, also of many clients at once, is the model's; raises where one is not."""
+    s = session(model)
+    name = s.get_inputs()[0].name
+    rng = np.random.default_rng(7)
+    for kind, rows, clients in sorted(
+        {(cell.kind, cell.rows, cell.clients) for cell in cells if cell.kind in side.make}
+    ):
+        inputs = [rng.random((rows, 784), np.float32) for _ in range(max(16, 2 * clients))]
+        with ThreadPoolExecutor(clients) as pool:
+            answers = list(pool.map(lambda x, kind=kind: side.ask(kind, x), inputs))
+        for x, answer in zip(inputs, answers, strict=True):
+            np.testing.assert_allclose(answer, s.run(None, {name: x})[0], rtol=1e-3, atol=1e-4, err_msg=side.name)
+
+
+def server_cpu_s(side):
+    """Processor seconds of a side's first process, which does not change hands between rounds."""
+    fields = Path(f"/proc/{side.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def drive(side, cell, core, seconds, folder):
+    """One run of wrk."""
+    path, encode, _ = side.make[cell.kind]
+    x = np.random.default_rng(3).random((cell.rows, 784), np.float32)
+    headers, body = encode(x, cell.text) if cell.kind == "json" else encode(x)
+    file = folder / f"{abs(hash((side.name, cell.name)))}.body"
+    file.write_bytes(body)
+    environment = {**os.environ, "BODY": str(file), "HEADERS": "\n".join(f"{k}: {v}" for k, v in headers.items())}
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        "wrk",
+        "-t1",
+        f"-c{cell.clients}",
+        f"-d{seconds}s",
+        "--timeout",
+        "10s",
+        "--latency",
+    ]
+    before = server_cpu_s(side)
+    out = subprocess.run(
+        [*command, "-s", str(HERE / "serving" / "wrk.lua"), side.url(path)],
+        env=environment, check=True, capture_output=True, text=True, timeout=seconds + 30,
+    ).stdout  # fmt: skip
+    result = json.loads(out.split("RESULT ")[1])
+    if result["bad_status"] or result["errors"]:
+        raise RuntimeError(f"{side.name}, {cell.name}: {result}")
+    rate = 1e6 * result["requests"] / result["duration_us"]
+    cpu_us = 1e6 * (server_cpu_s(side) - before) / max(1, result["requests"])
+    return {"rate": rate, "p50_us": result["p50_us"], "p99_us": result["p99_us"], "cpu_us": cpu_us}
+
+
+def median(runs):
+    return {key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]}
+
+
+def verdicts(table, raw, one_run_us, start_s):
+    """The figures that must be reached."""
+    mine, naive = table["ours"], table["naive def"]
+    c1, c64, j32, _, b32 = (cell.name for cell in CELLS)
+    p50_over = mine[c1]["p50_us"] - table["bare uvicorn"][c1]["p50_us"] - one_run_us
+    checks = [
+        (f"{c1}: times naive", mine[c1]["rate"] / naive[c1]["rate"], ">=", 2.8),
+        (f"{c64}: times naive", mine[c64]["rate"] / naive[c64]["rate"], ">=", 9),
+        (f"{j32}: times naive", mine[j32]["rate"] / naive[j32]["rate"], ">=", 8),
+        (f"{b32}: share of raw session.run", mine[b32]["rate"] / raw, ">=", 0.82),
+        (f"{c1}: p50 over bare uvicorn + session.run, µs", p50_over, "<=", 100),
+        (f"{c64}: p99 / p50", mine[c64]["p99_us"] / mine[c64]["p50_us"], "<=", 2),
+        ("start to ready, s", start_s, "<=", 1.0),
+    ]
+    return [
+        {"what": what, "value": round(value, 3), "rule": f"{sign} {bound}",
+         "reached": bool(value >= bound if sign == ">=" else value <= bound)}
+        for what, value, sign, bound in checks
+    ]  # fmt: skip
+
+
+def start_times(model, model_dir, core, log, count):
+    """Seconds from the start of the process to ready, several times."""
+    times = []
+    for _ in range(count):
+        side = known.ours(model_dir)
+        side.start(model, core, log)
+        side.stop()
+        times.append(side.ready_s)
+    return times
+
+
+def measure(sides, cells, arguments, folder):
+    runs = {side.name: {cell.name: [] for cell in cells if cell.kind in side.make} for side in sides}
+    raw, one = [], []
+    for number in range(arguments.rounds):
+        raw.append(raw_run(arguments.model, 32, arguments.server_core, arguments.seconds)[0])
+        one.append(raw_run(arguments.model, 1, arguments.server_core, 1)[1])
+        for cell in cells:
+            for side in sides:
+                if cell.kind in side.make:
+                    runs[side.name][cell.name].append(
+                        drive(side, cell, arguments.client_core, arguments.seconds, folder)
+                    )
+        print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
+    return runs, raw, one
+
+
+def two_workers(arguments, cells, log, folder):
+    """Ours on both cores, wrk beside it: what a user of a small machine gets."""
+    side = known.ours(arguments.model_dir, workers=2)
+    side.start(arguments.model, f"{arguments.server_core},{arguments.client_core}", log)
+    try:
+        time.sleep(1)
+        parity(side, arguments.model, cells)
+        chosen = [cell for cell in cells if cell.clients > 1]
+        runs = {cell.name: [] for cell in chosen}
+        for _ in range(arguments.rounds):
+            for cell in chosen:
+                runs[cell.name].append(drive(side, cell, arguments.client_core, arguments.seconds, folder))
+        return {name: median(item) for name, item in runs.items()}
+    finally:
+        side.stop()
+
+
+def print_table(table, cells, raw):
+    names = [cell.name for cell in cells]
+    width = max(map(len, table)) + 2
+    print("requests per second (median of the rounds)")
+    print(" " * width + " | ".join(names))
+    for side, row in table.items():
+        shown = [f"{row[name]['rate']:,.0f}" if name in row else "-" for name in names]
+        print(side.ljust(width) + " | ".join(text.rjust(len(name)) for text, name in zip(shown, names, strict=True)))
+    print("raw session.run, 32 rows".ljust(width) + f"{raw:,.0f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round, no peers, nothing written unless --output"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=3, help="of each run of wrk")
+    parser.add_argument("--model-dir", type=Path, default=ROOT / "models")
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; none leaves all out")
+    parser.add_argument("--server-core", type=int, default=0)
+    parser.add_argument("--client-core", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/serving.json")
+    parser.add_argument("--strict", action="store_true", help="exit 1 where a figure that must be reached is missed")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds, arguments.peers = 1, 1, "none"
+    elif arguments.output is None:
+        arguments.output = HERE / "results" / "serving.json"
+    versions_there = sorted((arguments.model_dir / "digits").iterdir(), key=lambda path: int(path.name))
+    arguments.model = versions_there[-1] / "model.onnx"
+
+    sides = [
+        known.ours(arguments.model_dir),
+        known.uvicorn_side("naive def", "naive:app"),
+        known.uvicorn_side("naive async def", "naive:app", {"NAIVE_HANDLER": "async"}),
+        known.uvicorn_side("bare uvicorn", "bare:app", check=False),
+    ]
+    left_out = {}
+    for name in () if arguments.peers == "none" else arguments.peers.split(","):
+        side = known.peer(name)
+        if side is None:
+            left_out[name] = "not installed: benchmarks/peers.sh installs it"
+        else:
+            sides.append(side)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "servers.log").open("w") as log:
+            report = run(sides, left_out, arguments, folder, log)
+    print_table({s: row for s, row in report["median"].items()}, CELLS, report["raw_session_run_32_rows_per_s"])
+    for item in report["must_reach"]:
+        print(f"{'reached' if item['reached'] else 'MISSED '}  {item['what']}: {item['value']} ({item['rule']})")
+    for name, why in left_out.items():
+        print(f"left out: {name}: {why}")
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if arguments.strict and not all(item["reached"] for item in report["must_reach"]) else 0
+
+
+def run(sides, left_out, arguments, folder, log):
+    starts = start_times(arguments.model, arguments.model_dir, arguments.server_core, log, 1 if arguments.quick else 5)
+    running = []
+    try:
+        for side in sides:
+            try:
+                side.start(arguments.model, arguments.server_core, log)
+                if side.check:
+                    parity(side, arguments.model, CELLS)
+            except (RuntimeError, OSError, AssertionError) as error:
+                side.stop()
+                if side.name in ("ours", "naive def", "bare uvicorn"):
+                    log.flush()
+                    sys.stderr.write(Path(log.name).read_text()[-3000:])
+                    raise
+                left_out[side.name] = str(error).strip().splitlines()[0]
+            else:
+                running.append(side)
+        runs, raw, one = measure(running, CELLS, arguments, folder)
+    finally:
+        for side in sides:
+            side.stop()
+    both = two_workers(arguments, CELLS, log, folder)
+    table = {name: {cell: median(items) for cell, items in row.items()} for name, row in runs.items()}
+    raw_rate, one_us = statistics.median(raw), statistics.median(one)
+    return {
+        "benchmark": "serving",
+        "commit": git("rev-parse", "HEAD"),
+        "changed_files": len(git("status", "--porcelain", "--untracked-files=no").splitlines()),
+        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "kernel": platform.release()},
+        "versions": {"python": platform.python_version(),
+                     **{name: version(name) for name in ("onnxruntime", "uvicorn", "fastapi", "numpy", "pysimdjson")}},
+        "settings": {"server_cores": 1, "onnxruntime_threads": 1, "rounds": arguments.rounds,
+                     "seconds": arguments.seconds,
+                     "model": arguments.model.relative_to(arguments.model_dir).as_posix()},
+        "median": table,
+        "times_naive_def": {
+            name: {cell: round(item["rate"] / table["naive def"][cell]["rate"], 2)
+                   for cell, item in row.items() if cell in table["naive def"]}
+            for name, row in table.items()
+        },
+        "raw_session_run_32_rows_per_s": round(raw_rate, 1),
+        "session_run_1_row_us": round(one_us, 1),
+        "start_to_ready_s": [round(value, 3) for value in starts],
+        "two_workers_on_both_cores": both,
+        "must_reach": verdicts(table, raw_rate, one_us, statistics.median(starts)),
+        "left_out": left_out,
+        "rounds": runs,
+    }  # fmt: skip
+
+
+def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def cpu_model():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(": ")[2]
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
