@@ -136,7 +136,7 @@ def test_a_step_between_forward_and_backward_is_no_obstacle_where_s_is_not_neede
 
 
 @pytest.mark.parametrize("sizes", [(784, 512, 2, 64), (4096, 4096, 4, 128), (8192, 8192, 1, 16)], ids=str)
-@pytest.mark.parametrize("sketch", ["sign", "gaussian"])
+@pytest.mark.parametrize("sketch", ["sign", "gaussian", "orthonormal"])
 def test_starts_with_the_mean_and_deviation_of_a_fresh_linear(sizes, sketch):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1024, sizes[0], generator=generator)
