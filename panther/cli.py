@@ -109,6 +109,15 @@ def export(
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest relative error; by precision if left out.")
     ] = None,
+    conditional: Annotated[
+        str | None, typer.Option(help="sketched or standard: the branch of layers that choose by the number of rows.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="For the card: what the model is.")] = None,
+    license_name: Annotated[str | None, typer.Option("--license", help="For the card.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="For the card; may be given several times.")] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="For the card: what is done to raw data before it is sent.")
+    ] = None,
 ) -> None:
     """Export a model to ONNX, proven against torch, into a repository that the server reads."""
     _require("torch", "onnx", "onnxscript", extra="train")
@@ -141,6 +150,11 @@ def export(
             batch_sizes=tuple(batch_size or (1, 8, 64)),
             max_weight_bytes=max_weight_bytes,
             tolerance=tolerance,
+            conditional=conditional,
+            description=description,
+            license=license_name,
+            authors=tuple(author or ()),
+            preprocessing=preprocessing,
         )
         print_inspection(inspect_file(report.path), Console())
 
@@ -158,10 +172,10 @@ def inspect(
 
     with _errors_as_lines():
         inspection = inspect_file(file)
-    if as_json:
-        typer.echo(json.dumps(inspection, indent=2, ensure_ascii=False))
-    else:
-        print_inspection(inspection, Console())
+        if as_json:
+            typer.echo(json.dumps(inspection, indent=2, ensure_ascii=False))
+        else:
+            print_inspection(inspection, Console())
 
 
 @app.command()

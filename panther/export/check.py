@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from panther.export.card import Check, OutputError
 from panther.export.constants import Array
-from panther.export.errors import ExportError
+from panther.export.errors import ExportError, first_line
 from panther.export.inputs import Axes
 from panther.export.runtime import onnxruntime
 from panther.export.trace import Traceable, no_fast_path
@@ -96,7 +96,9 @@ def check_against_torch(
         try:
             results = session.run(list(output_names), {name: tensor.numpy() for name, tensor in inputs.items()})
         except Exception as error:
-            raise ExportError(f"the file does not run on inputs of shapes {shapes}, torch does: {error}") from error
+            raise ExportError(
+                f"the file does not run on inputs of shapes {shapes}, torch does: {first_line(error)}"
+            ) from error
         for name, result, wanted in zip(output_names, results, expected, strict=True):
             error_of_set = _compare(name, result, wanted, tolerance)
             errors[name] = tuple(map(max, errors[name], error_of_set))  # type: ignore[assignment]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panther.export.errors import ExportError
+from panther.export.errors import ExportError, first_line
 
 # what a dynamic axis is in the example inputs; two different sizes, so that none is taken for another
 _EXAMPLE_SIZES = (4, 6, 10, 14)
@@ -77,7 +77,7 @@ def load_model(factory: str, checkpoint: Path | None) -> nn.Module:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise ExportError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+        raise ExportError(f"cannot import {module_name!r}: {type(error).__name__}: {first_line(error)}") from error
     finally:
         sys.path.pop(0)
     build = getattr(module, attribute, None)
@@ -86,7 +86,7 @@ def load_model(factory: str, checkpoint: Path | None) -> nn.Module:
     try:
         model = build()
     except Exception as error:
-        raise ExportError(f"{factory} failed: {type(error).__name__}: {error}") from error
+        raise ExportError(f"{factory} failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ExportError(f"{factory} returned {type(model).__name__}; a torch.nn.Module is needed")
     if checkpoint is not None:
@@ -111,7 +111,9 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     except FileNotFoundError:
         raise ExportError(f"checkpoint {checkpoint} does not exist") from None
     except Exception as error:
-        raise ExportError(f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: {error}") from error
+        raise ExportError(
+            f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: {first_line(error)}"
+        ) from error
 
 
 def example_tensors(specs: Sequence[InputSpec], data: Path | None, seed: int = 0) -> dict[str, Tensor]:
@@ -128,7 +130,7 @@ def example_tensors(specs: Sequence[InputSpec], data: Path | None, seed: int = 0
         with np.load(data, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:
-        raise ExportError(f"{data} cannot be read as an .npz file: {error}") from error
+        raise ExportError(f"{data} cannot be read as an .npz file: {first_line(error)}") from error
     result = {}
     for spec in specs:
         if spec.name not in arrays:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import MappingKey, tree_flatten_with_path
 
 from panther.export.card import Input, Output
-from panther.export.errors import ExportError
+from panther.export.errors import ExportError, first_line
 from panther.export.trace import no_fast_path, sketched_layers
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -130,7 +130,9 @@ def observe(model: nn.Module, examples: Mapping[str, Tensor], *, by_name: bool) 
             outputs = model(**examples) if by_name else model(*examples.values())
     except Exception as error:
         given = {name: tuple(tensor.shape) for name, tensor in examples.items()}
-        raise ExportError(f"{type(model).__name__} does not take the example inputs {given}: {error}") from error
+        raise ExportError(
+            f"{type(model).__name__} does not take the example inputs {given}: {first_line(error)}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,6 +19,8 @@ from panther.export.card import CARD_KEY, SCHEMA_VERSION, read_card
 from panther.export.errors import ExportError
 from panther.export.runtime import Target, optimized_graph
 
+# of more nodes, only how many there are of each kind is printed
+_MOST_NODES = 40
 _PLAN_NAMES = {"two_products": "x·A·B", "dense": "x·W"}
 
 
@@ -30,9 +32,10 @@ def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
         num_threads: to load it with.
 
     Returns:
-        path, file_bytes (external data included), weight_bytes (as stored), opset, inputs, outputs, operators (how many
-        of each in the file), optimized_operators (in the graph that onnxruntime runs on the CPU; None, and
-        ``runtime_error`` says why, where it can't be loaded), card (None where the file has none).
+        path; file_bytes, external data included; weight_bytes, as stored; opset; inputs; outputs; operators: how many
+        of each are in the file; optimized_operators: the same for the graph that onnxruntime runs on the CPU, and
+        optimized_nodes: its nodes in order, with the shapes of their constants; both None, and runtime_error says why,
+        where the file can't be loaded; card, None where the file has none.
 
     Raises:
         ExportError: the file can't be read, is no ONNX model, or has a card of a newer major version.
@@ -57,26 +60,35 @@ def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
         "outputs": [_value(value) for value in proto.graph.output],
         "operators": _operators(proto.graph),
         "optimized_operators": None,
+        "optimized_nodes": None,
         "runtime_error": None,
         "card": _card(path, proto),
     }
     try:
-        result["optimized_operators"] = _operators(optimized_graph(path, Target("cpu", num_threads)).graph)
+        optimized = optimized_graph(path, Target("cpu", num_threads)).graph
+        result["optimized_operators"], result["optimized_nodes"] = _operators(optimized), _nodes(optimized)
     except ExportError as error:
         result["runtime_error"] = str(error)
     return result
 
 
 def print_inspection(inspection: dict[str, Any], console: Console) -> None:
-    """Print what `inspect_file` told, for people."""
-    console.print(_summary(inspection))
+    """Print what `inspect_file` told, for people.
+
+    Raises:
+        ExportError: the card lacks what every card has.
+    """
     card = inspection["card"]
-    if card is None:
-        console.print("no card: sketched layers, accuracy and the export's check are unknown")
-        return
-    if card["layers"]:
-        console.print(layer_table(card))
-    for part in card_lines(card):
+    try:
+        parts: list[RenderableType] = [_summary(inspection)]
+        if card is None:
+            parts.append("no card: sketched layers, accuracy and the export's check are unknown")
+        else:
+            parts += [layer_table(card)] if card["layers"] else []
+            parts += card_lines(card)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ExportError(f"{inspection['path']}: its card does not follow the schema: {error!r}") from error
+    for part in parts:
         console.print(part, highlight=False, soft_wrap=True)
 
 
@@ -115,6 +127,11 @@ def card_lines(card: dict[str, Any]) -> list[RenderableType]:
         f"checked against {check['reference']} on {check['rows']} rows: largest difference "
         f"{check['max_relative_error']:.1e} of the largest output, mean {check['mean_relative_error']:.1e}",
     ]
+    planning = card.get("planning") or {"sites": []}
+    lines.extend(
+        f"plan of {' + '.join(site['layers'])}: {_PLAN_NAMES.get(site['plan'], site['plan'])}, {site['reason']}"
+        for site in planning["sites"]
+    )
     latency = card.get("latency")
     if latency:
         cells = (
@@ -142,13 +159,21 @@ def _summary(inspection: dict[str, Any]) -> Group:
         )
     for kind in ("inputs", "outputs"):
         lines.extend(f"{kind[:-1]} {value['name']}: {value['datatype']}{value['shape']}" for value in inspection[kind])
-    runs = inspection["optimized_operators"]
-    lines.append(
-        f"cannot be loaded: {inspection['runtime_error']}"
-        if runs is None
-        else "runs as " + ", ".join(f"{count} {name}" for name, count in runs.items())
-    )
+    lines.append(_running_graph(inspection))
     return Group(*(Text(line) for line in lines))
+
+
+def _running_graph(inspection: dict[str, Any]) -> str:
+    nodes = inspection["optimized_nodes"]
+    if nodes is None:
+        return f"cannot be loaded: {inspection['runtime_error']}"
+    if len(nodes) > _MOST_NODES:
+        counts = inspection["optimized_operators"].items()
+        return f"runs as {len(nodes)} nodes: " + ", ".join(f"{count} {name}" for name, count in counts)
+    matrices = (["x".join(map(str, shape)) for shape in node["constants"] if len(shape) > 1] for node in nodes)
+    return "runs as " + " → ".join(
+        " ".join([node["operator"], *shapes]) for node, shapes in zip(nodes, matrices, strict=True)
+    )
 
 
 def _counts(parameters: dict[str, int]) -> list[str]:
@@ -183,6 +208,18 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 def _operators(graph: onnx.GraphProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def _nodes(graph: onnx.GraphProto) -> list[dict[str, Any]]:
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    return [
+        {
+            "operator": node.op_type,
+            "name": node.name,
+            "constants": [shapes[name] for name in node.input if name in shapes],
+        }
+        for node in graph.node
+    ]
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from panther.export import runtime
 from panther.export.card import Latency
 from panther.export.counts import other_bytes
-from panther.export.errors import ExportError
+from panther.export.errors import ExportError, first_line
 from panther.export.inputs import Axes
 from panther.export.lower import DENSE, find_sites, lower
 from panther.export.measure import median_us, resized, runner
@@ -70,7 +70,7 @@ def measure(
             runs = {"file": runner(session, rows, target), "twin": runner(twin_session, rows, target)}
             times.append(median_us(runs))
         except Exception as error:
-            raise ExportError(f"the file does not run at batch size {size}: {error}") from error
+            raise ExportError(f"the file does not run at batch size {size}: {first_line(error)}") from error
     return Latency(
         target.device,
         target.num_threads,

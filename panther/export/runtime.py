@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from panther.export.errors import ExportError
+from panther.export.errors import ExportError, first_line
 
 _CGROUP = Path("/sys/fs/cgroup")
 DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -127,7 +127,7 @@ def load(
             model if isinstance(model, bytes) else str(model), options, providers=[(provider, provider_options)]
         )
     except Exception as error:
-        raise ExportError(f"onnxruntime refuses the exported model: {error}") from error
+        raise ExportError(f"onnxruntime refuses the model: {first_line(error)}") from error
     if session.get_providers()[0] != provider:
         raise ExportError(f"asked for {provider}, onnxruntime runs on {session.get_providers()[0]}: CUDA cannot be had")
     session.disable_fallback()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from panther.export.errors import ExportError
+from panther.export.errors import ExportError, first_line
 from panther.nn import SKLinear
 
 OPSET = 20
@@ -247,7 +247,7 @@ def _innermost(error: BaseException) -> str:
     """The first line of the cause that started it; torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 @contextlib.contextmanager
