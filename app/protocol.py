@@ -85,6 +85,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._service: InferenceService | None = getattr(self.app, "service", None)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
+        self._idle_since: float | None = None
         self._body = bytearray()
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
 
@@ -130,7 +131,41 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         cycle: Any = self.cycle
         if type(cycle) is InferenceCycle and not cycle.response_complete and cycle.exchange is not None:
             cycle.exchange.cancel()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         super().connection_lost(exc)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """The connection is in use; its timer is left to run out and look."""
+        self._idle_since = None
+
+    def on_response_complete(self) -> None:
+        """An answer was sent: go on with what was pipelined, or begin to be idle.
+
+        uvicorn arms and cancels a timer for each request; here each connection has one, which looks when it runs out.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _look_if_idle(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None or self.transport.is_closing():
+            return
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self._look_if_idle)
 
     def on_message_begin(self) -> None:
         """A request begins; uvicorn's scope is made once it is known to be needed."""

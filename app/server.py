@@ -73,6 +73,7 @@ def make_config(application: Any, settings: Settings, **options: Any) -> uvicorn
         proxy_headers=False,
         lifespan="on",
         backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
         **options,
     )

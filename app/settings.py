@@ -67,6 +67,7 @@ class Settings(BaseSettings):
         ge=0,
         description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
     )
+    keep_alive_s: int = Field(default=30, ge=1, description="how long an idle connection is kept open")
     shutdown_timeout_s: int = Field(
         default=30, ge=1, description="how long requests in hand may take to finish after SIGTERM"
     )

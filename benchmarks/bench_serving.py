@@ -248,7 +248,7 @@ def main():
         folder = Path(name)
         with (folder / "servers.log").open("w") as log:
             report = run(sides, left_out, arguments, folder, log)
-    print_table({s: row for s, row in report["median"].items()}, CELLS, report["raw_session_run_32_rows_per_s"])
+    print_table(report["median"], CELLS, report["raw_session_run_32_rows_per_s"])
     for item in report["must_reach"]:
         print(f"{'reached' if item['reached'] else 'MISSED '}  {item['what']}: {item['value']} ({item['rule']})")
     for name, why in left_out.items():

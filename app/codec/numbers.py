@@ -6,7 +6,7 @@ opening brackets in the body must be exactly that of the lists seen: one more, a
 should not be.
 """
 
-import math
+from typing import Literal
 
 import numpy as np
 import simdjson
@@ -17,6 +17,12 @@ from app.tensors import Array, TensorSpec
 # A parser keeps buffers as large as the largest document it has seen.
 _KEEP_BYTES = 4 * 1024 * 1024
 _parser = simdjson.Parser()
+# How simdjson reads the numbers for a type, and what a type narrower than that can hold.
+_KINDS: dict[str, Literal["d", "i"]] = {"FP32": "d", "FP64": "d", "INT32": "i", "INT64": "i"}
+_NARROW: dict[str, tuple[float, float]] = {
+    "FP32": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
+    "INT32": (np.iinfo(np.int32).min, np.iinfo(np.int32).max),
+}
 
 Document = simdjson.Object
 List = simdjson.Array
@@ -46,26 +52,20 @@ def brackets(body: Body, at_most: int) -> int:
 
 def flat(values: simdjson.Array, spec: TensorSpec) -> Array | None:
     """All numbers below ``values`` in one dimension and in the type of the spec, or None where any doesn't fit."""
+    kind = _KINDS.get(spec.datatype)
+    if kind is None:
+        return None
     try:
-        if spec.datatype in ("FP32", "FP64"):
-            wide = np.frombuffer(values.as_buffer(of_type="d"), np.float64)
-            if spec.datatype == "FP64":
-                return wide
-            with np.errstate(over="ignore", invalid="ignore"):
-                narrow = wide.astype(np.float32)
-                # Too large a number became infinity, which no sum can hide.
-                return narrow if math.isfinite(np.add.reduce(narrow)) else None
-        if spec.datatype in ("INT64", "INT32"):
-            whole = np.frombuffer(values.as_buffer(of_type="i"), np.int64)
-            if spec.datatype == "INT64":
-                return whole
-            limits = np.iinfo(np.int32)
-            if whole.size and (whole.min() < limits.min or whole.max() > limits.max):
-                return None
-            return whole.astype(np.int32)
+        wide = np.frombuffer(values.as_buffer(of_type=kind), np.float64 if kind == "d" else np.int64)
     except (TypeError, ValueError):
-        pass
-    return None
+        return None
+    bounds = _NARROW.get(spec.datatype)
+    if bounds is None:
+        return wide
+    # What JSON can say and simdjson takes is finite; what the narrower type can't hold is for the precise path.
+    if wide.size and (np.minimum.reduce(wide) < bounds[0] or np.maximum.reduce(wide) > bounds[1]):
+        return None
+    return wide.astype(spec.dtype)
 
 
 def nested(values: object, spec: TensorSpec) -> tuple[Array, int] | None:

@@ -81,3 +81,16 @@ def test_answers_have_an_example(client, name):
         assert "content" not in answers["200"] or content == {}
     else:
         assert "example" in content or "examples" in content or "example" in str(content), name
+
+
+def test_every_route_is_in_the_docs(client, build):
+    docs = (build.root / "docs" / "http.md").read_text()
+    missing = [name for name, _ in operations(client) if f"`{name}`" not in docs]
+    assert not missing
+
+
+def test_every_status_of_an_error_is_in_the_docs(build):
+    from app.errors import STATUS
+
+    docs = (build.root / "docs" / "http.md").read_text()
+    assert all(f"| {status} |" in docs for status in STATUS.values())

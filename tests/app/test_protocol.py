@@ -177,6 +177,21 @@ def test_what_is_no_http_is_400(client):
         assert b"400" in wire.socket.recv(1000)
 
 
+def test_an_idle_connection_is_closed_and_a_busy_one_is_not(serve, tiny):
+    client = serve(tiny.graph(), keep_alive_s=1)
+    with Wire(client) as idle, Wire(client) as busy:
+        began = time.monotonic()
+        idle.socket.sendall(request(BODY))
+        assert idle.answer()[0] == 200
+        while time.monotonic() - began < 1.5:
+            busy.socket.sendall(request(BODY))
+            assert busy.answer()[0] == 200
+            time.sleep(0.1)
+        assert idle.closed()
+        busy.socket.sendall(request(BODY))
+        assert busy.answer()[0] == 200
+
+
 def slow_model(build):
     """A loop of matrix products that takes long enough to queue behind."""
     n = helper.make_tensor("n", TensorProto.INT64, [], [60])
