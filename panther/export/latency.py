@@ -15,7 +15,7 @@ from panther.export.counts import other_bytes
 from panther.export.errors import ExportError, first_line
 from panther.export.inputs import Axes
 from panther.export.lower import DENSE, find_sites, lower
-from panther.export.measure import median_us, resized, runner
+from panther.export.measure import clock_of, median_us, resized, runner
 from panther.export.runtime import Target
 from panther.export.trace import Traced
 
@@ -68,7 +68,7 @@ def measure(
         rows = feeds if batch_axis is None else resized(feeds, axes, batch_axis, size)
         try:
             runs = {"file": runner(session, rows, target), "twin": runner(twin_session, rows, target)}
-            times.append(median_us(runs))
+            times.append(median_us(runs, clock=clock_of(target)))
         except Exception as error:
             raise ExportError(f"the file does not run at batch size {size}: {first_line(error)}") from error
     return Latency(

@@ -17,7 +17,21 @@ MIN_ROUNDS, MAX_ROUNDS = 6, 60
 CLEAR_CUT = 2.0
 
 
-def median_us(runs: Mapping[str, Callable[[], object]], *, budget_s: float = 0.4) -> dict[str, float]:
+def clock_of(target: Target) -> Callable[[], float]:
+    """Seconds, as calls on a target are to be timed.
+
+    On one thread of the CPU a run is done by the caller's thread, and its processor time is what it takes on a machine
+    that does nothing else; other processes don't lengthen it. Else the time on the wall counts.
+    """
+    return time.thread_time if target.device == "cpu" and target.num_threads == 1 else time.perf_counter
+
+
+def median_us(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    budget_s: float = 0.4,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median time of one call of each, in microseconds.
 
     The candidates take turns, so that what else the machine does falls on all of them; a sample is as many calls as
@@ -28,21 +42,22 @@ def median_us(runs: Mapping[str, Callable[[], object]], *, budget_s: float = 0.4
     Args:
         runs: the candidates by name.
         budget_s: seconds to spend on all of them together; six rounds are measured in any case.
+        clock: what counts, in seconds.
     """
     repeats = {}
     for name, run in runs.items():
         run()
-        start = time.perf_counter()
+        start = clock()
         run()
-        repeats[name] = max(1, int(SAMPLE_S / max(time.perf_counter() - start, 1e-7)))
+        repeats[name] = max(1, int(SAMPLE_S / max(clock() - start, 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + budget_s
     for index in range(MAX_ROUNDS):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats[name]):
                 run()
-            samples[name].append((time.perf_counter() - start) / repeats[name] * 1e6)
+            samples[name].append((clock() - start) / repeats[name] * 1e6)
         best = {name: min(times) for name, times in samples.items()}
         clear = len(best) > 1 and max(best.values()) > CLEAR_CUT * min(best.values())
         if index + 1 >= MIN_ROUNDS and (clear or time.perf_counter() > end):

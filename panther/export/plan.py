@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from panther.export.card import PlannedSite
 from panther.export.lower import DENSE, TWO_PRODUCTS, Site
-from panther.export.measure import median_us, runner
+from panther.export.measure import clock_of, median_us, runner
 from panther.export.precision import ENTRY_BYTES, quantize_proto
 from panther.export.runtime import Target, load
 
@@ -119,7 +119,7 @@ def measure_site(
             )
             for plan, graph in graphs.items()
         }
-        for plan, median in median_us(runs, budget_s=budget_s / len(shapes)).items():
+        for plan, median in median_us(runs, budget_s=budget_s / len(shapes), clock=clock_of(target)).items():
             times[plan].append(round(median, 2))
     return times
 

@@ -1,12 +1,13 @@
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
 
 from panther.export import plan as planning
 from panther.export.lower import DENSE, TWO_PRODUCTS, Site, factor_constants
-from panther.export.measure import median_us, resized, undisturbed_medians
+from panther.export.measure import clock_of, median_us, resized, undisturbed_medians
 from panther.export.plan import better, choose, measure_site
 from panther.export.runtime import Target, _cgroup_quota
 from panther.nn import SKLinear
@@ -148,6 +149,15 @@ def test_candidates_take_turns():
     assert set(medians) == {"a", "b"}
     changes = sum(first != second for first, second in itertools.pairwise(calls))
     assert changes >= 12
+
+
+def test_one_thread_is_timed_by_its_own_processor_time():
+    assert clock_of(Target("cpu", 1)) is time.thread_time
+    assert clock_of(Target("cpu", 2)) is clock_of(Target("cuda", 1)) is time.perf_counter
+    # what sleeps takes no processor time
+    runs = {"sleeps": lambda: time.sleep(0.001), "works": lambda: sum(range(20_000))}
+    medians = median_us(runs, budget_s=0.01, clock=time.thread_time)
+    assert medians["sleeps"] < medians["works"]
 
 
 def test_inputs_are_resized_along_the_axes_of_a_name():
