@@ -32,7 +32,7 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
         body = await read_body(service, headers, receive)
     except AppError as error:
         close = True  # the rest of the body is not read
-        Exchange(service, headers, respond).fail(error)
+        Exchange(service, headers, respond, oip=target.oip).fail(error)
     else:
         if body is None:
             return

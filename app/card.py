@@ -1,9 +1,9 @@
 """The model card as the server reads it; docs/model-card.schema.json is the contract with the exporter."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import CardError
 
@@ -43,6 +43,7 @@ class Layer(_Part):
     bias: bool
     sketch: str | None = None
     plan: str
+    merged_into: str | None = None
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
 
@@ -82,6 +83,15 @@ class DenseTwin(_Part):
     weight_bytes: int = Field(ge=0)
 
 
+class OutputError(_Part):
+    """The errors of one output."""
+
+    name: str
+    max_absolute_error: float = Field(ge=0)
+    max_relative_error: float = Field(ge=0)
+    mean_relative_error: float = Field(ge=0)
+
+
 class Check(_Part):
     """The comparison that the file passed before it was published."""
 
@@ -92,6 +102,31 @@ class Check(_Part):
     max_relative_error: float = Field(ge=0)
     mean_relative_error: float = Field(ge=0)
     tolerance: float = Field(gt=0)
+    outputs: list[OutputError] | None = None
+
+
+class Storage(_Part):
+    """How the weights are kept, and their bytes once the file is loaded."""
+
+    precision: str
+    u_storage: str
+    weight_bytes: int = Field(ge=0)
+
+
+class Latency(_Part):
+    """Median times of one run of the file and of its dense twin, one for each batch size."""
+
+    device: str
+    num_threads: int = Field(ge=1)
+    batch_sizes: list[Annotated[int, Field(ge=1)]]
+    median_us: list[Annotated[float, Field(gt=0)]]
+    dense_twin_median_us: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _as_many_times_as_sizes(self) -> "Latency":
+        if not len(self.batch_sizes) == len(self.median_us) == len(self.dense_twin_median_us):
+            raise ValueError("batch_sizes, median_us and dense_twin_median_us must be of one length")
+        return self
 
 
 class Training(_Part):
@@ -123,6 +158,8 @@ class Card(_Part):
     totals: Totals
     dense_twin: DenseTwin
     check: Check
+    storage: Storage | None = None
+    latency: Latency | None = None
     training: Training | None = None
     versions: dict[str, str]
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNo
 from app.repository import Repository
 from app.results import Results
 from app.serving import Serving
+from app.statistics import OIP, PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _PLAIN = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _OIP = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
 _MAX_TARGETS = 1024
+CANCELLED, INTERNAL_ERROR = "Cancelled", "InternalError"
+"""Reasons of failures that are no ``AppError``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class InferenceService:
         self.max_body_bytes = max_body_bytes
         self.compression_min_bytes = compression_min_bytes
         self.request_ids = RequestIds()
+        self.unrouted: Counter[tuple[str, str]] = Counter()  # protocol and reason, of requests that met no model
         self._targets: dict[str, Target | None] = {"/predict": Target(None, None)}
 
     def target(self, path: str) -> Target | None:
@@ -136,7 +141,7 @@ class InferenceService:
         Returns:
             The exchange, to be cancelled should the client go away.
         """
-        exchange = Exchange(self, headers, respond)
+        exchange = Exchange(self, headers, respond, oip=target.oip)
         try:
             serving = exchange.serving = self.serving(target)
             encoding = headers.get(b"content-encoding")
@@ -173,11 +178,13 @@ class Exchange:
     """One request and its answer."""
 
     __slots__ = (
-        "accept_encoding", "began_ns", "call", "decoded_ns", "reply", "request_id", "respond", "service", "serving",
+        "accept_encoding", "began_ns", "call", "decoded_ns", "oip", "reply", "request_id", "respond", "service",
+        "serving",
     )  # fmt: skip
 
-    def __init__(self, service: InferenceService, headers: Headers, respond: Respond) -> None:
+    def __init__(self, service: InferenceService, headers: Headers, respond: Respond, *, oip: bool = False) -> None:
         self.began_ns = time.perf_counter_ns()
+        self.oip = oip
         self.decoded_ns = 0
         self.service = service
         self.respond = respond
@@ -191,7 +198,7 @@ class Exchange:
         """The client went away: drop the call if it has not run yet, and answer nobody."""
         if self.call is not None and self.serving is not None and not self.call.cancelled:
             self.serving.batcher.cancel(self.call)
-            self.serving.batcher.statistics.failed("Cancelled", time.perf_counter_ns() - self.began_ns)
+            self.serving.batcher.statistics.failed(CANCELLED, time.perf_counter_ns() - self.began_ns, oip=self.oip)
 
     def done(self, call: Call, results: Results | None, error: AppError | None) -> None:
         """The model ran, or could not."""
@@ -218,6 +225,9 @@ class Exchange:
         ended_ns = time.perf_counter_ns()
         statistics = serving.batcher.statistics
         statistics.rows += call.rows
+        if self.oip:
+            statistics.oip_success += 1
+            statistics.oip_rows += call.rows
         statistics.success.add(ended_ns - self.began_ns)
         statistics.queue.add(call.queue_ns)
         statistics.compute_input.add(self.decoded_ns - self.began_ns + call.input_ns)
@@ -236,9 +246,11 @@ class Exchange:
 
     def break_down(self) -> None:
         """Answer for a defect of the server, which is in the log, and count it."""
-        self._count("InternalError")
+        self._count(INTERNAL_ERROR)
         self.respond(500, [JSON_HEADER, (b"x-request-id", self.request_id)], error_body("internal error"))
 
     def _count(self, reason: str) -> None:
-        if self.serving is not None:
-            self.serving.batcher.statistics.failed(reason, time.perf_counter_ns() - self.began_ns)
+        if self.serving is None:
+            self.service.unrouted[OIP if self.oip else PLAIN, reason] += 1
+            return
+        self.serving.batcher.statistics.failed(reason, time.perf_counter_ns() - self.began_ns, oip=self.oip)

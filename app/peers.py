@@ -1,7 +1,8 @@
 """Workers of one server talk to one another, so that figures are whole and model control reaches all of them.
 
 Each worker listens on a Unix socket in a folder that the parent made; whoever is asked for statistics asks the others.
-Nothing is shared while requests are answered, and a worker that died is simply no longer there.
+Nothing is shared while requests are answered. What a worker has told of its figures lies in a file beside its socket,
+and counts on when it has died or does not answer: a counter that was shown once never falls.
 """
 
 import asyncio
@@ -33,7 +34,8 @@ class Peers:
     def __init__(self, folder: Path, answer: Answer) -> None:
         self._folder = folder
         self._answer = answer
-        self._own = folder / f"{os.getpid()}.sock"
+        # More than the process id, which the kernel gives again.
+        self._own = folder / f"{os.getpid()}-{os.urandom(4).hex()}.sock"
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -49,9 +51,43 @@ class Peers:
 
     async def ask_all(self, message: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
         """The answers of all other workers that are there; one that doesn't answer is left out, and logged."""
+        return list((await self._ask_each(message, timeout_s)).values())
+
+    async def figures(self, own: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The figures of all workers there have been.
+
+        Args:
+            own: of this worker.
+
+        Returns:
+            Those of the others that answered, and the last ones told by those that did not or are no more.
+        """
+        self.remember(own)
+        answers = await self._ask_each({"ask": "figures"}, STATISTICS_TIMEOUT_S)
+        present = {self._own.stem, *answers}
+        past = []
+        for path in self._folder.glob("*.json"):
+            if path.stem not in present:
+                try:
+                    past.append(json.loads(path.read_text()))
+                except (OSError, ValueError) as error:
+                    log.warning("the figures of worker %s can't be read: %r", path.stem, error)
+        return list(answers.values()), past
+
+    def remember(self, figures: dict[str, Any]) -> None:
+        """Keep what is told of this worker for the time after it."""
+        path = self._own.with_suffix(".json")
+        fresh = path.with_suffix(".tmp")
+        try:
+            fresh.write_text(json.dumps(figures))
+            fresh.rename(path)
+        except OSError as error:
+            log.warning("the figures of this worker can't be kept: %s", error)
+
+    async def _ask_each(self, message: dict[str, Any], timeout_s: float) -> dict[str, dict[str, Any]]:
         others = [path for path in self._folder.glob("*.sock") if path != self._own]
         answers = await asyncio.gather(*(self._ask(path, message, timeout_s) for path in others))
-        return [answer for answer in answers if answer is not None]
+        return {path.stem: answer for path, answer in zip(others, answers, strict=True) if answer is not None}
 
     def unloaded(self) -> set[str]:
         """Models that were unloaded by request: a worker that starts later must not serve them again."""

@@ -7,17 +7,22 @@ from app.batcher import Batcher
 from app.codec.model_codec import ModelCodec
 from app.device import Device, find_device
 from app.errors import DeviceError
+from app.memory import growth, resident_bytes
 from app.model import Model
 from app.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A model, what reads and writes for it, and what runs it."""
+    """A model, what reads and writes for it, and what runs it.
+
+    ``resident_bytes`` is what the process grew by while the model was loaded and warmed up, None where that is unknown.
+    """
 
     model: Model
     codec: ModelCodec
     batcher: Batcher
+    resident_bytes: int | None = None
 
 
 class Loader:
@@ -46,7 +51,8 @@ class Loader:
         """
         if self.device is None:
             raise DeviceError(str(self.device_problem))
+        before = resident_bytes()
         model = Model(name, version, path, self.device, self.num_threads)
         batcher = Batcher(model, self.settings.max_batch_rows, 1000 * self.settings.inline_run_us)
         batcher.warm_up()
-        return Serving(model, ModelCodec(model), batcher)
+        return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()))

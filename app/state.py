@@ -9,8 +9,9 @@ from typing import Any, Literal
 from fastapi import Request
 
 from app.errors import AppError, ControlForbiddenError, LoadError
+from app.figures import Figures, add_up, process_figures
 from app.inference import InferenceService
-from app.peers import CONTROL_TIMEOUT_S, STATISTICS_TIMEOUT_S, Peers
+from app.peers import CONTROL_TIMEOUT_S, Peers
 from app.repository import Repository
 from app.serving import Loader
 from app.settings import Settings
@@ -43,25 +44,40 @@ class AppState:
         problems = self.repository.problems()
         return "; ".join(problems) if problems else None
 
+    def figures(self) -> dict[str, Any]:
+        """What this worker counts, as plain data."""
+        return {
+            "statistics": [[*key, item.snapshot()] for key, item in self.repository.statistics().items()],
+            "unrouted": [[*key, count] for key, count in self.service.unrouted.items()],
+            "process": process_figures(),
+            "depths": [
+                [item.model.name, item.model.version, item.batcher.depth] for item in self.repository.servings()
+            ],
+        }
+
+    async def all_figures(self) -> Figures:
+        """The same, added up over all workers."""
+        own = self.figures()
+        if self.peers is None:
+            return add_up([own])
+        others, past = await self.peers.figures(own)
+        return add_up([own, *others], past)
+
     async def statistics(self) -> dict[tuple[str, str], Statistics]:
         """Live figures of every loaded version, by name and version, added up over all workers."""
         own = self.repository.statistics()
         if self.peers is None:
             return own
-        total = {key: Statistics() for key in own}
-        for key, statistics in own.items():
-            total[key].merge(statistics.snapshot())
-        for answer in await self.peers.ask_all({"ask": "statistics"}, STATISTICS_TIMEOUT_S):
-            for name, version, snapshot in answer["statistics"]:
-                if (name, version) in total:
-                    total[name, version].merge(snapshot)
-        return total
+        total = (await self.all_figures()).statistics
+        return {key: total[key] for key in own}
 
     async def answer_peer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Answer another worker."""
-        if message["ask"] == "statistics":
-            figures = self.repository.statistics().items()
-            return {"statistics": [[name, version, item.snapshot()] for (name, version), item in figures]}
+        if message["ask"] == "figures":
+            figures = self.figures()
+            if self.peers is not None:
+                self.peers.remember(figures)
+            return figures
         try:
             await self.apply(message["ask"], message["name"])
         except AppError as error:

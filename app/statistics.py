@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.histogram import Histogram
+
 
 @dataclass(slots=True)
 class Duration:
@@ -18,7 +20,20 @@ class Duration:
         self.count += 1
         self.ns += ns
 
+    def plain(self) -> list[int]:
+        """As plain data."""
+        return [self.count, self.ns]
 
+    def merge(self, data: list[int]) -> None:
+        """Add one given as plain data."""
+        self.count += data[0]
+        self.ns += data[1]
+
+
+PLAIN, OIP = "plain", "oip"
+PROTOCOLS = (PLAIN, OIP)
+SUCCESS = "success"
+HISTOGRAMS = ("success", "queue", "compute_infer")
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -28,20 +43,24 @@ class Statistics:
 
     ``success`` and ``fail`` count requests from the first look at the body to the last byte of the answer; a request's
     ``compute_infer`` is the whole run of the batch that it was in. ``rows`` are rows of successful requests,
-    ``executions`` runs of the model. ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns].
+    ``executions`` runs of the model. ``failures`` counts by reason; the ``oip_…`` figures are the part that
+    came by the Open Inference Protocol. ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns].
     """
 
-    success: Duration = field(default_factory=Duration)
+    success: Histogram = field(default_factory=Histogram)
     fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
+    queue: Histogram = field(default_factory=Histogram)
     compute_input: Duration = field(default_factory=Duration)
-    compute_infer: Duration = field(default_factory=Duration)
+    compute_infer: Histogram = field(default_factory=Histogram)
     compute_output: Duration = field(default_factory=Duration)
     rows: int = 0
     executions: int = 0
     executed_rows: int = 0
     last_inference_ms: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    oip_success: int = 0
+    oip_rows: int = 0
+    oip_failures: Counter[str] = field(default_factory=Counter)
     batches: dict[int, list[int]] = field(default_factory=dict)
 
     def executed(self, rows: int, input_ns: int, infer_ns: int) -> None:
@@ -57,20 +76,34 @@ class Statistics:
             batch[1] += input_ns
             batch[2] += infer_ns
 
-    def failed(self, reason: str, ns: int) -> None:
+    def failed(self, reason: str, ns: int, *, oip: bool = False) -> None:
         """One request ended with an error."""
         self.fail.add(ns)
         self.failures[reason] += 1
+        if oip:
+            self.oip_failures[reason] += 1
+
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """Requests by protocol and outcome: ``success``, or the reason of the failure."""
+        counts = {(PLAIN, SUCCESS): self.success.count - self.oip_success, (OIP, SUCCESS): self.oip_success}
+        for reason, count in self.failures.items():
+            oip = self.oip_failures[reason]
+            counts[PLAIN, reason] = count - oip
+            counts[OIP, reason] = oip
+        return counts
 
     def snapshot(self) -> dict[str, Any]:
         """Everything as plain data, to be sent to another worker."""
-        data: dict[str, Any] = {name: [getattr(self, name).count, getattr(self, name).ns] for name in DURATIONS}
+        data: dict[str, Any] = {name: getattr(self, name).plain() for name in DURATIONS}
         data.update(
             rows=self.rows,
             executions=self.executions,
             executed_rows=self.executed_rows,
             last_inference_ms=self.last_inference_ms,
             failures=dict(self.failures),
+            oip_success=self.oip_success,
+            oip_rows=self.oip_rows,
+            oip_failures=dict(self.oip_failures),
             batches=[[rows, *figures] for rows, figures in self.batches.items()],
         )
         return data
@@ -78,15 +111,15 @@ class Statistics:
     def merge(self, data: dict[str, Any]) -> None:
         """Add another worker's snapshot."""
         for name in DURATIONS:
-            duration = getattr(self, name)
-            count, ns = data[name]
-            duration.count += count
-            duration.ns += ns
+            getattr(self, name).merge(data[name])
         self.rows += data["rows"]
         self.executions += data["executions"]
         self.executed_rows += data["executed_rows"]
         self.last_inference_ms = max(self.last_inference_ms, data["last_inference_ms"])
         self.failures.update(data["failures"])
+        self.oip_success += data["oip_success"]
+        self.oip_rows += data["oip_rows"]
+        self.oip_failures.update(data["oip_failures"])
         for rows, *figures in data["batches"]:
             mine = self.batches.setdefault(rows, [0, 0, 0, 0])
             self.batches[rows] = [left + right for left, right in zip(mine, figures, strict=True)]

@@ -4,10 +4,14 @@ from typing import Any
 
 import onnxruntime as ort
 
-from app.card import Card, Parameters
+from app.card import Card, Latency, Parameters
+from app.histogram import BOUNDS_NS, Histogram
 from app.model import Model
 from app.repository import Entry, Repository, Version
+from app.serving import Serving
 from app.statistics import Duration, Statistics
+
+PERCENTILES = (50, 90, 99)
 
 
 def reduction_percent(dense: int, stored: int) -> float | None:
@@ -45,6 +49,7 @@ def savings_report(model: Model) -> dict[str, Any]:
             "bias": layer.bias,
             "sketch": layer.sketch,
             "plan": layer.plan,
+            "merged_into": layer.merged_into,
             "parameters": parameter_report(layer.parameters),
             "multiply_adds_per_row": layer.multiply_adds_per_row.model_dump(),
         }
@@ -60,29 +65,60 @@ def savings_report(model: Model) -> dict[str, Any]:
     return {"layers": layers, "totals": totals, "multiply_adds_per_row": adds}
 
 
-def bytes_report(model: Model) -> dict[str, Any]:
-    """Bytes on disk beside those of the dense twin's weights."""
-    twin = model.card.dense_twin.weight_bytes if model.card else None
+def bytes_report(serving: Serving) -> dict[str, Any]:
+    """Bytes on disk beside those of the dense twin's weights, and bytes in memory."""
+    model = serving.model
+    card = model.card
+    twin = card.dense_twin.weight_bytes if card else None
     return {
         "file_bytes": model.file_bytes,
         "dense_twin_weight_bytes": twin,
         "reduction_percent": None if twin is None else reduction_percent(twin, model.file_bytes),
+        "loaded_weight_bytes": card.storage.weight_bytes if card and card.storage else None,
+        "resident_bytes": serving.resident_bytes,
     }
 
 
-def _mean_ms(duration: Duration) -> float | None:
+def latency_report(latency: Latency | None) -> dict[str, Any] | None:
+    """The export's measurement, with the times as parts of the dense twin's: below 1 is quicker."""
+    if latency is None:
+        return None
+    times = zip(latency.median_us, latency.dense_twin_median_us, strict=True)
+    return {**latency.model_dump(), "ratio_to_dense_twin": [round(ours / twin, 3) for ours, twin in times]}
+
+
+def _mean_ms(duration: Duration | Histogram) -> float | None:
     return round(duration.ns / duration.count / 1e6, 4) if duration.count else None
 
 
-def live_report(statistics: Statistics) -> dict[str, Any]:
-    """Requests since the start; times are means in milliseconds, null before the first."""
+def percentiles_ms(histogram: Histogram) -> dict[str, float | None]:
+    """The usual percentiles in milliseconds, null before the first request."""
+    found = {f"p{percent}": histogram.quantile_ns(percent / 100) for percent in PERCENTILES}
+    return {name: None if ns is None else round(ns / 1e6, 4) for name, ns in found.items()}
+
+
+def histogram_report(histogram: Histogram) -> dict[str, Any]:
+    """Counts of the buckets that are not empty, each with its upper bound; the last bound is null for no bound."""
+    filled = histogram.filled()
     return {
+        "total_ms": histogram.ns / 1e6,
+        "upper_bounds_ms": [BOUNDS_NS[index] / 1e6 if index < len(BOUNDS_NS) else None for index, _ in filled],
+        "counts": [count for _, count in filled],
+    }
+
+
+def live_report(statistics: Statistics, depth: int, *, histograms: bool = False) -> dict[str, Any]:
+    """Requests since the start; times are in milliseconds, null before the first."""
+    spread = {"request": statistics.success, "queue": statistics.queue, "compute_infer": statistics.compute_infer}
+    report: dict[str, Any] = {
         "requests": statistics.success.count + statistics.fail.count,
         "succeeded": statistics.success.count,
         "failed": statistics.fail.count,
         "failures_by_reason": dict(statistics.failures),
+        "waiting": depth,
         "rows": statistics.rows,
         "executions": statistics.executions,
+        "executed_rows": statistics.executed_rows,
         "mean_batch_rows": round(statistics.executed_rows / statistics.executions, 2)
         if statistics.executions
         else None,
@@ -91,16 +127,24 @@ def live_report(statistics: Statistics) -> dict[str, Any]:
         "mean_compute_input_ms": _mean_ms(statistics.compute_input),
         "mean_compute_infer_ms": _mean_ms(statistics.compute_infer),
         "mean_compute_output_ms": _mean_ms(statistics.compute_output),
+        "percentiles_ms": {name: percentiles_ms(histogram) for name, histogram in spread.items()},
         "last_inference_ms": statistics.last_inference_ms or None,
     }
+    if histograms:
+        report["histograms"] = {name: histogram_report(histogram) for name, histogram in spread.items()}
+    return report
 
 
 def _card_fields(card: Card | None) -> dict[str, Any]:
     if card is None:
-        return {"schema_version": None, "check": None, "training": None, "versions": None}
+        names = ("schema_version", "created_at", "check", "storage", "latency", "training", "versions")
+        return dict.fromkeys(names)
     return {
         "schema_version": card.schema_version,
+        "created_at": card.created_at,
         "check": card.check.model_dump(),
+        "storage": card.storage.model_dump() if card.storage else None,
+        "latency": latency_report(card.latency),
         "training": card.training.model_dump() if card.training else None,
         "versions": card.versions,
     }
@@ -119,8 +163,17 @@ def runtime_report(model: Model) -> dict[str, Any]:
     }
 
 
-def version_report(entry: Entry, version: Version, statistics: Statistics | None) -> dict[str, Any]:
-    """All that is to be said of one version of a model."""
+def version_report(
+    entry: Entry, version: Version, statistics: Statistics | None, depth: int = 0, *, histograms: bool = False
+) -> dict[str, Any]:
+    """All that is to be said of one version of a model.
+
+    Args:
+        entry, version: of the repository.
+        statistics: over all workers; by default those of this one.
+        depth: requests that wait, over all workers.
+        histograms: also give the spread of the times.
+    """
     head: dict[str, Any] = {
         "name": entry.name,
         "version": version.version,
@@ -137,11 +190,11 @@ def version_report(entry: Entry, version: Version, statistics: Statistics | None
         "has_card": model.card is not None,
         "card_problem": model.card_problem,
         **savings_report(model),
-        "bytes": bytes_report(model),
+        "bytes": bytes_report(serving),
         **_card_fields(model.card),
         "runtime": runtime_report(model),
         "loaded_at_s": version.loaded_at,
-        "live": live_report(statistics or serving.batcher.statistics),
+        "live": live_report(statistics or serving.batcher.statistics, depth, histograms=histograms),
     }
 
 

@@ -176,7 +176,9 @@ def triton_statistics(serving: Serving, statistics: Statistics) -> dict[str, Any
             }
             for rows, (runs, input_ns, infer_ns, output_ns) in sorted(statistics.batches.items())
         ],
-        "memory_usage": [],
+        "memory_usage": []
+        if serving.resident_bytes is None
+        else [{"type": "CPU", "id": 0, "byte_size": serving.resident_bytes}],
     }
 
 

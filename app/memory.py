@@ -1,0 +1,24 @@
+"""What the process holds in memory, as the kernel counts it."""
+
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def resident_bytes() -> int | None:
+    """Bytes of the process that lie in memory and are its own, or None where the kernel doesn't tell.
+
+    Pages of program files are left out: they are shared, and come in whenever code is first run.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+        return 1024 * int(fields["RssAnon"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def growth(before: int | None, after: int | None) -> int | None:
+    """By how much it grew; None where that is unknown, or where other things shrank meanwhile by more."""
+    if before is None or after is None or after <= before:
+        return None
+    return after - before
