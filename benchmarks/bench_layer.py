@@ -80,9 +80,9 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Time the sides in turn, in an order that changes from round to round, over at least ROUNDS rounds.
 
-    A turn is a call that is not counted, after which the caches hold what the side uses, and then as many calls as take
-    a millisecond, which other processes seldom interrupt. Counted is the quicker half of the rounds, all sides of a
-    round together: the rest are those that other processes disturbed.
+    A turn is as many calls as take two milliseconds, twice: at the first, not counted, the caches and the allocator
+    take to the side, as in a loop of its own. Counted is the quicker half of the rounds, all sides of a round together:
+    the rest are those that other processes disturbed.
 
     Returns:
         For each side the median, smallest and largest of the microseconds a call.
@@ -92,7 +92,7 @@ def measure(
         run()
         start = clock()
         run()
-        repeats[name] = max(1, int(0.001 / (clock() - start)))
+        repeats[name] = max(1, int(0.002 / (clock() - start)))
     order = list(runs)
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
@@ -100,7 +100,8 @@ def measure(
         times = {}
         for name in order:
             run = runs[name]
-            run()
+            for _ in range(repeats[name]):
+                run()
             start = clock()
             for _ in range(repeats[name]):
                 run()
