@@ -13,12 +13,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.bodies import BodyBuffers
 from app.codec.model_codec import HeaderList, Headers
 from app.errors import AppError
 from app.inference import Exchange, InferenceService, Target
 
 # One for all connections: what is in it is taken out before the loop reads again.
 _SCRATCH = memoryview(bytearray(32 * 1024))
+_BODIES = BodyBuffers()
 
 
 class _NoEvent:
@@ -35,6 +37,7 @@ class InferenceCycle:
     """One inference request and its answer; to uvicorn it looks like a ``RequestResponseCycle``."""
 
     __slots__ = (
+        "buffer",
         "chunks",
         "disconnected",
         "exchange",
@@ -58,6 +61,7 @@ class InferenceCycle:
         self.query = query
         self.keep_alive = keep_alive
         self.chunks: list[bytes] = []
+        self.buffer: bytearray | None = None  # the body of a long request, to be used again
         self.size = 0
         self.exchange: Exchange | None = None
         self.disconnected = False
@@ -112,7 +116,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         length = int(cycle.headers.get(b"content-length", b"0"))
         if length <= cycle.size:
             return
-        self._body = bytearray(length)
+        self._body = _BODIES.take(length)
         self._body[: cycle.size] = b"".join(cycle.chunks)
         self._rest = memoryview(self._body)[cycle.size :]
         cycle.chunks = []
@@ -124,6 +128,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         if cycle is not None and not cycle.response_complete:
+            cycle.buffer = body
             self._start(cycle, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -250,6 +255,10 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if cycle.response_complete or self.transport.is_closing():
             return
         cycle.response_complete = True
+        if cycle.buffer is not None:
+            # The model has run on it, or never will.
+            _BODIES.give_back(cycle.buffer)
+            cycle.buffer = None
         parts = [STATUS_LINE[status], self._date_lines()]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from app.bodies import BodyBuffers
 from app.main import create_app
 from app.settings import Settings
 
@@ -136,6 +137,20 @@ def test_long_bodies_are_received_whole_one_after_the_other(client, tiny):
     assert answer.headers["x-shape"] == "3000,3"
     values = np.frombuffer(answer.content, np.float32).reshape(3000, 3)
     np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_buffers_are_used_again_by_length_and_within_a_bound():
+    buffers = BodyBuffers()
+    first = buffers.take(40_000)
+    buffers.give_back(first)
+    assert buffers.take(40_001) is not first
+    assert buffers.take(40_000) is first
+    assert buffers.take(40_000) is not first
+    buffers.give_back(bytearray(5 * 1024 * 1024))
+    assert buffers._kept_bytes == 0
+    for _ in range(100):
+        buffers.give_back(bytearray(1024 * 1024))
+        assert buffers._kept_bytes <= 16 * 1024 * 1024
 
 
 def test_expect_100_continue(client):

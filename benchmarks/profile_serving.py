@@ -1,0 +1,182 @@
+"""What is left in the hot path: each stage of a request timed by itself, and a profile of the whole, in one process.
+
+The connection is uvicorn's protocol as the server runs it, fed from memory: no socket, no client, so what the kernel
+takes is not in these figures. Best of many runs, which a busy machine disturbs least.
+
+    python benchmarks/profile_serving.py              stages and whole requests
+    python benchmarks/profile_serving.py --functions  the functions that take most, by cProfile
+"""
+
+import argparse
+import asyncio
+import cProfile
+import json
+import os
+import pstats
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import numpy as np  # noqa: E402
+import uvloop  # noqa: E402
+from serving.sides import oip_binary, rows_json  # noqa: E402
+from uvicorn.server import ServerState  # noqa: E402
+
+from app.codec import numbers  # noqa: E402
+from app.main import create_app  # noqa: E402
+from app.protocol import InferenceProtocol  # noqa: E402
+from app.results import Results  # noqa: E402
+from app.server import make_config  # noqa: E402
+from app.settings import Settings  # noqa: E402
+from app.tuning import freeze_collector, tune_allocator  # noqa: E402
+
+
+class Transport:
+    """Takes answers and forgets them but the last."""
+
+    answers = 0
+    last = b""
+
+    def write(self, data):
+        Transport.answers += 1
+        Transport.last = data
+
+    def get_extra_info(self, *_, **__):
+        return None
+
+    def is_closing(self):
+        return False
+
+    def resume_reading(self):
+        pass
+
+
+def request(path, headers, body):
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1:8000", *[f"{name}: {value}" for name, value in headers.items()]]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def best_us(function, repeats):
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - began)
+    return 1e6 * best
+
+
+def stages(serving, requests):
+    """(name, µs) of what a request consists of."""
+    model, codec = serving.model, serving.codec
+    found = []
+    for rows in (1, 32):
+        headers, body = requests["json", rows]
+        headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
+        repeats = 3000 // rows
+        found.append((f"simdjson alone, {rows} rows", best_us(lambda body=body: numbers.parse(body), repeats)))
+        found.append(
+            (f"decode JSON, {rows} rows", best_us(lambda h=headers, body=body: codec.plain(h, b"", body), repeats))
+        )
+    headers, body = requests["binary", 32]
+    headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
+    found.append(("decode binary, 32 rows", best_us(lambda: codec.oip(headers, body), 1000)))
+    decoded = codec.plain({}, b"", requests["json", 1][1])
+    for rows in (1, 32, 64, 256):
+        x = np.random.default_rng(0).random((rows, 784), np.float32)
+        feeds = {model.inputs[0].name: x}
+        found.append((f"session.run, {rows} rows", best_us(lambda f=feeds: model.run(f, model.output_names), 200)))
+        outputs = model.run(feeds, model.output_names)
+        if rows in (1, 64):
+
+            def encode(rows=rows, outputs=outputs):
+                results = Results(model, model.output_names, outputs)
+                for row in range(rows):
+                    decoded.reply(results, row, row + 1)
+
+            found.append((f"encode JSON with labels, a row of {rows}", best_us(encode, 500) / rows))
+    return found
+
+
+async def whole(config, requests, profiler):
+    """(name, µs) of a request from the first byte to the last, many at a time."""
+    loop = asyncio.get_running_loop()
+    state = ServerState()
+    state.default_headers = [(b"date", b"Mon, 01 Jan 2026 00:00:00 GMT")]
+    found = []
+    paths = {"json": "/predict", "binary": "/v2/models/digits/infer"}
+    for kind, rows, clients, repeats in [
+        ("json", 1, 1, 2000),
+        ("json", 1, 64, 200),
+        ("json", 32, 8, 60),
+        ("binary", 32, 8, 200),
+    ]:
+        data = request(paths[kind], *requests[kind, rows])
+        connections = []
+        for _ in range(clients):
+            connection = InferenceProtocol(config, state, {}, loop)
+            connection.connection_made(Transport())
+            connections.append(connection)
+        best = float("inf")
+        for _ in range(repeats):
+            Transport.answers = 0
+            if profiler and clients == 64:
+                profiler.enable()
+            began = time.perf_counter()
+            for connection in connections:
+                feed(connection, memoryview(data))
+            while Transport.answers < clients:
+                await asyncio.sleep(0)
+            best = min(best, (time.perf_counter() - began) / clients)
+            if profiler:
+                profiler.disable()
+        if not Transport.last.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(Transport.last.decode())
+        found.append((f"whole request, {rows} rows {kind}, {clients} at a time", 1e6 * best))
+    return found
+
+
+def feed(connection, data):
+    while len(data):
+        buffer = connection.get_buffer(-1)
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        connection.buffer_updated(count)
+        data = data[count:]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-dir", type=Path, default=ROOT / "models")
+    parser.add_argument("--functions", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    settings = Settings(model_dir=arguments.model_dir, num_threads=1, device="cpu")
+    application = create_app(settings)
+    state = application.state.panther
+    state.repository.load_all()
+    state.loading = False
+    config = make_config(application, settings)
+    config.load()
+    tune_allocator()
+    freeze_collector()
+    rng = np.random.default_rng(3)
+    requests = {("json", rows): rows_json(rng.random((rows, 784), np.float32), "float64") for rows in (1, 32)}
+    requests["binary", 32] = oip_binary(rng.random((32, 784), np.float32))
+    profiler = cProfile.Profile() if arguments.functions else None
+    found = [] if profiler else stages(state.repository.get("digits"), requests)
+    found += uvloop.run(whole(config, requests, profiler))
+    if profiler:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    elif arguments.json:
+        print(json.dumps({name: round(us, 2) for name, us in found}, indent=1))
+    else:
+        for name, us in found:
+            print(f"{us:9.2f} µs  {name}")
+
+
+if __name__ == "__main__":
+    main()
