@@ -160,6 +160,56 @@ def export(
 
 
 @app.command()
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="MODULE:FACTORY, importable from here; FACTORY() returns the torch module.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the weights go: a .safetensors file.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights: .safetensors, or a state_dict by torch.save.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Budget: stored parameters of the linear layers, as a share of now.")
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Budget: bytes of the whole model.")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Budget: relative error of the outputs; of each weight without --calibration.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="An .npz file of inputs by name, a few hundred rows: far better results.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --calibration in a batch.")] = 32,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A layer to leave out, or a pattern such as '*.query'.")
+    ] = None,
+    distill: Annotated[
+        int | None, typer.Option(min=1, help="Steps to train on --calibration towards the original's outputs.")
+    ] = None,
+) -> None:
+    """Replace a trained model's linear layers by sketched ones that keep its outputs best; write the weights."""
+    _require("torch", "safetensors", extra="train")
+    from panther.convert import ConversionError, command
+    from panther.export.command import load_model
+
+    with _errors_as_lines():
+        try:
+            command.run(
+                load_model(model, checkpoint),
+                out=out,
+                ratio=ratio,
+                max_bytes=max_bytes,
+                max_error=max_error,
+                calibration=calibration,
+                batch_size=batch_size,
+                skip=skip or (),
+                distill_steps=distill,
+                console=Console(),
+            )
+        except ConversionError as error:
+            _fail(str(error))
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

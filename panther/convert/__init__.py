@@ -1,0 +1,18 @@
+"""Conversion: a trained model's dense layers replaced by sketched ones that come closest to them, and distillation."""
+
+from panther.convert.api import sketch_
+from panther.convert.distill import DistillResult, distill_
+from panther.convert.errors import ConversionError
+from panther.convert.report import ConversionReport, Cost, LayerReport
+from panther.convert.restore import restore_
+
+__all__ = [
+    "ConversionError",
+    "ConversionReport",
+    "Cost",
+    "DistillResult",
+    "LayerReport",
+    "distill_",
+    "restore_",
+    "sketch_",
+]

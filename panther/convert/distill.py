@@ -1,0 +1,306 @@
+"""`distill_`: a converted model trained to put out what the original does, on inputs without labels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from panther.convert.calls import Forward, batches_of, call, evaluating, outputs_of
+from panther.convert.errors import ConversionError
+from panther.convert.outputs import Reference
+from panther.nn import SKLinear
+
+# of what the teacher put out, kept so that it need not run again
+_MOST_BYTES = 2**30
+_LEAST_FOR_VALIDATION = 4
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation gained, measured on the validation batches.
+
+    Attributes:
+        steps: that were taken; fewer than asked for where it stopped early.
+        best_step: after which the student was best; its values are those that were kept. 0: it gained nothing.
+        error_before, error: ‖y - ŷ‖ / ‖y‖ of the outputs, y being the teacher's.
+        cosine_before, cosine: the mean cosine between y and ŷ, over rows.
+        held_out: whether the validation batches were kept out of the training.
+        seconds: it took.
+    """
+
+    steps: int
+    best_step: int
+    error_before: float
+    error: float
+    cosine_before: float
+    cosine: float
+    held_out: bool
+    seconds: float
+
+
+class _Targets(NamedTuple):
+    outputs: list[tuple[Tensor, Tensor | None]]
+    hidden: dict[str, Tensor]
+
+
+def distill_(
+    student: nn.Module,
+    teacher: nn.Module,
+    loader: Any,
+    *,
+    steps: int = 300,
+    lr: float = 0.003,
+    hidden_weight: float = 1.0,
+    validation: Any = None,
+    patience: int = 5,
+    forward: Forward | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> DistillResult:
+    """Train S and the biases of a student's sketched layers until it puts out what the teacher does; in place.
+
+    The loss is the squared error of the outputs, relative to the teacher's, and that of the hidden states: the outputs
+    of the repeated blocks that hold sketched layers (members of a ModuleList or Sequential), or of the sketched layers
+    where there are none. (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015; hidden
+    states: Romero et al., "FitNets", 2015.) Both models run in eval mode, so that dropout and batch statistics play no
+    part. The best state on the validation batches is kept; on an error, the student is as it was.
+
+    Args:
+        student: a model converted by `panther.sketch_`.
+        teacher: the original, on any device; is not changed.
+        loader: inputs without labels, as `panther.sketch_` takes them for calibration.
+        steps: optimiser steps, one batch each.
+        lr: the size of Adam's first steps relative to the root mean square of each matrix; falls along a cosine.
+        hidden_weight: of the mean error of the hidden states, beside the mean error of the outputs; 0 leaves them out.
+        validation: inputs to measure on; an eighth of the batches is kept out for it when None, of 4 or more.
+        patience: stop after this many measurements, 20 in a full run, without a gain.
+        forward: (model, batch) → outputs, where the models are to be called in another way.
+        generator: of the order of batches, on the CPU; a fixed seed when None.
+        progress: show a progress bar on the terminal.
+
+    Raises:
+        ValueError: an argument is out of range.
+        ConversionError: the student has no sketched layer, the loader no batch, or the loss is not finite.
+    """
+    if steps < 1:
+        raise ValueError(f"steps ({steps}) must be at least 1")
+    if not lr > 0:
+        raise ValueError(f"lr ({lr}) must be above 0")
+    if not hidden_weight >= 0:
+        raise ValueError(f"hidden_weight ({hidden_weight}) must be at least 0")
+    if patience < 1:
+        raise ValueError(f"patience ({patience}) must be at least 1")
+    parameters = _trained(student)
+    if not parameters:
+        raise ConversionError("student has no sketched layer to train; convert it with panther.sketch_ first")
+    started = time.perf_counter()
+    train, held_out = _split(batches_of(loader, "loader"), validation)
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    names = _hidden_names(student, teacher) if hidden_weight else []
+    initial = [parameter.detach().clone() for parameter in parameters]
+    trained = [parameter.requires_grad for parameter in parameters]
+    try:
+        with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as advance:
+            reference = Reference(teacher, held_out or train, forward)
+            if not reference.has_outputs:
+                raise ConversionError("the teacher put out no floating-point tensor to learn from")
+            run = _Run(student, teacher, train, names, hidden_weight, forward)
+            result = _train(run, parameters, reference, steps, lr, patience, generator, advance)
+    except BaseException:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, initial, strict=True):
+                parameter.copy_(value)
+        raise
+    finally:
+        for parameter, flag in zip(parameters, trained, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+    return DistillResult(*result, held_out=bool(held_out), seconds=time.perf_counter() - started)
+
+
+class _Run:
+    """A loss for each batch, with what the teacher said of it kept where memory allows."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        batches: Sequence[Any],
+        names: Sequence[str],
+        hidden_weight: float,
+        forward: Forward | None,
+    ) -> None:
+        self.student, self._teacher, self.batches = student, teacher, batches
+        self._names, self._hidden_weight, self._forward = names, hidden_weight, forward
+        self._kept: dict[int, _Targets] = {}
+        self._kept_bytes = 0
+
+    def loss(self, index: int) -> Tensor:
+        """The student's loss on one batch, differentiable."""
+        batch = self.batches[index]
+        targets = self._targets(index)
+        hidden: dict[str, Tensor] = {}
+        with _recording(self.student, self._names, hidden):
+            outputs = outputs_of(call(self.student, batch, self._forward), batch)
+        losses = [_relative(y, y_hat, mask) for (y, mask), (y_hat, _) in zip(targets.outputs, outputs, strict=True)]
+        loss = torch.stack(losses).mean()
+        mask = _mask_of(batch)
+        found = [_relative(targets.hidden[name], hidden[name], mask) for name in targets.hidden if name in hidden]
+        return loss + self._hidden_weight * torch.stack(found).mean() if found else loss
+
+    def _targets(self, index: int) -> _Targets:
+        if index in self._kept:
+            return self._kept[index]
+        batch = self.batches[index]
+        hidden: dict[str, Tensor] = {}
+        device = next(self.student.parameters()).device
+        with torch.no_grad(), _recording(self._teacher, self._names, hidden):
+            outputs = outputs_of(call(self._teacher, batch, self._forward), batch)
+        targets = _Targets(
+            [(y.to(device), None if mask is None else mask.to(device)) for y, mask in outputs],
+            {name: value.to(device) for name, value in hidden.items()},
+        )
+        size = sum(t.numel() * t.element_size() for t in (*(y for y, _ in targets.outputs), *targets.hidden.values()))
+        if self._kept_bytes + size <= _MOST_BYTES:
+            self._kept[index] = targets
+            self._kept_bytes += size
+        return targets
+
+
+def _train(
+    run: _Run,
+    parameters: Sequence[nn.Parameter],
+    reference: Reference,
+    steps: int,
+    lr: float,
+    patience: int,
+    generator: torch.Generator,
+    advance: Callable[[float], None],
+) -> tuple[int, int, float, float, float, float]:
+    """Returns steps, best_step, error_before, error, cosine_before and cosine."""
+    before = reference.deviation(run.student)
+    best, best_step, waited = before, 0, 0
+    best_values = [parameter.detach().clone() for parameter in parameters]
+    groups = [{"params": [parameter], "lr": lr * max(_rms(parameter), 1e-4)} for parameter in parameters]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    every = max(1, steps // 20)
+    order: list[int] = []
+    step = 0
+    for step in range(1, steps + 1):
+        if not order:
+            order = torch.randperm(len(run.batches), generator=generator).tolist()
+        for parameter in parameters:
+            parameter.requires_grad_(True)  # noqa: FBT003
+        loss = run.loss(order.pop())
+        if not bool(torch.isfinite(loss)):
+            raise ConversionError(f"the loss became {loss.item()} at step {step}; try a smaller lr than {lr}")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        advance(loss.item())
+        if step % every == 0 or step == steps:
+            found = reference.deviation(run.student)
+            waited += 1
+            if found.error < best.error:
+                best, best_step, waited = found, step, 0
+                best_values = [parameter.detach().clone() for parameter in parameters]
+            if waited >= patience:
+                break
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best_values, strict=True):
+            parameter.copy_(value)
+    return step, best_step, before.error, best.error, before.cosine, best.cosine
+
+
+def _rms(parameter: Tensor) -> float:
+    return parameter.detach().float().square().mean().sqrt().item()
+
+
+def _trained(student: nn.Module) -> list[nn.Parameter]:
+    """S1s, S2s and bias of every sketched layer, tied ones once."""
+    found: dict[int, nn.Parameter] = {}
+    for module in student.modules():
+        if isinstance(module, SKLinear):
+            for parameter in (module.S1s, module.S2s, module.bias):
+                if parameter is not None:
+                    found.setdefault(id(parameter), parameter)
+    return list(found.values())
+
+
+def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
+    if validation is not None:
+        return batches, batches_of(validation, "validation")
+    if len(batches) < _LEAST_FOR_VALIDATION:
+        return batches, []
+    # spread over the loader, which may be sorted
+    apart = max(2, min(8, len(batches) // 2))
+    held_out = set(range(apart // 2, len(batches), apart))
+    return [b for i, b in enumerate(batches) if i not in held_out], [batches[i] for i in sorted(held_out)]
+
+
+def _hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
+    sketched = [name for name, module in student.named_modules() if isinstance(module, SKLinear)]
+    of_teacher = dict(teacher.named_modules())
+    blocks = [
+        f"{name}.{child}" if name else child
+        for name, module in student.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for child in module._modules
+    ]
+    holding = [
+        block for block in blocks if any(name.startswith(f"{block}.") for name in sketched) and block in of_teacher
+    ]
+    return holding or [name for name in sketched if name in of_teacher]
+
+
+@contextlib.contextmanager
+def _recording(model: nn.Module, names: Sequence[str], into: dict[str, Tensor]) -> Iterator[None]:
+    """Keep the first floating-point tensor that each of these modules puts out."""
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            tensors = outputs_of(out)
+            if tensors:
+                into[name] = tensors[0][0]
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask_of(batch: Any) -> Tensor | None:
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _relative(y: Tensor, y_hat: Tensor, mask: Tensor | None) -> Tensor:
+    """‖y - ŷ‖² / ‖y‖² in float32, over the rows that count."""
+    if mask is not None and y.dim() > 2 and y.shape[:2] == mask.shape:
+        mask = mask.to(y.device)
+        y, y_hat = y[mask], y_hat[mask]
+    y, y_hat = y.float(), y_hat.float()
+    return (y - y_hat).square().sum() / y.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@contextlib.contextmanager
+def _bar(steps: int, *, shown: bool) -> Iterator[Callable[[float], None]]:
+    columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.5f}"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=steps, loss=math.nan)
+        yield lambda loss: bar.update(task, advance=1, loss=loss)

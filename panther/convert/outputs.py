@@ -1,0 +1,74 @@
+"""How far a converted model's outputs are from the original's, on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.calls import Forward, call, outputs_of
+
+# of the original's outputs kept for the comparison
+_MOST_BYTES = 2**28
+
+
+class Deviation(NamedTuple):
+    """Of a model's outputs from the original's.
+
+    Attributes:
+        error: √(Σ ‖y - ŷ‖² / Σ ‖y‖²), the root mean square over outputs where there are several.
+        cosine: the mean cosine between y and ŷ over rows (last axes), the mean over outputs.
+    """
+
+    error: float
+    cosine: float
+
+
+class Reference:
+    """The original's outputs on the batches, as many as fit in memory.
+
+    Args:
+        model: the original, in eval mode.
+        batches, forward: as `panther.convert.calls.call` takes them.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> None:
+        self._batches: list[tuple[Any, list[Tensor]]] = []
+        self._forward = forward
+        kept = 0
+        for batch in batches:
+            outputs = _rows(model, batch, forward)
+            kept += sum(y.numel() * y.element_size() for y in outputs)
+            if kept > _MOST_BYTES and self._batches:
+                break
+            self._batches.append((batch, outputs))
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether there is anything to compare."""
+        return any(outputs for _, outputs in self._batches)
+
+    def deviation(self, model: nn.Module) -> Deviation:
+        """Compare what a model makes of the same batches."""
+        sums: dict[int, list[float]] = {}
+        for batch, expected in self._batches:
+            for i, (y, y_hat) in enumerate(zip(expected, _rows(model, batch, self._forward), strict=True)):
+                reference, found = y.double(), y_hat.double()
+                entry = sums.setdefault(i, [0.0, 0.0, 0.0, 0.0])
+                entry[0] += (reference - found).square().sum().item()
+                entry[1] += reference.square().sum().item()
+                entry[2] += nn.functional.cosine_similarity(reference, found, dim=-1).sum().item()
+                entry[3] += len(reference)
+        errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, _ in sums.values()]
+        cosines = [cosine / rows for _, _, cosine, rows in sums.values() if rows]
+        return Deviation((sum(errors) / len(errors)) ** 0.5, sum(cosines) / len(cosines))
+
+
+@torch.no_grad()
+def _rows(model: nn.Module, batch: Any, forward: Forward | None) -> list[Tensor]:
+    return [
+        (y[mask] if mask is not None else y.flatten(0, -2) if y.dim() > 1 else y.unsqueeze(0)).cpu()
+        for y, mask in outputs_of(call(model, batch, forward), batch)
+    ]

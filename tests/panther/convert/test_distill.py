@@ -1,0 +1,122 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import panther as pr
+from panther.convert import ConversionError
+from panther.convert.distill import _hidden_names
+
+
+@pytest.fixture
+def pair(mlp, inputs):
+    student = copy.deepcopy(mlp)
+    pr.sketch_(student, ratio=0.35, calibration=inputs[:100])
+    return student, mlp
+
+
+def error(student, teacher, x):
+    with torch.no_grad():
+        y = teacher(x)
+        return ((student(x) - y).norm() / y.norm()).item()
+
+
+def test_gains_on_held_out_inputs_and_says_how_much(mlp):
+    generator = torch.Generator().manual_seed(3)
+    mix = torch.randn(96, 96, generator=generator) * torch.arange(1, 97) ** -0.5
+    inputs = torch.randn(4000, 96, generator=generator) @ mix.t()
+    student, teacher = copy.deepcopy(mlp), mlp
+    pr.sketch_(student, ratio=0.35)  # leaves much to gain
+    before = error(student, teacher, inputs[3000:])
+    teacher_state = copy.deepcopy(teacher.state_dict())
+    fixed = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    head = student[4].weight.clone()
+    result = pr.distill_(student, teacher, list(inputs[:3000].split(100)), steps=150, lr=0.01, progress=False)
+    assert error(student, teacher, inputs[3000:]) < 0.7 * before
+    assert result.held_out
+    assert result.error < result.error_before
+    assert result.cosine > result.cosine_before
+    assert 0 < result.best_step <= result.steps <= 150
+    assert all(torch.equal(buffer, fixed[name]) for name, buffer in student.named_buffers())
+    assert torch.equal(student[4].weight, head)
+    assert all(torch.equal(value, teacher_state[name]) for name, value in teacher.state_dict().items())
+
+
+def test_the_result_is_what_the_kept_state_reaches_on_the_validation(pair, inputs):
+    student, teacher = pair
+    result = pr.distill_(student, teacher, [inputs[:300]], validation=inputs[300:], steps=40, progress=False)
+    assert result.error == pytest.approx(error(student, teacher, inputs[300:]), rel=1e-4)
+
+
+def test_a_hopeless_step_size_changes_nothing(pair, inputs):
+    student, teacher = pair
+    before = copy.deepcopy(student.state_dict())
+    result = pr.distill_(student, teacher, [inputs], steps=40, lr=30.0, patience=3, progress=False)
+    assert result.best_step == 0
+    assert result.error == result.error_before
+    assert result.steps < 40
+    assert not result.held_out
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_leaves_modes_gradients_and_hooks_as_they_were(pair, inputs):
+    student, teacher = pair
+    student.train()
+    student[2].eval()
+    student[0].S1s.requires_grad = False
+    pr.distill_(student, teacher, [inputs], steps=2, progress=False)
+    assert student[0].training
+    assert not student[2].training
+    assert [p.requires_grad for p in student[0].parameters()] == [False, True, True]
+    assert all(p.requires_grad for p in student[4].parameters())
+    assert all(p.grad is None for p in student.parameters())
+    assert not any(m._forward_hooks for net in (student, teacher) for m in net.modules())
+
+
+def test_an_error_takes_everything_back(pair, inputs):
+    student, teacher = pair
+    before = copy.deepcopy(student.state_dict())
+    inputs[7, 7] = torch.nan
+    with pytest.raises(ConversionError, match=r"loss became nan .* smaller lr than 0.003"):
+        pr.distill_(student, teacher, list(inputs.split(100)), validation=inputs[200:], steps=30, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_hidden_states_are_those_of_the_repeated_blocks():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(64, 64)}) for _ in range(2))
+            self.head = nn.Linear(64, 64)
+
+    net = Net()
+    student = copy.deepcopy(net)
+    pr.sketch_(student, ratio=0.6)
+    assert _hidden_names(student, net) == ["blocks.0", "blocks.1"]
+    pr.sketch_(net, ratio=0.6, skip="blocks")
+    assert _hidden_names(net, student) == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"steps": 0}, ValueError, r"steps \(0\)"),
+        ({"lr": 0.0}, ValueError, r"lr \(0.0\)"),
+        ({"hidden_weight": -1}, ValueError, r"hidden_weight \(-1\)"),
+        ({"patience": 0}, ValueError, r"patience \(0\)"),
+    ],
+)
+def test_refuses(pair, inputs, arguments, error, match):
+    with pytest.raises(error, match=match):
+        pr.distill_(*pair, [inputs], progress=False, **arguments)
+
+
+def test_refuses_a_student_without_sketched_layers(mlp, inputs):
+    with pytest.raises(ConversionError, match=r"no sketched layer to train; convert it with panther.sketch_"):
+        pr.distill_(mlp, mlp, [inputs])
+    student = copy.deepcopy(mlp)
+    pr.sketch_(student, ratio=0.5)
+    with pytest.raises(ConversionError, match="loader holds no batch"):
+        pr.distill_(student, mlp, [])
