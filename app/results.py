@@ -23,6 +23,7 @@ class Results:
         self.output_names = output_names
         self.arrays = arrays
         self._texts: dict[int, list[bytes]] = {}
+        self._best: list[tuple[int, bytes]] | None = None
 
     def array(self, index: int, start: int, stop: int) -> Array:
         """One output's rows of one request."""
@@ -83,9 +84,19 @@ class Results:
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
-    @cached_property
+    @property
+    def has_labels(self) -> bool:
+        """Whether the output that the card labels is among these."""
+        labelled = self.model.labelled
+        return labelled is not None and labelled.name in self.output_names
+
     def best(self) -> list[tuple[int, bytes]]:
         """For each row the likeliest label's index, and its probability as JSON."""
+        if self._best is None:
+            self._best = self._find_best()
+        return self._best
+
+    def _find_best(self) -> list[tuple[int, bytes]]:
         scores = self._scores
         if scores is None:
             return []
@@ -112,7 +123,7 @@ class Results:
         labelled = self.model.labelled
         return labelled is not None and labelled.kind == "logits"
 
-    @cached_property
+    @property
     def _scores(self) -> Array | None:
         """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
         labelled = self.model.labelled

@@ -149,13 +149,15 @@ class PlainWriter:
             for index, name in enumerate(results.output_names)
         ]
         text = self._head + b",".join(parts) + b"}"
-        if self._predictions and results.probabilities is not None:
+        if self._predictions and results.has_labels:
             if top_k is None:
                 heads = self._predictions
-                rows = [heads[label] + probability for label, probability in results.best[start:stop]]
+                rows = [heads[label] + probability for label, probability in results.best()[start:stop]]
                 return text + b',"predictions":[' + b"},".join(rows) + b"}]}"
-            ranked = self._ranked(results.probabilities[start:stop], top_k)
-            return text + b',"predictions":[' + b",".join(ranked) + b"]}"
+            probabilities = results.probabilities
+            if probabilities is not None:
+                ranked = self._ranked(probabilities[start:stop], top_k)
+                return text + b',"predictions":[' + b",".join(ranked) + b"]}"
         return text + b"}"
 
     def _ranked(self, probabilities: Array, top_k: int) -> list[bytes]:
