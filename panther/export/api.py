@@ -138,8 +138,10 @@ def export_onnx(
     graph = trace(
         model, examples, by_name=by_name, output_names=output_names, dynamic_axes=axes, half=precision == "float16"
     )
+    # the quantiser takes MatMul alone
+    transpose_dense = measured_on.device == "cuda" and precision != "int8"
     # before lowering, which changes the graph in place
-    twin = latency.dense_twin(graph, dtype)
+    twin = latency.dense_twin(graph, dtype, transpose_dense=transpose_dense)
     sites = find_sites(graph, dtype=dtype, balance=precision == "int8")
     others, other_bytes = guard.constant_products(graph.model.graph), counts.other_bytes(graph)
     first = next(iter(examples.values()))
@@ -155,7 +157,8 @@ def export_onnx(
         max_weight_bytes=max_weight_bytes,
     )
     plans = {site_name: site.plan for site_name, site in planned.items()}
-    lower(graph, sites, plans, fold=u_storage == "bits" and precision != "int8")
+    fold = u_storage == "bits" and precision != "int8"
+    lower(graph, sites, plans, fold=fold, transpose_dense=transpose_dense)
     written, twin_bytes = graph.model, None
     if precision == "int8":
         written = precisions.quantize_weights(graph.model)

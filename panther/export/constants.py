@@ -264,6 +264,21 @@ def _holds(value: ir.Value, array: Array) -> bool:
     )
 
 
+def transposed(constant: Constant) -> Constant:
+    """The transpose, stored as compactly: each leaf is transposed, and no graph has to do it."""
+    match constant:
+        case Plain(array):
+            return Plain(np.ascontiguousarray(array.T))
+        case Signs(bits, magnitude, (rows, columns)):
+            signs = np.unpackbits(bits, count=rows * columns).reshape(rows, columns)
+            return Signs(np.packbits(signs.T), magnitude, (columns, rows))
+        case SideBySide(parts, axis):
+            return SideBySide(tuple(map(transposed, parts)), 1 - axis)
+        case Product(left, right):
+            return Product(transposed(right), transposed(left))
+    raise TypeError(f"a {type(constant).__name__} has no transpose")
+
+
 def _integers(builder: Builder, values: list[int] | tuple[int, ...]) -> ir.Value:
     return builder.initializer(np.array(values, dtype=np.int64), "panther." + "x".join(map(str, values)))
 

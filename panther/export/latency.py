@@ -23,12 +23,13 @@ from panther.export.trace import Traced
 _MAX_TWIN_BYTES = 1_800_000_000
 
 
-def dense_twin(graph: Traced, dtype: type[np.floating]) -> ir.Model | None:
+def dense_twin(graph: Traced, dtype: type[np.floating], *, transpose_dense: bool = False) -> ir.Model | None:
     """The graph with one product by a dense matrix for each sketched layer.
 
     Args:
         graph: is not changed.
         dtype: of its constants.
+        transpose_dense: as for `lower`.
 
     Returns:
         None where there is no sketched layer, or the twin is too large to be loaded from memory.
@@ -38,7 +39,8 @@ def dense_twin(graph: Traced, dtype: type[np.floating]) -> ir.Model | None:
     size = sum(site.weights(DENSE) for site in sites) * np.dtype(dtype).itemsize + other_bytes(twin)
     if not sites or size > _MAX_TWIN_BYTES:
         return None
-    lower(twin, sites, {site.name: DENSE for site in sites}, fold=False)
+    plans = {site.name: DENSE for site in sites}
+    lower(twin, sites, plans, fold=False, transpose_dense=transpose_dense)
     return twin.model
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from panther import bits
-from panther.export.constants import Array, Builder, Constant, Plain, Product, SideBySide, Signs
+from panther.export.constants import Array, Builder, Constant, Plain, Product, SideBySide, Signs, transposed
 from panther.export.trace import DOMAIN, OP, Traced
 from panther.nn import SKLinear
 
@@ -102,7 +102,9 @@ def find_sites(
     return list(dict.fromkeys(merged.values()))
 
 
-def lower(traced: Traced, sites: list[Site], plans: Mapping[str, str], *, fold: bool) -> None:
+def lower(
+    traced: Traced, sites: list[Site], plans: Mapping[str, str], *, fold: bool, transpose_dense: bool = False
+) -> None:
     """Replace each site's nodes in place by the products of its plan.
 
     Args:
@@ -110,19 +112,21 @@ def lower(traced: Traced, sites: list[Site], plans: Mapping[str, str], *, fold: 
         sites: as `find_sites` gave them.
         plans: a plan for each site's name.
         fold: store constants in their compact form, to be folded at load; as plain matrices when False.
+        transpose_dense: compute dense layers on matrices of rows by x @ Wᵀᵀ, W lying as in nn.Linear: on CUDA, one row
+            takes up to a quarter less that way.
     """
     graph = traced.model.graph
     builder = Builder(graph, fold=fold)
     for site in sites:
-        if plans[site.name] == DENSE:
-            factors = [builder.add(Product(site.A, site.B), f"{site.name}.W")]
-        else:
-            factors = [builder.add(site.A, f"{site.name}.A"), builder.add(site.B, f"{site.name}.B")]
-        if site.bias is not None:
-            factors.append(builder.initializer(site.bias, f"{site.name}.bias"))
+        dense = plans[site.name] == DENSE
+        gemm = dense and transpose_dense and all(_is_matrix(site.input(node)) for node in site.nodes)
+        factors = _factors(builder, site, dense=dense, transpose=gemm)
         for index, node in enumerate(site.nodes):
-            suffix = f"/{index}" if index else ""
-            _replace(node, site.input(node), factors, has_bias=site.bias is not None, name=site.name + suffix)
+            name = f"{site.name}/{index}" if index else site.name
+            if gemm:
+                _replace_by_gemm(node, site.input(node), factors, name=name)
+            else:
+                _replace(node, site.input(node), factors, has_bias=site.bias is not None, name=name)
     builder.finish()
     # first layers of chains: what they put out is used no more
     for node in reversed(list(graph.all_nodes())):
@@ -132,6 +136,18 @@ def lower(traced: Traced, sites: list[Site], plans: Mapping[str, str], *, fold: 
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     graph.opset_imports.pop(DOMAIN, None)
+
+
+def _factors(builder: Builder, site: Site, *, dense: bool, transpose: bool) -> list[ir.Value]:
+    """What x is multiplied by, one after the other, and the bias last, where there is one."""
+    if dense:
+        W = Product(site.A, site.B)
+        factors = [builder.add(transposed(W) if transpose else W, f"{site.name}.W")]
+    else:
+        factors = [builder.add(site.A, f"{site.name}.A"), builder.add(site.B, f"{site.name}.B")]
+    if site.bias is not None:
+        factors.append(builder.initializer(site.bias, f"{site.name}.bias"))
+    return factors
 
 
 def factor_constants(
@@ -212,6 +228,17 @@ def _replace(node: ir.Node, x: ir.Value, factors: list[ir.Value], *, has_bias: b
         value = result
     value.shape = output.shape
     ir.convenience.replace_nodes_and_values(_graph_of(node), node, [node], nodes, [output], [value])
+
+
+def _replace_by_gemm(node: ir.Node, x: ir.Value, factors: list[ir.Value], *, name: str) -> None:
+    output = node.outputs[0]
+    result = ir.Value(name=f"{name}.gemm", type=output.type, shape=output.shape)
+    gemm = ir.node("Gemm", [x, *factors], {"transB": 1}, outputs=[result], name=f"{name}/Gemm")
+    ir.convenience.replace_nodes_and_values(_graph_of(node), node, [node], [gemm], [output], [result])
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.rank() == 2
 
 
 def _graph_of(node: ir.Node) -> ir.Graph:

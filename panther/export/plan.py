@@ -105,7 +105,9 @@ def measure_site(
     dtype = np.float16 if precision == "float16" else np.float32
     graphs = {}
     for plan in PLANS:
-        graph = _graph(site, plan, len(shapes[0]), dtype, random)
+        # as `lower` writes it
+        gemm = plan == DENSE and target.device == "cuda" and precision != "int8" and len(shapes[0]) == 2
+        graph = _graph(site, plan, len(shapes[0]), dtype, random, gemm=gemm)
         graphs[plan] = (quantize_proto(graph) if precision == "int8" else graph).SerializeToString()
     for shape in shapes:
         # a session a shape: a CUDA graph is recorded for one
@@ -124,11 +126,15 @@ def measure_site(
     return times
 
 
-def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: np.random.Generator) -> onnx.ModelProto:
+def _graph(
+    site: Site, plan: str, rank: int, dtype: type[np.floating], random: np.random.Generator, *, gemm: bool
+) -> onnx.ModelProto:
     elem = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
     weights = [
         (random.standard_normal(shape, dtype=np.float32) / shape[0] ** 0.5).astype(dtype) for shape in site.shapes(plan)
     ]
+    if gemm:
+        weights = [weight.T for weight in weights]
     initializers = [numpy_helper.from_array(weight, f"w{index}") for index, weight in enumerate(weights)]
     steps = [("MatMul", initializer.name) for initializer in initializers]
     if site.bias is not None:
@@ -139,6 +145,8 @@ def _graph(site: Site, plan: str, rank: int, dtype: type[np.floating], random: n
         helper.make_node(op, [values[index], constant], [values[index + 1]], name=f"n{index}")
         for index, (op, constant) in enumerate(steps)
     ]
+    if gemm:
+        nodes = [helper.make_node("Gemm", ["x", *(constant for _, constant in steps)], ["y"], name="n0", transB=1)]
     dims = [f"d{axis}" for axis in range(rank - 1)]
     graph = helper.make_graph(
         nodes,

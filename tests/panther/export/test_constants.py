@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panther import bits
-from panther.export.constants import Builder, Plain, Product, SideBySide, Signs
+from panther.export.constants import Builder, Plain, Product, SideBySide, Signs, transposed
 from panther.export.lower import factor_constants
 from panther.nn import SKLinear
 
@@ -116,3 +116,14 @@ def test_balanced_halves_are_of_one_size():
     S1, U2 = np.split(A.value(), 2, axis=1)
     assert np.sqrt((S1**2).mean()) == pytest.approx(1, rel=1e-3)
     assert np.sqrt((U2**2).mean()) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_transpose_is_as_compact_and_exact(tmp_path):
+    A = SideBySide((plain(7, 3), random_signs(7, 5)), axis=1)
+    B = SideBySide((random_signs(3, 9, seed=2), plain(5, 9)), axis=0)
+    for constant in (plain(7, 3), random_signs(7, 5), A, B, Product(A, B)):
+        turned = transposed(constant)
+        assert turned.shape == constant.shape[::-1]
+        assert turned.stored_bytes == constant.stored_bytes
+        assert np.allclose(turned.value(), constant.value().T, atol=1e-6)
+        assert np.allclose(folded(turned, tmp_path)[0], constant.value().T, atol=1e-5)

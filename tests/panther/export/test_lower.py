@@ -17,10 +17,10 @@ def traced(model, x, axes=AXES, outputs=("y",)):
     return trace(model, {"x": x}, by_name=False, output_names=outputs, dynamic_axes=axes)
 
 
-def lowered(model, x, plan=TWO_PRODUCTS, **options):
+def lowered(model, x, plan=TWO_PRODUCTS, transpose_dense=False, **options):
     graph = traced(model, x, **options)
     sites = find_sites(graph)
-    lower(graph, sites, {site.name: plan for site in sites}, fold=True)
+    lower(graph, sites, {site.name: plan for site in sites}, fold=True, transpose_dense=transpose_dense)
     return graph.model, sites
 
 
@@ -48,6 +48,22 @@ def test_a_layer_as_the_whole_model(lead, bias, plan, sketched):
     assert np.allclose(outputs(model, x)[0], reference(layer, x), atol=1e-5)
     other = torch.randn(*[size + 4 for size in lead[:1]], *lead[1:], 64)
     assert np.allclose(outputs(model, other)[0], reference(layer, other), atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("lead", "op"), [((5,), "Gemm"), ((3, 5), "MatMul")], ids=["2-D", "3-D"])
+def test_a_dense_plan_for_cuda_lies_as_in_nn_linear(lead, op, bias, sketched):
+    """The same numbers; on rows, one Gemm over W as (out_features, in_features)."""
+    layer, x = sketched(64, 32, bias=bias), torch.randn(*lead, 64)
+    model, _ = lowered(layer, x, DENSE, transpose_dense=True)
+    (last,) = [node for node in model.graph if x_is_input(node)]
+    assert last.op_type == op
+    assert ("transB" in last.attributes) == (op == "Gemm")
+    assert np.allclose(outputs(model, x)[0], reference(layer, x), atol=1e-5)
+
+
+def x_is_input(node):
+    return any(value is not None and value.name == "x" for value in node.inputs)
 
 
 @pytest.mark.parametrize("plan", [TWO_PRODUCTS, DENSE])
