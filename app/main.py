@@ -17,7 +17,7 @@ from app.errors import AppError, status_of
 from app.inference import InferenceService
 from app.peers import Peers
 from app.repository import Repository
-from app.routes import docs, health, metrics, models, oip, predict, stats
+from app.routes import dashboard, docs, health, metrics, models, oip, predict, stats
 from app.serving import Loader
 from app.settings import Settings
 from app.state import AppState
@@ -112,6 +112,7 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     for router in (predict.router, models.router, stats.router, metrics.router, oip.router, health.router):
         application.include_router(router)
     docs.mount_docs(application)
+    dashboard.mount_dashboard(application)
     application.add_exception_handler(AppError, _app_error)
     application.add_exception_handler(HTTPException, _http_error)
     application.add_exception_handler(RequestValidationError, _validation_error)
