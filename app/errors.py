@@ -37,6 +37,10 @@ class InferenceFailedError(AppError):
     """The runtime failed on this request."""
 
 
+class BenchmarkError(AppError):
+    """The model can't be measured beside a dense twin."""
+
+
 class CardError(AppError):
     """The model card in a file can't be used."""
 
@@ -51,6 +55,7 @@ class DeviceError(LoadError):
 
 STATUS: dict[type[AppError], int] = {
     InvalidRequestError: 400,
+    BenchmarkError: 400,
     ControlForbiddenError: 403,
     ModelNotFoundError: 404,
     BodyTooLargeError: 413,

@@ -17,7 +17,7 @@ from app.errors import AppError, status_of
 from app.inference import InferenceService
 from app.peers import Peers
 from app.repository import Repository
-from app.routes import dashboard, docs, health, metrics, models, oip, predict, stats
+from app.routes import benchmark, dashboard, docs, health, metrics, models, oip, predict, stats
 from app.serving import Loader
 from app.settings import Settings
 from app.state import AppState
@@ -109,7 +109,15 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     if peers_folder is not None:
         state.peers = Peers(peers_folder, state.answer_peer)
     application = Application(state)
-    for router in (predict.router, models.router, stats.router, metrics.router, oip.router, health.router):
+    for router in (
+        predict.router,
+        models.router,
+        stats.router,
+        benchmark.router,
+        metrics.router,
+        oip.router,
+        health.router,
+    ):
         application.include_router(router)
     docs.mount_docs(application)
     dashboard.mount_dashboard(application)

@@ -84,6 +84,18 @@ class AppState:
             return {"error": str(error)}
         return {"error": None}
 
+    def check_control(self) -> None:
+        """See that clients may do more than predict.
+
+        Raises:
+            ControlForbiddenError: the settings don't allow it.
+        """
+        if self.settings.model_control != "explicit":
+            raise ControlForbiddenError(
+                f"model_control is {self.settings.model_control}; "
+                "set PANTHER_MODEL_CONTROL=explicit to load, unload and measure models over HTTP"
+            )
+
     async def control(self, action: Action, name: str) -> None:
         """Load or unload a model on somebody's request.
 
@@ -91,11 +103,7 @@ class AppState:
             ControlForbiddenError: that is not allowed by the settings.
             ModelNotFoundError, LoadError: see ``Repository``.
         """
-        if self.settings.model_control != "explicit":
-            raise ControlForbiddenError(
-                f"model_control is {self.settings.model_control}; "
-                "set PANTHER_MODEL_CONTROL=explicit to load and unload models over HTTP"
-            )
+        self.check_control()
         await self.apply(action, name)
         if self.peers is not None:
             self.peers.note(name, unloaded=action == "unload")

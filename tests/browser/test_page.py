@@ -144,6 +144,8 @@ def test_reloading_and_versions(start, visit, tmp_path, until):
         page.locator(".samples button").nth(8).click()
         until(page, "document.querySelector('.answer span').textContent.includes('version 2')")
         assert page.locator(".answer b").inner_text() == "4"
+        page.get_by_role("button", name="Measure against dense").click()
+        until(page, "/batch 256: .*× of dense/.test(document.querySelector('.actions output').textContent)")
 
         (tmp_path / "digits" / "3").mkdir()
         (tmp_path / "digits" / "3" / "model.onnx").write_bytes(b"broken")
