@@ -20,6 +20,7 @@ from app.repository import Repository
 from app.results import Results
 from app.serving import Serving
 from app.statistics import OIP, PLAIN
+from app.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class InferenceService:
         self.max_body_bytes = max_body_bytes
         self.compression_min_bytes = compression_min_bytes
         self.request_ids = RequestIds()
+        self.tracing: Tracing | None = None
         self.unrouted: Counter[tuple[str, str]] = Counter()  # protocol and reason, of requests that met no model
         self._targets: dict[str, Target | None] = {"/predict": Target(None, None)}
 
@@ -179,12 +181,13 @@ class Exchange:
 
     __slots__ = (
         "accept_encoding", "began_ns", "call", "decoded_ns", "oip", "reply", "request_id", "respond", "service",
-        "serving",
+        "serving", "trace_parent",
     )  # fmt: skip
 
     def __init__(self, service: InferenceService, headers: Headers, respond: Respond, *, oip: bool = False) -> None:
         self.began_ns = time.perf_counter_ns()
         self.oip = oip
+        self.trace_parent = None if service.tracing is None else service.tracing.parent(headers)
         self.decoded_ns = 0
         self.service = service
         self.respond = respond
@@ -223,6 +226,8 @@ class Exchange:
             return
         headers.append((b"x-request-id", self.request_id))
         ended_ns = time.perf_counter_ns()
+        if self.service.tracing is not None:
+            headers.append(self.service.tracing.end(self, 200, None, encode_ns))
         statistics = serving.batcher.statistics
         statistics.rows += call.rows
         if self.oip:
@@ -242,12 +247,17 @@ class Exchange:
         wait_s = retry_after_s(error)
         if wait_s is not None:
             headers.append((b"retry-after", b"%d" % wait_s))
+        if self.service.tracing is not None:
+            headers.append(self.service.tracing.end(self, status_of(error), type(error).__name__))
         self.respond(status_of(error), headers, error_body(str(error)))
 
     def break_down(self) -> None:
         """Answer for a defect of the server, which is in the log, and count it."""
         self._count(INTERNAL_ERROR)
-        self.respond(500, [JSON_HEADER, (b"x-request-id", self.request_id)], error_body("internal error"))
+        headers = [JSON_HEADER, (b"x-request-id", self.request_id)]
+        if self.service.tracing is not None:
+            headers.append(self.service.tracing.end(self, 500, INTERNAL_ERROR))
+        self.respond(500, headers, error_body("internal error"))
 
     def _count(self, reason: str) -> None:
         if self.serving is None:

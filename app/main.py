@@ -21,6 +21,7 @@ from app.routes import benchmark, dashboard, docs, health, metrics, models, oip,
 from app.serving import Loader
 from app.settings import Settings
 from app.state import AppState
+from app.tracing import otlp_tracing
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
         await state.peers.stop()
     for serving in state.repository.servings():
         serving.batcher.close()
+    if state.service.tracing is not None:
+        await asyncio.to_thread(state.service.tracing.close)
 
 
 async def _load(state: AppState) -> None:
@@ -105,6 +108,8 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     service = InferenceService(
         repository, settings.default_model, settings.max_body_bytes, settings.compression_min_bytes
     )
+    if settings.tracing == "otlp":
+        service.tracing = otlp_tracing()
     state = AppState(settings, loader, repository, service)
     if peers_folder is not None:
         state.peers = Peers(peers_folder, state.answer_peer)

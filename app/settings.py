@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"
     )
+    tracing: Literal["none", "otlp"] = Field(
+        default="none",
+        description="otlp sends OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel",
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="form of a log line")
 
     @field_validator("version_policy")
