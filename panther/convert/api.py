@@ -32,7 +32,7 @@ def sketch_(
     filter_fn: Filter | None = None,
     skip: Iterable[str] = (),
     forward: Forward | None = None,
-    probes: int = 4,
+    probes: int = 8,
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> ConversionReport:
