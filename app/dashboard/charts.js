@@ -89,7 +89,7 @@ export class Chart {
     if (upper) parts.push(" ", h("small", { class: "upper-key" }, `p99 ${this.format(upper.at(-1) ?? null)}`));
     else if (this.note) parts.push(" ", h("small", {}, this.note));
     this.value.replaceChildren(...parts);
-    this.top.textContent = seen.length ? `top ${this.format(top)}` : "no requests yet";
+    this.top.textContent = seen.length ? `top ${this.format(top)}` : "";
     const most = seen.length ? `at most ${this.format(Math.max(...seen))}` : "no requests yet";
     this.svg.setAttribute("aria-label", `${this.title} over the last two minutes: now ${this.format(latest)}, ${most}`);
   }

@@ -8,13 +8,16 @@ const TONES = { READY: "good", LOADING: "warn", UNAVAILABLE: "bad" };
 
 export const statePill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state.toLowerCase());
 
+// A version that nobody wants served is no fault.
+const notWanted = (report) => report.reason === "unloaded" || (report.reason ?? "").startsWith("not selected");
+
 function row(report) {
   const runs = report.runtime ? `${format.provider(report.runtime.provider)}, ${format.counted(report.runtime.num_threads, "thread")}` : format.UNKNOWN;
   return h(
     "tr",
     {},
     h("th", { scope: "row" }, report.version, report.served_by_default && " (served)"),
-    h("td", {}, statePill(report.state), report.reason && ` ${report.reason}`),
+    h("td", {}, notWanted(report) ? h("span", { class: "pill" }, "not served") : statePill(report.state), report.reason && ` ${report.reason}`),
     h("td", {}, runs),
     h("td", {}, format.moment(report.loaded_at_s)),
     h("td", { class: "number" }, format.integer(report.live?.requests)),
