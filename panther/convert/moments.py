@@ -123,7 +123,7 @@ class _Watch:
                 self._anchors[key] = torch.zeros((), device=key[0], dtype=key[1], requires_grad=True)
             # a tensor of its own, whose gradient can be had though the parameters are frozen and it may be overwritten
             watched = out + self._anchors[key]
-            watched.register_hook(lambda gradient: _add_sensitivity(record, gradient))  # type: ignore[no-untyped-call]
+            watched.register_hook(lambda gradient: _add_sensitivity(record, gradient, self._probes))  # type: ignore[no-untyped-call]
             return watched
 
         return hook
@@ -134,7 +134,7 @@ class _Watch:
         for remaining in reversed(range(self._probes if moving else 0)):
             torch.autograd.backward(
                 [y for y, _ in moving],
-                [_probe(y.detach(), mask, self._probes, self._generator) for y, mask in moving],
+                [_probe(y.detach(), mask, self._generator) for y, mask in moving],
                 inputs=list(self._anchors.values()),
                 retain_graph=remaining > 0,
             )
@@ -152,24 +152,24 @@ def _empty(unit: Unit) -> Moments:
     )
 
 
-def _probe(y: Tensor, mask: Tensor | None, probes: int, generator: torch.Generator) -> Tensor:
+def _probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A random v whose outer product weighs the relative squared error of y, times the examples in the batch."""
     v = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y.device)
-    size = y.float()
+    counted = y.float()
     if mask is not None:
         v *= mask.unsqueeze(-1)
-        size = size[mask]
-    rms = size.square().mean().sqrt()
-    rows = max(size.numel() // y.shape[-1], 1)
-    scaled: Tensor = v / (rms.clamp_min(torch.finfo(torch.float32).tiny) * (probes * rows * y.shape[-1]) ** 0.5)
+        counted = counted[mask]
+    norm = counted.square().sum().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    scaled: Tensor = v * (len(y) ** 0.5 / norm)
     return scaled.to(y.dtype)
 
 
-def _add_sensitivity(record: _Call, gradient: Tensor) -> None:
+def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
     moves = g.square().sum(1)
     record.moves = moves if record.moves is None else record.moves + moves
     # summed in float64; within one batch float32 is enough for a weighting
-    product = (g.t() @ g).double()
+    product = (g.t() @ g).double() / probes
     sensitivity = record.moments.sensitivity
     record.moments.sensitivity = product if sensitivity is None else sensitivity + product
 

@@ -104,7 +104,8 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         if checkpoint.suffix == ".safetensors":
             import panther
 
-            panther.load(model, checkpoint)
+            # also what 'panther compress' writes: layers become sketched where the file's are
+            panther.restore_(model, checkpoint)
             return
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(state)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import panther as pr
 from panther.checkpoint import CheckpointError
 from panther.cli import app
+from panther.export.command import load_model
 from panther.nn import SKLinear
 
 MODULE = """
@@ -68,6 +69,8 @@ def test_writes_a_file_that_restores_the_converted_model(project):
     pr.sketch_(expected, ratio=0.6, calibration=torch.from_numpy(np.load("rows.npz")["x"]).split(32))
     x = torch.randn(5, 64)
     torch.testing.assert_close(model(x), expected(x), atol=1e-5, rtol=1e-5)
+    exported = load_model("compress_me:build", project / "small.safetensors")  # as 'panther export' loads it
+    torch.testing.assert_close(exported(x), model(x))
     size = (project / "small.safetensors").stat().st_size
     assert size < 0.7 * sum(p.numel() * 4 for p in original.parameters())
 
