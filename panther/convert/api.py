@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from panther.convert import plan
 from panther.convert.calls import Forward, batches_of, evaluating
 from panther.convert.errors import ConversionError
-from panther.convert.moments import collect
+from panther.convert.moments import Moments, collect
 from panther.convert.outputs import Deviation, Reference
 from panther.convert.plan import Candidate, Plan
 from panther.convert.report import ConversionReport
@@ -111,7 +111,7 @@ def sketch_(
     swap = _swap(model, chosen)
     swap.do()
     try:
-        return _report(model, units, chosen, before, deviation)
+        return _report(model, units, chosen, before, deviation, _notes(moments, probes))
     except BaseException:
         swap.undo()
         raise
@@ -187,6 +187,7 @@ def _report(
     chosen: Plan,
     before: tuple[int, int],
     deviation: Deviation | None,
+    notes: tuple[str, ...],
 ) -> ConversionReport:
     by_unit = {id(candidate.unit): (candidate, rank) for candidate, rank in chosen.ranks}
     layers = tuple(plan.layer_report(unit, *by_unit.get(id(unit), (None, None))) for unit in units)
@@ -202,8 +203,16 @@ def _report(
         allocation=chosen.allocation,
         output_error=deviation.error if deviation is not None else None,
         output_cosine=deviation.cosine if deviation is not None else None,
-        notes=chosen.notes,
+        notes=notes,
     )
+
+
+def _notes(moments: Mapping[int, Moments] | None, probes: int) -> tuple[str, ...]:
+    if moments is None:
+        return ("without calibration inputs: each layer is the truncated SVD of its weight",)
+    if probes and all(seen.sensitivity is None for seen in moments.values()):
+        return ("the outputs have no derivatives: each layer was fitted to its own outputs",)
+    return ()
 
 
 def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) -> None:

@@ -117,13 +117,11 @@ class Plan:
         ranks: each candidate with its rank, None for dense.
         allocation: "allocated" or "uniform".
         predicted: the sum of the squared errors.
-        notes: for the report.
     """
 
     ranks: tuple[tuple[Candidate, int | None], ...]
     allocation: str
     predicted: float
-    notes: tuple[str, ...] = ()
 
 
 class Budgets:

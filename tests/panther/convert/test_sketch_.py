@@ -268,3 +268,17 @@ def test_the_report_shows_itself(mlp, inputs):
     import json
 
     assert json.loads(json.dumps(values)) == values
+
+
+def test_outputs_without_derivatives_are_noted_and_the_layers_still_fitted(mlp, inputs):
+    def forward(model, batch):
+        with torch.no_grad():
+            return model(batch)
+
+    by_weight = copy.deepcopy(mlp)
+    of_weight = pr.sketch_(by_weight, ratio=0.5)
+    assert "truncated SVD" in of_weight.notes[0]
+    original = copy.deepcopy(mlp)
+    report = pr.sketch_(mlp, ratio=0.5, calibration=inputs[:300], forward=forward)
+    assert "no derivatives" in report.notes[0]
+    assert output_error(mlp, original, inputs[300:]) < output_error(by_weight, original, inputs[300:])
