@@ -249,7 +249,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
 
-        Exchange(cycle.service, cycle.headers, respond).fail(error)
+        Exchange(cycle.service, cycle.headers, respond, oip=cycle.target.oip).fail(error)
 
     def _respond(self, cycle: InferenceCycle, status: int, headers: HeaderList, content: bytes) -> None:
         if cycle.response_complete or self.transport.is_closing():
