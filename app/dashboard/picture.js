@@ -62,12 +62,14 @@ function bar(parameters) {
   );
 }
 
-function reduction(value) {
-  if (value === null) return format.UNKNOWN;
+/** How much less than dense, of the counts themselves: rounding what is rounded already would be off now and then. */
+function reduction(dense, ours) {
+  if (!dense) return format.UNKNOWN;
+  const value = 100 * (1 - ours / dense);
   return `${value < 0 ? "+" : "−"}${format.percent(Math.abs(value))}`;
 }
 
-const count = (what, value, saved) => h("span", {}, `${what} ${format.compact(value)} `, h("b", {}, reduction(saved)));
+const count = (what, dense, ours) => h("span", {}, `${what} ${format.compact(ours)} `, h("b", {}, reduction(dense, ours)));
 
 const PLANS = { two_products: "x·A·B", dense: "runs as dense x·W" };
 
@@ -88,8 +90,8 @@ function layerRow(layer) {
       h(
         "p",
         { class: "sum" },
-        count("learnable", counts.learnable, counts.reduction_percent.learnable),
-        count("with fixed", counts.learnable_and_fixed, counts.reduction_percent.learnable_and_fixed),
+        count("learnable", counts.dense, counts.learnable),
+        count("with fixed", counts.dense, counts.learnable_and_fixed),
         h("span", {}, `dense ${format.compact(counts.dense)}`),
       ),
     ),
@@ -115,19 +117,21 @@ function accuracy(training) {
 }
 
 function headline(report) {
-  const model = report.totals?.model.reduction_percent;
+  const model = report.totals?.model;
+  const adds = report.multiply_adds_per_row;
+  const size = report.bytes;
   const speed = report.latency;
-  const less = (value, what) => fact(what, reduction(value));
+  const less = (dense, ours, what) => fact(what, reduction(dense, ours));
   return h(
     "dl",
     { class: "figures" },
-    model && less(model.learnable, "parameters to learn"),
-    model && less(model.learnable_and_fixed, "parameters, the fixed ones too"),
-    report.multiply_adds_per_row && less(report.multiply_adds_per_row.reduction_percent, "multiply-adds for a row"),
-    report.bytes.reduction_percent === null
-      ? fact("on disk", format.bytes(report.bytes.file_bytes))
-      : less(report.bytes.reduction_percent, `bytes on disk: ${format.bytes(report.bytes.file_bytes)}`),
-    fact("in memory once loaded", format.bytes(report.bytes.resident_bytes)),
+    model && less(model.dense, model.learnable, "parameters to learn"),
+    model && less(model.dense, model.learnable_and_fixed, "parameters, the fixed ones too"),
+    adds && less(adds.dense, adds.planned, "multiply-adds for a row"),
+    size.dense_twin_weight_bytes === null
+      ? fact("on disk", format.bytes(size.file_bytes))
+      : less(size.dense_twin_weight_bytes, size.file_bytes, `bytes on disk: ${format.bytes(size.file_bytes)}`),
+    fact("in memory once loaded", format.bytes(size.resident_bytes)),
     accuracy(report.training),
     speed && fact(`of dense's time at batch ${speed.batch_sizes[0]}`, `${format.short(speed.ratio_to_dense_twin[0])}×`),
     report.check && fact("largest error of the export", report.check.max_relative_error.toExponential(1)),

@@ -30,6 +30,12 @@ def test_every_field_is_told_of(text, name):
 def test_the_example_by_hand_is_what_the_server_says(text, build):
     with build.running(build.root / "models", version_policy="1") as client:
         (report,) = client.get("/models/digits/stats").json()["models"]
+        table = client.get("/models/digits/stats?format=table").text
+    for one in report["layers"]:
+        (line,) = [line.split() for line in table.splitlines() if line.split()[:1] == [one["name"]]]
+        counts = one["parameters"]
+        parts = [counts[name] / counts["dense"] for name in ("learnable", "learnable_and_fixed")]
+        assert [line[6], line[8]] == [f"{100 * (1 - part):.1f}%" for part in parts]
     layer = next(layer for layer in report["layers"] if layer["name"] == "fc1")
     d_in, d_out, L, k = (layer[name] for name in ("in_features", "out_features", "num_terms", "low_rank"))
     both = 2 * L * k * (d_in + d_out) + d_out
