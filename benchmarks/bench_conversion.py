@@ -50,32 +50,33 @@ def public_way(W: Tensor, num_terms: int, low_rank: int, generator: torch.Genera
 
 
 def uniform_rank(linear: nn.Linear, ratio: float) -> int | None:
-    """The largest multiple of 16 within the ratio; None where none pays."""
-    ranks = plan.possible_ranks(linear.in_features, linear.out_features)
-    per_rank = linear.in_features + linear.out_features
-    return max((rank for rank in ranks if rank * per_rank <= ratio * linear.weight.numel()), default=None)
+    """The largest even rank within the ratio; None where ours would leave the layer dense for being small."""
+    if not plan.possible_ranks(linear.in_features, linear.out_features):
+        return None
+    return int(ratio * linear.weight.numel() / (linear.in_features + linear.out_features)) // 2 * 2
 
 
-def convert_each(model: nn.Module, ratio: float, weight: Callable[[nn.Linear, int], Tensor]) -> int:
-    """Give every linear layer the weight of that rank; returns the parameters that its factors would store."""
-    stored = 0
+def convert_each(model: nn.Module, ratio: float, weight: Callable[[nn.Linear, int], Tensor]) -> float:
+    """Give every linear layer the weight of that rank; returns the share of parameters that its factors would store."""
+    stored = dense = 0
     for module in model.modules():
         if isinstance(module, nn.Linear):
             rank = uniform_rank(module, ratio)
+            dense += sum(parameter.numel() for parameter in module.parameters())
             stored += module.out_features * (module.bias is not None)
             if rank is None:
                 stored += module.weight.numel()
                 continue
             stored += rank * (module.in_features + module.out_features)
             module.weight.data.copy_(weight(module, rank))
-    return stored
+    return stored / dense
 
 
 def weight_svd(linear: nn.Linear, rank: int) -> Tensor:
     return SKLinear.from_linear(linear, 1, rank // 2).dense_weight().detach()
 
 
-def whitened_uniform(model: nn.Module, ratio: float, calibration: object) -> int:
+def whitened_uniform(model: nn.Module, ratio: float, calibration: object) -> float:
     """Whitening of the inputs alone at uniform ranks."""
     units = find_units(model, None, ())
     with evaluating(model):
@@ -95,7 +96,8 @@ def whitened_uniform(model: nn.Module, ratio: float, calibration: object) -> int
                 bias.data.copy_(candidate.bias(bias, rank))
             module.weight.data.copy_((left @ right).t())
     kept = sum(unit.dense_parameters for unit in units if unit.reason is not None)
-    return plan.total(report.after for report in reports).stored + kept
+    every = sum(unit.dense_parameters for unit in units)
+    return (plan.total(report.after for report in reports).stored + kept) / every
 
 
 def weights() -> list[dict[str, object]]:
@@ -228,10 +230,13 @@ def trained_transformer(steps: int = 600) -> dict[str, object]:
     for ratio in RATIOS:
         svd, ours = copy.deepcopy(model), copy.deepcopy(model)
         white = copy.deepcopy(model)
-        convert_each(svd, ratio, weight_svd)
-        whitened_uniform(white, ratio, calibration)
+        shares = {
+            "weight_svd_stored": convert_each(svd, ratio, weight_svd),
+            "whitened_stored": whitened_uniform(white, ratio, calibration),
+        }
         report = pr.sketch_(ours, ratio=ratio, calibration=calibration)
         row = {"ratio": ratio, "stored": report.ratio, "original": figures(model), "weight_svd": figures(svd)}
+        row |= shares
         row |= {"whitened_uniform": figures(white), "ours": figures(ours)}
         pr.distill_(ours, model, calibration, steps=300, progress=False)
         rows.append(row | {"ours_distilled": figures(ours)})
