@@ -202,6 +202,7 @@ class Exchange:
         if self.call is not None and self.serving is not None and not self.call.cancelled:
             self.serving.batcher.cancel(self.call)
             self.serving.batcher.statistics.failed(CANCELLED, time.perf_counter_ns() - self.began_ns, oip=self.oip)
+            self.call = None
 
     def done(self, call: Call, results: Results | None, error: AppError | None) -> None:
         """The model ran, or could not."""
@@ -238,7 +239,7 @@ class Exchange:
         statistics.compute_input.add(self.decoded_ns - self.began_ns + call.input_ns)
         statistics.compute_infer.add(call.infer_ns)
         statistics.compute_output.add(ended_ns - encode_ns)
-        self.respond(200, headers, body)
+        self._answer(200, headers, body)
 
     def fail(self, error: AppError) -> None:
         """Answer with an error and count it."""
@@ -249,7 +250,7 @@ class Exchange:
             headers.append((b"retry-after", b"%d" % wait_s))
         if self.service.tracing is not None:
             headers.append(self.service.tracing.end(self, status_of(error), type(error).__name__))
-        self.respond(status_of(error), headers, error_body(str(error)))
+        self._answer(status_of(error), headers, error_body(str(error)))
 
     def break_down(self) -> None:
         """Answer for a defect of the server, which is in the log, and count it."""
@@ -257,7 +258,13 @@ class Exchange:
         headers = [JSON_HEADER, (b"x-request-id", self.request_id)]
         if self.service.tracing is not None:
             headers.append(self.service.tracing.end(self, 500, INTERNAL_ERROR))
-        self.respond(500, headers, error_body("internal error"))
+        self._answer(500, headers, error_body("internal error"))
+
+    def _answer(self, status: int, headers: HeaderList, body: bytes) -> None:
+        # The call refers to this exchange: left as it is, each request would wait for the collector, which stops all
+        # others for 10 ms when it comes.
+        self.call = None
+        self.respond(status, headers, body)
 
     def _count(self, reason: str) -> None:
         if self.serving is None:

@@ -225,7 +225,9 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
 
-        cycle.exchange = cycle.service.start(cycle.target, cycle.headers, cycle.query, body, respond)
+        exchange = cycle.service.start(cycle.target, cycle.headers, cycle.query, body, respond)
+        if not cycle.response_complete:
+            cycle.exchange = exchange
 
     def _begin(self, service: InferenceService, target: Target, query: bytes) -> None:
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
@@ -252,6 +254,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         Exchange(cycle.service, cycle.headers, respond, oip=cycle.target.oip).fail(error)
 
     def _respond(self, cycle: InferenceCycle, status: int, headers: HeaderList, content: bytes) -> None:
+        cycle.exchange = None  # it refers to the cycle; see Exchange._answer
         if cycle.response_complete or self.transport.is_closing():
             return
         cycle.response_complete = True

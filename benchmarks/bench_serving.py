@@ -217,7 +217,7 @@ def main():
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=3, help="of each run of wrk")
-    parser.add_argument("--model-dir", type=Path, default=ROOT / "models")
+    parser.add_argument("--model-dir", type=lambda text: Path(text).resolve(), default=ROOT / "models")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; none leaves all out")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)

@@ -1,6 +1,7 @@
 """The connection itself: what a well-behaved client never notices, and what others run into."""
 
 import asyncio
+import gc
 import gzip
 import io
 import json
@@ -283,3 +284,29 @@ def test_under_another_asgi_server_the_application_answers_alike(tiny_dir, tiny)
     assert len(good.json()["predictions"]) == 2
     assert (bad.status_code, list(bad.json())) == (400, ["error"])
     assert (large.status_code, large.headers["connection"]) == (413, "close")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/tiny/infer"])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_request_leaves_no_cycle_for_the_collector(client, path, right):
+    """Each that did would wait for a collection, and that stops the server for 10 ms when it comes."""
+    plain = {"inputs": [[0.5] * 6]}
+    oip = {"inputs": [{"name": "x", "shape": [1, 6], "datatype": "FP32", "data": [0.5] * 6}]}
+    body = (plain if path == "/predict" else oip) if right else {"inputs": 3}
+
+    def ask(count):
+        for _ in range(count):
+            assert (client.post(path, json=body).status_code == 200) == right
+
+    def left():
+        return sum(type(thing).__name__ in {"Exchange", "Call", "InferenceCycle"} for thing in gc.get_objects())
+
+    ask(5)
+    gc.collect()
+    gc.disable()
+    try:
+        before = left()
+        ask(50)
+        assert left() - before < 10
+    finally:
+        gc.enable()
