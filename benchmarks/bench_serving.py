@@ -228,7 +228,7 @@ def main():
         arguments.rounds, arguments.seconds, arguments.peers = 1, 1, "none"
     elif arguments.output is None:
         arguments.output = HERE / "results" / "serving.json"
-    versions_there = sorted((arguments.model_dir / "digits").iterdir(), key=lambda path: int(path.name))
+    versions_there = sorted((arguments.model_dir / "digits").glob("[1-9]*"), key=lambda path: int(path.name))
     arguments.model = versions_there[-1] / "model.onnx"
 
     sides = [
