@@ -113,8 +113,10 @@ def layer_table(card: dict[str, Any]) -> Table:
             f"{adds['planned'] / adds['dense']:.0%}",
         )
     table.add_section()
-    for label, counts in (("sum", "sketched_layers"), ("model", "model")):
-        table.add_row(label, "", "", "", *_counts(card["totals"][counts]), "")
+    adds = [layer["multiply_adds_per_row"] for layer in card["layers"]]
+    share = sum(entry["planned"] for entry in adds) / sum(entry["dense"] for entry in adds)
+    table.add_row("sum", "", "", "", *_counts(card["totals"]["sketched_layers"]), f"{share:.0%}")
+    table.add_row("model", "", "", "", *_counts(card["totals"]["model"]), "")
     return table
 
 
@@ -125,8 +127,13 @@ def card_lines(card: dict[str, Any]) -> list[RenderableType]:
         f"made {card['created_at']} by "
         + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
         f"checked against {check['reference']} on {check['rows']} rows: largest difference "
-        f"{check['max_relative_error']:.1e} of the largest output, mean {check['mean_relative_error']:.1e}",
+        f"{check['max_relative_error']:.1e} of the largest output ({check['tolerance']:.0e} allowed), "
+        f"mean {check['mean_relative_error']:.1e}, absolute at most {check['max_absolute_error']:.1e}",
     ]
+    outputs = check.get("outputs", ())
+    if len(outputs) > 1:
+        errors = (f"{output['name']} {output['max_relative_error']:.1e}" for output in outputs)
+        lines.append(f"largest difference of each output: {', '.join(errors)}")
     planning = card.get("planning") or {"sites": []}
     lines.extend(
         f"plan of {' + '.join(site['layers'])}: {_PLAN_NAMES.get(site['plan'], site['plan'])}, {site['reason']}"
@@ -142,6 +149,14 @@ def card_lines(card: dict[str, Any]) -> list[RenderableType]:
         )
         lines.append(f"one run on {latency['device']}, {latency['num_threads']} threads: {'; '.join(cells)}")
     training = card.get("training") or {}
+    told = [
+        f"{key.replace('_', ' ')} {training[key]:,}"
+        for key in ("train_rows", "test_rows", "epochs", "seed")
+        if key in training
+    ]
+    if training.get("dataset"):
+        seconds = [f"{training['duration_s']:g} s"] if "duration_s" in training else []
+        lines.append(f"data: {training['dataset']}; {', '.join(told + seconds)}")
     for whose, metrics in (("trained", training.get("metrics")), ("dense twin", training.get("dense_twin_metrics"))):
         if metrics:
             lines.append(f"{whose}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
@@ -154,9 +169,9 @@ def _summary(inspection: dict[str, Any]) -> Group:
     if card is not None:
         storage = card.get("storage") or {}
         resident = f", {storage['weight_bytes']:,} of weights when loaded" if storage else ""
-        lines.append(
-            f"model {card['name']!r}{resident}; weights of the dense twin {card['dense_twin']['weight_bytes']:,} bytes"
-        )
+        twin = card["dense_twin"]["weight_bytes"]
+        saved = f"; the file saves {1 - inspection['file_bytes'] / twin:.1%} of that" if twin else ""
+        lines.append(f"model {card['name']!r}{resident}; weights of the dense twin {twin:,} bytes{saved}")
     for kind in ("inputs", "outputs"):
         lines.extend(f"{kind[:-1]} {value['name']}: {value['datatype']}{value['shape']}" for value in inspection[kind])
     lines.append(_running_graph(inspection))

@@ -19,10 +19,10 @@ def wrong(monkeypatch):
     def break_by(factor):
         lower = export_api.lower
 
-        def lowered(graph, sites, plans, *, fold):
+        def lowered(graph, sites, plans, **options):
             for site in sites:
                 site.bias = site.bias * factor
-            lower(graph, sites, plans, fold=fold)
+            lower(graph, sites, plans, **options)
 
         monkeypatch.setattr(export_api, "lower", lowered)
 

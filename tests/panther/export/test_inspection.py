@@ -57,7 +57,18 @@ def test_a_file_of_ours(ours):
     assert "BitwiseAnd" not in inspection["optimized_operators"]
     assert inspection["card"]["name"] == "m"
     text = printed(inspection)
-    for part in ("model 'm'", "64→48", "x·A·B", "merged", "runs as", "64x8", "checked against", "plan of 0 + 1: x·A·B"):
+    for part in (
+        "model 'm'",
+        "64→48",
+        "x·A·B",
+        "merged",
+        "runs as",
+        "64x8",
+        "checked against",
+        "plan of 0 + 1: x·A·B",
+        "the file saves",
+        "allowed",
+    ):
         assert part in text
 
 
