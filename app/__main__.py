@@ -1,18 +1,22 @@
 """``python -m app``: read the settings, serve."""
 
+import os
 import sys
 from collections.abc import Sequence
 
 from app.errors import AppError
-from app.logs import configure_logging
-from app.settings import read_settings
+from app.logs import configure_logging, log_settings
+from app.settings import effective, ignored_variables, read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve with the settings of the command line and the environment; the exit status."""
+    """Serve with the settings of the command line, the environment and a file; the exit status."""
     try:
-        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        # 'panther serve' runs this program under its own name.
+        program = os.environ.pop("_PANTHER_PROGRAM", "python -m app")
+        settings = read_settings(sys.argv[1:] if arguments is None else arguments, program=program)
         configure_logging(settings.log_level, settings.log_format)
+        log_settings(effective(settings), ignored_variables())
         # Imported late, so that --help and a wrong setting answer at once.
         from app.server import serve
 

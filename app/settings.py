@@ -1,24 +1,29 @@
-"""Every setting of the server: one frozen object, read from the environment and the command line."""
+"""Every setting of the server: one frozen object, read from the command line, the environment and a file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as CommandLineError
 
 from app.cpus import available_cores
-from app.errors import AppError
+from app.settings_file import FileSource, SettingsError, nearest
+
+__all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_variables", "read_settings"]
 
 ENV_PREFIX = "PANTHER_"
-
-
-class SettingsError(AppError):
-    """A setting has a value that can't be used."""
+MASK = "********"
 
 
 class Settings(BaseSettings):
-    """All settings; each is a flag of ``python -m app`` and a variable ``PANTHER_…`` of the environment."""
+    """Serve the models of a folder.
+
+    Each setting is a flag, a variable of the environment (PANTHER_ and the name in capitals) and a key of a TOML file
+    (the name with underscores); a flag is stronger than a variable, and a variable than the file.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -32,6 +37,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=False,
     )
 
+    config: Path | None = Field(default=None, description="TOML file with settings, by the names of the variables")
     model_dir: Path = Field(default=Path("models"), description="folder of models, laid out as NAME/VERSION/model.onnx")
     host: str = Field(
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
@@ -80,6 +86,21 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field(default="console", description="form of a log line")
 
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given by name (and, before it, the command line), then the environment, then the file."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, FileSource(settings_cls)
+
     @field_validator("version_policy")
     @classmethod
     def _known_policy(cls, value: str) -> str:
@@ -92,32 +113,103 @@ class Settings(BaseSettings):
         return self.num_threads or max(1, available_cores() // self.workers)
 
 
-def read_settings(arguments: Sequence[str] | None = None, **values: Any) -> Settings:
-    """Read the settings; command line before environment before defaults.
+def read_settings(arguments: Sequence[str] | None = None, *, program: str = "python -m app", **values: Any) -> Settings:
+    """Read the settings; the command line before the environment before the file before the defaults.
 
     Args:
-        arguments: the command line without the program's name; None reads the environment alone.
+        arguments: the command line without the program's name; None reads no command line.
+        program: its name, for ``--help``.
         values: settings given by name, stronger than the environment.
 
     Raises:
-        SettingsError: a value breaks its rule; names the variable, the value and the rule.
-        SystemExit: ``--help``, or a flag that doesn't exist.
+        SettingsError: a value breaks its rule, or a flag or a key of the file is not known; names the variable, flag or
+            key, the value and the rule.
+        SystemExit: ``--help``.
     """
     try:
         if arguments is None:
-            return Settings(**values)
-        return Settings(
-            _cli_parse_args=list(arguments),  # type: ignore[call-arg]
-            _cli_prog_name="python -m app",
-            **values,
-        )
+            settings = Settings(**values)
+        else:
+            settings = Settings(
+                _cli_parse_args=list(arguments),  # type: ignore[call-arg]
+                _cli_prog_name=program,
+                _cli_exit_on_error=False,
+                **values,
+            )
+    except CommandLineError as error:
+        raise SettingsError(_explain_command_line(str(error))) from None
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(item) for item in error.errors())) from None
+        origins = _origins(arguments or (), values)
+        raise SettingsError("\n".join(_explain(item, origins) for item in error.errors())) from None
+    settings._origins = _origins(arguments or (), values)
+    return settings
 
 
-def _explain(item: Any) -> str:
+def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
+    """Every setting with its value, secrets masked, and where it was set: a flag, a variable or ``file``.
+
+    None stands for a default.
+    """
+    found: dict[str, tuple[Any, str | None]] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = MASK
+        elif isinstance(value, Path):
+            value = str(value)
+        origin = settings._origins.get(name)
+        found[name] = value, origin or ("file" if name in settings.model_fields_set else None)
+    return found
+
+
+def ignored_variables() -> list[str]:
+    """A line for each variable of the environment that looks like a misspelt setting."""
+    names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    lines = []
+    for given in sorted(os.environ):
+        if given.startswith(ENV_PREFIX) and given not in names:
+            like = nearest(given.removeprefix(ENV_PREFIX), Settings.model_fields, cutoff=0.7)
+            if like is not None:
+                lines.append(f"{given} is not a setting and is ignored; did you mean {ENV_PREFIX}{like.upper()}?")
+    return lines
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _origins(arguments: Sequence[str], values: dict[str, Any]) -> dict[str, str]:
+    """What was set other than by the file, and where."""
+    flags = {argument.partition("=")[0].replace("--no-", "--", 1) for argument in arguments}
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    found: dict[str, str] = {}
+    for name in Settings.model_fields:
+        if _flag(name) in flags:
+            found[name] = _flag(name)
+        elif name in values:
+            found[name] = "code"
+        elif ENV_PREFIX + name.upper() in variables:
+            found[name] = ENV_PREFIX + name.upper()
+    return found
+
+
+def _explain(item: Any, origins: dict[str, str]) -> str:
     name = str(item["loc"][0]) if item["loc"] else "settings"
     rule = str(item["msg"]).removeprefix("Value error, ")
     rule = rule[:1].lower() + rule[1:]
-    flag = "--" + name.replace("_", "-")
-    return f"{ENV_PREFIX}{name.upper()} (or {flag}): {item['input']!r} is not accepted: {rule}"
+    where = f"{ENV_PREFIX}{name.upper()} (or {_flag(name)})"
+    if name not in origins:
+        where = f"{name} in the settings file"
+    field = Settings.model_fields.get(name)
+    shown = MASK if field is not None and "SecretStr" in str(field.annotation) else repr(item["input"])
+    return f"{where}: {shown} is not accepted: {rule}"
+
+
+def _explain_command_line(message: str) -> str:
+    message = message.removeprefix("error parsing CLI: ")
+    _, unknown, rest = message.partition("unrecognized arguments: ")
+    if unknown and rest.startswith("--"):
+        like = nearest(rest.split()[0].partition("=")[0].removeprefix("--"), Settings.model_fields)
+        hint = f"did you mean {_flag(like)}? " if like else ""
+        return f"unknown flag {rest.split()[0]}; {hint}--help lists those there are"
+    return f"{message}; --help lists the flags"

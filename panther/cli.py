@@ -250,6 +250,21 @@ def predict(
         _fail(str(error))
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    help="Serve the models of a folder over HTTP; all flags are those of the server: panther serve --help.",
+)
+def serve(context: typer.Context) -> None:
+    """Become the server; it is a program of its own, of which this package knows only how to start it."""
+    _require("app", "fastapi", "uvicorn", extra="cpu")
+    if importlib.util.find_spec("onnxruntime") is None:
+        _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
+    os.environ["_PANTHER_PROGRAM"] = "panther serve"
+    # -P: a folder 'app' of the user's own, where the command is called, is not the server.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program
+
+
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
     """What users can mend is told in a line, without a traceback."""

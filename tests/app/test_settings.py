@@ -1,3 +1,4 @@
+import json
 import re
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 
 from app import cpus
 from app.server import BindError, bind
-from app.settings import Settings, SettingsError, read_settings
+from app.settings import Settings, SettingsError, effective, ignored_variables, read_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +57,132 @@ def test_a_wrong_value_names_variable_value_and_rule(monkeypatch, name, value, r
     if not value.startswith("-"):
         with pytest.raises(SettingsError, match=re.escape(f"'{value}' is not accepted: {rule}")):
             read_settings([flag, value])
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_file_is_weaker_than_the_environment_and_that_than_a_flag(monkeypatch, tmp_path):
+    file = write(tmp_path / "panther.toml", 'port = 9001\nworkers = 2\nmodel_dir = "there"\nlog_level = "debug"\n')
+    monkeypatch.setenv("PANTHER_PORT", "9002")
+    monkeypatch.setenv("PANTHER_WORKERS", "3")
+    settings = read_settings(["--config", file, "--workers", "4"])
+    assert (settings.workers, settings.port, settings.model_dir, settings.log_level) == (
+        4,
+        9002,
+        Path("there"),
+        "debug",
+    )
+    assert settings.num_threads is None
+    shown = effective(settings)
+    assert shown["workers"] == (4, "--workers")
+    assert shown["port"] == (9002, "PANTHER_PORT")
+    assert shown["model_dir"] == ("there", "file")
+    assert shown["host"] == ("127.0.0.1", None)
+
+
+def test_the_environment_may_name_the_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("PANTHER_CONFIG", write(tmp_path / "a.toml", "port = 9001\n"))
+    assert read_settings([]).port == 9001
+    assert Settings().port == 9001
+    assert read_settings(["--config", write(tmp_path / "b.toml", "port = 9003\n")]).port == 9003
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 1", r"unknown key 'prot' in the settings file '.*panther.toml'; did you mean 'port'\?"),
+        ("max-batch-rows = 1", r"unknown key 'max-batch-rows' .*; did you mean 'max_batch_rows'\?"),
+        ("zzz = 1", r"unknown key 'zzz' .*; known: .*compression_min_bytes, "),
+        ("[server]\nport = 1", r"unknown key 'server'"),
+        ('config = "other.toml"', r"unknown key 'config'"),
+        ("port = ", r"the settings file .*panther.toml' is not valid TOML: Invalid value"),
+        ('port = "abc"', r"port in the settings file: 'abc' is not accepted: input should be a valid integer"),
+        ("port = 99999", r"port in the settings file: 99999 is not accepted: .*less than or equal to 65535"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(tmp_path, text, said):
+    with pytest.raises(SettingsError, match=said):
+        read_settings(["--config", write(tmp_path / "panther.toml", text)])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"the settings file '.*none.toml' can't be read: No such file"):
+        read_settings(["--config", str(tmp_path / "none.toml")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prot", "8"], r"unknown flag --prot; did you mean --port\?"),
+        (["--max_batch_row=8"], r"unknown flag --max_batch_row=8; did you mean --max-batch-rows\?"),
+        (["--port"], r"argument --port: expected one argument"),
+        (["models"], r"unrecognized arguments: models"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_with_a_hint(arguments, said):
+    with pytest.raises(SettingsError, match=said):
+        read_settings(arguments)
+
+
+def test_a_misspelt_variable_is_warned_of_and_others_are_not(monkeypatch):
+    monkeypatch.setenv("PANTHER_MAX_BATCH_ROW", "3")
+    monkeypatch.setenv("PANTHER_PUBLISHED_PORT", "3")
+    assert ignored_variables() == [
+        "PANTHER_MAX_BATCH_ROW is not a setting and is ignored; did you mean PANTHER_MAX_BATCH_ROWS?"
+    ]
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_the_start_tells_the_settings_in_one_record(form):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("--port", str(port), PANTHER_LOG_FORMAT=form, PANTHER_WORKERS="1")
+    told = [line for line in ended.stderr.splitlines() if "settings: " in line]
+    assert len(told) == 1
+    if form == "json":
+        line = json.loads(told[0])
+        assert line["settings"]["port"] == port
+        assert set(line["settings"]) == set(Settings.model_fields)
+        assert line["settings_from"] == {
+            "port": "--port",
+            "log_format": "PANTHER_LOG_FORMAT",
+            "workers": "PANTHER_WORKERS",
+        }
+    else:
+        assert f"port={port} (from --port)" in told[0]
+        assert "host=127.0.0.1," in told[0]
+        assert "workers=1 (from PANTHER_WORKERS)" in told[0]
+
+
+def test_panther_serve_is_the_server_by_another_name(tmp_path):
+    (tmp_path / "app").mkdir()  # a folder of the user's own, which must not be taken for the server
+    (tmp_path / "app" / "__init__.py").write_text("")
+    panther = Path(sys.executable).parent / "panther"
+
+    def serve(*arguments):
+        return subprocess.run(
+            [panther, "serve", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env={"PATH": "/usr/bin"},
+        )
+
+    shown = serve("--help")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("usage: panther serve ")
+    assert "--model-dir" in shown.stdout
+    wrong = serve("--port", "abc")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "error: PANTHER_PORT (or --port): 'abc' is not accepted: input should be a valid integer, "
+        "unable to parse string as an integer\n",
+    )
 
 
 def test_settings_are_frozen():
