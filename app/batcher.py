@@ -67,6 +67,7 @@ class Batcher:
 
     A run that is expected to be short happens in the event loop itself: handing it to a thread would cost more than
     it takes. A longer one goes to the one thread that the model owns, and what arrives meanwhile is the next batch.
+    While calls come one by one, each is run as it comes.
 
     Args:
         model: the model to run.
@@ -85,6 +86,7 @@ class Batcher:
         self._closed = False
         self._timed = False  # whether a pending call has a deadline
         self._urgent = False  # whether a pending call has a priority
+        self._alone = False  # whether the last turn of the loop had but one call
         self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
         self._thread: ThreadPoolExecutor | None = None
 
@@ -121,6 +123,9 @@ class Batcher:
             call.done(call, None, ModelUnavailableError(f"model {self.model.name!r} is being unloaded"))
             return
         call.queued_ns = time.perf_counter_ns()
+        if self._alone and not (self._scheduled or self._running or self._pending) and not call.deadline_ns:
+            self._run_at_once(call)
+            return
         self._pending.append(call)
         if call.priority:
             self._urgent = True
@@ -147,16 +152,32 @@ class Batcher:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
+    def _run_at_once(self, call: Call) -> None:
+        """Run a call that has probably come alone; what yet comes in this turn of the loop is the next batch."""
+        if self._expected_ns(call.rows) > self.inline_ns:
+            self._alone = False
+            self._pending.append(call)
+            self._schedule()
+            return
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._turn)
+        batch = [call]
+        self._finish(batch, self._execute(batch, call.rows))
+
     def _turn(self) -> None:
         self._scheduled = False
+        if not self._pending:
+            return
         if self._timed:
             self._drop_late()
         if self._running or not self._pending:
             return
         batch, rows = self._take()
         if self._expected_ns(rows) <= self.inline_ns:
+            self._alone = not self._alone and len(batch) == 1 and not self._pending
             self._finish(batch, self._execute(batch, rows))
         else:
+            self._alone = False
             self._running = True
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{self.model.name}")

@@ -30,6 +30,9 @@ _PLAIN = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _OIP = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
 _MAX_TARGETS = 1024
+_MAX_HEADS = 1024
+HEAD_BYTES = 2048
+"""A head longer than this is parsed each time."""
 CANCELLED, INTERNAL_ERROR = "Cancelled", "InternalError"
 """Reasons of failures that are no ``AppError``."""
 
@@ -41,6 +44,16 @@ class Target:
     name: str | None
     version: str | None
     oip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the head of an inference request says."""
+
+    target: Target
+    headers: Headers
+    query: bytes
+    length: int
 
 
 class RequestIds:
@@ -101,6 +114,7 @@ class InferenceService:
         self.tracing: Tracing | None = None
         self.unrouted: Counter[tuple[str, str]] = Counter()  # protocol and reason, of requests that met no model
         self._targets: dict[str, Target | None] = {"/predict": Target(None, None)}
+        self.heads: dict[bytes, Head] = {}  # as they were sent
 
     def target(self, path: str) -> Target | None:
         """What an inference path asks for; None for any other path."""
@@ -132,6 +146,15 @@ class InferenceService:
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.max_body_bytes:
             raise self.too_large()
+
+    def remember(self, text: bytes, target: Target, headers: Headers, query: bytes) -> None:
+        """Keep what the parser found in a head that was let in: the next request with the same one is let in too."""
+        length = headers.get(b"content-length")
+        if length is None or b"transfer-encoding" in headers:
+            return
+        if len(self.heads) >= _MAX_HEADS:
+            self.heads.clear()
+        self.heads[text] = Head(target, headers, query, int(length))
 
     def too_large(self) -> BodyTooLargeError:
         """The error for a body over the limit."""
@@ -229,6 +252,8 @@ class Exchange:
         ended_ns = time.perf_counter_ns()
         if self.service.tracing is not None:
             headers.append(self.service.tracing.end(self, 200, None, encode_ns))
+        self._answer(200, headers, body)
+        # Counted while the client reads.
         statistics = serving.batcher.statistics
         statistics.rows += call.rows
         if self.oip:
@@ -239,7 +264,6 @@ class Exchange:
         statistics.compute_input.add(self.decoded_ns - self.began_ns + call.input_ns)
         statistics.compute_infer.add(call.infer_ns)
         statistics.compute_output.add(ended_ns - encode_ns)
-        self._answer(200, headers, body)
 
     def fail(self, error: AppError) -> None:
         """Answer with an error and count it."""

@@ -3,9 +3,14 @@
 An ASGI request costs a task, an event, a scope and a dozen awaits before a byte is decoded, which is more than most
 models take. Here a complete inference request goes from the parser to the service, and the answer to the socket, in
 plain calls; everything else, pipelined requests too, takes uvicorn's own way to the application, which answers alike.
+
+A head that a client sends again, byte for byte, is not parsed again. An answer is written to the socket at once where
+nothing waits in front of it: what is left to do for the request then happens while the client reads.
 """
 
 import asyncio
+import contextlib
+import os
 from typing import Any
 
 import httptools
@@ -16,10 +21,11 @@ from uvicorn.server import ServerState
 from app.bodies import BodyBuffers
 from app.codec.model_codec import HeaderList, Headers
 from app.errors import AppError
-from app.inference import Exchange, InferenceService, Target
+from app.inference import HEAD_BYTES, Exchange, InferenceService, Target
 
 # One for all connections: what is in it is taken out before the loop reads again.
-_SCRATCH = memoryview(bytearray(32 * 1024))
+_BUFFER = bytearray(32 * 1024)
+_SCRATCH = memoryview(_BUFFER)
 _BODIES = BodyBuffers()
 
 
@@ -68,7 +74,23 @@ class InferenceCycle:
         self.response_complete = False
 
 
-class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
+class Connection(asyncio.BufferedProtocol):
+    """What the event loop sees of a connection; all of it is the inference protocol's.
+
+    uvicorn's protocol is an ``asyncio.Protocol``, to which uvloop gives what it has read as new bytes each time. Only
+    one that is none may say where to put it.
+    """
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any) -> None:
+        protocol = InferenceProtocol(config, server_state, app_state, **more)
+        for name in (
+            "connection_made", "connection_lost", "get_buffer", "buffer_updated", "eof_received", "pause_writing",
+            "resume_writing",
+        ):  # fmt: skip
+            setattr(self, name, getattr(protocol, name))
+
+
+class InferenceProtocol(HttpToolsProtocol):
     """One connection.
 
     What is read goes into one scratch buffer and from there to the parser. Once the head of an inference request is
@@ -89,9 +111,19 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._service: InferenceService | None = getattr(self.app, "service", None)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
+        self._between = True  # whether the parser stands between two requests
+        self._head: bytes | None = None  # of the request that is being parsed, should it be worth remembering
+        self._fd = -1
         self._idle_since: float | None = None
         self._body = bytearray()
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        own_socket = transport.get_extra_info("socket")
+        if own_socket is not None and transport.get_extra_info("sslcontext") is None:
+            self._fd = own_socket.fileno()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the loop is to put what it reads."""
@@ -101,12 +133,39 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         """The loop has read something."""
         rest = self._rest
         if rest is None:
+            if self._between and self._service is not None and self._recognised(self._service, nbytes):
+                return
             self.data_received(_SCRATCH[:nbytes])  # type: ignore[arg-type]
+            self._head = None
             self._receive_directly()
         elif nbytes < len(rest):
             self._rest = rest[nbytes:]
         else:
             self._received_directly()
+
+    def _recognised(self, service: InferenceService, nbytes: int) -> bool:
+        """Begin an inference request whose head was parsed before; False leaves what was read to the parser."""
+        end = _BUFFER.find(b"\r\n\r\n", 0, nbytes) + 4
+        if not 4 <= end <= HEAD_BYTES:
+            return False
+        head = bytes(_SCRATCH[:end])
+        known = service.heads.get(head)
+        if known is None:
+            self._head = head
+            return False
+        previous: Any = self.cycle
+        size = nbytes - end
+        if size > known.length or not (previous is None or previous.response_complete):
+            return False
+        self._idle_since = None
+        cycle = InferenceCycle(service, known.target, known.headers, known.query, keep_alive=True)
+        self.cycle = cycle  # type: ignore[assignment]
+        if size == known.length:
+            self._start(cycle, bytes(_SCRATCH[end:nbytes]))
+        else:
+            self._inference = cycle
+            self._receive_rest(known.length, _SCRATCH[end:nbytes])
+        return True
 
     def _receive_directly(self) -> None:
         """After the first piece of a body of known length: have the rest of it put where it belongs."""
@@ -116,17 +175,22 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         length = int(cycle.headers.get(b"content-length", b"0"))
         if length <= cycle.size:
             return
-        self._body = _BODIES.take(length)
-        self._body[: cycle.size] = b"".join(cycle.chunks)
-        self._rest = memoryview(self._body)[cycle.size :]
+        self._receive_rest(length, b"".join(cycle.chunks))
         cycle.chunks = []
 
+    def _receive_rest(self, length: int, begun: bytes | memoryview) -> None:
+        self._body = _BODIES.take(length)
+        self._body[: len(begun)] = begun
+        self._rest = memoryview(self._body)[len(begun) :]
+
     def _received_directly(self) -> None:
-        """The body is whole. The parser has not seen its end, so the next request gets a new one."""
+        """The body is whole. A parser that has seen its beginning, but not its end, is replaced."""
         cycle = self._inference
         body, self._body, self._rest, self._inference = self._body, bytearray(), None, None
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        if not self._between:
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._between = True
         if cycle is not None and not cycle.response_complete:
             cycle.buffer = body
             self._start(cycle, body)
@@ -174,6 +238,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins; uvicorn's scope is made once it is known to be needed."""
+        self._between = False
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -188,7 +253,9 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             target = service.target(path.decode("latin-1")) if self.parser.get_method() == b"POST" else None
             if target is not None:
                 self._begin(service, target, query)
+                self._head = None
                 return
+        self._head = None
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
@@ -209,6 +276,7 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._between = True
         cycle = self._inference
         if cycle is None:
             super().on_message_complete()
@@ -240,6 +308,9 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             return
         if self.expect_100_continue:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self._head is not None and keep_alive and self._head.count(b"\r\n") == len(self.headers) + 2:
+            # Line for line what the parser took for the head: nothing of it lies before or behind.
+            service.remember(self._head, target, cycle.headers, query)
 
     def _refuse(self, cycle: InferenceCycle, error: AppError) -> None:
         """Answer before the body is read; what still comes of it is thrown away with the connection."""
@@ -267,10 +338,20 @@ class InferenceProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             parts += (name, b": ", value, b"\r\n")
         tail = b"\r\n\r\n" if cycle.keep_alive else b"\r\nconnection: close\r\n\r\n"
         parts += (b"content-length: %d" % len(content), tail, content)
-        self.transport.write(b"".join(parts))
+        self._write(b"".join(parts))
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    def _write(self, data: bytes) -> None:
+        """Write now, where nothing waits in front of it; the loop writes the rest, and sees to errors."""
+        if self._fd >= 0 and not self.transport.get_write_buffer_size():
+            with contextlib.suppress(OSError):
+                sent = os.write(self._fd, data)
+                if sent == len(data):
+                    return
+                data = data[sent:]
+        self.transport.write(data)
 
     def _date_lines(self) -> bytes:
         """Uvicorn's default headers, which it makes anew every second, as they go to the wire."""

@@ -1,17 +1,18 @@
 """Running the application under uvicorn."""
 
+import asyncio
 import functools
 import logging
 import os
 import signal
 import socket
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from app.errors import AppError
 from app.main import create_app
-from app.protocol import InferenceProtocol
+from app.protocol import Connection
 from app.settings import Settings
 from app.tuning import freeze_collector, tune_allocator
 from app.workers import serve_workers
@@ -65,7 +66,7 @@ def make_config(application: Any, settings: Settings, **options: Any) -> uvicorn
     return uvicorn.Config(
         application,
         loop="uvloop",
-        http=InferenceProtocol,
+        http=cast("type[asyncio.Protocol]", Connection),  # uvicorn makes it and asks no more of it
         ws="none",
         log_config=None,
         access_log=False,

@@ -28,7 +28,7 @@ from uvicorn.server import ServerState  # noqa: E402
 
 from app.codec import numbers  # noqa: E402
 from app.main import create_app  # noqa: E402
-from app.protocol import InferenceProtocol  # noqa: E402
+from app.protocol import Connection  # noqa: E402
 from app.results import Results  # noqa: E402
 from app.server import make_config  # noqa: E402
 from app.settings import Settings  # noqa: E402
@@ -103,7 +103,6 @@ def stages(serving, requests):
 
 async def whole(config, requests, profiler):
     """(name, µs) of a request from the first byte to the last, many at a time."""
-    loop = asyncio.get_running_loop()
     state = ServerState()
     state.default_headers = [(b"date", b"Mon, 01 Jan 2026 00:00:00 GMT")]
     found = []
@@ -117,7 +116,7 @@ async def whole(config, requests, profiler):
         data = request(paths[kind], *requests[kind, rows])
         connections = []
         for _ in range(clients):
-            connection = InferenceProtocol(config, state, {}, loop)
+            connection = Connection(config, state, {})
             connection.connection_made(Transport())
             connections.append(connection)
         best = float("inf")

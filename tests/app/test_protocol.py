@@ -140,6 +140,94 @@ def test_long_bodies_are_received_whole_one_after_the_other(client, tiny):
     np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_head_that_comes_again_is_known_and_its_body_is_not(client, tiny):
+    """The second request of the same head is not parsed; whatever follows it still is."""
+    first, second = (json.dumps({"inputs": [[value, *ROW[1:]]]}).encode() for value in (1.25, 3.75))
+    assert len(first) == len(second)
+    expected = {
+        body: tiny.logits(np.array(json.loads(body)["inputs"], np.float32)).tolist() for body in (first, second)
+    }
+    other = request(first, "/models/none/predict")
+    with Wire(client) as wire:
+        for body in (first, second, first, second):
+            wire.socket.sendall(request(body))
+            status, _, answer = wire.answer()
+            assert status == 200
+            np.testing.assert_allclose(answer["outputs"]["logits"], expected[body], rtol=1e-3, atol=1e-4)
+            wire.socket.sendall(other)
+            assert wire.answer()[0] == 404
+        wire.socket.sendall(request(first) + request(second))  # more than the head promises: to the parser
+        for body in (first, second):
+            np.testing.assert_allclose(wire.answer()[2]["outputs"]["logits"], expected[body], rtol=1e-3, atol=1e-4)
+        known = request(first)
+        wire.socket.sendall(known[:-3])  # less than it promises
+        time.sleep(0.05)
+        wire.socket.sendall(known[-3:])
+        assert wire.answer()[0] == 200
+        wire.socket.sendall(request(first))
+        assert wire.answer()[0] == 200
+
+
+@pytest.mark.parametrize("before", [b"\r\n\r\n", b"\r\n"])
+def test_what_lies_before_or_behind_a_head_is_not_remembered_as_one(client, before):
+    live = request(b"", "/health/live", method="GET")
+    with Wire(client) as wire:
+        for _ in range(3):
+            wire.socket.sendall(before + request(BODY))
+            assert wire.answer()[0] == 200
+            # The head of a request that is none of inference, and one of inference behind it.
+            wire.socket.sendall(live + request(BODY))
+            assert wire.answer()[2] == {"live": True}
+            assert wire.answer()[0] == 200
+        wire.socket.sendall(live)
+        assert wire.answer()[2] == {"live": True}
+    with Wire(client) as wire:
+        wire.socket.sendall(b"\r\n\r\n")
+        wire.socket.sendall(live)
+        assert wire.answer()[2] == {"live": True}
+
+
+@pytest.mark.parametrize("field", ["Connection: close", "Expect: 100-continue"])
+def test_a_head_that_asks_for_more_than_an_answer_is_parsed_each_time(client, field):
+    for _ in range(3):
+        with Wire(client) as wire:
+            wire.socket.sendall(request(BODY, headers=[field]))
+            if field.startswith("Expect"):
+                assert wire.answer()[0] == 100
+            status, headers, _ = wire.answer()
+            assert (status, headers.get("connection")) == (200, "close" if "close" in field else None)
+
+
+def test_heads_are_remembered_within_a_bound(tiny_dir):
+    service = create_app(Settings(model_dir=tiny_dir)).service
+    target = service.target("/predict")
+    for number in range(3000):
+        service.remember(b"%d" % number, target, {b"content-length": b"3"}, b"")
+        assert len(service.heads) <= 1024
+    assert service.heads[b"2999"].length == 3
+    service.remember(b"chunked", target, {b"transfer-encoding": b"chunked", b"content-length": b"3"}, b"")
+    assert b"chunked" not in service.heads
+
+
+def test_an_answer_larger_than_the_socket_takes_arrives_whole(client, tiny):
+    x = np.random.default_rng(0).standard_normal((40_000, 6)).astype(np.float32)
+    body = x.tobytes()
+    head = ["Accept: application/octet-stream"]
+    octets = request(body, headers=head).replace(b"application/json", b"application/octet-stream")
+    with Wire(client) as wire:
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.socket.sendall(octets + request(BODY))
+        time.sleep(0.3)  # the server has written what the socket takes
+        wire._until(lambda: b"\r\n\r\n" in wire.buffer)
+        fields, _, wire.buffer = wire.buffer.partition(b"\r\n\r\n")
+        assert b"x-shape: 40000,3" in fields
+        wire._until(lambda: len(wire.buffer) >= 480_000)
+        values = np.frombuffer(wire.buffer[:480_000], np.float32).reshape(-1, 3)
+        wire.buffer = wire.buffer[480_000:]
+        np.testing.assert_allclose(values, tiny.logits(x), rtol=1e-3, atol=1e-4)
+        assert wire.answer()[0] == 200
+
+
 def test_buffers_are_used_again_by_length_and_within_a_bound():
     buffers = BodyBuffers()
     first = buffers.take(40_000)
