@@ -1,41 +1,38 @@
-# The server on onnxruntime, without torch, pip or a compiler.
+# The server on onnxruntime, without torch, pip or a compiler; for the CPU, or by '--target gpu' for CUDA.
 #   docker build -t panther-sketch:cpu .
 #   docker run -p 127.0.0.1:8000:8000 -v "$PWD/models:/models:ro" --read-only --tmpfs /tmp panther-sketch:cpu
+# The target 'train' is the other half, with torch: docs/training.md.
 
-FROM python:3.11-slim-bookworm AS packages
+FROM python:3.11-slim-bookworm AS tools
 # Where packages come from, for sites with a mirror of their own; pip's default when empty.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/serve-cpu.lock /tmp/
-RUN python3 -m venv --without-pip /opt/venv \
-    && python3 -m pip --python /opt/venv/bin/python --disable-pip-version-check --no-cache-dir \
-        install --require-hashes --only-binary :all: --no-deps --no-compile -r /tmp/serve-cpu.lock
-# Left out: tests, C sources, onnxruntime's tools for making models (they need torch or onnx) and its copy for C programs.
-# Bytecode is made here, since the served file system is read-only; it goes by content, not by a file's time.
-COPY app /opt/venv/lib/python3.11/site-packages/app
-RUN cd /opt/venv/lib/python3.11/site-packages \
-    && find . -type d -name tests -prune -exec rm -rf {} + \
-    && find . -type f -regex '.*\.\(c\|cpp\|h\|hpp\|pxd\|pyx\)' -delete \
-    && rm -rf onnxruntime/transformers onnxruntime/quantization onnxruntime/tools onnxruntime/capi/libonnxruntime.so* \
-    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash .
+COPY deploy/image /opt/image
 
-# The base image less what installs software: pip and its kin, Debian's package manager, and the Perl that these run on.
-# Debian's record of what is left stays, for scanners to read.
-FROM python:3.11-slim-bookworm AS root
+FROM tools AS packages-cpu
+COPY requirements/serve-cpu.lock /opt/
+RUN sh /opt/image/install-packages /opt/serve-cpu.lock
+COPY app /opt/venv/lib/python3.11/site-packages/app
+# Bytecode is made here, since the served file system is read-only; it goes by content, not by a file's time.
+RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib/python3.11/site-packages
+
+# CUDA and cuDNN come as NVIDIA's wheels; the driver comes from the host.
+FROM tools AS packages-gpu
+COPY requirements/serve-gpu.lock /opt/
+RUN sh /opt/image/install-packages /opt/serve-gpu.lock
+COPY app /opt/venv/lib/python3.11/site-packages/app
+RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib/python3.11/site-packages
+
+FROM tools AS root
 RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin panther \
     && mkdir /models \
-    && dpkg --purge --force-depends --force-remove-essential --force-remove-protected $(dpkg-query -W -f '${Package}\n' \
-        adduser apt debconf debian-archive-keyring gpgv 'libapt-pkg*' perl perl-base 'perl-modules-*' 'libperl5*' \
-        python3-distutils python3-lib2to3 'python3-pip*' python3-pkg-resources 'python3-setuptools*' \
-        'python3*-venv' python3-wheel 2>/dev/null) >/tmp/purge.log 2>&1 || { cat /tmp/purge.log; exit 1; }
-RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip /usr/local/bin/pip* \
-    /usr/local/bin/wheel /etc/apt /etc/pip.conf /root/.cache /var/cache/* /var/lib/apt /var/log/* /tmp/* \
-    /usr/lib/*/gconv
+    && sh /opt/image/remove-installers \
+    && rm -rf /opt/image
 
 # Copied as one layer, so that what was removed above is in none.
-FROM scratch AS cpu
+FROM scratch AS base
+# hadolint ignore=DL3067
 COPY --from=root / /
-COPY --from=packages /opt/venv /opt/venv
 COPY deploy/healthcheck.py /opt/
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     LANG=C.UTF-8 \
@@ -47,13 +44,6 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PANTHER_PORT=8000
 USER 10001:10001
 WORKDIR /
-# What must not be in the image, and what must work in it, as the user that serves.
-RUN ["/opt/venv/bin/python", "-c", "\
-import importlib.util, shutil; \
-found = [name for name in ('torch', 'onnx', 'panther', 'pip', 'setuptools', 'ensurepip') if importlib.util.find_spec(name)]; \
-found += [name for name in ('pip', 'pip3', 'cc', 'gcc', 'c++', 'ld', 'make') if shutil.which(name)]; \
-assert not found, f'in the image, and must not be: {found}'; \
-import app.main"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 \
@@ -62,7 +52,47 @@ CMD ["python", "-m", "app"]
 ARG VERSION=0.1.0
 ARG REVISION
 LABEL org.opencontainers.image.title="panther-sketch" \
-    org.opencontainers.image.description="Serves sketched ONNX models over HTTP, on CPU." \
+    org.opencontainers.image.description="Serves sketched ONNX models over HTTP." \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
+
+FROM base AS gpu
+COPY --from=packages-gpu /opt/venv /opt/venv
+# What the NVIDIA container runtime is to bring in, and that the server is never ready without it.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PANTHER_DEVICE=cuda
+RUN --mount=type=bind,source=deploy/image,target=/mnt ["/opt/venv/bin/python", "/mnt/check.py", "gpu"]
+
+# torch, onnx and the 'panther' command; 'docker compose -f docker-compose.yml -f docker-compose.train.yml run train'.
+FROM python:3.11-slim-bookworm AS train
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY pyproject.toml constraints.txt README.md LICENSE /src/
+COPY panther /src/panther
+COPY panther_client /src/panther_client
+COPY app /src/app
+# Wheels of requirements/wheels, such as torch's build for the CPU alone, come before those of the index.
+RUN --mount=type=bind,source=requirements/wheels,target=/mnt \
+    useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin panther \
+    && mkdir /models && chown 10001:10001 /models \
+    && python3 -m venv /opt/venv \
+    && PIP_CONSTRAINT=/src/constraints.txt PIP_BUILD_CONSTRAINT=/src/constraints.txt /opt/venv/bin/pip install \
+        --disable-pip-version-check --no-cache-dir --find-links /mnt '/src[train,cpu]' \
+    && rm -rf /src
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    LANG=C.UTF-8 \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    HOME=/tmp
+USER 10001:10001
+WORKDIR /tmp
+ENTRYPOINT ["panther"]
+CMD ["train", "--to", "/models"]
+LABEL org.opencontainers.image.title="panther-sketch training" \
+    org.opencontainers.image.licenses="Apache-2.0"
+
+FROM base AS cpu
+COPY --from=packages-cpu /opt/venv /opt/venv
+RUN --mount=type=bind,source=deploy/image,target=/mnt ["/opt/venv/bin/python", "/mnt/check.py", "cpu"]

@@ -1,4 +1,4 @@
-"""requirements/serve-cpu.lock against its two sources: the pins, and what the installed packages say they need."""
+"""requirements/*.lock against their sources: the pins, and what the installed packages say they need."""
 
 import importlib.metadata
 import itertools
@@ -10,6 +10,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ;.*)? \\$")
+# What onnxruntime-gpu 1.31 asks for in its extras cuda and cudnn, and what these need; no more of NVIDIA's packages.
+CUDA = {
+    "nvidia-cublas",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-runtime",
+    "nvidia-cudnn-cu13",
+    "nvidia-cufft",
+    "nvidia-curand",
+    "nvidia-nvjitlink",
+}
 
 
 def requirements(root):
@@ -34,25 +44,44 @@ def closure(wanted):
     return names
 
 
-@pytest.fixture(scope="module")
-def lock(root):
-    return (root / "requirements/serve-cpu.lock").read_text().splitlines()
+def read(root, device):
+    return (root / f"requirements/serve-{device}.lock").read_text().splitlines()
 
 
-@pytest.fixture(scope="module")
-def pins(lock):
-    return {canonicalize_name(match[1]): match[2] for line in lock if (match := PIN.match(line))}
+def pins_of(lines):
+    return {canonicalize_name(match[1]): match[2] for line in lines if (match := PIN.match(line))}
 
 
-def test_every_version_is_the_tested_one(root, pins):
+@pytest.fixture(params=["cpu", "gpu"])
+def lock(root, request):
+    return read(root, request.param)
+
+
+def test_every_version_is_the_tested_one(root, lock):
     lines = (root / "constraints.txt").read_text().splitlines()
     tested = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    pins = pins_of(lock)
     assert pins == {name: tested.get(name) for name in pins}, "run 'make lock'"
 
 
-def test_it_holds_what_serving_needs_and_nothing_else(root, pins):
+def test_the_cpu_lock_holds_what_serving_needs_and_nothing_else(root):
+    pins = pins_of(read(root, "cpu"))
     assert set(pins) == closure(requirements(root)), "run 'make lock'"
     assert not {"torch", "onnx", "onnxscript"} & set(pins)
+
+
+def test_the_gpu_lock_is_the_cpu_lock_with_cuda(root):
+    cpu, gpu = pins_of(read(root, "cpu")), pins_of(read(root, "gpu"))
+    assert set(gpu) - set(cpu) == CUDA | {"onnxruntime-gpu"}, "run 'make lock'"
+    assert set(cpu) - set(gpu) == {"onnxruntime"}
+    assert {name: gpu[name] for name in set(cpu) & set(gpu)} == {name: cpu[name] for name in set(cpu) & set(gpu)}
+
+
+def test_cuda_is_that_of_the_oldest_driver_of_its_line(root):
+    # CUDA 13 begins with drivers of the 580 line; they may refuse code that nvrtc and nvjitlink of a later 13.x write.
+    pins = pins_of(read(root, "gpu"))
+    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-nvjitlink"):
+        assert pins[name].startswith("13.0."), name
 
 
 def test_every_package_has_hashes_and_no_line_names_an_index(lock):
