@@ -87,6 +87,7 @@ class Batcher:
         self._timed = False  # whether a pending call has a deadline
         self._urgent = False  # whether a pending call has a priority
         self._alone = False  # whether the last turn of the loop had but one call
+        self._run_began_ns = 0
         self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
         self._thread: ThreadPoolExecutor | None = None
 
@@ -99,6 +100,12 @@ class Batcher:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._pending and not self._running
+
+    @property
+    def running_s(self) -> float:
+        """Seconds since the run that is under way began; 0 where none is."""
+        began_ns = self._run_began_ns
+        return (time.perf_counter_ns() - began_ns) / 1e9 if began_ns else 0.0
 
     def warm_up(self) -> None:
         """Run the model at one row and at its largest batch, so that the first requests meet no cold path."""
@@ -250,6 +257,13 @@ class Batcher:
         return [results] * len(batch)
 
     def _run(self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int) -> list[Array]:
+        self._run_began_ns = time.perf_counter_ns()
+        try:
+            return self._run_pieces(feeds, output_names, rows)
+        finally:
+            self._run_began_ns = 0
+
+    def _run_pieces(self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int) -> list[Array]:
         if rows <= self.max_rows or not self.model.batched:
             return self.model.run(feeds, output_names)
         pieces = [

@@ -21,6 +21,7 @@ class Figures:
         statistics: by model and version.
         unrouted: failed requests that met no model, by protocol and reason.
         depths: requests that wait, by model and version.
+        loads: of models, by name and outcome.
         process: prometheus_client's figures of a process; sums over the workers that are there, the start of the
             first of them, and the processor seconds of those that were, too.
         workers: how many answered.
@@ -30,6 +31,7 @@ class Figures:
     unrouted: Counter[tuple[str, str]] = field(default_factory=Counter)
     depths: Counter[tuple[str, str]] = field(default_factory=Counter)
     process: dict[str, float] = field(default_factory=dict)
+    loads: Counter[tuple[str, str]] = field(default_factory=Counter)
     workers: int = 0
 
 
@@ -68,5 +70,7 @@ def add_up(present: Iterable[dict[str, Any]], past: Iterable[dict[str, Any]] = (
 def _count(total: Figures, told: dict[str, Any]) -> None:
     for name, version, snapshot in told["statistics"]:
         total.statistics.setdefault((name, version), Statistics()).merge(snapshot)
+    for name, outcome, count in told["loads"]:
+        total.loads[name, outcome] += count
     for protocol, reason, count in told["unrouted"]:
         total.unrouted[protocol, reason] += count

@@ -1,6 +1,7 @@
 """``create_app``: the application, put together from its settings."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from app.serving import Loader
 from app.settings import Settings
 from app.state import AppState
 from app.tracing import otlp_tracing
+from app.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +68,12 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
     state: AppState = application.state.panther
     if state.peers is not None:
         await state.peers.start()
-    loading = asyncio.create_task(_load(state))
+    running = asyncio.create_task(_run(state))
     yield
-    await loading
+    state.repository.end()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
     if state.peers is not None:
         await state.peers.stop()
     for serving in state.repository.servings():
@@ -77,15 +82,24 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(state.service.tracing.close)
 
 
+async def _run(state: AppState) -> None:
+    """Load beside the event loop, so that the probes answer meanwhile; then follow the folder where that is wished."""
+    watcher = Watcher(state.settings.model_dir) if state.settings.model_control == "watch" else None
+    await _load(state)
+    if watcher is not None:
+        await state.watch(watcher)
+
+
 async def _load(state: AppState) -> None:
-    """Load beside the event loop, so that the probes answer meanwhile."""
     loader = state.loader
     if loader.device_problem is not None:
         log.error("not ready: %s", loader.device_problem)
     elif loader.device is not None and loader.device.requested == "auto" and loader.device.reason is not None:
         log.warning("device=auto: running on the CPU, because %s", loader.device.reason)
-    unloaded = state.peers.unloaded() if state.peers is not None else set()
-    await asyncio.to_thread(state.repository.load_all, unloaded)
+    try:
+        await state.load_all()
+    except OSError as error:
+        log.error("the model folder can't be read: %s", error.strerror)
     state.loading = False
     state.on_loaded()
     problem = state.not_ready_because()

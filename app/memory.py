@@ -1,5 +1,7 @@
 """What the process holds in memory, as the kernel counts it."""
 
+import ctypes
+import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -22,3 +24,11 @@ def growth(before: int | None, after: int | None) -> int | None:
     if before is None or after is None or after <= before:
         return None
     return after - before
+
+
+def trim_memory() -> None:
+    """Have the allocator give back what it keeps of memory that was freed; glibc keeps most of a model."""
+    if sys.platform.startswith("linux"):
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if malloc_trim is not None:
+            malloc_trim(0)

@@ -14,10 +14,10 @@ from prometheus_client.exposition import choose_encoder
 import app
 from app.figures import Figures
 from app.histogram import Histogram
-from app.repository import State
 from app.serving import Serving
 from app.state import AppState
 from app.statistics import OIP, PLAIN, Statistics
+from app.versions import State
 
 SECONDS_NS = tuple(round(step * 10**decade) for decade in range(4, 11) for step in (1.0, 2.5, 5.0))
 """Bounds of the histograms of times: from 10 µs to 50 s."""
@@ -78,6 +78,10 @@ def server_metrics(state: AppState, figures: Figures) -> Iterable[Metric]:
     for (protocol, outcome), count in sorted(figures.unrouted.items()):
         unrouted.add_metric([protocol, outcome], count)
     yield unrouted
+    loads = CounterMetricFamily("panther_model_loads", "Loads of a model's versions.", labels=["model", "outcome"])
+    for (name, outcome), count in sorted(figures.loads.items()):
+        loads.add_metric([name, outcome], count)
+    yield loads
     for name, text in _PROCESS_HELP.items():
         value = figures.process.get(name)
         if value is not None:
@@ -103,11 +107,15 @@ def model_metrics(state: AppState) -> Iterable[Metric]:
     parameters = GaugeMetricFamily(
         "panther_model_parameters", "Parameters of the whole model by way of counting.", labels=[*_MODEL, "count"]
     )
+    failing = GaugeMetricFamily(
+        "panther_model_load_failing", "Whether the file in the folder could not be loaded, 0 or 1.", labels=_MODEL
+    )
     for entry in state.repository.entries.values():
         for item in entry.versions.values():
             labels = [entry.name, item.version]
             for one in State:
                 states.add_metric([*labels, one.value], item.state is one)
+            failing.add_metric(labels, item.failed)
             if item.serving is None:
                 continue
             model = item.serving.model
@@ -125,7 +133,7 @@ def model_metrics(state: AppState) -> Iterable[Metric]:
             if model.card is not None:
                 for count, value in model.card.totals.model:
                     parameters.add_metric([*labels, count], value)
-    yield from (states, info, *gauges.values(), parameters)
+    yield from (states, failing, info, *gauges.values(), parameters)
 
 
 def _sizes(serving: Serving) -> dict[str, float | None]:

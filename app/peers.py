@@ -20,7 +20,7 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 STATISTICS_TIMEOUT_S = 2.0
 CONTROL_TIMEOUT_S = 600.0
 _MAX_LINE = 64 * 1024 * 1024
-_UNLOADED = "unloaded-"
+_NOTE = "asked-"
 
 
 class Peers:
@@ -89,17 +89,25 @@ class Peers:
         answers = await asyncio.gather(*(self._ask(path, message, timeout_s) for path in others))
         return {path.stem: answer for path, answer in zip(others, answers, strict=True) if answer is not None}
 
-    def unloaded(self) -> set[str]:
-        """Models that were unloaded by request: a worker that starts later must not serve them again."""
-        return {path.name.removeprefix(_UNLOADED) for path in self._folder.glob(f"{_UNLOADED}*")}
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """What was last asked for each model: a worker that starts later must do so too."""
+        found = {}
+        for path in self._folder.glob(f"{_NOTE}*"):
+            try:
+                found[path.name.removeprefix(_NOTE)] = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                log.warning("what was asked for a model can't be read: %s", error)
+        return found
 
-    def note(self, name: str, *, unloaded: bool) -> None:
-        """Remember for later workers whether a model is unloaded."""
-        path = self._folder / f"{_UNLOADED}{name}"
-        if unloaded:
-            path.touch()
-        else:
-            path.unlink(missing_ok=True)
+    def note(self, name: str, word: dict[str, Any]) -> None:
+        """Remember for later workers what was asked for a model."""
+        path = self._folder / f"{_NOTE}{name}"
+        fresh = self._folder / f".{path.name}.tmp"
+        try:
+            fresh.write_text(json.dumps(word))
+            fresh.rename(path)
+        except OSError as error:
+            log.error("a worker that starts later won't know what was asked for model %s: %s", name, error)
 
     async def _ask(self, path: Path, message: dict[str, Any], timeout_s: float) -> dict[str, Any] | None:
         try:

@@ -1,82 +1,49 @@
 """The folder of models, ``NAME/VERSION/model.onnx``, and which of them are served."""
 
 import logging
-import re
-import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from app.errors import AppError, LoadError, ModelNotFoundError, ModelUnavailableError
+from app.loading import Load
+from app.model_settings import ModelSettings, read_model_settings
 from app.serving import Serving
 from app.statistics import Statistics
+from app.versions import (
+    MAX_NAME_LENGTH,
+    Entry,
+    State,
+    Version,
+    failed,
+    make_entry,
+    selected,
+    unselected,
+    valid_name,
+    valid_version,
+)
 
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
-MAX_NAME_LENGTH = 128
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}\Z|0\Z")
+UNLOADED = "unloaded"
 
-Loader = Callable[[str, str, Path], Serving]
-
-
-class State(StrEnum):
-    """Where a version stands; the words of the repository extension."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-@dataclass
-class Version:
-    """One version of a model: its state, the reason of that, and the loaded model when it is READY."""
-
-    version: str
-    state: State = State.UNAVAILABLE
-    reason: str = "not loaded"
-    serving: Serving | None = None
-    loaded_at: float | None = None
-
-
-@dataclass
-class Entry:
-    """A model of the folder with its versions, the oldest first."""
-
-    name: str
-    versions: dict[str, Version] = field(default_factory=dict)
-    served: str | None = None
-
-    def ready(self) -> list[Version]:
-        """The versions that are served, the oldest first."""
-        return [item for item in self.versions.values() if item.state is State.READY]
-
-    @property
-    def reason(self) -> str:
-        """Why the newest version is not served; empty when it is."""
-        return next((item.reason for item in reversed(self.versions.values()) if item.state is not State.READY), "")
-
-
-def selected(policy: str, versions: list[str]) -> list[str]:
-    """The versions that a policy (``latest``, ``all``, ``1,3``) takes from those there are, the oldest first."""
-    ordered = sorted(versions, key=int)
-    if policy == "latest":
-        return ordered[-1:]
-    if policy == "all":
-        return ordered
-    wanted = {part.strip() for part in policy.split(",")}
-    return [version for version in ordered if version in wanted]
+Loader = Callable[[str, str, Path, ModelSettings], Serving]
 
 
 class Repository:
     """What is on disk, what is loaded, and which version a request gets.
 
+    Loading may happen in another thread than looking things up; one loads at a time.
+
     Args:
         root: the folder of models.
-        policy: versions to serve, see ``selected``.
-        loader: makes a Serving of a name, a version and a file.
+        policy: versions to serve, see ``selected``, where a model's own settings don't say.
+        loader: makes a Serving of a name, a version, a file and the model's settings.
+
+    Attributes:
+        loads: how many loads of a model went well (``success``) or did not (``failure``).
     """
 
     def __init__(self, root: Path, policy: str, loader: Loader) -> None:
@@ -84,7 +51,9 @@ class Repository:
         self.policy = policy
         self._loader = loader
         self.entries: dict[str, Entry] = {}
+        self.loads: Counter[tuple[str, str]] = Counter()
         self._retired: list[Serving] = []
+        self._ending = False
 
     def scan(self) -> dict[str, list[str]]:
         """Names and versions on disk, whether loaded or not."""
@@ -92,75 +61,113 @@ class Repository:
         if not self.root.is_dir():
             return found
         for folder in sorted(self.root.iterdir()):
-            if folder.is_dir() and valid_name(folder.name):
-                versions = [
-                    item.name for item in folder.iterdir() if _VERSION.match(item.name) and _file(item).is_file()
-                ]
+            if valid_name(folder.name):
+                versions = self._versions_of(folder)
                 if versions:
-                    found[folder.name] = sorted(versions, key=int)
+                    found[folder.name] = versions
         return found
 
-    def load_all(self, unloaded: Collection[str] = ()) -> None:
-        """Load every model of the folder but those ``unloaded`` by request; what fails is kept with its reason."""
+    @staticmethod
+    def _versions_of(folder: Path) -> list[str]:
+        try:
+            versions = [item.name for item in folder.iterdir() if valid_version(item.name) and _file(item).is_file()]
+        except OSError:  # no folder, or gone since it was seen
+            return []
+        return sorted(versions, key=int)
+
+    def load_all(self, unloaded: Collection[str] = (), policies: Mapping[str, str] | None = None) -> None:
+        """Load every model of the folder but those ``unloaded`` by request; what fails is kept with its reason.
+
+        Args:
+            unloaded: models not to load.
+            policies: policies of some models that override theirs; versions that are not there are passed over.
+        """
         found = self.scan()
+        pending = {
+            name: Entry(name, {version: Version(version, State.LOADING, "being loaded") for version in versions})
+            for name, versions in found.items()
+        }
+        self.entries = {**pending, **self.entries}
         for name, versions in found.items():
-            pending = {version: Version(version, State.LOADING, "being loaded") for version in versions}
-            self.entries.setdefault(name, Entry(name, pending))
-        for name in found:
+            if self._ending:
+                return
             if name in unloaded:
                 self.unload(name)
                 continue
+            policy = (policies or {}).get(name)
+            if policy is not None and not selected(policy, versions):
+                policy = None
             try:
-                self.load(name)
+                self.load(name, policy)
             except AppError as error:
                 log.error("%s", error)
 
-    def load(self, name: str) -> None:
+    def end(self) -> None:
+        """Load nothing more: the server ends."""
+        self._ending = True
+
+    def load(self, name: str, policy: str | None = None, changed: Collection[str] | None = None) -> None:
         """Load the versions that the policy selects, swap them in, and drop the others.
 
-        A version that fails leaves what is served as it was.
+        A version that fails leaves what is served as it was. Where nothing is served yet, ``latest`` then goes on to
+        the newest version that can be loaded.
+
+        Args:
+            name: of the model.
+            policy: instead of the model's own or the server's.
+            changed: versions whose files have changed; others that are loaded are kept as they are. None for all.
 
         Raises:
-            ModelNotFoundError: no such folder, or no version in it.
+            ModelNotFoundError: no such folder, or no version in it that the policy selects.
             LoadError: a version that was to be loaded can't be.
         """
-        on_disk = self.scan().get(name, []) if valid_name(name) else []
+        on_disk = self._versions_of(self.root / name) if valid_name(name) else []
         if not on_disk:
             raise ModelNotFoundError(f"model {name!r} is not in the repository; it needs NAME/VERSION/{MODEL_FILE}")
-        wanted = selected(self.policy, on_disk)
+        try:
+            settings = read_model_settings(name, self.root / name)
+        except LoadError as error:
+            self._refuse(name, on_disk, policy, error)
+            raise
+        policy = policy or settings.version_policy or self.policy
+        wanted = selected(policy, on_disk)
         if not wanted:
             there = ", ".join(on_disk)
-            raise ModelNotFoundError(
-                f"model {name!r} has no version of version_policy {self.policy!r}; there are: {there}"
-            )
-        entry = self.entries.setdefault(name, Entry(name))
-        fresh: dict[str, Version] = {}
-        failure: LoadError | None = None
-        for version in wanted:
-            try:
-                serving = self._loader(name, version, _file(self.root / name / version))
-                known = entry.versions.get(version)
-                if known is not None and known.serving is not None:
-                    serving.batcher.statistics = known.serving.batcher.statistics
-                fresh[version] = Version(version, State.READY, "", serving, time.time())
-            except LoadError as error:
-                failure = error
-                fresh[version] = _kept(entry, version, f"{error}")
-        if not any(item.state is State.READY for item in fresh.values()):
-            for item in entry.ready():  # nothing new works: go on with what was served
-                fresh.setdefault(item.version, item)
-        for version in on_disk:
-            fresh.setdefault(version, Version(version, reason="not selected by the version policy"))
-        self._swap(entry, fresh)
-        if failure is not None:
-            raise failure
+            before = self.entries.get(name)
+            if before is not None and before.served is None:
+                self._put(make_entry(name, {version: unselected(version) for version in on_disk}))
+            raise ModelNotFoundError(f"model {name!r} has no version of version_policy {policy!r}; there are: {there}")
+        load = Load(
+            self.entries.get(name, Entry(name)), partial(self._load_version, name=name, settings=settings), changed
+        )
+        self._put(load.announced(wanted))
+        self._swap(load.before, load.run(wanted, on_disk, fall_back=policy == "latest"))
+        if load.failure is not None:
+            raise load.failure
 
-    def _swap(self, entry: Entry, fresh: dict[str, Version]) -> None:
-        staying = {id(item.serving) for item in fresh.values()}
-        known = [item.serving for item in entry.versions.values() if item.serving is not None]
+    def _refuse(self, name: str, on_disk: list[str], policy: str | None, error: LoadError) -> None:
+        """The model's settings can't be used: what is served stays, and its versions tell why."""
+        before = self.entries.get(name, Entry(name))
+        fresh = {version: Version(version) for version in on_disk}
+        fresh |= {item.version: item for item in before.ready()}
+        for version in selected(policy or self.policy, on_disk):
+            fresh[version] = failed(before, version, error)
+        self.loads[name, "failure"] += 1
+        self._swap(before, make_entry(name, fresh))
+
+    def _swap(self, before: Entry, entry: Entry) -> None:
+        self._put(entry)
+        staying = {id(item.serving) for item in entry.versions.values()}
+        known = [item.serving for item in before.versions.values() if item.serving is not None]
         self._retired += [serving for serving in known if id(serving) not in staying]
-        entry.versions = dict(sorted(fresh.items(), key=lambda pair: int(pair[0])))
-        self._changed(entry)
+        if entry.served is not None and entry.served != before.served:
+            log.info(
+                "model %s: requests that name no version get %s (before: %s)", entry.name, entry.served, before.served
+            )
+
+    def _put(self, entry: Entry) -> None:
+        # A new dict, since the event loop may be going through the old one.
+        self.entries = {**self.entries, entry.name: entry}
 
     def unload(self, name: str) -> None:
         """Stop serving a model.
@@ -168,12 +175,21 @@ class Repository:
         Raises:
             ModelNotFoundError: the model is not known.
         """
-        entry = self.entry(name)
-        for item in entry.versions.values():
-            if item.serving is not None:
-                self._retired.append(item.serving)
-            item.state, item.reason, item.serving, item.loaded_at = State.UNAVAILABLE, "unloaded", None, None
-        self._changed(entry)
+        before = self.entry(name)
+        gone = {version: Version(version, reason=UNLOADED) for version in before.versions}
+        self._swap(before, Entry(name, gone))
+        log.info("unloaded model %s", name)
+
+    def forget(self, name: str) -> None:
+        """Stop serving a model whose folder is gone, and know nothing of it any more."""
+        before = self.entries.get(name)
+        if before is None:
+            return
+        self._retired += [item.serving for item in before.versions.values() if item.serving is not None]
+        self.entries = {key: entry for key, entry in self.entries.items() if key != name}
+        for outcome in ("success", "failure"):
+            self.loads.pop((name, outcome), None)
+        log.info("unloaded model %s: its folder is gone", name)
 
     def get(self, name: str, version: str | None = None) -> Serving:
         """The model that answers a request.
@@ -184,9 +200,9 @@ class Repository:
         """
         entry = self.entry(name)
         if version is None:
-            if entry.served is None:
-                raise ModelUnavailableError(f"model {name!r} is not ready: {entry.reason}")
             version = entry.served
+            if version is None:
+                raise ModelUnavailableError(f"model {name!r} is not ready: {entry.reason}")
         item = entry.versions.get(version)
         if item is None:
             raise ModelNotFoundError(
@@ -218,12 +234,16 @@ class Repository:
         for name, versions in self.scan().items():
             known = listed.get(name, Entry(name))
             fresh = {version: Version(version) for version in versions if version not in known.versions}
-            listed[name] = Entry(name, {**known.versions, **fresh}, known.served)
+            listed[name] = Entry(name, {**known.versions, **fresh})
         return [listed[name] for name in sorted(listed)]
 
     def names(self) -> list[str]:
         """Names of the models that are served."""
         return [name for name, entry in self.entries.items() if entry.served is not None]
+
+    def serving_versions(self) -> dict[str, str]:
+        """The versions served of each model, as a policy that selects just them."""
+        return {name: ",".join(item.version for item in entry.ready()) for name, entry in self.entries.items()}
 
     def problems(self) -> list[str]:
         """Why the repository as a whole is not ready; empty when it is."""
@@ -232,7 +252,7 @@ class Repository:
         return [
             f"{entry.name}: {entry.reason}"
             for entry in self.entries.values()
-            if entry.served is None and entry.reason != "unloaded"
+            if entry.served is None and entry.reason != UNLOADED
         ]
 
     def entry(self, name: str) -> Entry:
@@ -247,24 +267,25 @@ class Repository:
             raise ModelNotFoundError(f"model {name[:MAX_NAME_LENGTH]!r} is not loaded; loaded: {loaded}")
         return entry
 
-    def _changed(self, entry: Entry) -> None:
-        ready = entry.ready()
-        entry.served = ready[-1].version if ready else None
+    def _load_version(self, version: str, name: str, settings: ModelSettings) -> Serving:
+        """Load one version beside what is served.
 
-
-def valid_name(name: str) -> bool:
-    """Whether a name may be a model's: no separator, no leading dot, not too long."""
-    return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
+        Raises:
+            LoadError: it can't be.
+        """
+        try:
+            serving = self._loader(name, version, _file(self.root / name / version), settings)
+        except LoadError:
+            self.loads[name, "failure"] += 1
+            raise
+        except Exception as error:
+            # Out of memory, a file that vanished, a defect: whatever it is, what is served stays.
+            self.loads[name, "failure"] += 1
+            log.exception("loading model %s version %s failed", name, version)
+            raise LoadError(f"model {name!r} version {version} can't be loaded: {type(error).__name__}") from error
+        self.loads[name, "success"] += 1
+        return serving
 
 
 def _file(version_folder: Path) -> Path:
     return version_folder / MODEL_FILE
-
-
-def _kept(entry: Entry, version: str, reason: str) -> Version:
-    """What becomes of a version that could not be loaded: as it was where it is served, else unavailable."""
-    known = entry.versions.get(version)
-    if known is not None and known.state is State.READY:
-        known.reason = f"reload failed: {reason}"
-        return known
-    return Version(version, State.UNAVAILABLE, reason)

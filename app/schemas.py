@@ -9,6 +9,7 @@ class Live(BaseModel):
     """Answer of the liveness probe."""
 
     live: bool
+    error: str | None = Field(None, description="why it is not")
 
 
 class Ready(BaseModel):

@@ -1,6 +1,7 @@
 """A loaded model together with what runs it, as the repository holds it and requests find it."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.batcher import Batcher
@@ -9,7 +10,10 @@ from app.device import Device, find_device
 from app.errors import DeviceError
 from app.memory import growth, resident_bytes
 from app.model import Model
+from app.model_settings import ModelSettings
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +21,14 @@ class Serving:
     """A model, what reads and writes for it, and what runs it.
 
     ``resident_bytes`` is what the process grew by while the model was loaded and warmed up, None where that is unknown.
+    ``settings`` are the model's own.
     """
 
     model: Model
     codec: ModelCodec
     batcher: Batcher
     resident_bytes: int | None = None
+    settings: ModelSettings = field(default_factory=ModelSettings)
 
 
 class Loader:
@@ -43,8 +49,13 @@ class Loader:
         except DeviceError as error:
             self.device_problem = str(error)
 
-    def __call__(self, name: str, version: str, path: Path) -> Serving:
-        """Load one version.
+    def __call__(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
+        """Load one version and warm it up.
+
+        Args:
+            name, version: of the model.
+            path: of its file.
+            own: the model's own settings, stronger than the server's.
 
         Raises:
             LoadError: the file or the device can't be used.
@@ -53,6 +64,9 @@ class Loader:
             raise DeviceError(str(self.device_problem))
         before = resident_bytes()
         model = Model(name, version, path, self.device, self.num_threads)
-        batcher = Batcher(model, self.settings.max_batch_rows, 1000 * self.settings.inline_run_us)
+        if model.device_reason is not None and self.device.reason is None:
+            log.warning("model %s version %s runs on the CPU, because %s", name, version, model.device_reason)
+        max_rows = own.max_batch_rows or self.settings.max_batch_rows
+        batcher = Batcher(model, max_rows, 1000 * self.settings.inline_run_us)
         batcher.warm_up()
-        return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()))
+        return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()), own)

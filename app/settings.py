@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.exceptions import SettingsError as CommandLineError
 
 from app.cpus import available_cores
+from app.model_settings import check_policy
 from app.settings_file import FileSource, SettingsError, nearest
 
 __all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_variables", "read_settings"]
@@ -64,8 +65,16 @@ class Settings(BaseSettings):
     version_policy: str = Field(
         default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"
     )
-    model_control: Literal["none", "explicit"] = Field(
-        default="none", description="explicit lets clients load and unload models through v2/repository; none does not"
+    model_control: Literal["none", "explicit", "watch"] = Field(
+        default="none",
+        description="explicit lets clients load and unload models through v2/repository; watch follows what changes in "
+        "the model folder; none does neither",
+    )
+    watch_interval_s: float = Field(
+        default=2.0,
+        ge=0.05,
+        le=3600,
+        description="how often the folder is looked at with model_control watch; a change counts once it is seen twice",
     )
     max_batch_rows: int = Field(default=256, ge=1, description="most rows that are run together")
     inline_run_us: int = Field(
@@ -74,8 +83,20 @@ class Settings(BaseSettings):
         description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
     )
     keep_alive_s: int = Field(default=30, ge=1, description="how long an idle connection is kept open")
+    shutdown_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="how long after SIGTERM new requests are still taken, so that load balancers see it not ready",
+    )
     shutdown_timeout_s: int = Field(
-        default=30, ge=1, description="how long requests in hand may take to finish after SIGTERM"
+        default=30, ge=1, description="how long requests in hand may take to finish after SIGTERM and that delay"
+    )
+    stuck_run_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="a run of a model that takes longer fails the liveness probe, and where there are several workers "
+        "its worker is replaced; 0 for never",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"
@@ -104,9 +125,7 @@ class Settings(BaseSettings):
     @field_validator("version_policy")
     @classmethod
     def _known_policy(cls, value: str) -> str:
-        if value not in {"latest", "all"} and not all(part.strip().isdecimal() for part in value.split(",")):
-            raise ValueError("must be latest, all, or version numbers separated by commas")
-        return value
+        return check_policy(value)
 
     def threads(self) -> int:
         """Threads of one onnxruntime session, always a definite number."""

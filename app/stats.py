@@ -7,9 +7,10 @@ import onnxruntime as ort
 from app.card import Card, Latency, Parameters
 from app.histogram import BOUNDS_NS, Histogram
 from app.model import Model
-from app.repository import Entry, Repository, Version
+from app.repository import Repository
 from app.serving import Serving
 from app.statistics import Duration, Statistics
+from app.versions import Entry, Version
 
 PERCENTILES = (50, 90, 99)
 
@@ -214,6 +215,7 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
     if entry.served is None:
         return summary
     model = repository.get(entry.name).model
+    summary["provider"] = model.provider
     card = model.card
     inputs = {item.name: item.description for item in card.inputs} if card else {}
     outputs = {item.name: item for item in card.outputs} if card else {}

@@ -6,7 +6,7 @@ A field that can be null is null where the figure is not known; no figure is 0 f
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.card import Check, Storage, Training
-from app.repository import State
+from app.versions import State
 
 
 class _Part(BaseModel):

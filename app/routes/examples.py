@@ -26,6 +26,7 @@ MODEL = {
     "state": "READY",
     "reason": None,
     "versions": [{"version": "1", "state": "READY", "reason": None}],
+    "provider": "CPUExecutionProvider",
     "description": None,
     "preprocessing": "28x28 grey image, 0 = paper and 1 = ink, flattened row by row",
     "inputs": [{**_TENSOR_IN, "description": "rows of 784 features"}],

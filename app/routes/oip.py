@@ -9,7 +9,6 @@ from fastapi.responses import JSONResponse
 
 import app
 from app.errors import InvalidRequestError
-from app.repository import Entry, State
 from app.routes import examples
 from app.routes.examples import answers
 from app.routes.predict import ERRORS, delegate
@@ -17,6 +16,7 @@ from app.schemas import InferAnswer, InferBody
 from app.serving import Serving
 from app.state import AppState, app_state
 from app.statistics import DURATIONS, Statistics
+from app.versions import Entry, State
 
 router = APIRouter(prefix="/v2")
 Shared = Annotated[AppState, Depends(app_state)]
@@ -43,9 +43,11 @@ async def server_metadata() -> dict[str, Any]:
 
 
 @router.get("/health/live", tags=_META, responses=answers(examples.LIVE))
-async def live() -> dict[str, bool]:
-    """The process answers."""
-    return {"live": True}
+async def live(state: Shared, response: Response) -> dict[str, bool]:
+    """Whether the process answers and the runs of its models end; 400 where not (``/health/live`` says why)."""
+    is_live = state.stuck_because() is None
+    response.status_code = 200 if is_live else 400
+    return {"live": is_live}
 
 
 @router.get("/health/ready", tags=_META, responses=answers(examples.READY))
@@ -196,6 +198,36 @@ async def _object(request: Request) -> dict[str, Any]:
     return value
 
 
+def load_policy(document: dict[str, Any]) -> str | None:
+    """The version policy that a request to load asks for; None where it asks for none.
+
+    Raises:
+        InvalidRequestError: it asks for something else.
+    """
+    parameters = document.get("parameters") or {}
+    if not isinstance(parameters, dict) or set(parameters) - {"config"}:
+        raise InvalidRequestError("load takes no parameter but 'config': models come from the folder alone")
+    if not parameters:
+        return None
+    rule = """must be JSON such as {"version_policy": {"specific": {"versions": [1]}}}, with nothing else"""
+    try:
+        config = json.loads(parameters["config"])
+        (policy,) = config.pop("version_policy").items()
+        if config:
+            raise ValueError(next(iter(config)))
+        return _policies(*policy)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InvalidRequestError(f"parameter 'config' {rule}") from None
+
+
+def _policies(kind: str, value: dict[str, Any]) -> str:
+    if kind == "all" or (kind == "latest" and value.get("num_versions", 1) == 1):
+        return kind
+    if kind != "specific" or not value["versions"]:
+        raise ValueError(kind)
+    return ",".join(str(int(version)) for version in value["versions"])
+
+
 _INDEX_BODY = {
     "requestBody": {"content": {"application/json": {"schema": {"type": "object"}, "example": {"ready": True}}}}
 }
@@ -220,11 +252,12 @@ async def repository_index(state: Shared, request: Request) -> JSONResponse:
 
 @router.post("/repository/models/{name}/load", tags=_CONTROL, responses=_DONE, response_class=Response)
 async def load(state: Shared, request: Request, name: str) -> Response:
-    """Load a model anew from the folder, beside the version that is served, and swap it in."""
-    document = await _object(request)
-    if document.get("parameters"):
-        raise InvalidRequestError("load takes no parameters: models come from the folder alone")
-    await state.control("load", name)
+    """Load a model anew from the folder, beside the version that is served, and swap it in.
+
+    The parameter ``config`` may hold ``version_policy`` in Triton's form, to load other versions than the settings say:
+    so one goes back to an older one.
+    """
+    await state.control("load", name, load_policy(await _object(request)))
     return Response(status_code=200)
 
 

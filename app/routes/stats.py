@@ -9,13 +9,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 import app
 from app.figures import Figures
-from app.repository import Entry
 from app.routes import examples
 from app.routes.examples import Responses, answers
 from app.state import AppState, app_state
 from app.stats import version_report
 from app.stats_schema import ModelStatsAnswer, StatsAnswer
 from app.stats_table import stats_table
+from app.versions import Entry
 
 router = APIRouter(tags=["models"])
 State = Annotated[AppState, Depends(app_state)]

@@ -110,7 +110,8 @@ def test_what_is_unknown_is_missing_and_never_zero(serve, tiny, tmp_path):
     }
     assert "panther_model_file_bytes" in names
     assert value(found, "panther_model_state", model="broken", version="1", state="UNAVAILABLE") == 1
-    assert {name for name, labels in found if ("model", "broken") in labels} == {"panther_model_state"}
+    told = {name for name, labels in found if ("model", "broken") in labels}
+    assert told == {"panther_model_state", "panther_model_load_failing", "panther_model_loads_total"}
     assert value(found, "panther_ready") == 0
 
 

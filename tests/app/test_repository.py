@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from app.repository import selected, valid_name
+from app.versions import selected, valid_name
 
 ROW = np.array([[0.5, -1.0, 2.0, 0.25, 0.0, 1.5]])
 
