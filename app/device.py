@@ -1,32 +1,116 @@
 """Which execution provider can be had, found out before a session is made and checked after."""
 
-import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 # onnxruntime reads this when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+from app.cudart import CudaError, CudaRuntime, Streams, load_runtime
 from app.errors import DeviceError
+from app.placement import RECORD
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-log = logging.getLogger(__name__)
+ARENAS = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsRequested"}
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """How CUDA is to be used.
+
+    Attributes:
+        device_id: the device, as CUDA counts those that the process sees.
+        graphs: whether runs may be recorded as CUDA graphs.
+        tf32: whether products of float32 may be computed in TF32.
+        memory_limit_bytes: of one model's arena; None for all there is.
+        arena: how an arena grows.
+    """
+
+    device_id: int = 0
+    graphs: bool = True
+    tf32: bool = False
+    memory_limit_bytes: int | None = None
+    arena: Literal["next_power_of_two", "same_as_requested"] = "next_power_of_two"
+
+    def provider_options(self, stream: int | None = None) -> dict[str, str]:
+        """The options of onnxruntime's CUDA provider; ``stream`` is where it shall queue its work."""
+        options = {
+            "device_id": str(self.device_id),
+            # onnxruntime's own choice is TF32, which is off by 3e-4 of the largest output.
+            "use_tf32": "1" if self.tf32 else "0",
+            "arena_extend_strategy": ARENAS[self.arena],
+        }
+        if self.memory_limit_bytes is not None:
+            options["gpu_mem_limit"] = str(self.memory_limit_bytes)
+        if stream is not None:
+            options["user_compute_stream"] = str(stream)
+        return options
 
 
 @dataclass(frozen=True)
 class Device:
-    """What was asked for (``auto``, ``cpu``, ``cuda``), what can be had, and why not more."""
+    """What was asked for (``auto``, ``cpu``, ``cuda``), what can be had, and why not more.
+
+    Attributes:
+        cuda: how CUDA is used, where it can be had.
+        runtime, streams: to run on CUDA from buffers of our own; None where ``runtime_problem`` says why not.
+    """
 
     requested: str
     providers: tuple[str, ...]
     reason: str | None = None
+    cuda: CudaOptions = field(default_factory=CudaOptions)
+    runtime: CudaRuntime | None = field(default=None, compare=False)
+    streams: Streams | None = field(default=None, compare=False)
+    runtime_problem: str | None = field(default=None, compare=False)
+
+    def gpu(self) -> dict[str, Any] | None:
+        """What CUDA says of the device now; None where there is none, or it does not answer."""
+        if self.runtime is None:
+            return None
+        try:
+            return asdict(self.runtime.gpu(self.cuda.device_id))
+        except CudaError:
+            return None
+
+    def without_tf32(self) -> "Device":
+        """The same, computing float32 as float32."""
+        return replace(self, cuda=replace(self.cuda, tf32=False))
 
 
-def find_device(requested: str) -> Device:
-    """Turn the setting into the list of execution providers to ask for.
+def choose_device_id(setting: str, count: int | None, slot: int) -> int:
+    """The device of one worker: the workers take the devices of the setting in turn.
+
+    Args:
+        setting: ``all``, or numbers such as ``0,2``.
+        count: devices that the process sees; None where that is not known.
+        slot: the worker's number, from 0.
+
+    Raises:
+        DeviceError: the setting names a device that is not there.
+    """
+    if setting == "all":
+        return slot % (count or 1)
+    wanted = [int(part) for part in setting.split(",")]
+    missing = [number for number in wanted if count is not None and number >= count]
+    if missing:
+        there = "none" if not count else "0" if count == 1 else f"0 to {count - 1}"
+        raise DeviceError(f"cuda_devices={setting} can't be had: there is no device {missing[0]}; there are: {there}")
+    return wanted[slot % len(wanted)]
+
+
+def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = "0", slot: int = 0) -> Device:
+    """Turn the settings into the list of execution providers to ask for.
+
+    Args:
+        requested: ``auto``, ``cpu`` or ``cuda``.
+        cuda: how CUDA is to be used; its device is chosen here.
+        devices, slot: see ``choose_device_id``.
 
     Raises:
         DeviceError: CUDA was asked for and this build of onnxruntime has none.
@@ -46,11 +130,32 @@ def find_device(requested: str) -> Device:
     preload = getattr(ort, "preload_dlls", None)
     if preload is not None:
         preload()
-    return Device(requested, (CUDA, CPU))
+    runtime, problem, count = None, None, None
+    try:
+        runtime = load_runtime()
+        count = runtime.device_count()
+    except CudaError as error:
+        runtime, problem = None, str(error)
+    try:
+        chosen = replace(cuda or CudaOptions(), device_id=choose_device_id(devices, count, slot))
+    except DeviceError as error:
+        if requested == "cuda":
+            raise
+        return Device(requested, (CPU,), str(error))
+    streams = None if runtime is None else Streams(runtime)
+    return Device(requested, (CUDA, CPU), None, chosen, runtime, streams, problem)
 
 
-def open_session(path: str, device: Device, num_threads: int) -> tuple[ort.InferenceSession, str | None]:
+def open_session(
+    path: str, device: Device, num_threads: int, stream: int | None = None
+) -> tuple[ort.InferenceSession, str | None]:
     """Make a session on the device and read back what it really runs on.
+
+    Args:
+        path: of the model.
+        device: see ``find_device``.
+        num_threads: of the runtime's pool, for what runs on the CPU.
+        stream: of CUDA, where the session shall queue its work.
 
     Returns:
         The session, and the reason why ``auto`` came down to the CPU (None when it did not).
@@ -64,13 +169,15 @@ def open_session(path: str, device: Device, num_threads: int) -> tuple[ort.Infer
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    options.add_session_config_entry(RECORD, "1")
     if CUDA not in device.providers:
         session = ort.InferenceSession(path, options, providers=[CPU])
         session.disable_fallback()
         return session, device.reason
     why = ""
     try:
-        session = ort.InferenceSession(path, options, providers=list(device.providers))
+        providers: Sequence[object] = [(CUDA, device.cuda.provider_options(stream)), CPU]
+        session = ort.InferenceSession(path, options, providers=providers)
         session.disable_fallback()
         if CUDA in session.get_providers():
             return session, None

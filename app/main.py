@@ -21,6 +21,7 @@ from app.repository import Repository
 from app.routes import benchmark, dashboard, docs, health, metrics, models, oip, predict, stats
 from app.serving import Loader
 from app.settings import Settings
+from app.slots import claim_slot
 from app.state import AppState
 from app.tracing import otlp_tracing
 from app.watcher import Watcher
@@ -117,7 +118,7 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
         peers_folder: where several workers of one server find one another.
     """
     settings = settings if settings is not None else Settings()
-    loader = Loader(settings)
+    loader = Loader(settings, claim_slot(peers_folder, settings.workers) if peers_folder is not None else 0)
     repository = Repository(settings.model_dir, settings.version_policy, loader)
     service = InferenceService(
         repository, settings.default_model, settings.max_body_bytes, settings.compression_min_bytes

@@ -3,19 +3,25 @@
 import ctypes
 import logging
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from app.card import METADATA_KEY, Card, Output, parse_card
-from app.device import Device, open_session
+from app.cuda import CudaReport, CudaRunner, Plain, accelerate, relative_error
+from app.device import CUDA, Device, open_session
 from app.errors import CardError, InferenceFailedError, LoadError
+from app.placement import find_placement
 from app.tensors import Array, TensorSpec, tensor_spec
 
 log = logging.getLogger(__name__)
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_TF32_ROWS = 64
 
 
 class Model:
@@ -29,7 +35,9 @@ class Model:
             dynamic dimension and a trial run showed that rows don't touch one another.
         fixed_rows: whether every row of an input has the same shape.
         labelled: the output whose last axis has labels in the card, or None.
-        load_duration_s: from opening the file to the end of the trial run.
+        placement: which provider runs which node; None where the runtime does not tell.
+        cuda: how it runs on CUDA, or None on another provider.
+        load_duration_s: from opening the file to the end of the trial run, and of ``prepare``.
     """
 
     def __init__(self, name: str, version: str, path: Path, device: Device, num_threads: int) -> None:
@@ -38,8 +46,15 @@ class Model:
         self.version = version
         self.path = path
         self.num_threads = num_threads
+        self._device = device
+        self._stream: int | None = None
+        if device.streams is not None:
+            self._stream = device.streams.take(device.cuda.device_id)
+            weakref.finalize(self, device.streams.give, device.cuda.device_id, self._stream)
+        self._runner: CudaRunner | None = None
+        self.cuda: CudaReport | None = None
         try:
-            self.session, self.device_reason = open_session(str(path), device, num_threads)
+            self.session, self.device_reason = open_session(str(path), device, num_threads, self._stream)
             self.inputs = tuple(tensor_spec(node) for node in self.session.get_inputs())
             self.outputs = tuple(tensor_spec(node) for node in self.session.get_outputs())
             metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
@@ -52,6 +67,7 @@ class Model:
         self.output_by_name = {spec.name: spec for spec in self.outputs}
         self.output_names = tuple(self.output_by_name)
         self.providers: list[str] = self.session.get_providers()
+        self.placement = find_placement(self.session)
         self.file_bytes = _file_bytes(path)
         self.card: Card | None = None
         self.card_problem: str | None = None
@@ -59,6 +75,7 @@ class Model:
         self.labelled = self._labelled_output()
         # The runtime's Python tensors can't hold brain floats: those models take the longer way over OrtValue.
         self._plain = all(spec.datatype != "BF16" for spec in (*self.inputs, *self.outputs))
+        self._from_host = self._host_run(self.session)
         self.batched = self._may_batch()
         self.fixed_rows = all(None not in spec.shape[1:] for spec in self.inputs)
         self.load_duration_s = time.perf_counter() - started
@@ -76,35 +93,59 @@ class Model:
         """The execution provider that comes first, as read back from the session."""
         return self.providers[0]
 
-    def run(self, feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:
+    def run(
+        self, feeds: Mapping[str, Array], output_names: Sequence[str], options: ort.RunOptions | None = None
+    ) -> list[Array]:
         """Run the graph.
+
+        Args:
+            feeds: input name to array.
+            output_names: outputs to compute, in order.
+            options: of this run; to set its ``terminate`` stops it between two nodes.
 
         Raises:
             InferenceFailedError: the runtime reports an error.
         """
         try:
             if self._plain:
-                return self.session.run(output_names, feeds)  # type: ignore[no-any-return]
-            return self._run_values(feeds, output_names)
+                return self.session.run(output_names, feeds, options)  # type: ignore[no-any-return]
+            if self._runner is not None:
+                return self._runner.run(feeds, output_names)
+            return self._from_host(feeds, output_names)
         except Exception as error:  # onnxruntime raises many kinds
             raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
 
-    def _run_values(self, feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:
-        values = {}
-        for name, array in feeds.items():
-            if self.input_by_name[name].datatype == "BF16":
-                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
-            else:
-                values[name] = ort.OrtValue.ortvalue_from_numpy(array)
-        results = self.session.run_with_ort_values(output_names, values)
-        arrays = []
-        for name, value in zip(output_names, results, strict=True):
-            if self.output_by_name[name].datatype == "BF16":
-                bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-                arrays.append(np.frombuffer(bits, np.uint16).reshape(value.shape()))
-            else:
-                arrays.append(value.numpy())
-        return arrays
+    def _host_run(self, session: Any) -> Plain:
+        """What runs a session from arrays of the host; it must not refer to this object."""
+        if self._plain:
+            return partial(_run_plain, session)
+        return partial(_run_values, session, self.input_by_name, self.output_by_name)
+
+    def prepare(self, max_rows: int) -> None:
+        """On CUDA lay out buffers and record graphs for batches of so many rows; on the CPU there is nothing to do."""
+        if self.provider != CUDA:
+            return
+        started = time.perf_counter()
+        rows = max_rows if self.batched else None
+        self.cuda, self._runner = accelerate(
+            self.session,
+            self.inputs,
+            self.outputs,
+            rows,
+            self._device,
+            self._stream,
+            self.random_feeds,
+            self._from_host,
+        )
+        self._plain = self._plain and self._runner is None
+        if self._device.cuda.tf32:
+            exact, _ = open_session(str(self.path), self._device.without_tf32(), self.num_threads)
+            feeds = self.random_feeds(min(max_rows, _TF32_ROWS))
+            found = self.run(feeds, self.output_names), self._host_run(exact)(feeds, self.output_names)
+            self.cuda.tf32_max_relative_error = max(
+                relative_error(mine, expected, spec) for mine, expected, spec in zip(*found, self.outputs, strict=True)
+            )
+        self.load_duration_s += time.perf_counter() - started
 
     def _read_card(self, text: str | None) -> None:
         if text is None:
@@ -160,6 +201,34 @@ class Model:
             log.warning("model %s is not batched: the trial run failed: %s", self.name, error)
             return False
         return True
+
+
+def _run_plain(session: Any, feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:
+    return session.run(output_names, feeds)  # type: ignore[no-any-return]
+
+
+def _run_values(
+    session: Any,
+    inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+    feeds: Mapping[str, Array],
+    output_names: Sequence[str],
+) -> list[Array]:
+    values = {}
+    for name, array in feeds.items():
+        if inputs[name].datatype == "BF16":
+            values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
+        else:
+            values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+    results = session.run_with_ort_values(output_names, values)
+    arrays = []
+    for name, value in zip(output_names, results, strict=True):
+        if outputs[name].datatype == "BF16":
+            bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+            arrays.append(np.frombuffer(bits, np.uint16).reshape(value.shape()))
+        else:
+            arrays.append(value.numpy())
+    return arrays
 
 
 def _random_rows(spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.batcher import Batcher
 from app.codec.model_codec import ModelCodec
-from app.device import Device, find_device
+from app.device import CudaOptions, Device, find_device
 from app.errors import DeviceError
 from app.memory import growth, resident_bytes
 from app.model import Model
@@ -34,18 +34,22 @@ class Serving:
 class Loader:
     """Loads model files by the settings; finding out about the device happens once.
 
+    Args:
+        settings: of the server.
+        slot: the number of this worker, from 0; the workers take the devices of CUDA in turn.
+
     Attributes:
         device: what can be had, or None where the device that was asked for can't.
         device_problem: why it can't, or None.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, slot: int = 0) -> None:
         self.settings = settings
         self.num_threads = settings.threads()
         self.device: Device | None = None
         self.device_problem: str | None = None
         try:
-            self.device = find_device(settings.device)
+            self.device = find_device(settings.device, _cuda_options(settings), settings.cuda_devices, slot)
         except DeviceError as error:
             self.device_problem = str(error)
 
@@ -67,6 +71,16 @@ class Loader:
         if model.device_reason is not None and self.device.reason is None:
             log.warning("model %s version %s runs on the CPU, because %s", name, version, model.device_reason)
         max_rows = own.max_batch_rows or self.settings.max_batch_rows
+        model.prepare(max_rows)
         batcher = Batcher(model, max_rows, 1000 * self.settings.inline_run_us)
         batcher.warm_up()
         return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()), own)
+
+
+def _cuda_options(settings: Settings) -> CudaOptions:
+    return CudaOptions(
+        graphs=settings.cuda_graphs,
+        tf32=settings.cuda_tf32,
+        memory_limit_bytes=settings.cuda_memory_limit_bytes,
+        arena=settings.cuda_arena,
+    )

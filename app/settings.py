@@ -1,6 +1,7 @@
 """Every setting of the server: one frozen object, read from the command line, the environment and a file."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,6 +48,22 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="where models run: cuda (or never ready), cpu, or auto: cuda where it works, else cpu",
+    )
+    cuda_devices: str = Field(
+        default="0", description="devices of CUDA: all, or numbers such as 0,2; the workers take them in turn"
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="run a model on CUDA as one recorded graph for each batch size, where that can be done",
+    )
+    cuda_tf32: bool = Field(
+        default=False, description="compute products of float32 in TF32 on CUDA: quicker, with 10 bits of mantissa"
+    )
+    cuda_memory_limit_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = Field(
+        default=None, description="memory of the device that one model may take; default: all there is"
+    )
+    cuda_arena: Literal["next_power_of_two", "same_as_requested"] = Field(
+        default="next_power_of_two", description="how a model's memory of the device grows"
     )
     workers: int = Field(default=1, ge=1, le=256, description="processes that serve, each with its own models")
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
@@ -126,6 +143,13 @@ class Settings(BaseSettings):
     @classmethod
     def _known_policy(cls, value: str) -> str:
         return check_policy(value)
+
+    @field_validator("cuda_devices")
+    @classmethod
+    def _known_devices(cls, value: str) -> str:
+        if value != "all" and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", value):
+            raise ValueError("must be all, or numbers of devices separated by commas")
+        return value
 
     def threads(self) -> int:
         """Threads of one onnxruntime session, always a definite number."""

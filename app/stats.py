@@ -7,6 +7,7 @@ import onnxruntime as ort
 from app.card import Card, Latency, Parameters
 from app.histogram import BOUNDS_NS, Histogram
 from app.model import Model
+from app.placement import placement_report
 from app.repository import Repository
 from app.serving import Serving
 from app.statistics import Duration, Statistics
@@ -151,12 +152,30 @@ def _card_fields(card: Card | None) -> dict[str, Any]:
     }
 
 
-def runtime_report(model: Model) -> dict[str, Any]:
-    """What the session really runs on, read back from it."""
+def cuda_report(model: Model) -> dict[str, Any] | None:
+    """How the model runs on CUDA; None elsewhere."""
+    found = model.cuda
+    if found is None:
+        return None
+    return {
+        "device_id": found.device_id,
+        "mode": found.mode,
+        "reason": found.reason,
+        "batch_sizes": None if found.batch_sizes is None else list(found.batch_sizes),
+        "buffer_bytes": found.buffer_bytes,
+        "tf32": found.tf32,
+        "tf32_max_relative_error": found.tf32_max_relative_error,
+    }
+
+
+def runtime_report(model: Model, *, nodes: bool = False) -> dict[str, Any]:
+    """What the session really runs on, read back from it; with the nodes by name where asked for."""
     return {
         "provider": model.provider,
         "providers": model.providers,
         "device_reason": model.device_reason,
+        "placement": placement_report(model.placement, by_name=nodes),
+        "cuda": cuda_report(model),
         "num_threads": model.num_threads,
         "batched": model.batched,
         "load_duration_s": round(model.load_duration_s, 4),
@@ -165,7 +184,13 @@ def runtime_report(model: Model) -> dict[str, Any]:
 
 
 def version_report(
-    entry: Entry, version: Version, statistics: Statistics | None, depth: int = 0, *, histograms: bool = False
+    entry: Entry,
+    version: Version,
+    statistics: Statistics | None,
+    depth: int = 0,
+    *,
+    histograms: bool = False,
+    nodes: bool = False,
 ) -> dict[str, Any]:
     """All that is to be said of one version of a model.
 
@@ -174,6 +199,7 @@ def version_report(
         statistics: over all workers; by default those of this one.
         depth: requests that wait, over all workers.
         histograms: also give the spread of the times.
+        nodes: also name the nodes that each provider runs.
     """
     head: dict[str, Any] = {
         "name": entry.name,
@@ -193,7 +219,7 @@ def version_report(
         **savings_report(model),
         "bytes": bytes_report(serving),
         **_card_fields(model.card),
-        "runtime": runtime_report(model),
+        "runtime": runtime_report(model, nodes=nodes),
         "loaded_at_s": version.loaded_at,
         "live": live_report(statistics or serving.batcher.statistics, depth, histograms=histograms),
     }

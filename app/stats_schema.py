@@ -3,6 +3,8 @@
 A field that can be null is null where the figure is not known; no figure is 0 for that reason.
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.card import Check, Storage, Training
@@ -87,12 +89,40 @@ class LatencyStats(_Part):
     ratio_to_dense_twin: list[float] = Field(description="below 1 is quicker than dense")
 
 
+class Placement(_Part):
+    """What one execution provider runs of the graph."""
+
+    provider: str
+    nodes: int
+    op_types: dict[str, int] = Field(description="nodes by type")
+    node_names: list[str] | None = Field(default=None, description="only where nodes=true asked for them")
+
+
+class CudaStats(_Part):
+    """How the model runs on CUDA."""
+
+    device_id: int
+    mode: Literal["graph", "bound", "host"] = Field(
+        description="graph: one CUDA graph for each batch size; bound: node by node from buffers that stay; "
+        "host: node by node from arrays of the host"
+    )
+    reason: str | None = Field(description="why not a quicker mode")
+    batch_sizes: list[int] | None = Field(description="to which batches are padded")
+    buffer_bytes: int = Field(description="of the device, for inputs and outputs")
+    tf32: bool
+    tf32_max_relative_error: float | None = Field(
+        description="of the outputs with TF32 against those without, over the largest, on random rows"
+    )
+
+
 class Runtime(_Part):
     """What the session really runs on."""
 
     provider: str
     providers: list[str]
     device_reason: str | None
+    placement: list[Placement] | None = Field(description="which provider runs how many nodes; null: not told")
+    cuda: CudaStats | None
     num_threads: int
     batched: bool
     load_duration_s: float
@@ -184,6 +214,17 @@ class LoadedStats(VersionStats):
     live: Live
 
 
+class GpuStats(_Part):
+    """The GPU of the worker that answers; versions are those of CUDA."""
+
+    id: int
+    name: str
+    free_bytes: int
+    total_bytes: int
+    driver_version: str
+    runtime_version: str
+
+
 class DeviceStats(_Part):
     """What was asked for and what can be had."""
 
@@ -191,6 +232,7 @@ class DeviceStats(_Part):
     providers: list[str] | None
     reason: str | None
     available_providers: list[str]
+    gpu: GpuStats | None
 
 
 class ServerStats(_Part):

@@ -21,6 +21,7 @@ router = APIRouter(tags=["models"])
 State = Annotated[AppState, Depends(app_state)]
 Form = Annotated[Literal["json", "table"], Query(alias="format", description="table: plain text for a terminal")]
 Histograms = Annotated[bool, Query(description="also give the histograms of the times, to tell recent ones apart")]
+Nodes = Annotated[bool, Query(description="also name the nodes that each execution provider runs")]
 
 
 def _answers(example: Any, model: type, *, named: bool = False) -> Responses:
@@ -45,6 +46,7 @@ def server_report(state: AppState, figures: Figures) -> dict[str, Any]:
             "providers": list(device.providers) if device else None,
             "reason": device.reason if device else state.loader.device_problem,
             "available_providers": ort.get_available_providers(),
+            "gpu": device.gpu() if device else None,
         },
         "model_control": state.settings.model_control,
         "workers": state.settings.workers,
@@ -67,13 +69,17 @@ def _by_reason(figures: Figures) -> dict[str, int]:
     return total
 
 
-def model_reports(entry: Entry, figures: Figures, *, histograms: bool = False) -> list[dict[str, Any]]:
+def model_reports(
+    entry: Entry, figures: Figures, *, histograms: bool = False, nodes: bool = False
+) -> list[dict[str, Any]]:
     """A model's versions."""
     reports = []
     for item in entry.versions.values():
         key = entry.name, item.version
         reports.append(
-            version_report(entry, item, figures.statistics.get(key), figures.depths[key], histograms=histograms)
+            version_report(
+                entry, item, figures.statistics.get(key), figures.depths[key], histograms=histograms, nodes=nodes
+            )
         )
     return reports
 
@@ -83,11 +89,13 @@ def _answer(document: dict[str, Any], form: str) -> Response:
 
 
 @router.get("/stats", response_model=None, responses=_answers(examples.STATS, StatsAnswer))
-async def stats(state: State, form: Form = "json", *, histograms: Histograms = False) -> Response:
+async def stats(state: State, form: Form = "json", *, histograms: Histograms = False, nodes: Nodes = False) -> Response:
     """What every model saves, per layer and in all, at what price, and the live figures (docs/stats.md)."""
     figures = await state.all_figures()
     entries = list(state.repository.entries.values())
-    reports = [report for entry in entries for report in model_reports(entry, figures, histograms=histograms)]
+    reports = [
+        report for entry in entries for report in model_reports(entry, figures, histograms=histograms, nodes=nodes)
+    ]
     return _answer({"server": server_report(state, figures), "models": reports}, form)
 
 
@@ -96,7 +104,10 @@ async def stats(state: State, form: Form = "json", *, histograms: Histograms = F
     response_model=None,
     responses=_answers(examples.MODEL_STATS, ModelStatsAnswer, named=True),
 )
-async def model_stats(state: State, name: str, form: Form = "json", *, histograms: Histograms = False) -> Response:
+async def model_stats(
+    state: State, name: str, form: Form = "json", *, histograms: Histograms = False, nodes: Nodes = False
+) -> Response:
     """The same for one model and its versions."""
     entry = state.repository.entry(name)
-    return _answer({"models": model_reports(entry, await state.all_figures(), histograms=histograms)}, form)
+    reports = model_reports(entry, await state.all_figures(), histograms=histograms, nodes=nodes)
+    return _answer({"models": reports}, form)
