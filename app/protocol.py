@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from app.bodies import BodyBuffers
 from app.codec.model_codec import HeaderList, Headers
-from app.errors import AppError
+from app.errors import AppError, ModelUnavailableError
 from app.inference import HEAD_BYTES, Exchange, InferenceService, Target
 
 # One for all connections: what is in it is taken out before the loop reads again.
@@ -226,6 +226,32 @@ class InferenceProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
 
+    def drain(self, *, close_idle: bool) -> None:
+        """The server ends: the answer under way is the last one.
+
+        Args:
+            close_idle: also close the connection if no request is under way.
+        """
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
+        elif close_idle and self._between:
+            self.transport.close()
+
+    def cut(self) -> None:
+        """The server can wait no longer: what is under way is answered with 503."""
+        cycle: Any = self.cycle
+        if type(cycle) is InferenceCycle and not cycle.response_complete:
+            error = ModelUnavailableError("the server is shutting down")
+            exchange = cycle.exchange
+            cycle.keep_alive = False
+            if exchange is not None and exchange.call is not None and exchange.serving is not None:
+                exchange.serving.batcher.cancel(exchange.call)
+                exchange.fail(error)
+            else:
+                self._refuse(cycle, error)
+        self.transport.close()
+
     def _look_if_idle(self) -> None:
         self.timeout_keep_alive_task = None
         if self._idle_since is None or self.transport.is_closing():
@@ -261,6 +287,8 @@ class InferenceProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         super().on_headers_complete()
+        if self._draining():
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -329,6 +357,8 @@ class InferenceProtocol(HttpToolsProtocol):
         if cycle.response_complete or self.transport.is_closing():
             return
         cycle.response_complete = True
+        if self._draining():
+            cycle.keep_alive = False
         if cycle.buffer is not None:
             # The model has run on it, or never will.
             _BODIES.give_back(cycle.buffer)
@@ -342,6 +372,9 @@ class InferenceProtocol(HttpToolsProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+    def _draining(self) -> bool:
+        return getattr(self.server_state, "draining", False)
 
     def _write(self, data: bytes) -> None:
         """Write now, where nothing waits in front of it; the loop writes the rest, and sees to errors."""

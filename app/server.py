@@ -4,13 +4,13 @@ import asyncio
 import functools
 import logging
 import os
-import signal
 import socket
 from typing import Any, cast
 
 import uvicorn
 
 from app.errors import AppError
+from app.lifecycle import GracefulServer
 from app.main import create_app
 from app.protocol import Connection
 from app.settings import Settings
@@ -98,8 +98,6 @@ def serve(settings: Settings) -> int:
     tune_allocator()
     application = create_app(settings)
     application.state.panther.on_loaded = freeze_collector
-    server = uvicorn.Server(make_config(application, settings))
-    # uvicorn raises the signal that ended it once more when all is done; SIGTERM is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = GracefulServer(make_config(application, settings), settings)
     server.run(sockets)
     return 0 if server.started else 1

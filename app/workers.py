@@ -1,46 +1,198 @@
-"""Several worker processes behind one port, under uvicorn's supervisor."""
+"""Several worker processes behind one port, and the parent that watches over them."""
 
+import contextlib
+import logging
+import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
+import time
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
+from app.lifecycle import CUT_S, GracefulServer
 from app.logs import configure_logging
 from app.main import Application, create_app
 from app.settings import Settings
 from app.tuning import end_with_parent, freeze_collector, tune_allocator
 
+log = logging.getLogger(__name__)
 
-class Workers(Multiprocess):
-    """uvicorn's supervisor, with a socket for each worker.
+HUNG_S = 30.0
+"""A worker that says nothing for so long is replaced."""
+START_S = 120.0
+"""The same before its first word: importing takes long where many start at once."""
+_LOOK_S = 0.1
+_PING_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+
+
+class Worker(Process):
+    """uvicorn's worker process, which tells how it is when it is asked.
+
+    Args:
+        config: of uvicorn.
+        settings: of the server.
+        sock: to listen on.
+    """
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, sock: socket.socket) -> None:
+        self._settings = settings
+        super().__init__(config, [sock])
+        self.began_at = self.asked_at = self.heard_at = time.monotonic()
+        self.heard = False
+        self.told = False
+
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        """What runs in the process."""
+        self._server = GracefulServer(self.config, self._settings, supervised=True)
+        threading.Thread(target=self.always_pong, daemon=True).start()
+        self._server.run(sockets)
+
+    def pong(self) -> None:
+        """Answer the parent, from a thread of its own: it works where the event loop does not."""
+        self.child_conn.recv()
+        server = self.server
+        self.child_conn.send(server.problem() if isinstance(server, GracefulServer) else None)
+
+    def always_pong(self) -> None:
+        """Answer for as long as the parent asks."""
+        with contextlib.suppress(OSError, EOFError):
+            super().always_pong()
+
+    def problem(self) -> str | None:
+        """Why it must be replaced although it lives, as far as it has told by now, or None; never waits."""
+        now = time.monotonic()
+        found = None
+        with contextlib.suppress(OSError, EOFError):
+            while self.parent_conn.poll(0):
+                found = self.parent_conn.recv()
+                self.heard, self.heard_at = True, now
+            if now - self.asked_at >= _PING_S:
+                self.asked_at = now
+                self.parent_conn.send(b"ping")
+        if found is None and now - self.heard_at > (HUNG_S if self.heard else START_S):
+            return f"it has said nothing for {now - self.heard_at:.0f} s"
+        return found
+
+    def tell_to_end(self) -> None:
+        """Pass the signal on, once."""
+        if not self.told and self.pid is not None and self.exitcode is None:
+            self.told = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+
+class Supervisor:
+    """Starts workers, replaces those that die or hang, and ends them all.
 
     Workers that share one socket race for its connections, and the quickest takes most of them. With a socket each
     (``SO_REUSEPORT``) the kernel spreads them. The parent keeps all of them open: connections that arrive while a
     worker is replaced wait for its successor.
+
+    Args:
+        config: of uvicorn, for every worker.
+        settings: of the server.
+        sockets: one for each worker.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
-        self._each = sockets
-        super().__init__(config, sockets)
+    def __init__(self, config: uvicorn.Config, settings: Settings, sockets: list[socket.socket]) -> None:
+        self._config = config
+        self._settings = settings
+        self._sockets = sockets
+        self._workers: list[Worker | None] = [None] * len(sockets)
+        self._start_at = [0.0] * len(sockets)
+        self._pause_s = [0.0] * len(sockets)
+        self._signals: list[int] = []
+        self._failed = False
 
-    @property
-    def sockets(self) -> list[socket.socket]:
-        """The socket of the worker that is about to be started: the first that has died, else the next."""
-        slot = len(self.processes)
-        for index, process in enumerate(self.processes):
-            if process.exitcode is not None:
-                slot = index
-                break
-        return [self._each[slot % len(self._each)]]
+    def run(self) -> int:
+        """Serve until a signal ends it; the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        while not self._signals and not self._failed:
+            for slot in range(len(self._workers)):
+                if not self._signals:
+                    self._look_after(slot)
+            time.sleep(_LOOK_S)
+        return self._end()
 
-    @sockets.setter
-    def sockets(self, value: list[socket.socket]) -> None:
-        self._each = value
+    def _on_signal(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
+        self._signals.append(sig)
+        # The workers' own sockets are then the last: when they close them nobody is left waiting in a queue.
+        for sock in self._sockets:
+            sock.close()
+        for worker in self._workers:
+            if worker is None:
+                continue
+            if len(self._signals) == 1:
+                worker.tell_to_end()
+            elif worker.exitcode is None:
+                worker.process.kill()
+
+    def _look_after(self, slot: int) -> None:
+        worker = self._workers[slot]
+        if worker is None:
+            if time.monotonic() >= self._start_at[slot]:
+                self._start(slot)
+            return
+        if worker.exitcode is None:
+            problem = worker.problem()
+            if problem is None:
+                return
+            log.error("worker %d is killed and replaced: %s", worker.pid, problem)
+            worker.kill()
+        worker.join()
+        if worker.exitcode == STARTUP_FAILURE:
+            # It would fail in the same way each time.
+            log.error("worker %d could not start", worker.pid)
+            self._failed = True
+            return
+        self._workers[slot] = None
+        # One that dies again and again is started less and less often.
+        lived_s = time.monotonic() - worker.began_at
+        self._pause_s[slot] = 0.0 if lived_s > 10 else min(_LONGEST_PAUSE_S, max(0.5, 2 * self._pause_s[slot]))
+        self._start_at[slot] = time.monotonic() + self._pause_s[slot]
+        log.error("worker %d died (%s); another is started", worker.pid, _how(worker.exitcode))
+
+    def _start(self, slot: int) -> None:
+        self._workers[slot] = worker = Worker(self._config, self._settings, self._sockets[slot])
+        try:
+            worker.start()
+        except (OSError, ValueError):
+            if not self._signals:  # else its socket was closed meanwhile
+                raise
+
+    def _end(self) -> int:
+        for sock in self._sockets:
+            sock.close()
+        workers = [worker for worker in self._workers if worker is not None and worker.pid is not None]
+        end = time.monotonic() + self._settings.shutdown_delay_s + self._settings.shutdown_timeout_s + 2 * CUT_S
+        for worker in workers:
+            worker.tell_to_end()
+        for worker in workers:
+            while worker.exitcode is None:
+                worker.process.join(_LOOK_S)
+                if time.monotonic() > end and worker.exitcode is None:
+                    log.error("worker %d did not end in time and is killed", worker.pid)
+                    worker.process.kill()
+            self._failed = self._failed or worker.exitcode not in (0, -signal.SIGTERM)  # the latter before it served
+        if len(self._signals) > 1:
+            return 128 + self._signals[-1]
+        return 1 if self._failed else 0
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"by signal {signal.Signals(-exitcode).name}"
+    return f"with status {exitcode}"
 
 
 def make_worker(settings: Settings, folder: Path) -> Application:
@@ -66,11 +218,7 @@ def serve_workers(settings: Settings, sockets: list[socket.socket], config: "par
     """
     folder = Path(tempfile.mkdtemp(prefix="panther-"))
     try:
-        supervisor = Workers(
-            config(partial(make_worker, settings, folder), factory=True, workers=len(sockets)), sockets
-        )
-        supervisor.run()
-        failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
-        return 1 if failed else 0
+        made = config(partial(make_worker, settings, folder), factory=True, workers=len(sockets))
+        return Supervisor(made, settings, sockets).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
