@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from app.access import Access, warn_of_open_doors
 from app.errors import AppError
 from app.logs import configure_logging, log_settings
 from app.settings import effective, ignored_variables, read_settings
@@ -17,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments, program=program)
         configure_logging(settings.log_level, settings.log_format)
         log_settings(effective(settings), ignored_variables())
+        Access.of(settings)  # what is wrong with the keys is told before anything is started
+        warn_of_open_doors(settings)
         # Imported late, so that --help and a wrong setting answer at once.
         from app.server import serve
 

@@ -49,9 +49,10 @@ async def read_body(service: InferenceService, headers: dict[bytes, bytes], rece
     """The whole body; None when the client went away.
 
     Raises:
+        UnauthorizedError: see ``InferenceService.admit``; nothing of it is read.
         BodyTooLargeError: it is over the limit; the rest of it is left unread.
     """
-    service.check_length(headers)
+    service.admit(headers)
     message = await receive()
     if message["type"] == "http.disconnect":
         return None

@@ -29,6 +29,18 @@ class ControlForbiddenError(AppError):
     """Loading and unloading models is switched off."""
 
 
+class UnauthorizedError(AppError):
+    """The request brings no API key, or none that is known."""
+
+    def __init__(self, message: str, *, key_sent: bool = False) -> None:
+        super().__init__(message)
+        self.key_sent = key_sent
+
+
+class AccessForbiddenError(AppError):
+    """The API key that the request brings is not for this."""
+
+
 class DeadlineExceededError(AppError):
     """The request waited for longer than its own timeout."""
 
@@ -56,7 +68,9 @@ class DeviceError(LoadError):
 STATUS: dict[type[AppError], int] = {
     InvalidRequestError: 400,
     BenchmarkError: 400,
+    UnauthorizedError: 401,
     ControlForbiddenError: 403,
+    AccessForbiddenError: 403,
     ModelNotFoundError: 404,
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
@@ -76,3 +90,16 @@ def status_of(error: AppError) -> int:
 def retry_after_s(error: AppError) -> int | None:
     """Seconds after which trying again makes sense, or None where it never does."""
     return 1 if isinstance(error, ModelUnavailableError) else None
+
+
+def error_headers(error: AppError) -> list[tuple[bytes, bytes]]:
+    """The headers that go with an error's answer, but for its type."""
+    headers = []
+    wait_s = retry_after_s(error)
+    if wait_s is not None:
+        headers.append((b"retry-after", b"%d" % wait_s))
+    if isinstance(error, UnauthorizedError):
+        # RFC 6750: a reason is given only where a key was sent.
+        reason = b', error="invalid_token"' if error.key_sent else b""
+        headers.append((b"www-authenticate", b'Bearer realm="panther"' + reason))
+    return headers

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import orjson
 
+from app.access import Access
 from app.batcher import Call
 from app.codec import Body
 from app.codec.compression import accepted, compress, decompress
 from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
-from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, retry_after_s, status_of
+from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, error_headers, status_of
+from app.logs import about
 from app.repository import Repository
 from app.results import Results
 from app.serving import Serving
@@ -44,6 +46,7 @@ class Target:
     name: str | None
     version: str | None
     oip: bool = False
+    path: str = "/predict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,9 @@ class InferenceService:
         self.compression_min_bytes = compression_min_bytes
         self.request_ids = RequestIds()
         self.tracing: Tracing | None = None
+        self.access: Access | None = None
+        self.access_log = False
+        self.cross_origin = False  # whether pages of other origins may ask
         self.unrouted: Counter[tuple[str, str]] = Counter()  # protocol and reason, of requests that met no model
         self._targets: dict[str, Target | None] = {"/predict": Target(None, None)}
         self.heads: dict[bytes, Head] = {}  # as they were sent
@@ -123,9 +129,9 @@ class InferenceService:
         except KeyError:
             target = None
             if match := _PLAIN.match(path):
-                target = Target(match[1], match[2])
+                target = Target(match[1], match[2], path=path)
             elif match := _OIP.match(path):
-                target = Target(match[1], match[2], oip=True)
+                target = Target(match[1], match[2], oip=True, path=path)
             if len(self._targets) < _MAX_TARGETS:
                 self._targets[path] = target
             return target
@@ -136,6 +142,17 @@ class InferenceService:
         if name is None:
             name = choose_default(self.repository.names(), self.default_model)
         return self.repository.get(name, target.version)
+
+    def admit(self, headers: Headers) -> None:
+        """Refuse an inference request by its head: for want of a key, or for a body that is too long.
+
+        Raises:
+            UnauthorizedError: its key is missing or not known.
+            BodyTooLargeError: see ``check_length``.
+        """
+        if self.access is not None:
+            self.access.check_predict(headers)
+        self.check_length(headers)
 
     def check_length(self, headers: Headers) -> None:
         """Refuse a body by its announced length, before a byte of it is read.
@@ -178,7 +195,7 @@ class InferenceService:
             exchange.fail(error)
             return exchange
         except Exception:  # a defect of ours: the caller learns no more than that
-            log.exception("decoding a request failed")
+            log.exception("decoding a request failed", extra=about(exchange.request_id))
             exchange.break_down()
             return exchange
         exchange.reply = decoded.reply
@@ -245,7 +262,7 @@ class Exchange:
             self.fail(failure)
             return
         except Exception:  # as above
-            log.exception("encoding an answer failed")
+            log.exception("encoding an answer failed", extra=about(self.request_id))
             self.break_down()
             return
         headers.append((b"x-request-id", self.request_id))
@@ -269,9 +286,7 @@ class Exchange:
         """Answer with an error and count it."""
         self._count(type(error).__name__)
         headers = [JSON_HEADER, (b"x-request-id", self.request_id)]
-        wait_s = retry_after_s(error)
-        if wait_s is not None:
-            headers.append((b"retry-after", b"%d" % wait_s))
+        headers += error_headers(error)
         if self.service.tracing is not None:
             headers.append(self.service.tracing.end(self, status_of(error), type(error).__name__))
         self._answer(status_of(error), headers, error_body(str(error)))

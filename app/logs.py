@@ -5,9 +5,36 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 log = logging.getLogger(__name__)
+requests = logging.getLogger("app.requests")
+request_id_of_task: ContextVar[str | None] = ContextVar("request_id_of_task", default=None)
+"""The request that the running task answers; what is logged meanwhile tells it."""
+
+
+class WithRequestId(logging.Filter):
+    """Adds the id of the request to what is logged while it is answered."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add it; every record passes."""
+        request_id = request_id_of_task.get()
+        if request_id is not None and "request_id" not in (fields := getattr(record, "fields", {})):
+            record.fields = {**fields, "request_id": request_id}
+        return True
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for a person, with the id of the request where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """The line for a record."""
+        request_id = getattr(record, "fields", {}).get("request_id")
+        return super().formatMessage(record) + (f" (request {request_id})" if request_id else "")
 
 
 class JsonFormatter(logging.Formatter):
@@ -42,7 +69,8 @@ def configure_logging(level: str, form: str) -> None:
     if form == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(ConsoleFormatter())
+    handler.addFilter(WithRequestId())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn.access").disabled = True
 
@@ -65,3 +93,33 @@ def log_settings(settings: Mapping[str, tuple[Any, str | None]], warnings: Itera
     log.info("settings: %s", ", ".join(said), extra={"fields": fields})
     for line in warnings:
         log.warning("%s", line)
+
+
+def about(request_id: bytes) -> dict[str, Any]:
+    """``extra`` of a record that tells of one request."""
+    return {"fields": {"request_id": request_id.decode("ascii", "replace")}}
+
+
+def log_request(
+    method: str, path: bytes, status: int, seconds: float, request_id: bytes, client: str | None = None
+) -> None:
+    """Tell of one request that was answered; never of what was in it, its query or its key.
+
+    Args:
+        method: as it was sent.
+        path: as it was sent, still encoded.
+        status: of the answer.
+        seconds: from the request's head to the answer's end.
+        request_id: of the answer.
+        client: address of the peer.
+    """
+    shown = path.partition(b"?")[0][:500].decode("ascii", "backslashreplace")
+    fields = {
+        "method": method,
+        "path": shown,
+        "status": status,
+        "duration_ms": round(1000 * seconds, 3),
+        "request_id": request_id.decode("ascii", "replace"),
+        "client": client,
+    }
+    requests.info("%s %s %d in %.1f ms", method, shown, status, 1000 * seconds, extra={"fields": fields})

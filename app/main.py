@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,8 +14,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import app
-from app.asgi import Message, Receive, Scope, Send, answer
-from app.errors import AppError, status_of
+from app.access import Access, describe_access, watch_keys
+from app.asgi import Receive, Scope, Send
+from app.errors import AppError
+from app.front import Front, error_response
 from app.inference import InferenceService
 from app.peers import Peers
 from app.repository import Repository
@@ -43,25 +46,22 @@ class Application(FastAPI):
         )
         self.state.panther = state
         self.service = state.service
+        self._front = Front(
+            super().__call__,
+            state.service,
+            origins=state.settings.origins(),
+            access_log=state.settings.access_log,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
-            return
-        if scope["method"] == "POST":
-            target = self.service.target(scope["path"])
-            if target is not None:
-                await answer(self.service, target, scope, receive, send)
-                return
-        request_id = self.service.request_ids.of(dict(scope["headers"]))
+        await self._front(scope, receive, send)
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-            await send(message)
-
-        await super().__call__(scope, receive, send_with_id)
+    def openapi(self) -> dict[str, Any]:
+        """The schema, with what it takes to be let in."""
+        if self.openapi_schema is None:
+            describe_access(super().openapi(), self.service.access)
+        return super().openapi()
 
 
 @asynccontextmanager
@@ -70,7 +70,9 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
     if state.peers is not None:
         await state.peers.start()
     running = asyncio.create_task(_run(state))
+    keys = asyncio.create_task(watch_keys(state.service))
     yield
+    keys.cancel()
     state.repository.end()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -123,6 +125,9 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     service = InferenceService(
         repository, settings.default_model, settings.max_body_bytes, settings.compression_min_bytes
     )
+    service.access = Access.of(settings)
+    service.access_log = settings.access_log
+    service.cross_origin = bool(settings.origins())
     if settings.tracing == "otlp":
         service.tracing = otlp_tracing()
     state = AppState(settings, loader, repository, service)
@@ -153,7 +158,7 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
 
 
 async def _app_error(_: Request, error: Exception) -> JSONResponse:
-    return _error(status_of(error) if isinstance(error, AppError) else 500, str(error))
+    return error_response(error) if isinstance(error, AppError) else _error(500, "internal error")
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -11,6 +11,7 @@ nothing waits in front of it: what is left to do for the request then happens wh
 import asyncio
 import contextlib
 import os
+import time
 from typing import Any
 
 import httptools
@@ -22,6 +23,7 @@ from app.bodies import BodyBuffers
 from app.codec.model_codec import HeaderList, Headers
 from app.errors import AppError, ModelUnavailableError
 from app.inference import HEAD_BYTES, Exchange, InferenceService, Target
+from app.logs import log_request
 
 # One for all connections: what is in it is taken out before the loop reads again.
 _BUFFER = bytearray(32 * 1024)
@@ -43,6 +45,7 @@ class InferenceCycle:
     """One inference request and its answer; to uvicorn it looks like a ``RequestResponseCycle``."""
 
     __slots__ = (
+        "began_s",
         "buffer",
         "chunks",
         "disconnected",
@@ -62,6 +65,7 @@ class InferenceCycle:
         self, service: InferenceService, target: Target, headers: Headers, query: bytes, *, keep_alive: bool
     ) -> None:
         self.service = service
+        self.began_s = time.perf_counter() if service.access_log else 0.0
         self.target = target
         self.headers = headers
         self.query = query
@@ -277,7 +281,7 @@ class InferenceProtocol(HttpToolsProtocol):
         service = self._service
         if service is not None and (previous is None or previous.response_complete):
             target = service.target(path.decode("latin-1")) if self.parser.get_method() == b"POST" else None
-            if target is not None:
+            if target is not None and not (service.cross_origin and self._comes_from_page()):
                 self._begin(service, target, query)
                 self._head = None
                 return
@@ -289,6 +293,10 @@ class InferenceProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._draining():
             self.cycle.keep_alive = False
+
+    def _comes_from_page(self) -> bool:
+        """Whether a browser asks for a page of some origin: the answer needs headers that the application adds."""
+        return any(name == b"origin" for name, _ in self.headers)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -330,7 +338,7 @@ class InferenceProtocol(HttpToolsProtocol):
         cycle = self._inference = InferenceCycle(service, target, dict(self.headers), query, keep_alive=keep_alive)
         self.cycle = cycle  # type: ignore[assignment]
         try:
-            service.check_length(cycle.headers)
+            service.admit(cycle.headers)
         except AppError as error:
             self._refuse(cycle, error)
             return
@@ -369,12 +377,20 @@ class InferenceProtocol(HttpToolsProtocol):
         tail = b"\r\n\r\n" if cycle.keep_alive else b"\r\nconnection: close\r\n\r\n"
         parts += (b"content-length: %d" % len(content), tail, content)
         self._write(b"".join(parts))
+        if cycle.service.access_log:
+            self._log(cycle, status, headers)
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
 
     def _draining(self) -> bool:
         return getattr(self.server_state, "draining", False)
+
+    def _log(self, cycle: InferenceCycle, status: int, headers: HeaderList) -> None:
+        path = cycle.target.path.encode("latin-1")
+        request_id = dict(headers).get(b"x-request-id", b"")
+        client = self.client[0] if self.client else None
+        log_request("POST", path, status, time.perf_counter() - cycle.began_s, request_id, client)
 
     def _write(self, data: bytes) -> None:
         """Write now, where nothing waits in front of it; the loop writes the rest, and sees to errors."""

@@ -18,6 +18,7 @@ __all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_vari
 
 ENV_PREFIX = "PANTHER_"
 MASK = "********"
+_ORIGIN = re.compile(r"https?://[^/?#\s,*]+\Z")
 
 
 class Settings(BaseSettings):
@@ -93,6 +94,23 @@ class Settings(BaseSettings):
         le=3600,
         description="how often the folder is looked at with model_control watch; a change counts once it is seen twice",
     )
+    predict_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys that may ask models, separated by commas, each plain or as sha256:HEX; a file is safer",
+    )
+    predict_keys_file: Path | None = Field(
+        default=None, description="file of such keys, one a line; read again when it changes"
+    )
+    control_keys: SecretStr | None = Field(
+        default=None, description="API keys that may, besides, load, unload and measure models; as predict_keys"
+    )
+    control_keys_file: Path | None = Field(default=None, description="file of such keys, one a line")
+    protect_metrics: bool = Field(default=False, description="ask for an API key for GET /metrics too")
+    cors_origins: str | None = Field(
+        default=None,
+        min_length=1,
+        description="origins whose pages may ask, separated by commas, such as https://a.example; * for all",
+    )
     max_batch_rows: int = Field(default=256, ge=1, description="most rows that are run together")
     inline_run_us: int = Field(
         default=2000,
@@ -124,6 +142,10 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field(default="console", description="form of a log line")
 
+    access_log: bool = Field(
+        default=False, description="log a line for each request: method, path, status and time, never what was in it"
+    )
+
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
@@ -150,6 +172,24 @@ class Settings(BaseSettings):
         if value != "all" and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", value):
             raise ValueError("must be all, or numbers of devices separated by commas")
         return value
+
+    @field_validator("predict_keys", "control_keys", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        # A file may have a list of them.
+        return ",".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "*").split(","):
+            if origin.strip() != "*" and not _ORIGIN.match(origin.strip()):
+                raise ValueError("must be *, or origins such as https://a.example:8443, without a path")
+        return value
+
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may ask; none where CORS is off."""
+        return tuple(part.strip() for part in self.cors_origins.split(",")) if self.cors_origins else ()
 
     def threads(self) -> int:
         """Threads of one onnxruntime session, always a definite number."""
