@@ -9,6 +9,7 @@ from starlette.responses import Response
 from app.codec.model_codec import HeaderList
 from app.errors import AppError
 from app.inference import Exchange, InferenceService, Target
+from app.intake import Intake
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -28,16 +29,20 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
             ended.set_result((status, fields, content))
 
     close = False
+    holding = Holding(service.intake)
     try:
-        body = await read_body(service, headers, receive)
-    except AppError as error:
-        close = True  # the rest of the body is not read
-        Exchange(service, headers, respond, oip=target.oip).fail(error)
-    else:
-        if body is None:
-            return
-        service.start(target, headers, scope["query_string"], body, respond)
-    status, fields, content = await ended
+        try:
+            body = await read_body(service, headers, receive, holding)
+        except AppError as error:
+            close = True  # the rest of the body is not read
+            Exchange(service, headers, respond, oip=target.oip).fail(error)
+        else:
+            if body is None:
+                return
+            service.start(target, headers, scope["query_string"], body, respond)
+        status, fields, content = await ended
+    finally:
+        holding.release()
     fields.append((b"content-length", b"%d" % len(content)))
     if close:
         fields.append((b"connection", b"close"))
@@ -45,12 +50,33 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
     await send({"type": "http.response.body", "body": content})
 
 
-async def read_body(service: InferenceService, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+class Holding:
+    """What one request has in hand; see ``Intake.hold``."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._held = 0
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        self._intake.hold(count)
+        self._held += count
+
+    def release(self) -> None:
+        """Nothing is in hand any more."""
+        self._intake.release(self._held)
+        self._held = 0
+
+
+async def read_body(
+    service: InferenceService, headers: dict[bytes, bytes], receive: Receive, holding: Holding
+) -> bytes | None:
     """The whole body; None when the client went away.
 
     Raises:
         UnauthorizedError: see ``InferenceService.admit``; nothing of it is read.
         BodyTooLargeError: it is over the limit; the rest of it is left unread.
+        OverloadedError: too much is in hand.
     """
     service.admit(headers)
     message = await receive()
@@ -60,7 +86,9 @@ async def read_body(service: InferenceService, headers: dict[bytes, bytes], rece
     if not message.get("more_body", False):
         if len(body) > service.max_body_bytes:
             raise service.too_large()
+        holding.add(len(body))
         return body
+    holding.add(len(body))
     chunks, size = [body], len(body)
     while message.get("more_body", False):
         message = await receive()
@@ -70,6 +98,7 @@ async def read_body(service: InferenceService, headers: dict[bytes, bytes], rece
         size += len(chunk)
         if size > service.max_body_bytes:
             raise service.too_large()
+        holding.add(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime as ort
 
-from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError
+from app.calls import Call, CallQueue
+from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError, OverloadedError
 from app.model import Model
 from app.results import Results
 from app.statistics import Statistics
@@ -17,49 +19,6 @@ from app.tensors import Array
 log = logging.getLogger(__name__)
 
 _LONG_WARM_UP_NS = 500_000_000
-Done = Callable[["Call", Results | None, AppError | None], None]
-
-
-class Call:
-    """One request on its way through the model.
-
-    Attributes:
-        feeds: input name to array.
-        output_names: outputs to compute, in order.
-        rows: rows of the batch dimension; 1 for a model that is not batched.
-        key: only calls of the same key may run together.
-        done: called once, in the event loop, with the results or the error.
-        priority: 1 is the highest; 0 has none and comes last.
-        deadline_ns: on ``time.perf_counter_ns``; 0 for none.
-    """
-
-    __slots__ = (
-        "cancelled", "deadline_ns", "done", "feeds", "infer_ns", "input_ns", "key", "output_names", "priority",
-        "queue_ns", "queued_ns", "rows", "start", "stop", "timer",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        feeds: dict[str, Array],
-        output_names: tuple[str, ...],
-        rows: int,
-        key: Hashable,
-        done: Done,
-        priority: int = 0,
-        deadline_ns: int = 0,
-    ) -> None:
-        self.feeds = feeds
-        self.output_names = output_names
-        self.rows = rows
-        self.key = key
-        self.done = done
-        self.priority = priority
-        self.deadline_ns = deadline_ns
-        self.timer: asyncio.TimerHandle | None = None
-        self.cancelled = False
-        self.start = 0
-        self.stop = rows
-        self.queued_ns = self.queue_ns = self.input_ns = self.infer_ns = 0
 
 
 class Batcher:
@@ -73,37 +32,60 @@ class Batcher:
         model: the model to run.
         max_rows: most rows in one run; a call with more is run in pieces.
         inline_ns: a run expected to take no longer than this happens in the event loop.
+        together: whether calls may share a run; if not, each has its own.
+        delay_ns: how long the first call of a batch may wait for others.
+        max_queue_rows: rows that may wait; 0 for no bound.
+        max_queue_bytes: bytes of tensors that may wait; 0 for no bound.
     """
 
-    def __init__(self, model: Model, max_rows: int, inline_ns: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_rows: int,
+        inline_ns: int,
+        *,
+        together: bool = True,
+        delay_ns: int = 0,
+        max_queue_rows: int = 0,
+        max_queue_bytes: int = 0,
+    ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.inline_ns = inline_ns
+        self.together = together and model.batched
+        self.delay_ns = delay_ns if self.together else 0
         self.statistics = Statistics()
-        self._pending: list[Call] = []
+        self._queue = CallQueue(max_queue_rows, max_queue_bytes)
         self._scheduled = False
         self._running = False
         self._closed = False
         self._timed = False  # whether a pending call has a deadline
-        self._urgent = False  # whether a pending call has a priority
         self._alone = False  # whether the last turn of the loop had but one call
-        self._run_began_ns = 0
+        self._run_began_ns = 0  # of the owner thread
+        self._delayed: asyncio.TimerHandle | None = None
+        self._current: list[Call] = []  # what the owner thread runs
+        self._options = ort.RunOptions()  # of that run
         self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
         self._thread: ThreadPoolExecutor | None = None
 
     @property
     def depth(self) -> int:
         """Calls that wait."""
-        return len(self._pending)
+        return len(self._queue)
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows that wait."""
+        return self._queue.rows
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._pending and not self._running
+        return not self._queue and not self._running
 
     @property
     def running_s(self) -> float:
-        """Seconds since the run that is under way began; 0 where none is."""
+        """Seconds since the run began that the owner thread is at; 0 where it is at none."""
         began_ns = self._run_began_ns
         return (time.perf_counter_ns() - began_ns) / 1e9 if began_ns else 0.0
 
@@ -130,12 +112,14 @@ class Batcher:
             call.done(call, None, ModelUnavailableError(f"model {self.model.name!r} is being unloaded"))
             return
         call.queued_ns = time.perf_counter_ns()
-        if self._alone and not (self._scheduled or self._running or self._pending) and not call.deadline_ns:
+        if self._alone and not (self._scheduled or self._running or self._queue) and not call.deadline_ns:
             self._run_at_once(call)
             return
-        self._pending.append(call)
-        if call.priority:
-            self._urgent = True
+        call.nbytes = sum([array.nbytes for array in call.feeds.values()])
+        if self._running and (rule := self._queue.full(call)) is not None:
+            call.done(call, None, self._overloaded(rule))
+            return
+        self._queue.append(call)
         if call.deadline_ns:
             self._timed = True
             wait_s = max(0.0, (call.deadline_ns - call.queued_ns) / 1e9)
@@ -143,10 +127,12 @@ class Batcher:
         self._schedule()
 
     def cancel(self, call: Call) -> None:
-        """Drop a call whose caller has gone; it costs no model time unless it runs already."""
+        """Drop a call whose caller has gone: it costs no model time, or no more where nobody else waits for the run."""
         call.cancelled = True
-        if call in self._pending:
-            self._pending.remove(call)
+        if call in self._queue:
+            self._queue.remove(call)
+        elif self._current and all(other.cancelled for other in self._current):
+            self._options.terminate = True
 
     def close(self) -> None:
         """Take no new calls; what waits is still run."""
@@ -154,16 +140,34 @@ class Batcher:
         if self._thread is not None and not self._running:
             self._thread.shutdown(wait=False)
 
+    def _overloaded(self, rule: str) -> OverloadedError:
+        wait_ns = self._expected_ns(self.max_rows) * self._queue.rows / self.max_rows
+        wait_s = min(60, max(1, math.ceil(wait_ns / 1e9))) if math.isfinite(wait_ns) else 1
+        return OverloadedError(f"model {self.model.name!r} has too much to do: {rule}", wait_s)
+
     def _schedule(self) -> None:
-        if not self._scheduled and not self._running and self._pending:
+        if self._scheduled or self._running or not self._queue:
+            return
+        if self.delay_ns and self._queue.rows < self.max_rows and not self._closed:
+            if self._delayed is None:
+                wait_ns = next(iter(self._queue)).queued_ns + self.delay_ns - time.perf_counter_ns()
+                self._delayed = asyncio.get_running_loop().call_later(max(0.0, wait_ns / 1e9), self._waited)
+            return
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _waited(self) -> None:
+        """The first call has waited for others for as long as it may."""
+        self._delayed = None
+        if self._queue and not self._scheduled and not self._running:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._turn()
 
     def _run_at_once(self, call: Call) -> None:
         """Run a call that has probably come alone; what yet comes in this turn of the loop is the next batch."""
         if self._expected_ns(call.rows) > self.inline_ns:
             self._alone = False
-            self._pending.append(call)
+            self._queue.append(call)
             self._schedule()
             return
         self._scheduled = True
@@ -173,56 +177,43 @@ class Batcher:
 
     def _turn(self) -> None:
         self._scheduled = False
-        if not self._pending:
+        if self._delayed is not None:
+            self._delayed.cancel()
+            self._delayed = None
+        if not self._queue:
             return
         if self._timed:
             self._drop_late()
-        if self._running or not self._pending:
+        if self._running or not self._queue:
             return
-        batch, rows = self._take()
+        batch, rows = self._queue.take(self.max_rows if self.together else 1)
         if self._expected_ns(rows) <= self.inline_ns:
-            self._alone = not self._alone and len(batch) == 1 and not self._pending
+            self._alone = not self._alone and len(batch) == 1 and not self._queue and not self.delay_ns
             self._finish(batch, self._execute(batch, rows))
         else:
             self._alone = False
             self._running = True
+            self._current = batch
+            self._options = ort.RunOptions()
+            self._run_began_ns = time.perf_counter_ns()
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{self.model.name}")
             loop = asyncio.get_running_loop()
-            future = self._thread.submit(self._execute, batch, rows)
+            future = self._thread.submit(self._execute, batch, rows, self._options)
             future.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._ran, batch, ended))
             return
         self._schedule()
 
     def _ran(self, batch: list[Call], ended: "Future[list[_Outcome]]") -> None:
         self._running = False
+        self._current = []
+        self._run_began_ns = 0
         self._finish(batch, ended.result())
         self._schedule()
         if self._closed and self.idle and self._thread is not None:
             self._thread.shutdown(wait=False)
 
-    def _take(self) -> tuple[list[Call], int]:
-        """The next batch: the first call, and all of the same key that fit beside it."""
-        pending = self._pending
-        if self._urgent:
-            pending.sort(key=lambda call: call.priority or 1 << 62)  # stable: first come, first served within each
-        key = pending[0].key
-        batch: list[Call] = []
-        left: list[Call] = []
-        rows = 0
-        limit = self.max_rows if self.model.batched else 1
-        for call in pending:
-            if call.key == key and (not batch or rows + call.rows <= limit):
-                batch.append(call)
-                rows += call.rows
-            else:
-                left.append(call)
-        self._pending = left
-        if self._urgent:
-            self._urgent = any(call.priority for call in left)
-        return batch, rows
-
-    def _execute(self, batch: list[Call], rows: int) -> "list[_Outcome]":
+    def _execute(self, batch: list[Call], rows: int, options: ort.RunOptions | None = None) -> "list[_Outcome]":
         """Run a batch, in the loop or on the owner thread; one outcome for each call."""
         began = time.perf_counter_ns()
         start = 0
@@ -237,13 +228,13 @@ class Batcher:
             else:
                 feeds = {name: np.concatenate([call.feeds[name] for call in batch]) for name in first.feeds}
             ready = time.perf_counter_ns()
-            results = Results(self.model, first.output_names, self._run(feeds, first.output_names, rows))
+            results = Results(self.model, first.output_names, self._run(feeds, first.output_names, rows, options))
             ended = time.perf_counter_ns()
         except InferenceFailedError as error:
-            if len(batch) == 1:
-                return [error]
+            if len(batch) == 1 or (options is not None and options.terminate):
+                return [error] * len(batch)
             # One of them poisoned the run: each by itself, so that it fails alone.
-            return [outcome for call in batch for outcome in self._execute([call], call.rows)]
+            return [outcome for call in batch for outcome in self._execute([call], call.rows, options)]
         except Exception as error:  # a defect of ours must not leave callers waiting for ever
             log.exception("a batch of model %s failed", self.model.name)
             failure = InferenceFailedError(f"model {self.model.name!r} failed")
@@ -256,18 +247,15 @@ class Batcher:
         self.statistics.executed(rows, ready - began, ended - ready)
         return [results] * len(batch)
 
-    def _run(self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int) -> list[Array]:
-        self._run_began_ns = time.perf_counter_ns()
-        try:
-            return self._run_pieces(feeds, output_names, rows)
-        finally:
-            self._run_began_ns = 0
-
-    def _run_pieces(self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int) -> list[Array]:
+    def _run(
+        self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
+    ) -> list[Array]:
         if rows <= self.max_rows or not self.model.batched:
-            return self.model.run(feeds, output_names)
+            return self.model.run(feeds, output_names, options)
         pieces = [
-            self.model.run({name: array[at : at + self.max_rows] for name, array in feeds.items()}, output_names)
+            self.model.run(
+                {name: array[at : at + self.max_rows] for name, array in feeds.items()}, output_names, options
+            )
             for at in range(0, rows, self.max_rows)
         ]
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
@@ -285,14 +273,14 @@ class Batcher:
 
     def _drop_late(self) -> None:
         now = time.perf_counter_ns()
-        for call in [item for item in self._pending if item.deadline_ns]:
+        for call in [item for item in self._queue if item.deadline_ns]:
             if call.deadline_ns <= now:
                 self._expire(call)
-        self._timed = any(call.deadline_ns for call in self._pending)
+        self._timed = any(call.deadline_ns for call in self._queue)
 
     def _expire(self, call: Call) -> None:
-        if call in self._pending:
-            self._pending.remove(call)
+        if call in self._queue:
+            self._queue.remove(call)
             if call.timer is not None:
                 call.timer.cancel()
             waited_us = (time.perf_counter_ns() - call.queued_ns) // 1000

@@ -25,6 +25,18 @@ class ModelUnavailableError(AppError):
     """The model is known but can't serve now."""
 
 
+class OverloadedError(AppError):
+    """More requests wait than may.
+
+    Attributes:
+        wait_s: after how many seconds the queue should have room again.
+    """
+
+    def __init__(self, message: str, wait_s: int = 1) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
 class ControlForbiddenError(AppError):
     """Loading and unloading models is switched off."""
 
@@ -77,6 +89,7 @@ STATUS: dict[type[AppError], int] = {
     InferenceFailedError: 500,
     LoadError: 500,
     ModelUnavailableError: 503,
+    OverloadedError: 503,
     DeviceError: 503,
     DeadlineExceededError: 504,
 }
@@ -89,6 +102,8 @@ def status_of(error: AppError) -> int:
 
 def retry_after_s(error: AppError) -> int | None:
     """Seconds after which trying again makes sense, or None where it never does."""
+    if isinstance(error, OverloadedError):
+        return error.wait_s
     return 1 if isinstance(error, ModelUnavailableError) else None
 
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import orjson
 
 from app.access import Access
-from app.batcher import Call
+from app.calls import Call
 from app.codec import Body
 from app.codec.compression import accepted, compress, decompress
 from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
 from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, error_headers, status_of
+from app.intake import Intake
 from app.logs import about
 from app.repository import Repository
 from app.results import Results
@@ -104,15 +105,22 @@ class InferenceService:
         default_model: the model of ``POST /predict``, or None.
         max_body_bytes: limit of a body, as sent and when decompressed.
         compression_min_bytes: answers shorter than this are never compressed.
+        max_queue_bytes: of the bodies in hand, from their arrival to the answer.
     """
 
     def __init__(
-        self, repository: Repository, default_model: str | None, max_body_bytes: int, compression_min_bytes: int
+        self,
+        repository: Repository,
+        default_model: str | None,
+        max_body_bytes: int,
+        compression_min_bytes: int,
+        max_queue_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         self.repository = repository
         self.default_model = default_model
         self.max_body_bytes = max_body_bytes
         self.compression_min_bytes = compression_min_bytes
+        self.intake = Intake(max_queue_bytes)
         self.request_ids = RequestIds()
         self.tracing: Tracing | None = None
         self.access: Access | None = None

@@ -123,7 +123,11 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     loader = Loader(settings, claim_slot(peers_folder, settings.workers) if peers_folder is not None else 0)
     repository = Repository(settings.model_dir, settings.version_policy, loader)
     service = InferenceService(
-        repository, settings.default_model, settings.max_body_bytes, settings.compression_min_bytes
+        repository,
+        settings.default_model,
+        settings.max_body_bytes,
+        settings.compression_min_bytes,
+        settings.max_queue_bytes,
     )
     service.access = Access.of(settings)
     service.access_log = settings.access_log

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import time
+from functools import partial
 from typing import Any
 
 import httptools
@@ -29,6 +30,7 @@ from app.logs import log_request
 _BUFFER = bytearray(32 * 1024)
 _SCRATCH = memoryview(_BUFFER)
 _BODIES = BodyBuffers()
+_CLAIM_BYTES = 1024 * 1024  # of a longer body no more is believed than twice what has come
 
 
 class _NoEvent:
@@ -51,6 +53,7 @@ class InferenceCycle:
         "disconnected",
         "exchange",
         "headers",
+        "held",
         "keep_alive",
         "query",
         "response_complete",
@@ -73,9 +76,20 @@ class InferenceCycle:
         self.chunks: list[bytes] = []
         self.buffer: bytearray | None = None  # the body of a long request, to be used again
         self.size = 0
+        self.held = 0  # bytes that the intake counts for this request
         self.exchange: Exchange | None = None
         self.disconnected = False
         self.response_complete = False
+
+    def hold(self, count: int) -> None:
+        """Take bytes of the body in hand; see ``Intake.hold``."""
+        self.service.intake.hold(count - self.held)
+        self.held = count
+
+    def release(self) -> None:
+        """The body is not needed any more."""
+        self.service.intake.release(self.held)
+        self.held = 0
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -120,6 +134,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self._fd = -1
         self._idle_since: float | None = None
         self._body = bytearray()
+        self._length = 0  # of the whole body
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -144,6 +159,8 @@ class InferenceProtocol(HttpToolsProtocol):
             self._receive_directly()
         elif nbytes < len(rest):
             self._rest = rest[nbytes:]
+        elif self._inference is not None and len(self._body) < self._length:
+            self._grow(self._inference)
         else:
             self._received_directly()
 
@@ -165,10 +182,10 @@ class InferenceProtocol(HttpToolsProtocol):
         cycle = InferenceCycle(service, known.target, known.headers, known.query, keep_alive=True)
         self.cycle = cycle  # type: ignore[assignment]
         if size == known.length:
-            self._start(cycle, bytes(_SCRATCH[end:nbytes]))
+            self._take(cycle, bytes(_SCRATCH[end:nbytes]))
         else:
             self._inference = cycle
-            self._receive_rest(known.length, _SCRATCH[end:nbytes])
+            self._receive_rest(cycle, known.length, _SCRATCH[end:nbytes])
         return True
 
     def _receive_directly(self) -> None:
@@ -179,11 +196,32 @@ class InferenceProtocol(HttpToolsProtocol):
         length = int(cycle.headers.get(b"content-length", b"0"))
         if length <= cycle.size:
             return
-        self._receive_rest(length, b"".join(cycle.chunks))
-        cycle.chunks = []
+        self._receive_rest(cycle, length, b"".join(cycle.chunks))
 
-    def _receive_rest(self, length: int, begun: bytes | memoryview) -> None:
-        self._body = _BODIES.take(length)
+    def _receive_rest(self, cycle: InferenceCycle, length: int, begun: bytes | memoryview) -> None:
+        cycle.chunks = []
+        self._length = length
+        room = min(length, _CLAIM_BYTES)
+        try:
+            cycle.hold(room)
+        except AppError as error:
+            self._refuse(cycle, error)
+            return
+        self._body = _BODIES.take(room)
+        self._body[: len(begun)] = begun
+        self._rest = memoryview(self._body)[len(begun) :]
+
+    def _grow(self, cycle: InferenceCycle) -> None:
+        """Make room for more of a long body."""
+        begun, self._body, self._rest = self._body, bytearray(), None
+        room = min(self._length, 2 * len(begun))
+        try:
+            cycle.hold(room)
+        except AppError as error:
+            self._refuse(cycle, error)
+            return
+        # The loop still has a hand on the old one, which can't be made longer therefore.
+        self._body = bytearray(room)
         self._body[: len(begun)] = begun
         self._rest = memoryview(self._body)[len(begun) :]
 
@@ -202,8 +240,10 @@ class InferenceProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went away: what it waits for need not be run."""
         cycle: Any = self.cycle
-        if type(cycle) is InferenceCycle and not cycle.response_complete and cycle.exchange is not None:
-            cycle.exchange.cancel()
+        if type(cycle) is InferenceCycle and not cycle.response_complete:
+            cycle.release()
+            if cycle.exchange is not None:
+                cycle.exchange.cancel()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -305,8 +345,12 @@ class InferenceProtocol(HttpToolsProtocol):
             super().on_body(body)
             return
         cycle.size += len(body)
-        if cycle.size > cycle.service.max_body_bytes:
-            self._refuse(cycle, cycle.service.too_large())
+        try:
+            if cycle.size > cycle.service.max_body_bytes:
+                raise cycle.service.too_large()
+            cycle.hold(cycle.size)
+        except AppError as error:
+            self._refuse(cycle, error)
             return
         cycle.chunks.append(body)
 
@@ -323,8 +367,26 @@ class InferenceProtocol(HttpToolsProtocol):
         self._inference = None
         self._start(cycle, chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
+    def _take(self, cycle: InferenceCycle, body: bytes) -> None:
+        """The request came in one piece."""
+        try:
+            cycle.hold(len(body))
+        except AppError as error:
+            self._fail(cycle, error)
+            return
+        self._start(cycle, body)
+
     def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         cycle.chunks = []
+        intake = cycle.service.intake
+        if not intake.may_start():
+            intake.later(partial(self._start_now, cycle, body))
+            return
+        self._start_now(cycle, body)
+
+    def _start_now(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
+        if cycle.disconnected:
+            return
 
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
@@ -354,7 +416,9 @@ class InferenceProtocol(HttpToolsProtocol):
             return
         cycle.keep_alive = False
         cycle.chunks = []
+        self._fail(cycle, error)
 
+    def _fail(self, cycle: InferenceCycle, error: AppError) -> None:
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
 
@@ -367,6 +431,7 @@ class InferenceProtocol(HttpToolsProtocol):
         cycle.response_complete = True
         if self._draining():
             cycle.keep_alive = False
+        cycle.release()
         if cycle.buffer is not None:
             # The model has run on it, or never will.
             _BODIES.give_back(cycle.buffer)

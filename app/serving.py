@@ -72,7 +72,15 @@ class Loader:
             log.warning("model %s version %s runs on the CPU, because %s", name, version, model.device_reason)
         max_rows = own.max_batch_rows or self.settings.max_batch_rows
         model.prepare(max_rows)
-        batcher = Batcher(model, max_rows, 1000 * self.settings.inline_run_us)
+        batcher = Batcher(
+            model,
+            max_rows,
+            1000 * self.settings.inline_run_us,
+            together=own.batching,
+            delay_ns=1000 * own.batch_delay_us,
+            max_queue_rows=self.settings.max_queue_rows,
+            max_queue_bytes=self.settings.max_queue_bytes,
+        )
         batcher.warm_up()
         return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()), own)
 

@@ -112,6 +112,15 @@ class Settings(BaseSettings):
         description="origins whose pages may ask, separated by commas, such as https://a.example; * for all",
     )
     max_batch_rows: int = Field(default=256, ge=1, description="most rows that are run together")
+    max_queue_rows: int = Field(
+        default=8192, ge=1, description="most rows that may wait for one model; beyond them requests get 503 at once"
+    )
+    max_queue_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024,
+        description="most bytes of requests in hand in each worker, and of tensors that wait for one model; "
+        "beyond them requests get 503 at once",
+    )
     inline_run_us: int = Field(
         default=2000,
         ge=0,

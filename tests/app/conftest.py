@@ -135,6 +135,41 @@ def put(root: Path, model: onnx.ModelProto, name: str, version: str = "1", card:
     return folder / "model.onnx"
 
 
+def slow_graph() -> onnx.ModelProto:
+    """A loop of matrix products that takes long enough to queue behind."""
+    n = helper.make_tensor("n", TensorProto.INT64, [], [60])
+    keep = helper.make_tensor("keep", TensorProto.BOOL, [], [True])
+    inner = helper.make_graph(
+        [
+            helper.make_node("Identity", ["c"], ["c_out"]),
+            helper.make_node("MatMul", ["v", "v"], ["w"]),
+            helper.make_node("Tanh", ["w"], ["v_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, ["batch", 256, 256]),
+        ],
+        [
+            helper.make_tensor_value_info("c_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_out", TensorProto.FLOAT, ["batch", 256, 256]),
+        ],
+    )
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 1, 1])
+    tile = helper.make_tensor("tile", TensorProto.INT64, [3], [1, 256, 256])
+    row = helper.make_tensor("row", TensorProto.INT64, [2], [1, 2])
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Tile", ["r", "tile"], ["t"]),
+        helper.make_node("Loop", ["n", "keep", "t"], ["z"], body=inner),
+        helper.make_node("ReduceMean", ["z", "row"], ["y"], keepdims=0),
+    ]
+    return onnx_model(
+        nodes, [("x", TensorProto.FLOAT, ["batch"])], [("y", TensorProto.FLOAT, ["batch"])], [n, keep, shape, tile, row]
+    )
+
+
 @contextmanager
 def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
     """A real server in a thread, and a client of it; models load beside the event loop, so wait for the end of that."""
@@ -167,6 +202,7 @@ def build() -> Any:
         card = staticmethod(sketched_card)
         put = staticmethod(put)
         onnx_model = staticmethod(onnx_model)
+        slow_graph = staticmethod(slow_graph)
         running = staticmethod(running)
         schema = SCHEMA
         root = ROOT

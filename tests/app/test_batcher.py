@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import Batcher, Call
+from app.batcher import Batcher
+from app.calls import Call
 from app.errors import DeadlineExceededError, InferenceFailedError, ModelUnavailableError
 from app.tensors import TensorSpec
 
@@ -24,7 +25,7 @@ class Doubler:
         self.labelled = None
         self.runs = []
 
-    def run(self, feeds, output_names):
+    def run(self, feeds, output_names, options=None):
         x = feeds["x"]
         self.runs.append((len(x), output_names))
         if (x == 666).any():

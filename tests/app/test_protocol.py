@@ -11,7 +11,6 @@ import time
 import httpx
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
 from app.bodies import BodyBuffers
 from app.main import create_app
@@ -296,43 +295,8 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not(serve, tiny):
         assert busy.answer()[0] == 200
 
 
-def slow_model(build):
-    """A loop of matrix products that takes long enough to queue behind."""
-    n = helper.make_tensor("n", TensorProto.INT64, [], [60])
-    keep = helper.make_tensor("keep", TensorProto.BOOL, [], [True])
-    inner = helper.make_graph(
-        [
-            helper.make_node("Identity", ["c"], ["c_out"]),
-            helper.make_node("MatMul", ["v", "v"], ["w"]),
-            helper.make_node("Tanh", ["w"], ["v_out"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v", TensorProto.FLOAT, ["batch", 256, 256]),
-        ],
-        [
-            helper.make_tensor_value_info("c_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v_out", TensorProto.FLOAT, ["batch", 256, 256]),
-        ],
-    )
-    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 1, 1])
-    tile = helper.make_tensor("tile", TensorProto.INT64, [3], [1, 256, 256])
-    row = helper.make_tensor("row", TensorProto.INT64, [2], [1, 2])
-    nodes = [
-        helper.make_node("Reshape", ["x", "shape"], ["r"]),
-        helper.make_node("Tile", ["r", "tile"], ["t"]),
-        helper.make_node("Loop", ["n", "keep", "t"], ["z"], body=inner),
-        helper.make_node("ReduceMean", ["z", "row"], ["y"], keepdims=0),
-    ]
-    return build.onnx_model(
-        nodes, [("x", TensorProto.FLOAT, ["batch"])], [("y", TensorProto.FLOAT, ["batch"])], [n, keep, shape, tile, row]
-    )
-
-
 def test_a_long_run_leaves_the_loop_free_and_a_client_that_goes_costs_no_model_time(serve, build):
-    client = serve(slow_model(build), num_threads=1, max_batch_rows=8)
+    client = serve(build.slow_graph(), num_threads=1, max_batch_rows=8)
     body = json.dumps({"inputs": [0.5] * 8}).encode()
     before = client.get("/stats").json()["models"][0]["live"]["executions"]
     with Wire(client) as first, Wire(client) as second:
