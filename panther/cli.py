@@ -239,13 +239,26 @@ def predict(
         Path | None, typer.Option(help="Write the outputs there: .npz, or .npy where there is one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PANTHER_API_KEY", help="Where the server asks for one.", show_default=False)
+    ] = None,
 ) -> None:
     """Ask a server for predictions on rows of a file."""
     _require("httpx", extra="client")
     from panther_client.command import CommandError, run
 
     try:
-        run(url, rows, model=model, version=version, top_k=top_k, output=output, as_json=as_json, console=Console())
+        run(
+            url,
+            rows,
+            model=model,
+            version=version,
+            top_k=top_k,
+            output=output,
+            as_json=as_json,
+            api_key=api_key or None,
+            console=Console(),
+        )
     except CommandError as error:
         _fail(str(error))
 

@@ -10,6 +10,7 @@
 
 from panther_client.client import AsyncClient, Client, Retries
 from panther_client.errors import (
+    AccessDeniedError,
     ClientError,
     ConnectionFailedError,
     DeadlineExceededError,
@@ -22,6 +23,7 @@ from panther_client.wire import InferResult, Prediction, PredictResult
 
 __version__ = "0.1.0"
 __all__ = [
+    "AccessDeniedError",
     "AsyncClient",
     "Client",
     "ClientError",

@@ -102,7 +102,12 @@ def _failure(error: httpx.HTTPError, url: httpx.URL) -> ClientError:
 class _Common:
     """What both clients know."""
 
-    def __init__(self, retries: Retries | None) -> None:
+    def __init__(self, retries: Retries | None, api_key: str | None) -> None:
+        if api_key is not None and (
+            not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key
+        ):
+            raise InvalidRequestError("api_key must be of visible ASCII characters without spaces")
+        self._key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._retries = retries if retries is not None else Retries()
         self._metadata: dict[tuple[str, str | None], Any] = {}
 
@@ -114,7 +119,8 @@ class Client(_Common):
         url: where the server is, such as ``http://127.0.0.1:8000``.
         timeout_s: longest wait for any answer.
         retries: what to do where the server is overloaded; ``Retries(0)`` never tries again.
-        headers: sent with every request, for an API key, say.
+        headers: sent with every request.
+        api_key: sent with every request as ``Authorization: Bearer``; also with a client of your own.
         http: a client of httpx to use instead of one of its own; it is not closed.
     """
 
@@ -125,9 +131,10 @@ class Client(_Common):
         timeout_s: float = 60.0,
         retries: Retries | None = None,
         headers: dict[str, str] | None = None,
+        api_key: str | None = None,
         http: httpx.Client | None = None,
     ) -> None:
-        super().__init__(retries)
+        super().__init__(retries, api_key)
         self._own = http is None
         self._http = http if http is not None else httpx.Client(base_url=url, timeout=timeout_s, headers=headers)
 
@@ -147,7 +154,9 @@ class Client(_Common):
         while True:
             response: httpx.Response | None = None
             try:
-                response = self._http.request(call.method, call.path, headers=call.headers, content=call.content)
+                response = self._http.request(
+                    call.method, call.path, headers=self._key | (call.headers or {}), content=call.content
+                )
             except httpx.ConnectError as error:
                 failure = _failure(error, self._http.base_url)
             except httpx.HTTPError as error:
@@ -260,9 +269,10 @@ class AsyncClient(_Common):
         timeout_s: float = 60.0,
         retries: Retries | None = None,
         headers: dict[str, str] | None = None,
+        api_key: str | None = None,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        super().__init__(retries)
+        super().__init__(retries, api_key)
         self._own = http is None
         self._http = http if http is not None else httpx.AsyncClient(base_url=url, timeout=timeout_s, headers=headers)
 
@@ -284,7 +294,9 @@ class AsyncClient(_Common):
         while True:
             response: httpx.Response | None = None
             try:
-                response = await self._http.request(call.method, call.path, headers=call.headers, content=call.content)
+                response = await self._http.request(
+                    call.method, call.path, headers=self._key | (call.headers or {}), content=call.content
+                )
             except httpx.ConnectError as error:
                 failure = _failure(error, self._http.base_url)
             except httpx.HTTPError as error:

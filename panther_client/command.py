@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panther_client.client import Client
-from panther_client.errors import ClientError
+from panther_client.errors import AccessDeniedError, ClientError
 from panther_client.wire import PredictResult
 
 _SHOWN_ROWS = 20
@@ -29,6 +29,7 @@ def run(
     top_k: int | None,
     output: Path | None,
     as_json: bool,
+    api_key: str | None = None,
     console: Console,
 ) -> None:
     """Ask and show.
@@ -45,8 +46,11 @@ def run(
     if not url.startswith(("http://", "https://")):
         raise CommandError(f"URL ({url}) must begin with http:// or https://")
     try:
-        with Client(url) as client:
+        with Client(url, api_key=api_key) as client:
             result = client.predict(array, model=model, version=version, top_k=top_k)
+    except AccessDeniedError as error:
+        hint = "" if api_key else "; give it by --api-key or PANTHER_API_KEY"
+        raise CommandError(f"{error}{hint}") from None
     except ClientError as error:
         raise CommandError(str(error)) from None
     if output is not None:

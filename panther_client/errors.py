@@ -23,6 +23,10 @@ class NotFoundError(ClientError):
     """Unknown model, version or path (404)."""
 
 
+class AccessDeniedError(ClientError):
+    """An API key is needed, is not known (401), or is not for this (403)."""
+
+
 class OverloadedError(ClientError):
     """The server can't answer now (429, 503), and did not within the retries."""
 
@@ -40,6 +44,8 @@ class ConnectionFailedError(ClientError):
 
 
 _EXACT: dict[int, type[ClientError]] = {
+    401: AccessDeniedError,
+    403: AccessDeniedError,
     404: NotFoundError,
     429: OverloadedError,
     503: OverloadedError,

@@ -9,9 +9,35 @@ export class ApiError extends Error {
 }
 
 const TIMEOUT_MS = 120_000;
+const KEY = "panther-api-key";
+
+let key = null;
+let denied = () => {};
+try {
+  key = sessionStorage.getItem(KEY);
+} catch {
+  // No storage: the key lasts as long as the page.
+}
+
+/** Send this API key with every request, in this tab and for as long as it is open. */
+export function useKey(value) {
+  key = value;
+  try {
+    sessionStorage.setItem(KEY, value);
+  } catch {
+    // As above.
+  }
+}
+
+/** Call this where the server asks for a key, or for another: with whether one was sent. */
+export function onDenied(listener) {
+  denied = listener;
+}
 
 async function call(path, options = {}, timeoutMs = TIMEOUT_MS) {
-  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(timeoutMs), ...options });
+  const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(timeoutMs), ...options, headers });
+  if (answer.status === 401 || (answer.status === 403 && key)) denied(Boolean(key));
   const text = await answer.text();
   let document = null;
   try {

@@ -8,7 +8,7 @@ import { Series } from "./series.js";
 
 const EVERY_MS = 2000;
 
-const page = Object.fromEntries(["state", "server", "alert", "models"].map((id) => [id, document.getElementById(id)]));
+const page = Object.fromEntries(["state", "server", "alert", "key", "models"].map((id) => [id, document.getElementById(id)]));
 const views = new Map();
 const series = new Map();
 let summaries = new Map();
@@ -82,6 +82,11 @@ async function readOnce() {
     showServer(document.server);
     showModels(document);
   } catch (error) {
+    if (error instanceof api.ApiError && error.status === 401) {
+      pill("key needed", "warn");
+      warn(`The server says: ${error.message}`);
+      return;
+    }
     pill("not reachable", "bad");
     warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again every two seconds.");
   }
@@ -96,5 +101,15 @@ async function read() {
   if (!document.hidden) timer = setTimeout(read, EVERY_MS);
 }
 
+api.onDenied(() => (page.key.hidden = false));
+page.key.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const field = page.key.querySelector("input");
+  api.useKey(field.value.trim());
+  field.value = "";
+  await reading; // one that was asked without it
+  page.key.hidden = true;
+  read();
+});
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : read()));
 read();

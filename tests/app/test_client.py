@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from panther_client import (
+    AccessDeniedError,
     AsyncClient,
     Client,
     ConnectionFailedError,
@@ -72,7 +73,7 @@ def test_errors_have_types_and_the_servers_own_words(own):
         own.infer("tiny", X * np.nan, binary=False)
     with pytest.raises(DeadlineExceededError, match="longer than its timeout"):
         own.infer("tiny", X, timeout_us=1)
-    with pytest.raises(InvalidRequestError, match="set PANTHER_MODEL_CONTROL=explicit"):
+    with pytest.raises(AccessDeniedError, match="set PANTHER_MODEL_CONTROL=explicit"):
         own.load("tiny")
     with pytest.raises(InvalidRequestError, match="a version needs the name of its model"):
         own.predict(X, version=1)
@@ -190,6 +191,49 @@ import panther_client
     assert ended.returncode == 0, ended.stderr
 
 
+KEY = "predict-key-0123456789"
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_dir, build):
+    with build.running(tiny_dir, predict_keys=KEY, model_control="explicit") as client:
+        yield str(client.base_url)
+
+
+def test_a_key_goes_with_every_request(guarded, tiny):
+    with Client(guarded, api_key=KEY) as client:
+        np.testing.assert_allclose(client.infer("tiny", X)["logits"], tiny.logits(X), rtol=1e-3, atol=1e-4)
+        assert client.predict(X).model == "tiny"
+        assert client.stats()["server"]["ready"]
+        with pytest.raises(AccessDeniedError, match="no API key may load, unload or measure models") as raised:
+            client.load("tiny")
+        assert raised.value.status == 403
+
+    async def ask():
+        async with AsyncClient(guarded, api_key=KEY) as client:
+            return await client.infer("tiny", X)
+
+    np.testing.assert_allclose(asyncio.run(ask())["logits"], tiny.logits(X), rtol=1e-3, atol=1e-4)
+    with httpx.Client(base_url=guarded) as http, Client(guarded, api_key=KEY, http=http) as client:
+        assert client.models()
+
+
+@pytest.mark.parametrize(("key", "said"), [(None, "an API key is needed"), (KEY + "x", "the API key is not known")])
+def test_without_the_right_key_the_error_has_its_type(guarded, key, said):
+    with Client(guarded, api_key=key) as client:
+        assert client.is_ready()
+        for ask in (client.models, lambda: client.predict(X), lambda: client.infer("tiny", X)):
+            with pytest.raises(AccessDeniedError, match=said) as raised:
+                ask()
+            assert raised.value.status == 401
+
+
+def test_what_can_be_no_key_is_refused_without_showing_it():
+    with pytest.raises(InvalidRequestError, match="api_key must be of visible ASCII characters") as raised:
+        Client("http://127.0.0.1:1", api_key="two\nlines")
+    assert "two" not in str(raised.value)
+
+
 class TestCommand:
     """``panther predict``."""
 
@@ -228,3 +272,20 @@ class TestCommand:
         assert ended.exit_code == 1
         assert message in " ".join(ended.output.split())
         assert "Traceback" not in ended.output
+
+    @pytest.mark.parametrize("how", ["flag", "variable"])
+    def test_sends_a_key(self, guarded, tmp_path, monkeypatch, how):
+        np.save(tmp_path / "rows.npy", X)
+        arguments = [guarded, "--input", tmp_path / "rows.npy", "--json"]
+        refused = self.run(*arguments)
+        assert refused.exit_code == 1
+        assert "an API key is needed" in refused.output
+        assert "give it by --api-key or PANTHER_API_KEY" in " ".join(refused.output.split())
+        if how == "flag":
+            arguments += ["--api-key", KEY]
+        else:
+            monkeypatch.setenv("PANTHER_API_KEY", KEY)
+        ended = self.run(*arguments)
+        assert ended.exit_code == 0, ended.output
+        assert '"predictions"' in ended.output
+        assert KEY not in ended.output
