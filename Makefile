@@ -44,13 +44,13 @@ check: lint test test-make test-compose ## everything that CI runs; needs Docker
 test-make: dev-env ## test the environments, and 'make run' as a user starts it
 	@exec $(python) -m pytest -m environment tests/deploy $(ARGS)
 
-test-compose: dev-env ## build the image, start it by Docker Compose and ask it; needs Docker
+test-compose: dev-env ## build the images, run, scale, kill, train and ask by Docker Compose; needs Docker
 	@exec $(python) -m pytest -m docker tests/deploy $(ARGS)
 
 hooks: dev-env ## check each commit by pre-commit
 	$(python) -m pre_commit install
 
-lock: ## write the hashed lock of the image's packages anew
+lock: ## write the hashed locks of the images' packages anew
 	@scripts/lock
 
 serve-env:

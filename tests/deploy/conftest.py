@@ -1,8 +1,12 @@
-"""What the deployment tests share: which of them run, a free port, HTTP, and digits with their classes."""
+"""What the deployment tests share: which of them run, a free port, HTTP, digits with their classes, and the image."""
 
 import json
 import os
+import shutil
 import socket
+import subprocess
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -75,3 +79,139 @@ def digits():
 
     data = load_digits()
     return data.test_x[:200].tolist(), [data.labels[index] for index in data.test_y[:200].tolist()]
+
+
+def docker(*arguments, check=True, **keywords):
+    answer = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True, **keywords)
+    if check and answer.returncode:
+        pytest.fail(f"docker {' '.join(arguments)}: exit {answer.returncode}\n{answer.stdout}{answer.stderr}")
+    return answer
+
+
+class Stack:
+    """Services of docker-compose.yml under a project name of their own, with variables of their own."""
+
+    def __init__(self, root, name, env, files=("docker-compose.yml",)):
+        self.project = f"panther-{name}-{os.getpid()}"
+        self.root, self.env = root, env
+        self.files = [word for file in files for word in ("--file", file)]
+
+    def compose(self, *arguments, check=True):
+        return docker("compose", *self.files, "-p", self.project, *arguments, check=check, cwd=self.root, env=self.env)
+
+    def up(self, *services):
+        started = self.compose("up", "--detach", "--wait", "--wait-timeout", "60", *services, check=False)
+        if started.returncode:
+            logs = self.compose("logs", "--no-color", check=False)
+            pytest.fail(f"docker compose up: exit {started.returncode}\n{started.stderr}{logs.stdout}{logs.stderr}")
+
+    def containers(self, service):
+        return self.compose("ps", "--all", "--quiet", service).stdout.split()
+
+    @property
+    def container(self):
+        (container,) = self.containers("server")
+        return container
+
+    def inspect(self):
+        return json.loads(docker("container", "inspect", self.container).stdout)[0]
+
+    def python(self, code, container=None):
+        return docker("exec", container or self.container, "python", "-c", code, check=False)
+
+    def down(self):
+        """Ends all of it, and fails where the engine still has something of it then."""
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "10")
+        label = f"label=com.docker.compose.project={self.project}"
+        kinds = {"container": ["--all"], "network": [], "volume": []}
+        left = [docker(kind, "ls", *more, "--quiet", "--filter", label).stdout for kind, more in kinds.items()]
+        assert "".join(left).split() == []
+
+
+class Load:
+    """Clients that ask one after another for as long as the block lasts; then `asked` and `failures` tell."""
+
+    SECONDS = 60
+
+    def __init__(self, address, body, clients=8):
+        self.failures, self.labels, self.asked, self._ended = [], set(), 0, threading.Event()
+        self._address, self._body, self._lock = address, body, threading.Lock()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self):
+        import http.client
+
+        connection = http.client.HTTPConnection(self._address, timeout=20)
+        deadline = time.monotonic() + self.SECONDS
+        while not self._ended.is_set() and time.monotonic() < deadline:
+            try:
+                connection.request("POST", "/predict", self._body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                text = response.read()
+                failure = None if response.status == 200 else f"{response.status} {text[:200]}"
+                version = json.loads(text).get("version") if failure is None else None
+            except (OSError, http.client.HTTPException) as error:
+                failure, version = repr(error), None
+                connection.close()
+            with self._lock:
+                self.asked += 1
+                if failure:
+                    self.failures.append(failure)
+                else:
+                    self.labels.add(version)
+            time.sleep(0.002)
+        connection.close()
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        time.sleep(0.5)
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def load():
+    return Load
+
+
+@pytest.fixture(scope="session", name="docker")
+def docker_command():
+    """Runs docker, when an engine answers."""
+    if docker("info", check=False).returncode:
+        pytest.fail("no Docker engine answers: start it, or see CONTRIBUTING.md")
+    return docker
+
+
+@pytest.fixture(scope="session")
+def image(root, docker, plain_env):
+    """The served image, built for these tests as docker-compose.yml builds it, and removed after them."""
+    name = f"panther-sketch:test-{os.getpid()}"
+    env = plain_env | {"PANTHER_IMAGE": name, "REVISION": "a-revision"}
+    docker("compose", "build", "server", cwd=root, env=env)
+    yield name
+    docker("image", "rm", "--force", name)
+
+
+@pytest.fixture(scope="session")
+def make_stack(root, image, plain_env):
+    """Makes a Stack that runs the image."""
+
+    def make(name, files=("docker-compose.yml",), **variables):
+        return Stack(root, name, plain_env | {"PANTHER_IMAGE": image} | variables, files)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def models(root, tmp_path_factory):
+    """A copy of the shipped models that a test may change."""
+    folder = tmp_path_factory.mktemp("models") / "models"
+    shutil.copytree(root / "models", folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder

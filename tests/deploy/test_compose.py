@@ -1,11 +1,12 @@
 """The image and docker-compose.yml for real: built, started, asked, stopped. Needs an engine; 'make test-compose'."""
 
 import json
-import os
 import subprocess
 import time
 
+import numpy as np
 import pytest
+import tritonclient.http as tritonclient
 
 import app
 
@@ -15,70 +16,16 @@ IMAGE_BYTES = 260_000_000
 STOP_SECONDS = 10
 
 
-def docker(*arguments, check=True, **keywords):
-    answer = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True, **keywords)
-    if check and answer.returncode:
-        pytest.fail(f"docker {' '.join(arguments)}: exit {answer.returncode}\n{answer.stdout}{answer.stderr}")
-    return answer
-
-
-class Stack:
-    """The services of docker-compose.yml under a project name, an image name and a port of their own."""
-
-    def __init__(self, root, port, plain_env):
-        self.project = f"panther-test-{os.getpid()}"
-        self.image = f"panther-sketch:test-{os.getpid()}"
-        self.env = plain_env | {
-            "PANTHER_PUBLISHED_PORT": str(port),
-            "PANTHER_IMAGE": self.image,
-            "PANTHER_LOG_FORMAT": "json",
-            "REVISION": "a-revision",
-        }
-        self.root = root
-
-    def compose(self, *arguments, check=True):
-        return docker("compose", "-p", self.project, *arguments, check=check, cwd=self.root, env=self.env)
-
-    def up(self):
-        started = self.compose("up", "--detach", "--wait", "--wait-timeout", "60", check=False)
-        if started.returncode:
-            logs = self.compose("logs", "--no-color", check=False)
-            pytest.fail(f"docker compose up: exit {started.returncode}\n{started.stderr}{logs.stdout}{logs.stderr}")
-
-    @property
-    def container(self):
-        return self.compose("ps", "--all", "--quiet", "server").stdout.strip()
-
-    def inspect(self):
-        return json.loads(docker("container", "inspect", self.container).stdout)[0]
-
-    def python(self, code, *, env=()):
-        variables = [word for pair in env for word in ("--env", pair)]
-        return docker("exec", *variables, self.container, "python", "-c", code, check=False)
-
-    def left(self):
-        """Whatever the engine still has of this project."""
-        label = f"label=com.docker.compose.project={self.project}"
-        kinds = {"container": ["--all"], "network": [], "volume": []}
-        found = [docker(kind, "ls", *more, "--quiet", "--filter", label).stdout for kind, more in kinds.items()]
-        return "".join(found).split()
-
-
 @pytest.fixture(scope="module")
-def stack(root, free_port, plain_env, client):
-    if docker("info", check=False).returncode:
-        pytest.fail("no Docker engine answers: start it, or see CONTRIBUTING.md")
+def stack(make_stack, free_port, client):
     port = free_port()
-    stack = Stack(root, port, plain_env)
+    stack = make_stack("server", PANTHER_PUBLISHED_PORT=str(port), PANTHER_LOG_FORMAT="json")
     stack.ask = client(port)
     try:
-        stack.compose("build")
         stack.up()
         yield stack
     finally:
-        stack.compose("down", "--volumes", "--timeout", str(STOP_SECONDS))
-        docker("image", "rm", "--force", stack.image)
-    assert stack.left() == []
+        stack.down()
 
 
 def test_comes_up_healthy(stack):
@@ -92,6 +39,26 @@ def test_predicts_digits_that_it_was_not_trained_on(stack, digits):
     status, answer = stack.ask("/predict", {"inputs": rows})
     assert status == 200, answer
     right = [row["label"] == label for row, label in zip(answer["predictions"], classes, strict=True)]
+    assert sum(right) / len(right) >= 0.97
+
+
+def test_predicts_by_curl(stack, root):
+    command = ["curl", "--silent", "--fail-with-body", stack.ask.address + "/predict", "--data", "@examples/digit.json"]
+    answer = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    assert [row["label"] for row in json.loads(answer.stdout)["predictions"]] == ["2"]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_predicts_by_tritonclient(stack, digits, binary):
+    rows, classes = digits
+    with tritonclient.InferenceServerClient(stack.ask.address.removeprefix("http://")) as client:
+        assert client.is_server_ready()
+        assert client.is_model_ready("digits")
+        tensor = tritonclient.InferInput("x", [len(rows), 784], "FP32")
+        tensor.set_data_from_numpy(np.array(rows, np.float32), binary_data=binary)
+        asked = [tritonclient.InferRequestedOutput("logits", binary_data=binary)]
+        logits = client.infer("digits", [tensor], outputs=asked).as_numpy("logits")
+    right = [int(index) == int(label) for index, label in zip(logits.argmax(axis=1), classes, strict=True)]
     assert sum(right) / len(right) >= 0.97
 
 
@@ -116,7 +83,7 @@ def test_stats_report_the_parameters_of_the_shipped_model(stack):
     assert answer["server"]["device"]["providers"] == ["CPUExecutionProvider"]
 
 
-def test_a_setting_of_the_shell_reaches_the_server(stack):
+def test_a_setting_of_the_shell_reaches_the_server(stack, docker):
     logs = docker("logs", stack.container)
     lines = (logs.stdout + logs.stderr).splitlines()
     assert lines
@@ -132,7 +99,7 @@ def test_runs_as_a_fixed_user_without_any_privilege(stack):
     assert {int(lines[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
 
 
-def test_can_write_nowhere_but_tmp(stack):
+def test_can_write_nowhere_but_tmp(stack, docker):
     code = "import pathlib, sys; pathlib.Path(sys.argv[1], 'x').write_text('x')"
     for folder in ("/", "/opt/venv", "/models", "/home", "/run"):
         answer = docker("exec", stack.container, "python", "-c", code, folder, check=False)
@@ -140,7 +107,7 @@ def test_can_write_nowhere_but_tmp(stack):
     assert docker("exec", stack.container, "python", "-c", code, "/tmp").returncode == 0
 
 
-def test_root_could_not_write_to_the_image_either(stack):
+def test_root_could_not_write_to_the_image_either(stack, docker):
     answer = docker("exec", "--user", "0", stack.container, "python", "-c", "open('/opt/x', 'w')", check=False)
     assert "Read-only file system" in answer.stderr
 
@@ -155,12 +122,12 @@ print([name for name in modules if importlib.util.find_spec(name)] + [name for n
     assert stack.python(code).stdout.strip() == "[]"
 
 
-def test_image_is_small_and_says_what_it_is(stack, capsys):
-    image = json.loads(docker("image", "inspect", stack.image).stdout)[0]
+def test_image_is_small_and_says_what_it_is(image, capsys, docker):
+    found = json.loads(docker("image", "inspect", image).stdout)[0]
     with capsys.disabled():
-        print(f"\nsize of the image: {image['Size'] / 1e6:.1f} MB")
-    assert image["Size"] <= IMAGE_BYTES
-    config = image["Config"]
+        print(f"\nsize of the image: {found['Size'] / 1e6:.1f} MB")
+    assert found["Size"] <= IMAGE_BYTES
+    config = found["Config"]
     assert config["User"] == "10001:10001"
     assert config["StopSignal"] == "SIGTERM"
     assert "ORT_DISABLE_TELEMETRY=1" in config["Env"]
@@ -172,7 +139,42 @@ def test_image_is_small_and_says_what_it_is(stack, capsys):
     assert labels["licenses"] == "Apache-2.0"
 
 
-def test_a_server_that_does_not_answer_is_unhealthy(stack):
+def test_connects_to_nobody(stack, docker):
+    # After all that was asked above: every connection of the container's came in on its own port.
+    code = """
+import pathlib
+for kind in ("tcp", "tcp6", "udp", "udp6"):
+    for line in pathlib.Path("/proc/net", kind).read_text().splitlines()[1:]:
+        (_, local), (address, remote) = [end.split(":") for end in line.split()[1:3]]
+        if int(address, 16):  # else it listens
+            print(kind, int(local, 16), address, int(remote, 16))
+"""
+    answer = stack.python(code)
+    assert answer.returncode == 0, answer.stderr
+    ends = [line.split() for line in answer.stdout.splitlines()]
+    # The other end of the health check's connections lies within the container too.
+    assert [end for end in ends if end[1] != "8000" and end[2:] != ["0100007F", "8000"]] == []
+
+
+def test_serves_without_any_network(image, root, docker):
+    options = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--volume", f"{root}/models:/models:ro"]
+    container = docker("run", "--detach", *options, image).stdout.strip()
+    code = """
+import json, urllib.request
+ask = lambda path, body=None: json.load(urllib.request.urlopen("http://127.0.0.1:8000" + path, body, timeout=10))
+print(ask("/predict", json.dumps({"inputs": [[0.0] * 784]}).encode())["model"], ask("/stats")["server"]["ready"])
+"""
+    try:
+        deadline = time.monotonic() + 30
+        while docker("exec", container, "python", "-I", "-S", "/opt/healthcheck.py", check=False).returncode:
+            assert time.monotonic() < deadline, docker("logs", container).stderr
+            time.sleep(0.2)
+        assert docker("exec", container, "python", "-c", code).stdout == "digits True\n"
+    finally:
+        docker("rm", "--force", container)
+
+
+def test_a_server_that_does_not_answer_is_unhealthy(stack, docker):
     command = stack.inspect()["Config"]["Healthcheck"]["Test"][1:]
     assert docker("exec", stack.container, *command, check=False).returncode == 0
     answer = docker("exec", "--env", "PANTHER_PORT=1", stack.container, *command, check=False)
@@ -180,7 +182,7 @@ def test_a_server_that_does_not_answer_is_unhealthy(stack):
     assert "127.0.0.1:1 does not answer" in answer.stdout
 
 
-def test_sigterm_ends_it_in_time_with_exit_status_0(stack):
+def test_sigterm_ends_it_in_time_with_exit_status_0(stack, docker):
     container = stack.container
     start = time.monotonic()
     docker("kill", "--signal", "SIGTERM", container)
