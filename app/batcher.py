@@ -36,6 +36,7 @@ class Batcher:
         delay_ns: how long the first call of a batch may wait for others.
         max_queue_rows: rows that may wait; 0 for no bound.
         max_queue_bytes: bytes of tensors that may wait; 0 for no bound.
+        max_wait_ns: how long a call may have to wait, by what runs have taken so far; 0 for no bound.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Batcher:
         delay_ns: int = 0,
         max_queue_rows: int = 0,
         max_queue_bytes: int = 0,
+        max_wait_ns: int = 0,
     ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.inline_ns = inline_ns
         self.together = together and model.batched
         self.delay_ns = delay_ns if self.together else 0
+        self.max_wait_ns = max_wait_ns
         self.statistics = Statistics()
         self._queue = CallQueue(max_queue_rows, max_queue_bytes)
         self._scheduled = False
@@ -116,8 +119,9 @@ class Batcher:
             self._run_at_once(call)
             return
         call.nbytes = sum([array.nbytes for array in call.feeds.values()])
-        if self._running and (rule := self._queue.full(call)) is not None:
-            call.done(call, None, self._overloaded(rule))
+        full = self.full(call.rows, call.nbytes)
+        if full is not None:
+            call.done(call, None, full)
             return
         self._queue.append(call)
         if call.deadline_ns:
@@ -125,6 +129,31 @@ class Batcher:
             wait_s = max(0.0, (call.deadline_ns - call.queued_ns) / 1e9)
             call.timer = asyncio.get_running_loop().call_later(wait_s, self._expire, call)
         self._schedule()
+
+    def full(self, rows: int = 1, nbytes: int = 0) -> OverloadedError | None:
+        """Why a call must not be submitted now, or None.
+
+        Args:
+            rows: of the call; 1 before that is known.
+            nbytes: of its feeds.
+        """
+        if not self._running:
+            return None  # all that waits runs in this turn of the loop
+        rule = self._queue.full(rows, nbytes)
+        wait_ns = self._wait_ns()
+        if rule is None:
+            if not self.max_wait_ns or wait_ns <= self.max_wait_ns or not self._queue:
+                return None
+            rule = f"it would wait {wait_ns / 1e6:.0f} ms, more than max_queue_ms ({self.max_wait_ns / 1e6:.0f})"
+        wait_s = min(60, max(1, math.ceil(wait_ns / 1e9)))
+        return OverloadedError(f"model {self.model.name!r} has too much to do: {rule}", wait_s)
+
+    def _wait_ns(self) -> float:
+        """How long a call that came now would wait, by what runs have taken so far; 0 where that is not known."""
+        rows = self._queue.rows
+        most = self.max_rows if self.together else max(1, rows // max(1, len(self._queue)))
+        wait_ns = self._expected_ns(most) * rows / most
+        return wait_ns if math.isfinite(wait_ns) else 0.0
 
     def cancel(self, call: Call) -> None:
         """Drop a call whose caller has gone: it costs no model time, or no more where nobody else waits for the run."""
@@ -139,11 +168,6 @@ class Batcher:
         self._closed = True
         if self._thread is not None and not self._running:
             self._thread.shutdown(wait=False)
-
-    def _overloaded(self, rule: str) -> OverloadedError:
-        wait_ns = self._expected_ns(self.max_rows) * self._queue.rows / self.max_rows
-        wait_s = min(60, max(1, math.ceil(wait_ns / 1e9))) if math.isfinite(wait_ns) else 1
-        return OverloadedError(f"model {self.model.name!r} has too much to do: {rule}", wait_s)
 
     def _schedule(self) -> None:
         if self._scheduled or self._running or not self._queue:

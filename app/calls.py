@@ -81,14 +81,19 @@ class CallQueue:
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls)
 
-    def full(self, call: Call) -> str | None:
-        """Why there is no room for a call, or None; one that nothing waits in front of always has room."""
+    def full(self, rows: int, nbytes: int = 0) -> str | None:
+        """Why there is no room for a call, or None; one that nothing waits in front of always has room.
+
+        Args:
+            rows: of the call.
+            nbytes: of its feeds.
+        """
         if not self._calls:
             return None
-        if self.max_rows and self.rows + call.rows > self.max_rows:
-            return f"{self.rows + call.rows} rows would wait, more than max_queue_rows ({self.max_rows})"
-        if self.max_bytes and self.nbytes + call.nbytes > self.max_bytes:
-            return f"{self.nbytes + call.nbytes} bytes would wait, more than max_queue_bytes ({self.max_bytes})"
+        if self.max_rows and self.rows + rows > self.max_rows:
+            return f"{self.rows + rows} rows would wait, more than max_queue_rows ({self.max_rows})"
+        if self.max_bytes and self.nbytes + nbytes > self.max_bytes:
+            return f"{self.nbytes + nbytes} bytes would wait, more than max_queue_bytes ({self.max_bytes})"
         return None
 
     def append(self, call: Call) -> None:

@@ -194,6 +194,9 @@ class InferenceService:
         exchange = Exchange(self, headers, respond, oip=target.oip)
         try:
             serving = exchange.serving = self.serving(target)
+            full = serving.batcher.full()
+            if full is not None:
+                raise full  # before any work is done for it
             encoding = headers.get(b"content-encoding")
             if encoding is not None:
                 body = decompress(body, encoding, self.max_body_bytes)

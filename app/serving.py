@@ -80,6 +80,7 @@ class Loader:
             delay_ns=1000 * own.batch_delay_us,
             max_queue_rows=self.settings.max_queue_rows,
             max_queue_bytes=self.settings.max_queue_bytes,
+            max_wait_ns=1_000_000 * self.settings.max_queue_ms,
         )
         batcher.warm_up()
         return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()), own)

@@ -121,6 +121,11 @@ class Settings(BaseSettings):
         description="most bytes of requests in hand in each worker, and of tensors that wait for one model; "
         "beyond them requests get 503 at once",
     )
+    max_queue_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="longest wait for a model, as far as it can be foreseen; beyond it requests get 503 at once",
+    )
     inline_run_us: int = Field(
         default=2000,
         ge=0,

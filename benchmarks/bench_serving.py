@@ -11,15 +11,12 @@ compared with onnxruntime's own; a side that disagrees is not measured.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -28,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import onnxruntime as ort
 from serving import sides as known
+from serving.machine import about
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -286,12 +284,7 @@ def run(sides, left_out, arguments, folder, log):
     raw_rate, one_us = statistics.median(raw), statistics.median(one)
     return {
         "benchmark": "serving",
-        "commit": git("rev-parse", "HEAD"),
-        "changed_files": len(git("status", "--porcelain", "--untracked-files=no").splitlines()),
-        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "kernel": platform.release()},
-        "versions": {"python": platform.python_version(),
-                     **{name: version(name) for name in ("onnxruntime", "uvicorn", "fastapi", "numpy", "pysimdjson")}},
+        **about(),
         "settings": {"server_cores": 1, "onnxruntime_threads": 1, "rounds": arguments.rounds,
                      "seconds": arguments.seconds,
                      "model": arguments.model.relative_to(arguments.model_dir).as_posix()},
@@ -309,17 +302,6 @@ def run(sides, left_out, arguments, folder, log):
         "left_out": left_out,
         "rounds": runs,
     }  # fmt: skip
-
-
-def git(*arguments):
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def cpu_model():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(": ")[2]
-    return platform.processor()
 
 
 if __name__ == "__main__":

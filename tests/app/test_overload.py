@@ -54,6 +54,7 @@ async def settle(batcher):
     [
         ({"max_queue_rows": 10}, r"'gate' has too much to do: 11 rows would wait, more than max_queue_rows \(10\)"),
         ({"max_queue_bytes": 80}, r"88 bytes would wait, more than max_queue_bytes \(80\)"),
+        ({"max_wait_ns": 4_500_000_000}, r"it would wait 5000 ms, more than max_queue_ms \(4500\)"),
     ],
 )
 def test_what_waits_is_bounded_and_the_rest_is_told_when_to_come_again(bounds, rule):
@@ -67,6 +68,7 @@ def test_what_waits_is_bounded_and_the_rest_is_told_when_to_come_again(bounds, r
         for number in range(5):
             batcher.submit(call(2, results, number))
         assert results == []
+        assert (batcher.full() is None) == ("max_queue_bytes" in bounds)  # how many bytes is not known beforehand
         batcher.submit(call(1, results, "turned away"))
         assert [name for name, *_ in results] == ["turned away"]
         model.open.set()
@@ -85,9 +87,9 @@ def test_a_request_larger_than_the_queue_is_served_where_nothing_waits():
     queue = CallQueue(max_rows=4, max_bytes=16)
     large = call(100, [])
     large.nbytes = 800
-    assert queue.full(large) is None
+    assert queue.full(large.rows, large.nbytes) is None
     queue.append(large)
-    assert "101 rows would wait" in queue.full(call(1, []))
+    assert "101 rows would wait" in queue.full(1)
     queue.remove(large)
     assert (len(queue), queue.rows, queue.nbytes) == (0, 0, 0)
 

@@ -1,0 +1,33 @@
+"""What a result must say of itself: the code, the time, the machine and the versions it comes from."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("onnxruntime", "uvicorn", "fastapi", "numpy", "pysimdjson")
+
+
+def about(packages=PACKAGES):
+    """The head of a result's JSON."""
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "changed_files": len(git("status", "--porcelain", "--untracked-files=no").splitlines()),
+        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "kernel": platform.release()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def cpu_model():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(": ")[2]
+    return platform.processor()
