@@ -69,8 +69,12 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
     state: AppState = application.state.panther
     if state.peers is not None:
         await state.peers.start()
-    running = asyncio.create_task(_run(state))
     keys = asyncio.create_task(watch_keys(state.service))
+    watcher = Watcher(state.settings.model_dir) if state.settings.model_control == "watch" else None
+    loading = asyncio.create_task(_load(state))
+    running = asyncio.create_task(_run(state, loading, watcher))
+    if state.load_first:
+        await asyncio.wait({loading})
     yield
     keys.cancel()
     state.repository.end()
@@ -85,15 +89,15 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(state.service.tracing.close)
 
 
-async def _run(state: AppState) -> None:
-    """Load beside the event loop, so that the probes answer meanwhile; then follow the folder where that is wished."""
-    watcher = Watcher(state.settings.model_dir) if state.settings.model_control == "watch" else None
-    await _load(state)
+async def _run(state: AppState, loading: asyncio.Task[None], watcher: Watcher | None) -> None:
+    """Follow the folder where that is wished, once it is loaded."""
+    await loading
     if watcher is not None:
         await state.watch(watcher)
 
 
 async def _load(state: AppState) -> None:
+    """Load beside the event loop, so that the probes answer meanwhile."""
     loader = state.loader
     if loader.device_problem is not None:
         log.error("not ready: %s", loader.device_problem)
@@ -105,7 +109,9 @@ async def _load(state: AppState) -> None:
         log.error("the model folder can't be read: %s", error.strerror)
     state.loading = False
     state.on_loaded()
-    problem = state.not_ready_because()
+    if state.peers is not None:
+        state.peers.tell_loaded()
+    problem = state.not_ready_because(alone=True)
     if problem is None:
         log.info("ready: serving %s", ", ".join(state.repository.names()))
     else:

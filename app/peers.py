@@ -37,6 +37,7 @@ class Peers:
         # More than the process id, which the kernel gives again.
         self._own = folder / f"{os.getpid()}-{os.urandom(4).hex()}.sock"
         self._server: asyncio.Server | None = None
+        self._all_loaded = False
 
     async def start(self) -> None:
         """Begin to listen."""
@@ -88,6 +89,19 @@ class Peers:
         others = [path for path in self._folder.glob("*.sock") if path != self._own]
         answers = await asyncio.gather(*(self._ask(path, message, timeout_s) for path in others))
         return {path.stem: answer for path, answer in zip(others, answers, strict=True) if answer is not None}
+
+    def tell_loaded(self) -> None:
+        """This worker's models are loaded."""
+        try:
+            self._own.with_suffix(".loaded").touch()
+        except OSError as error:
+            log.warning("the other workers can't be told that the models are loaded: %s", error)
+            self._all_loaded = True
+
+    def all_loaded(self, count: int) -> bool:
+        """Whether so many workers have loaded their models; stays true from then on."""
+        self._all_loaded = self._all_loaded or len(list(self._folder.glob("*.loaded"))) >= count
+        return self._all_loaded
 
     def notes(self) -> dict[str, dict[str, Any]]:
         """What was last asked for each model: a worker that starts later must do so too."""

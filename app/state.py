@@ -22,6 +22,7 @@ from app.watcher import Change, Watcher
 
 log = logging.getLogger(__name__)
 
+LOADING = "models are being loaded"
 Action = Literal["load", "unload"]
 
 
@@ -35,6 +36,7 @@ class AppState:
     service: InferenceService
     loading: bool = True
     draining: bool = False
+    load_first: bool = False
     peers: Peers | None = None
     on_loaded: Callable[[], None] = lambda: None
     started_at_s: float = field(default_factory=time.time)
@@ -42,14 +44,20 @@ class AppState:
     _control_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _releases: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def not_ready_because(self) -> str | None:
-        """Why the server is not ready, or None when it is."""
+    def not_ready_because(self, *, alone: bool = False) -> str | None:
+        """Why the server is not ready, or None when it is.
+
+        Args:
+            alone: look at this worker only, not at others that have yet to load their models.
+        """
         if self.draining:
             return "the server is shutting down"
         if self.loader.device_problem is not None:
             return self.loader.device_problem
         if self.loading:
-            return "models are being loaded"
+            return LOADING
+        if not alone and self.peers is not None and not self.peers.all_loaded(self.settings.workers):
+            return LOADING
         problems = self.repository.problems()
         return "; ".join(problems) if problems else None
 

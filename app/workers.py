@@ -9,9 +9,11 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -94,18 +96,21 @@ class Supervisor:
     """Starts workers, replaces those that die or hang, and ends them all.
 
     Workers that share one socket race for its connections, and the quickest takes most of them. With a socket each
-    (``SO_REUSEPORT``) the kernel spreads them. The parent keeps all of them open: connections that arrive while a
-    worker is replaced wait for its successor.
+    (``SO_REUSEPORT``) the kernel spreads them. That of a worker that died goes with it, so that its share falls to the
+    others; its successor listens once its models are loaded.
 
     Args:
-        config: of uvicorn, for every worker.
+        make_config: makes uvicorn's configuration of a worker, told whether it succeeds another.
         settings: of the server.
         sockets: one for each worker.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, sockets: list[socket.socket]) -> None:
-        self._config = config
+    def __init__(
+        self, make_config: Callable[[bool], uvicorn.Config], settings: Settings, sockets: list[socket.socket]
+    ) -> None:
+        self._make_config = make_config
         self._settings = settings
+        self._address = sockets[0].getsockname()
         self._sockets = sockets
         self._workers: list[Worker | None] = [None] * len(sockets)
         self._start_at = [0.0] * len(sockets)
@@ -156,6 +161,7 @@ class Supervisor:
             self._failed = True
             return
         self._workers[slot] = None
+        self._sockets[slot].close()
         # One that dies again and again is started less and less often.
         lived_s = time.monotonic() - worker.began_at
         self._pause_s[slot] = 0.0 if lived_s > 10 else min(_LONGEST_PAUSE_S, max(0.5, 2 * self._pause_s[slot]))
@@ -163,8 +169,12 @@ class Supervisor:
         log.error("worker %d died (%s); another is started", worker.pid, _how(worker.exitcode))
 
     def _start(self, slot: int) -> None:
-        self._workers[slot] = worker = Worker(self._config, self._settings, self._sockets[slot])
+        succeeds = self._sockets[slot].fileno() < 0
+        if succeeds:
+            self._sockets[slot] = bind_later(self._sockets[slot].family, self._address)
         try:
+            worker = Worker(self._make_config(succeeds), self._settings, self._sockets[slot])
+            self._workers[slot] = worker
             worker.start()
         except (OSError, ValueError):
             if not self._signals:  # else its socket was closed meanwhile
@@ -195,13 +205,32 @@ def _how(exitcode: int | None) -> str:
     return f"with status {exitcode}"
 
 
-def make_worker(settings: Settings, folder: Path) -> Application:
-    """The application of one worker; called in its process."""
+def bind_later(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """A socket on an address that others of this server listen on; it gets no connections until it listens too."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(address)
+    sock.set_inheritable(True)
+    return sock
+
+
+def make_worker(settings: Settings, folder: Path, succeeds: bool) -> Application:
+    """The application of one worker; called in its process.
+
+    Args:
+        settings: of the server.
+        folder: where the workers meet.
+        succeeds: whether the worker replaces another; it then loads its models before it listens.
+    """
     configure_logging(settings.log_level, settings.log_format)
     end_with_parent()
     tune_allocator()
     application = create_app(settings, peers_folder=folder)
     application.state.panther.on_loaded = freeze_collector
+    application.state.panther.load_first = succeeds
     return application
 
 
@@ -218,7 +247,10 @@ def serve_workers(settings: Settings, sockets: list[socket.socket], config: "par
     """
     folder = Path(tempfile.mkdtemp(prefix="panther-"))
     try:
-        made = config(partial(make_worker, settings, folder), factory=True, workers=len(sockets))
-        return Supervisor(made, settings, sockets).run()
+
+        def make_config(succeeds: bool) -> uvicorn.Config:
+            return config(partial(make_worker, settings, folder, succeeds), factory=True, workers=len(sockets))
+
+        return Supervisor(make_config, settings, sockets).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

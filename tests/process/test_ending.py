@@ -1,0 +1,125 @@
+"""How a server ends: what is in hand is answered, and nobody is reset."""
+
+import http.client
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+
+PREDICT = "/models/m/predict"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, kit):
+    root = tmp_path_factory.mktemp("models")
+    kit.put(root, kit.linear(1), "m", 1)
+    kit.put(root, kit.slow(), "slow", 1)
+    return root
+
+
+def runs_for(server, seconds):
+    """How often the model ``slow`` has to multiply to take about so long."""
+    began = time.monotonic()
+    assert server.ask("POST", "/models/slow/predict", json={"inputs": [100]}).status_code == 200
+    return int(100 * seconds / (time.monotonic() - began)) + 1
+
+
+def begin_slow_run(server, pool, count):
+    """Ask the slow model; returns once it is at it."""
+    ended = pool.submit(server.ask, "POST", "/models/slow/predict", json={"inputs": [count]})
+    time.sleep(0.2)
+    assert not ended.done()
+    return ended
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_under_load_loses_no_request(models, kit, workers):
+    with kit.running(models, workers=workers) as server:
+        with kit.Load(server.port, PREDICT, {"inputs": [kit.row]}) as load:
+            server.wait_for(lambda: len(load.answers) > 300)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(20) == 0
+            time.sleep(0.2)
+        assert load.lost == []
+        assert load.statuses() == {200}
+        assert load.closed >= 8  # each client was told by its last answer
+        assert load.refused > 0
+
+
+def test_new_connections_are_served_while_load_balancers_look(models, kit):
+    with kit.running(models, "--shutdown-delay-s", "1") as server:
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        ready = server.ask("GET", "/health/ready")
+        assert (ready.status_code, ready.json()["error"]) == (503, "the server is shutting down")
+        assert server.ask("GET", "/v2/health/ready").status_code == 400
+        assert server.ask("GET", "/health/live").status_code == 200
+        answer = server.ask("POST", PREDICT, json={"inputs": [kit.row]})
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert ready.headers["connection"] == "close"
+        assert server.process.poll() is None
+        assert server.process.wait(5) == 0
+
+
+def test_a_connection_that_was_kept_alive_is_told_by_its_next_answer(models, kit):
+    with kit.running(models) as server:
+        connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=10) for _ in range(2)]
+        for connection in connections:
+            connection.request("GET", "/health/ready")
+            assert connection.getresponse().read() == b'{"ready":true}'
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+        connections[0].request("GET", "/health/ready")
+        answer = connections[0].getresponse()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        with closing(connections[0]), closing(connections[1]):
+            assert connections[1].sock.recv(1) == b""  # the other had no request, and is closed, not reset
+        assert server.process.wait(5) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_request_in_hand_is_answered(models, kit, workers):
+    with kit.running(models, "--inline-run-us", "0", workers=workers) as server, ThreadPoolExecutor() as pool:
+        ended = begin_slow_run(server, pool, runs_for(server, 1.5))
+        server.process.send_signal(signal.SIGTERM)
+        assert ended.result().status_code == 200
+        assert server.process.wait(5) == 0
+
+
+def test_what_takes_longer_than_the_bound_is_refused_and_the_process_ends(models, kit):
+    arguments = ("--inline-run-us", "0", "--shutdown-timeout-s", "1")
+    with kit.running(models, *arguments) as server, ThreadPoolExecutor() as pool:
+        ended = begin_slow_run(server, pool, runs_for(server, 60))
+        server.process.send_signal(signal.SIGTERM)
+        answer = ended.result()
+        assert (answer.status_code, answer.json()) == (503, {"error": "the server is shutting down"})
+        assert server.process.wait(5) in (0, 1)  # 1 where the runtime could not be stopped
+        assert "1 connections and 0 tasks were not done after shutdown_timeout_s (1)" in server.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_second_signal_ends_it_at_once(models, kit, workers):
+    with kit.running(models, "--inline-run-us", "0", workers=workers) as server, ThreadPoolExecutor() as pool:
+        ended = begin_slow_run(server, pool, runs_for(server, 60))
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert server.process.wait(5) != 0
+        assert time.monotonic() - began < 1
+        assert isinstance(ended.exception(), Exception)
+
+
+def test_ctrl_c_reaches_all_workers_and_counts_once(models, kit):
+    with kit.running(models, "--inline-run-us", "0", workers=2) as server, ThreadPoolExecutor() as pool:
+        ended = begin_slow_run(server, pool, runs_for(server, 1))
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+        assert ended.result().status_code == 200
+        assert server.process.wait(10) == 0

@@ -1,0 +1,73 @@
+"""Workers that are killed, and runs that do not end."""
+
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+
+def test_a_killed_worker_is_replaced_and_the_others_go_on(tmp_path, kit):
+    kit.put(tmp_path, kit.linear(1), "m", 1)
+    with kit.running(tmp_path, workers=2) as server:
+        victim = server.children()[0]
+        with kit.Load(server.port, "/models/m/predict", {"inputs": [kit.row]}) as load:
+            server.wait_for(lambda: len(load.answers) > 300)
+            os.kill(victim, signal.SIGKILL)
+            server.wait_for(lambda: server.log.count("ready: ") == 3)
+            before = len(load.answers)
+            server.wait_for(lambda: len(load.answers) > before + 300)
+        # A client loses what it had in hand at the worker that died, and that is all.
+        assert len(load.lost) <= 8
+        assert load.statuses() == {200}
+        assert load.refused == 0
+        assert len(set(server.children()) - {victim}) == 2
+        assert f"worker {victim} died (by signal SIGKILL)" in server.log
+        assert server.end() == 0
+
+
+def ask_for(server, pool, kit, seconds):
+    began = time.monotonic()
+    assert server.ask("POST", "/models/slow/predict", json={"inputs": [400]}).status_code == 200
+    count = int(400 * seconds / (time.monotonic() - began)) + 1
+    return pool.submit(server.ask, "POST", "/models/slow/predict", json={"inputs": [count]})
+
+
+def test_a_run_that_does_not_end_fails_the_liveness_probe(tmp_path, kit):
+    kit.put(tmp_path, kit.slow(), "slow", 1)
+    arguments = ("--inline-run-us", "0", "--stuck-run-s", "0.5")
+    with kit.running(tmp_path, *arguments) as server, ThreadPoolExecutor() as pool:
+        ended = ask_for(server, pool, kit, 4)
+        assert server.ask("GET", "/health/live").json() == {"live": True}
+        server.wait_for(lambda: server.ask("GET", "/health/live").status_code == 503)
+        told = server.ask("GET", "/health/live").json()
+        assert told["live"] is False
+        assert re.match(r"model 'slow' version 1 has been running for [1-4] s \(stuck_run_s 0.5\)", told["error"])
+        assert server.ask("GET", "/v2/health/live").status_code == 400
+        assert ended.result().status_code == 200
+        assert server.ask("GET", "/health/live").json() == {"live": True}
+
+
+def test_a_worker_whose_run_does_not_end_is_replaced(tmp_path, kit):
+    kit.put(tmp_path, kit.slow(), "slow", 1)
+    arguments = ("--inline-run-us", "0", "--stuck-run-s", "1")
+    with kit.running(tmp_path, *arguments, workers=2) as server, ThreadPoolExecutor() as pool:
+        before = set(server.children())
+        ended = ask_for(server, pool, kit, 60)
+        server.wait_for(lambda: server.log.count("ready: ") == 3)
+        assert isinstance(ended.exception(), Exception)
+        assert len(before & set(server.children())) == 1
+        assert "is killed and replaced: model 'slow' version 1 has been running" in server.log
+        assert server.end() == 0
+
+
+def test_a_worker_whose_event_loop_is_stuck_is_replaced(tmp_path, kit):
+    kit.put(tmp_path, kit.slow(), "slow", 1)
+    # The run is expected to be short, so it happens in the event loop.
+    arguments = ("--inline-run-us", "1000000000", "--stuck-run-s", "1")
+    with kit.running(tmp_path, *arguments, workers=2) as server, ThreadPoolExecutor() as pool:
+        ended = ask_for(server, pool, kit, 60)
+        server.wait_for(lambda: server.log.count("ready: ") == 3)
+        assert isinstance(ended.exception(), Exception)
+        assert "is killed and replaced: its event loop has not come round for" in server.log
+        assert server.end() == 0
