@@ -61,6 +61,7 @@ class GracefulServer(uvicorn.Server):
         self._supervised = supervised
         self._drained_since: float | None = None
         self._ticked_at = time.monotonic()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def problem(self) -> str | None:
         """Why this process had better be replaced, or None; may be called in any thread."""
@@ -103,6 +104,11 @@ class GracefulServer(uvicorn.Server):
         if state is not None:
             state.draining = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; whether it is time to end."""
         self._ticked_at = time.monotonic()
@@ -133,24 +139,28 @@ class GracefulServer(uvicorn.Server):
 
     async def _stop_listening(self, sockets: list[socket.socket]) -> None:
         # The kernel resets connections that nobody has accepted when the socket goes: accept them first.
-        accepted = []
-        for sock in sockets:
-            with contextlib.suppress(OSError):
-                while True:
-                    accepted.append(sock.accept()[0])
+        accepted = [own for sock in sockets for own in accept_all(sock)]
         for server in self.servers:
             server.close()
         for sock in sockets:
             sock.close()
-        loop = asyncio.get_running_loop()
         for own in accepted:
-            own.settimeout(0)
-            await loop.connect_accepted_socket(
-                lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
-                    config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
-                ),
-                own,
-            )
+            await self._serve_connection(own)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve a connection that somebody else has accepted; may be called in any thread once it has started."""
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._serve_connection(sock), self._loop)
+
+    async def _serve_connection(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        sock.settimeout(0)
+        await loop.connect_accepted_socket(
+            lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
+            ),
+            sock,
+        )
 
     async def _cut(self) -> None:
         left = self._connections()
@@ -169,6 +179,16 @@ class GracefulServer(uvicorn.Server):
 
     def _connections(self) -> list[InferenceProtocol]:
         return cast("list[InferenceProtocol]", list(self.server_state.connections))
+
+
+def accept_all(sock: socket.socket) -> list[socket.socket]:
+    """The connections that wait at a listening socket."""
+    accepted = []
+    sock.settimeout(0)
+    with contextlib.suppress(OSError):
+        while True:
+            accepted.append(sock.accept()[0])
+    return accepted
 
 
 def _give_up(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature

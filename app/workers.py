@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Process
 
-from app.lifecycle import CUT_S, GracefulServer
+from app.lifecycle import CUT_S, GracefulServer, accept_all
 from app.logs import configure_logging
 from app.main import Application, create_app
 from app.settings import Settings
@@ -31,7 +32,8 @@ HUNG_S = 30.0
 """A worker that says nothing for so long is replaced."""
 START_S = 120.0
 """The same before its first word: importing takes long where many start at once."""
-_LOOK_S = 0.1
+_LOOK_S = 0.05
+_HOW_ARE_YOU, _ADOPT = b"how are you", b"adopt"
 _PING_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 
@@ -50,6 +52,7 @@ class Worker(Process):
         super().__init__(config, [sock])
         self.began_at = self.asked_at = self.heard_at = time.monotonic()
         self.heard = False
+        self.serves = False
         self.told = False
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
@@ -60,9 +63,12 @@ class Worker(Process):
 
     def pong(self) -> None:
         """Answer the parent, from a thread of its own: it works where the event loop does not."""
-        self.child_conn.recv()
-        server = self.server
-        self.child_conn.send(server.problem() if isinstance(server, GracefulServer) else None)
+        message = self.child_conn.recv()
+        server = cast("GracefulServer", self.server)
+        if message == _ADOPT:
+            server.adopt(socket.socket(fileno=recv_handle(self.child_conn)))
+        else:
+            self.child_conn.send((server.started, server.problem()))
 
     def always_pong(self) -> None:
         """Answer for as long as the parent asks."""
@@ -75,14 +81,20 @@ class Worker(Process):
         found = None
         with contextlib.suppress(OSError, EOFError):
             while self.parent_conn.poll(0):
-                found = self.parent_conn.recv()
+                self.serves, found = self.parent_conn.recv()
                 self.heard, self.heard_at = True, now
             if now - self.asked_at >= _PING_S:
                 self.asked_at = now
-                self.parent_conn.send(b"ping")
+                self.parent_conn.send(_HOW_ARE_YOU)
         if found is None and now - self.heard_at > (HUNG_S if self.heard else START_S):
             return f"it has said nothing for {now - self.heard_at:.0f} s"
         return found
+
+    def give(self, connection: socket.socket) -> None:
+        """Have it serve a connection that was another worker's to accept."""
+        with contextlib.suppress(OSError), connection:
+            self.parent_conn.send(_ADOPT)
+            send_handle(self.parent_conn, connection.fileno(), self.pid)
 
     def tell_to_end(self) -> None:
         """Pass the signal on, once."""
@@ -97,7 +109,7 @@ class Supervisor:
 
     Workers that share one socket race for its connections, and the quickest takes most of them. With a socket each
     (``SO_REUSEPORT``) the kernel spreads them. That of a worker that died goes with it, so that its share falls to the
-    others; its successor listens once its models are loaded.
+    others, who get what waited there too; its successor listens once its models are loaded.
 
     Args:
         make_config: makes uvicorn's configuration of a worker, told whether it succeeds another.
@@ -113,6 +125,7 @@ class Supervisor:
         self._address = sockets[0].getsockname()
         self._sockets = sockets
         self._workers: list[Worker | None] = [None] * len(sockets)
+        self._had = [False] * len(sockets)
         self._start_at = [0.0] * len(sockets)
         self._pause_s = [0.0] * len(sockets)
         self._signals: list[int] = []
@@ -161,16 +174,24 @@ class Supervisor:
             self._failed = True
             return
         self._workers[slot] = None
-        self._sockets[slot].close()
+        self._hand_over(slot)
         # One that dies again and again is started less and less often.
         lived_s = time.monotonic() - worker.began_at
         self._pause_s[slot] = 0.0 if lived_s > 10 else min(_LONGEST_PAUSE_S, max(0.5, 2 * self._pause_s[slot]))
         self._start_at[slot] = time.monotonic() + self._pause_s[slot]
         log.error("worker %d died (%s); another is started", worker.pid, _how(worker.exitcode))
 
+    def _hand_over(self, slot: int) -> None:
+        others = [other for other in self._workers if other is not None and other.serves and other.exitcode is None]
+        if others:  # else what waits there waits for the successor
+            for number, connection in enumerate(accept_all(self._sockets[slot])):
+                others[number % len(others)].give(connection)
+            self._sockets[slot].close()
+
     def _start(self, slot: int) -> None:
-        succeeds = self._sockets[slot].fileno() < 0
-        if succeeds:
+        succeeds = self._had[slot]
+        self._had[slot] = True
+        if self._sockets[slot].fileno() < 0:
             self._sockets[slot] = bind_later(self._sockets[slot].family, self._address)
         try:
             worker = Worker(self._make_config(succeeds), self._settings, self._sockets[slot])
