@@ -39,7 +39,10 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
         else:
             if body is None:
                 return
-            service.start(target, headers, scope["query_string"], body, respond)
+            exchange = service.start(target, headers, scope["query_string"], body, respond)
+            if not ended.done() and await _gone(receive, ended):
+                exchange.cancel()
+                return
         status, fields, content = await ended
     finally:
         holding.release()
@@ -48,6 +51,21 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
         fields.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": content})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _gone(receive: Receive, ended: "asyncio.Future[Answer]") -> bool:
+    """Wait for the answer; whether the client went away before it."""
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((ended, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return not ended.done()
+    finally:
+        leaving.cancel()
 
 
 class Holding:

@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.bodies import BodyBuffers
@@ -129,6 +130,8 @@ class InferenceProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._service: InferenceService | None = getattr(self.app, "service", None)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
+        self._answering: InferenceCycle | None = None  # the last one whose body is whole
+        self._asgi_cycle: RequestResponseCycle | None = None  # the last one that the application was given
         self._between = True  # whether the parser stands between two requests
         self._head: bytes | None = None  # of the request that is being parsed, should it be worth remembering
         self._fd = -1
@@ -239,15 +242,25 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went away: what it waits for need not be run."""
-        cycle: Any = self.cycle
-        if type(cycle) is InferenceCycle and not cycle.response_complete:
-            cycle.release()
-            if cycle.exchange is not None:
-                cycle.exchange.cancel()
+        for cycle in (self._answering, self._inference):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.release()
+                if cycle.exchange is not None:
+                    cycle.exchange.cancel()
+        if self._asgi_cycle is not None:
+            # uvicorn tells the last request that it has read, not the one that the application is at.
+            self._asgi_cycle.disconnected = True
+            self._asgi_cycle.message_event.set()
+        self.pipeline.clear()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._asgi_cycle = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _unset_keepalive_if_required(self) -> None:
         """The connection is in use; its timer is left to run out and look."""
@@ -378,6 +391,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         cycle.chunks = []
+        self._answering = cycle
         intake = cycle.service.intake
         if not intake.may_start():
             intake.later(partial(self._start_now, cycle, body))

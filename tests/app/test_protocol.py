@@ -319,6 +319,25 @@ def test_a_long_run_leaves_the_loop_free_and_a_client_that_goes_costs_no_model_t
     assert probe_s < max(run_s, 0.1)
 
 
+def test_a_client_that_goes_is_missed_behind_another_request_too(serve, build):
+    """Then the request has taken uvicorn's way to the application."""
+    client = serve(build.slow_graph(), num_threads=1, max_batch_rows=8)
+    body = json.dumps({"inputs": [0.5] * 8}).encode()
+    before = client.get("/stats").json()["models"][0]["live"]["executions"]
+    with Wire(client) as busy, Wire(client) as wire:
+        busy.socket.sendall(request(body))
+        time.sleep(0.02)
+        wire.socket.sendall(request(b"", "/health/live", method="GET") + request(body) * 2)
+        assert wire.answer()[0] == 200
+        time.sleep(0.05)
+        wire.socket.close()
+        assert busy.answer()[0] == 200
+    live = client.get("/stats").json()["models"][0]["live"]
+    assert live["failures_by_reason"] == {"Cancelled": 1}
+    assert live["executions"] == before + 1
+    assert client.post("/predict", json={"inputs": [0.5]}).status_code == 200
+
+
 def test_under_another_asgi_server_the_application_answers_alike(tiny_dir, tiny):
     async def ask():
         application = create_app(Settings(model_dir=tiny_dir))
