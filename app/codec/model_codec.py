@@ -41,7 +41,8 @@ class ModelCodec:
         self._plain_writer = plain.PlainWriter(model)
         self._oip_decoder = Decoder(model)
         self._oip_writer = OipWriter(model)
-        self._default_reply: Reply = partial(self._reply_json, None)
+        # Nothing here may refer to the codec itself: a model that was replaced would wait for the collector.
+        self._default_reply: Reply = partial(_reply_json, self._plain_writer, None)
 
     def plain(self, headers: Headers, query: bytes, body: Body) -> Decoded:
         """Read a request of the plain API.
@@ -69,7 +70,9 @@ class ModelCodec:
         wanted = headers.get(b"accept", b"")
         if b"octet-stream" in wanted or b"npy" in wanted:
             return Decoded(request.prepared, self._binary_reply(request.prepared, wanted, output))
-        return Decoded(request.prepared, self._default_reply if top_k is None else partial(self._reply_json, top_k))
+        if top_k is None:
+            return Decoded(request.prepared, self._default_reply)
+        return Decoded(request.prepared, partial(_reply_json, self._plain_writer, top_k))
 
     def oip(self, headers: Headers, body: Body) -> Decoded:
         """Read a request of the Open Inference Protocol.
@@ -79,9 +82,6 @@ class ModelCodec:
         """
         prepared, asked = self._oip_decoder.decode(body, headers.get(HEADER_LENGTH))
         return Decoded(prepared, partial(self._reply_oip, asked), asked.priority, asked.timeout_us)
-
-    def _reply_json(self, top_k: int | None, results: Results, start: int, stop: int) -> tuple[HeaderList, bytes]:
-        return [JSON_HEADER], self._plain_writer.encode(results, start, stop, top_k)
 
     def _reply_oip(self, asked: Asked, results: Results, start: int, stop: int) -> tuple[HeaderList, bytes]:
         length, body = self._oip_writer.encode(results, start, stop, asked)
@@ -121,3 +121,9 @@ class ModelCodec:
             return given, output
         value = fields["top_k"]
         return plain.check_top_k(self._model, int(value) if value.isdecimal() else value), output
+
+
+def _reply_json(
+    writer: plain.PlainWriter, top_k: int | None, results: Results, start: int, stop: int
+) -> tuple[HeaderList, bytes]:
+    return [JSON_HEADER], writer.encode(results, start, stop, top_k)

@@ -1,6 +1,12 @@
+import asyncio
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
+from app.main import create_app
+from app.settings import Settings
 from app.versions import selected, valid_name
 
 ROW = np.array([[0.5, -1.0, 2.0, 0.25, 0.0, 1.5]])
@@ -75,3 +81,26 @@ def test_a_broken_file_is_named_and_the_others_are_served(tmp_path, build, tiny)
         assert "model 'bad' is not ready" in refused.json()["error"]
         states = {model["name"]: model["state"] for model in client.get("/models").json()["models"]}
         assert states == {"good": "READY", "bad": "UNAVAILABLE"}
+
+
+def test_a_model_that_was_replaced_goes_without_the_collector(tmp_path, build, tiny):
+    build.put(tmp_path, tiny.graph(), "m")
+    state = create_app(Settings(model_dir=tmp_path)).state.panther
+
+    async def reload():
+        await state.load_all()
+        serving = state.repository.get("m")
+        held = [serving.model.session, serving.model, serving.codec, serving.batcher]
+        references = [weakref.ref(item) for item in held]
+        held.clear()
+        del serving
+        await state.apply("load", "m")
+        while state._releases:
+            await asyncio.sleep(0.01)
+        return [reference() for reference in references]
+
+    gc.disable()
+    try:
+        assert asyncio.run(reload()) == [None] * 4
+    finally:
+        gc.enable()

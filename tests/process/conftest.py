@@ -64,6 +64,18 @@ def slow() -> onnx.ModelProto:
     return model(nodes, ("x", TensorProto.INT64, [1]), ("y", TensorProto.FLOAT, []), constants)
 
 
+def heavy(nbytes: int) -> onnx.ModelProto:
+    """A batched model with so many bytes of weights, and little to compute."""
+    table = np.random.default_rng(0).standard_normal((nbytes // 4 // WIDTH, WIDTH)).astype(np.float32)
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["largest"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["table", "largest"], ["row"]),
+        helper.make_node("Mul", ["x", "row"], ["y"]),
+    ]
+    constants = [numpy_helper.from_array(table, "table")]
+    return model(nodes, ("x", TensorProto.FLOAT, ["n", WIDTH]), ("y", TensorProto.FLOAT, ["n", WIDTH]), constants)
+
+
 def wide(count: int) -> onnx.ModelProto:
     """A model that answers each row with ``count`` numbers: large answers to small requests."""
     constants = [numpy_helper.from_array(np.ones((1, count), np.float32), "W")]
@@ -246,6 +258,6 @@ def kit():
         row = [0.0] * WIDTH
         root = ROOT
 
-    for helper_ in (linear, slow, wide, put, running, Load):
+    for helper_ in (linear, slow, wide, heavy, put, running, Load):
         setattr(Kit, helper_.__name__, staticmethod(helper_))
     return Kit
