@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 DEVICE ?= $(or $(PANTHER_DEVICE),cpu)
 ARGS ?=
+MINUTES ?= 20
 
 # What is installed on the machine must not reach in.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV
@@ -17,7 +18,7 @@ serve_env := $(if $(filter cuda,$(DEVICE)),.venv-serve-gpu,.venv-serve)
 serve_extra := $(if $(filter cuda,$(DEVICE)),gpu,cpu)
 python := .venv/bin/python
 
-.PHONY: help run test lint format check test-make test-compose hooks lock serve-env dev-env clean
+.PHONY: help run test lint format check test-make test-compose soak hooks lock serve-env dev-env clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -46,6 +47,9 @@ test-make: dev-env ## test the environments, and 'make run' as a user starts it
 
 test-compose: dev-env ## build the images, run, scale, kill, train and ask by Docker Compose; needs Docker
 	@exec $(python) -m pytest -m docker tests/deploy $(ARGS)
+
+soak: dev-env ## 20 minutes of mixed traffic, every answer compared; MINUTES=…
+	@exec $(python) tests/soak/traffic.py --minutes $(MINUTES) --output benchmarks/results/soak.json
 
 hooks: dev-env ## check each commit by pre-commit
 	$(python) -m pre_commit install
