@@ -15,11 +15,11 @@ class BodyBuffers:
         self._free: dict[int, list[bytearray]] = {}
         self._kept_bytes = 0
 
-    def take(self, length: int) -> bytearray:
-        """A buffer of exactly that length; what it holds is anything."""
+    def take(self, length: int) -> bytearray | None:
+        """A buffer of exactly that length, which holds anything; None where there is none."""
         free = self._free.get(length)
         if not free:
-            return bytearray(length)
+            return None
         self._kept_bytes -= length
         return free.pop()
 

@@ -31,7 +31,7 @@ from app.logs import log_request
 _BUFFER = bytearray(32 * 1024)
 _SCRATCH = memoryview(_BUFFER)
 _BODIES = BodyBuffers()
-_CLAIM_BYTES = 1024 * 1024  # of a longer body no more is believed than twice what has come
+_CLAIM_BYTES = 64 * 1024  # of a longer body no more is believed than twice what has come
 
 
 class _NoEvent:
@@ -204,13 +204,14 @@ class InferenceProtocol(HttpToolsProtocol):
     def _receive_rest(self, cycle: InferenceCycle, length: int, begun: bytes | memoryview) -> None:
         cycle.chunks = []
         self._length = length
-        room = min(length, _CLAIM_BYTES)
+        used = _BODIES.take(length)
+        room = length if used is not None else min(length, _CLAIM_BYTES)
         try:
             cycle.hold(room)
         except AppError as error:
             self._refuse(cycle, error)
             return
-        self._body = _BODIES.take(room)
+        self._body = bytearray(room) if used is None else used
         self._body[: len(begun)] = begun
         self._rest = memoryview(self._body)[len(begun) :]
 

@@ -11,6 +11,7 @@ from app.tensors import TensorSpec
 BINARY_ONLY = ("FP16", "BF16")
 EXPECTED = '{"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}, …]}'
 KEYS = {"id", "parameters", "inputs", "outputs"}
+_MAX_SHOWN = 8  # dimensions
 _INPUT_KEYS = {"name", "shape", "datatype", "parameters", "data"}
 
 
@@ -98,7 +99,8 @@ def _read_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
             f"input {spec.name!r}: 'shape' is {describe(shape)}; expected a list of whole numbers"
         )
     if not spec.accepts(tuple(shape)):
-        raise InvalidRequestError(f"input {spec.name!r} has shape {shape}; the model takes {spec.readable_shape}")
+        shown = str(shape) if len(shape) <= _MAX_SHOWN else f"{str(shape[:_MAX_SHOWN])[:-1]}, …]"
+        raise InvalidRequestError(f"input {spec.name!r} has shape {shown}; the model takes {spec.readable_shape}")
     return tuple(shape)
 
 

@@ -229,11 +229,11 @@ def test_an_answer_larger_than_the_socket_takes_arrives_whole(client, tiny):
 
 def test_buffers_are_used_again_by_length_and_within_a_bound():
     buffers = BodyBuffers()
-    first = buffers.take(40_000)
+    first = bytearray(40_000)
     buffers.give_back(first)
-    assert buffers.take(40_001) is not first
+    assert buffers.take(40_001) is None
     assert buffers.take(40_000) is first
-    assert buffers.take(40_000) is not first
+    assert buffers.take(40_000) is None
     buffers.give_back(bytearray(5 * 1024 * 1024))
     assert buffers._kept_bytes == 0
     for _ in range(100):
