@@ -105,6 +105,7 @@ def triton_config(serving: Serving, policy: str) -> dict[str, Any]:
     model = serving.model
     skip = 1 if model.batched else 0
     types = {"BYTES": "TYPE_STRING"}
+    policy = serving.settings.version_policy or policy
     named: dict[str, dict[str, Any]] = {"latest": {"latest": {"num_versions": 1}}, "all": {"all": {}}}
     versions: dict[str, Any] = named.get(
         policy, {"specific": {"versions": [int(v) for v in policy.split(",") if v.strip().isdecimal()]}}
@@ -129,8 +130,9 @@ def triton_config(serving: Serving, policy: str) -> dict[str, Any]:
         ],
         "parameters": {"execution_provider": {"string_value": model.provider}},
     }
-    if model.batched:
-        config["dynamic_batching"] = {"preferred_batch_size": [], "max_queue_delay_microseconds": 0}
+    if serving.batcher.together:
+        delay_us = serving.batcher.delay_ns // 1000
+        config["dynamic_batching"] = {"preferred_batch_size": [], "max_queue_delay_microseconds": delay_us}
     return config
 
 

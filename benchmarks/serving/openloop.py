@@ -110,7 +110,7 @@ async def drive(url, body, rate, seconds):
         "statuses": statuses,
         "unanswered": sent - len(answers),
         "connections": opened,
-        **{f"p{q}_ms": round(1e3 * times[int(q / 100 * (len(times) - 1))], 1) if times else None for q in (50, 99)},
+        **{f"p{q}_ms": round(1e3 * times[int(q / 100 * (len(times) - 1))], 3) if times else None for q in (50, 99)},
         "refusal_p99_ms": round(1e3 * refusals[int(0.99 * (len(refusals) - 1))], 1) if refusals else None,
     }
 
