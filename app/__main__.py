@@ -1,5 +1,6 @@
 """``python -m app``: read the settings, serve."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warn_of_open_doors(settings)
         # Imported late, so that --help and a wrong setting answer at once.
         from app.server import serve
+        from app.tuning import raise_file_limit
 
+        too_few = raise_file_limit(settings.max_connections)
+        if too_few is not None:
+            logging.getLogger(__name__).warning("%s", too_few)
         return serve(settings)
     except AppError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -1,5 +1,9 @@
 """What can go wrong, in the words of the domain, and the one table that maps it to HTTP status codes."""
 
+import re
+
+_FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s\"'/:]+/)+")
+
 
 class AppError(Exception):
     """An error whose message is written for the caller."""
@@ -15,6 +19,10 @@ class UnsupportedMediaTypeError(AppError):
 
 class BodyTooLargeError(AppError):
     """The body, as sent or after decompression, is over the limit."""
+
+
+class RequestTimeoutError(AppError):
+    """The client took too long to send its request."""
 
 
 class ModelNotFoundError(AppError):
@@ -84,6 +92,7 @@ STATUS: dict[type[AppError], int] = {
     ControlForbiddenError: 403,
     AccessForbiddenError: 403,
     ModelNotFoundError: 404,
+    RequestTimeoutError: 408,
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
     InferenceFailedError: 500,
@@ -93,6 +102,11 @@ STATUS: dict[type[AppError], int] = {
     DeviceError: 503,
     DeadlineExceededError: 504,
 }
+
+
+def without_folders(message: str) -> str:
+    """A message of the runtime, with nothing of where its files lie: absolute paths are cut down to the last name."""
+    return _FOLDERS.sub("", message)
 
 
 def status_of(error: AppError) -> int:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.asgi import answer
 from app.errors import AppError, error_headers, status_of
 from app.inference import InferenceService
+from app.limits import OTHER_BODY_BYTES
 from app.logs import log_request, request_id_of_task
 
 SENT_BY_BROWSERS = (
@@ -107,14 +108,15 @@ class Front:
 
     def _limited(self, receive: Receive) -> Receive:
         """The same messages, until the body is longer than it may be."""
-        size = 0
+        size, most = 0, min(OTHER_BODY_BYTES, self._service.max_body_bytes)
 
         async def receive_some() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._service.max_body_bytes:
-                raise HTTPException(413, str(self._service.too_large()), {"connection": "close"})
+            if size > most:
+                said = f"the body is larger than {most} bytes, the most for what is no inference"
+                raise HTTPException(413, said, {"connection": "close"})
             return message
 
         return receive_some

@@ -18,6 +18,7 @@ from app.codec.compression import accepted, compress, decompress
 from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
 from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, error_headers, status_of
 from app.intake import Intake
+from app.limits import Limits
 from app.logs import about
 from app.repository import Repository
 from app.results import Results
@@ -33,6 +34,7 @@ _PLAIN = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _OIP = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
 _MAX_TARGETS = 1024
+_MAX_PATH = 512  # a longer path is understood anew each time
 _MAX_HEADS = 1024
 HEAD_BYTES = 2048
 """A head longer than this is parsed each time."""
@@ -124,6 +126,7 @@ class InferenceService:
         self.request_ids = RequestIds()
         self.tracing: Tracing | None = None
         self.access: Access | None = None
+        self.limits = Limits()
         self.access_log = False
         self.cross_origin = False  # whether pages of other origins may ask
         self.unrouted: Counter[tuple[str, str]] = Counter()  # protocol and reason, of requests that met no model
@@ -140,7 +143,7 @@ class InferenceService:
                 target = Target(match[1], match[2], path=path)
             elif match := _OIP.match(path):
                 target = Target(match[1], match[2], oip=True, path=path)
-            if len(self._targets) < _MAX_TARGETS:
+            if len(self._targets) < _MAX_TARGETS and len(path) <= _MAX_PATH:
                 self._targets[path] = target
             return target
 
@@ -202,6 +205,8 @@ class InferenceService:
                 body = decompress(body, encoding, self.max_body_bytes)
             codec = serving.codec
             decoded = codec.oip(headers, body) if target.oip else codec.plain(headers, query, body)
+            if decoded.prepared.rows > self.limits.max_request_rows:
+                raise self.limits.too_many_rows(decoded.prepared.rows)
         except AppError as error:
             exchange.fail(error)
             return exchange

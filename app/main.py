@@ -19,6 +19,7 @@ from app.asgi import Receive, Scope, Send
 from app.errors import AppError
 from app.front import Front, error_response
 from app.inference import InferenceService
+from app.limits import Limits
 from app.peers import Peers
 from app.repository import Repository
 from app.routes import benchmark, dashboard, docs, health, metrics, models, oip, predict, stats
@@ -136,6 +137,7 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
         settings.max_queue_bytes,
     )
     service.access = Access.of(settings)
+    service.limits = Limits.of(settings)
     service.access_log = settings.access_log
     service.cross_origin = bool(settings.origins())
     if settings.tracing == "otlp":

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from app.card import METADATA_KEY, Card, Output, parse_card
 from app.cuda import CudaReport, CudaRunner, Plain, accelerate, relative_error
 from app.device import CUDA, Device, open_session
-from app.errors import CardError, InferenceFailedError, LoadError
+from app.errors import CardError, InferenceFailedError, LoadError, without_folders
 from app.placement import find_placement
 from app.tensors import Array, TensorSpec, tensor_spec
 
@@ -61,7 +61,7 @@ class Model:
         except LoadError:
             raise
         except Exception as error:  # onnxruntime raises many kinds
-            message = str(error).replace(str(path), path.name)
+            message = without_folders(str(error).replace(str(path), path.name))
             raise LoadError(f"model {name!r} version {version}: {message}") from error
         self.input_by_name = {spec.name: spec for spec in self.inputs}
         self.output_by_name = {spec.name: spec for spec in self.outputs}

@@ -18,12 +18,13 @@ from typing import Any
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.bodies import BodyBuffers
 from app.codec.model_codec import HeaderList, Headers
 from app.errors import AppError, ModelUnavailableError
+from app.guarded import GuardedProtocol, Lingering
 from app.inference import HEAD_BYTES, Exchange, InferenceService, Target
 from app.logs import log_request
 
@@ -109,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
             setattr(self, name, getattr(protocol, name))
 
 
-class InferenceProtocol(HttpToolsProtocol):
+class InferenceProtocol(GuardedProtocol):
     """One connection.
 
     What is read goes into one scratch buffer and from there to the parser. Once the head of an inference request is
@@ -117,8 +118,6 @@ class InferenceProtocol(HttpToolsProtocol):
 
     The inference service is found on the application; where there is none, all requests go uvicorn's own way.
     """
-
-    _date: tuple[object, bytes] = (None, b"")
 
     def __init__(
         self,
@@ -128,14 +127,11 @@ class InferenceProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._service: InferenceService | None = getattr(self.app, "service", None)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
         self._answering: InferenceCycle | None = None  # the last one whose body is whole
         self._asgi_cycle: RequestResponseCycle | None = None  # the last one that the application was given
-        self._between = True  # whether the parser stands between two requests
         self._head: bytes | None = None  # of the request that is being parsed, should it be worth remembering
         self._fd = -1
-        self._idle_since: float | None = None
         self._body = bytearray()
         self._length = 0  # of the whole body
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
@@ -147,6 +143,16 @@ class InferenceProtocol(HttpToolsProtocol):
         if own_socket is not None and transport.get_extra_info("sslcontext") is None:
             self._fd = own_socket.fileno()
 
+    def _body_received(self) -> int | None:
+        """How much there is of the body that is being read for the service; None where none is."""
+        if self._inference is None:
+            return None
+        return self._inference.size if self._rest is None else len(self._body) - len(self._rest)
+
+    def _refuse_body(self, error: AppError) -> None:
+        if self._inference is not None:
+            self._refuse(self._inference, error)
+
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the loop is to put what it reads."""
         return _SCRATCH if self._rest is None else self._rest
@@ -157,8 +163,12 @@ class InferenceProtocol(HttpToolsProtocol):
         if rest is None:
             if self._between and self._service is not None and self._recognised(self._service, nbytes):
                 return
+            if self._in_head:
+                self._head_bytes += nbytes
             self.data_received(_SCRATCH[:nbytes])  # type: ignore[arg-type]
             self._head = None
+            if self._in_head and self._head_bytes > self._limits.max_header_bytes:
+                self.end_head()
             self._receive_directly()
         elif nbytes < len(rest):
             self._rest = rest[nbytes:]
@@ -275,7 +285,8 @@ class InferenceProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if not self.flow.write_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
@@ -322,7 +333,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins; uvicorn's scope is made once it is known to be needed."""
-        self._between = False
+        self.begin_head()
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -330,6 +341,11 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Decide which way the request takes."""
+        self._in_head = False
+        if self._head_bytes or self._limits.max_header_bytes < len(_BUFFER):
+            self.measure_head()
+        if self._ended:
+            return
         previous: Any = self.cycle
         path, _, query = self.url.partition(b"?")
         service = self._service
@@ -356,7 +372,11 @@ class InferenceProtocol(HttpToolsProtocol):
         """A piece of the body."""
         cycle = self._inference
         if cycle is None:
-            super().on_body(body)
+            self._body_bytes += len(body)
+            if not self._ended:
+                super().on_body(body)
+            return
+        if cycle.response_complete:
             return
         cycle.size += len(body)
         try:
@@ -373,7 +393,8 @@ class InferenceProtocol(HttpToolsProtocol):
         self._between = True
         cycle = self._inference
         if cycle is None:
-            super().on_message_complete()
+            if not self._ended:
+                super().on_message_complete()
             return
         if cycle.response_complete:
             return
@@ -460,8 +481,15 @@ class InferenceProtocol(HttpToolsProtocol):
         if cycle.service.access_log:
             self._log(cycle, status, headers)
         if not cycle.keep_alive:
-            self.transport.close()
+            self._close(cycle)
         self.on_response_complete()
+
+    def _close(self, cycle: InferenceCycle) -> None:
+        """Close the connection, without a reset that would take the answer from a client that is still sending."""
+        if self._inference is cycle and not self._draining() and self.transport.can_write_eof():
+            Lingering(self, self.transport, self.loop)
+        else:
+            self.transport.close()
 
     def _draining(self) -> bool:
         return getattr(self.server_state, "draining", False)
@@ -481,12 +509,3 @@ class InferenceProtocol(HttpToolsProtocol):
                     return
                 data = data[sent:]
         self.transport.write(data)
-
-    def _date_lines(self) -> bytes:
-        """Uvicorn's default headers, which it makes anew every second, as they go to the wire."""
-        headers = self.server_state.default_headers
-        seen, lines = InferenceProtocol._date
-        if seen is not headers:
-            lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
-            InferenceProtocol._date = (headers, lines)
-        return lines

@@ -206,7 +206,7 @@ class Repository:
         item = entry.versions.get(version)
         if item is None:
             raise ModelNotFoundError(
-                f"model {name!r} has no version {version!r}; there are: {', '.join(entry.versions)}"
+                f"model {name!r} has no version {version[:40]!r}; there are: {', '.join(entry.versions)}"
             )
         if item.serving is None:
             raise ModelUnavailableError(f"model {name!r} version {version} is not ready: {item.reason}")

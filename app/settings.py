@@ -74,6 +74,22 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024, ge=1024, description="largest request body in bytes, as sent and when decompressed"
     )
+    max_request_rows: int = Field(default=65_536, ge=1, description="most rows of one request; beyond them 413")
+    max_header_bytes: int = Field(
+        default=32 * 1024, ge=1024, le=1024 * 1024, description="largest head of a request in bytes; beyond it 431"
+    )
+    max_connections: int = Field(
+        default=4096, ge=1, description="most open connections of each worker; others get 503 at once, but for probes"
+    )
+    header_timeout_s: float = Field(
+        default=10.0, gt=0, description="how long a new connection may take to send the whole head of a request"
+    )
+    body_timeout_s: float = Field(
+        default=20.0, gt=0, description="how long a body may bring no more than 1 KiB before the request is given up"
+    )
+    write_timeout_s: float = Field(
+        default=30.0, gt=0, description="how long a client may leave its answer unread before it is cut off"
+    )
     compression_min_bytes: int = Field(
         default=1024, ge=0, description="answers shorter than this are never compressed, whatever the client accepts"
     )

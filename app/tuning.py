@@ -8,6 +8,8 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _PR_SET_PDEATHSIG = 1
 _KEPT_BYTES = 64 * 1024 * 1024
+SPARE_FILES = 256
+"""Open files of a process besides its connections: models, libraries, other workers."""
 _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # glibc takes no more
 
 
@@ -38,3 +40,20 @@ def freeze_collector() -> None:
     gc.freeze()
     # A request leaves no cycles behind: look for them more seldom than after every few requests.
     gc.set_threshold(20_000, 20, 20)
+
+
+def raise_file_limit(connections: int) -> str | None:
+    """Allow as many open files as connections need; why that can't be, or None where it can."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    wanted = connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return None
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        return f"max_connections ({connections}) needs {wanted} open files; this process may have {allowed} (ulimit -n)"
+    return None

@@ -6,6 +6,8 @@ from app.codec import Body
 from app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+MAX_CODINGS = 2
+"""Each may cost as much as max_body_bytes takes to decompress."""
 _LEVEL = 1  # tensors hardly compress; more effort would cost far more than it saves
 
 
@@ -17,10 +19,13 @@ def decompress(body: Body, encoding: bytes, limit: int) -> Body:
         InvalidRequestError: the data is broken.
         UnsupportedMediaTypeError: another encoding.
     """
-    for name in reversed(encoding.lower().split(b",")):
-        coding = name.strip()
-        if coding in (b"", b"identity"):
-            continue
+    names = [name.strip() for name in encoding.lower().split(b",")]
+    codings = [name for name in names if name not in (b"", b"identity")]
+    if len(codings) > MAX_CODINGS:
+        raise UnsupportedMediaTypeError(
+            f"content-encoding names {len(codings)} codings on top of one another; at most {MAX_CODINGS} are undone"
+        )
+    for coding in reversed(codings):
         if coding not in (b"gzip", b"x-gzip", b"deflate"):
             shown = coding.decode("latin-1")[:40]
             raise UnsupportedMediaTypeError(

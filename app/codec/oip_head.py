@@ -8,6 +8,7 @@ from app.errors import InvalidRequestError
 from app.model import Model
 from app.tensors import TensorSpec
 
+MAX_ID_LENGTH = 1024
 BINARY_ONLY = ("FP16", "BF16")
 EXPECTED = '{"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}, …]}'
 KEYS = {"id", "parameters", "inputs", "outputs"}
@@ -64,6 +65,10 @@ def read_head(model: Model, document: Any) -> Head:
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise InvalidRequestError(f"'inputs' is {describe(inputs)}; expected {EXPECTED}")
+    if len(inputs) > len(model.input_by_name):
+        raise InvalidRequestError(
+            f"the request has {len(inputs)} inputs; model {model.name!r} takes: {', '.join(model.input_by_name)}"
+        )
     read = tuple(_read_input(model, item, f"inputs[{position}]") for position, item in enumerate(inputs))
     names = [item.spec.name for item in read]
     for name in model.input_by_name:
@@ -135,11 +140,17 @@ def read_asked(model: Model, document: dict[str, Any]) -> Asked:
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise InvalidRequestError(f"'id' is {describe(identity)}; expected a text")
+    if identity is not None and len(identity) > MAX_ID_LENGTH:
+        raise InvalidRequestError(f"'id' has {len(identity)} characters; at most {MAX_ID_LENGTH} are echoed")
     priority = _whole(parameters, "priority")
     timeout_us = _whole(parameters, "timeout")
     wanted = document.get("outputs")
     if wanted is not None and not isinstance(wanted, list):
         raise InvalidRequestError(f"'outputs' is {describe(wanted)}; expected a list of objects with a name")
+    if wanted is not None and len(wanted) > len(model.output_names):
+        raise InvalidRequestError(
+            f"'outputs' has {len(wanted)} entries; model {model.name!r} has: {', '.join(model.output_names)}"
+        )
     outputs = [_read_output(model, item, by_default) for item in wanted or [{"name": n} for n in model.output_names]]
     names = tuple(name for name, _, _ in outputs)
     if len(set(names)) != len(names):
