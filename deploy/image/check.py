@@ -3,6 +3,7 @@
 usage: python check cpu|gpu
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -29,9 +30,23 @@ def main(device: str) -> None:
     packages = {found.name for found in importlib.metadata.distributions() if found.name.startswith("nvidia-")}
     if bool(packages) != (device == "gpu"):
         sys.exit(f"NVIDIA's packages in the image for {device}: {sorted(packages)}")
+    if device == "gpu":
+        load_cuda(pathlib.Path(onnxruntime.__file__).parent)
     static = list(pathlib.Path("/opt/venv/lib").glob("*/site-packages/**/*.a"))
     if static:
         sys.exit(f"static libraries are in the image: {static}")
+
+
+def load_cuda(onnxruntime: pathlib.Path) -> None:
+    """Every library of NVIDIA's loads, and the CUDA provider lacks nothing but the driver's, which the host brings."""
+    for path in sorted((onnxruntime.parent / "nvidia").glob("*/lib/*.so*")):
+        ctypes.CDLL(str(path))
+    try:
+        ctypes.CDLL(str(onnxruntime / "capi/libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(onnxruntime / "capi/libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        if "libcuda.so.1" not in str(error):
+            sys.exit(f"the CUDA provider can't be loaded: {error}")
 
 
 if __name__ == "__main__":

