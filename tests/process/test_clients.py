@@ -1,0 +1,86 @@
+"""Clients that don't read what they asked for, and clients that send by drops: others don't notice."""
+
+import json
+import signal
+import socket
+import statistics
+import time
+from contextlib import ExitStack
+
+import pytest
+
+ANSWER_BYTES = 8_000_000  # well over what the kernel keeps of an answer that nobody reads
+CLIENTS = 12
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, kit):
+    root = tmp_path_factory.mktemp("models")
+    kit.put(root, kit.linear(1), "m", 1)
+    kit.put(root, kit.wide(ANSWER_BYTES // 4), "wide", 1)
+    (root / "wide" / "panther.toml").write_text("max_batch_rows = 1")
+    return root
+
+
+def post(path, body, *fields):
+    head = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*head, *fields, "", ""]).encode() + body
+
+
+def latency_s(server, count=40):
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        assert server.value() == 1
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def connect(server, stack):
+    sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return sock
+
+
+def test_clients_that_stop_reading_hold_up_nobody_and_no_end(models, kit):
+    ask = post("/models/wide/predict", json.dumps({"inputs": [[1.0]]}).encode(), "Accept: application/octet-stream")
+    with kit.running(models, "--shutdown-timeout-s", "2") as server, ExitStack() as stack:
+        usual_s = latency_s(server)
+        silent = [connect(server, stack) for _ in range(CLIENTS)]
+        for sock in silent:
+            sock.sendall(ask)
+        server.wait_for(
+            lambda: server.metric('panther_rows_total{model="wide",protocol="plain",version="1"}') == CLIENTS
+        )
+        # Not one more answer is made for those who don't read the first.
+        for sock in silent:
+            sock.settimeout(0.2)
+            try:
+                for _ in range(2000):
+                    sock.sendall(ask)
+            except TimeoutError:
+                pass
+        time.sleep(0.5)
+        assert server.metric('panther_rows_total{model="wide",protocol="plain",version="1"}') <= 3 * CLIENTS
+        assert server.resident_bytes() < 1 << 30
+        assert latency_s(server) < usual_s + 0.05
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(6) == 0
+
+
+def test_clients_that_send_by_drops_hold_up_nobody_and_no_end(models, kit):
+    body = json.dumps({"inputs": [kit.row]}).encode()
+    whole = post("/models/m/predict", body)
+    with kit.running(models, "--shutdown-timeout-s", "2") as server, ExitStack() as stack:
+        usual_s = latency_s(server)
+        slow = [connect(server, stack) for _ in range(100)]
+        for at in range(10):
+            for number, sock in enumerate(slow):
+                cut = at if number % 2 else len(whole) - 20 + at  # within the head, and within the body
+                sock.sendall(whole[cut : cut + 1] if at or number % 2 else whole[: cut + 1])
+        assert latency_s(server) < usual_s + 0.05
+        # One of them gets to its end all the same.
+        slow[0].sendall(whole[len(whole) - 10 :])
+        assert slow[0].recv(15) == b"HTTP/1.1 200 OK"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(6) == 0
