@@ -4,12 +4,14 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime as ort
 
 from app.calls import Call, CallQueue
+from app.cuda_runner import Parts
 from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError, OverloadedError
 from app.model import Model
 from app.results import Results
@@ -247,8 +249,11 @@ class Batcher:
             start = call.stop
         first = batch[0]
         try:
+            feeds: Mapping[str, Parts]
             if len(batch) == 1:
                 feeds = first.feeds
+            elif self.model.gathers:
+                feeds = {name: [call.feeds[name] for call in batch] for name in first.feeds}
             else:
                 feeds = {name: np.concatenate([call.feeds[name] for call in batch]) for name in first.feeds}
             ready = time.perf_counter_ns()
@@ -264,15 +269,20 @@ class Batcher:
             failure = InferenceFailedError(f"model {self.model.name!r} failed")
             failure.__cause__ = error
             return [failure] * len(batch)
-        for call in batch:
-            call.input_ns = ready - began
-            call.infer_ns = ended - ready
         self._learn(rows, ended - ready)
-        self.statistics.executed(rows, ready - began, ended - ready)
+        # What copies to and from a device take is no time of the model.
+        copied_in, output_ns = self.model.copy_ns
+        input_ns = ready - began + copied_in
+        infer_ns = ended - ready - copied_in - output_ns
+        for call in batch:
+            call.input_ns = input_ns
+            call.infer_ns = infer_ns
+            call.output_ns = output_ns
+        self.statistics.executed(rows, input_ns, infer_ns, output_ns)
         return [results] * len(batch)
 
     def _run(
-        self, feeds: dict[str, Array], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
+        self, feeds: Mapping[str, Parts], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
     ) -> list[Array]:
         if rows <= self.max_rows or not self.model.batched:
             return self.model.run(feeds, output_names, options)

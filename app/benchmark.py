@@ -2,12 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.cuda import accelerate
+from app.cuda_runner import Plain
 from app.device import Device, open_session
 from app.errors import BenchmarkError
 from app.model import Model
@@ -73,31 +76,14 @@ def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds
     began = time.perf_counter()
     check_memory(model, 4 * twin_weights(wanted))
     twin = dense_twin(folded(model.path), wanted, np.random.default_rng(0))
-    with in_memory("twin") as path:
-        Path(path).write_bytes(twin)
-        del twin
-        session, _ = open_session(path, device, model.num_threads)
-    sizes = [size for size in rows if size <= serving.batcher.max_rows] if model.batched else [1]
-    batches = []
-    for size in sizes:
-        feeds = model.random_feeds(size)
-
-        def ours(feeds: dict[str, Array] = feeds) -> None:
-            model.run(feeds, model.output_names)
-
-        def dense(feeds: dict[str, Array] = feeds) -> None:
-            session.run(model.output_names, feeds)
-
-        mine, other, rounds = in_turn(ours, dense, seconds / len(sizes))
-        batches.append(
-            {
-                "rows": size,
-                "rounds": rounds,
-                "model_median_us": round(mine, 2),
-                "dense_twin_median_us": round(other, 2),
-                "ratio": round(mine / other, 4),
-            }
-        )
+    with _stream(device) as stream:
+        with in_memory("twin") as path:
+            Path(path).write_bytes(twin)
+            del twin
+            dense_run = _runner(path, model, device, serving.batcher.max_rows, stream)
+        sizes = [size for size in rows if size <= serving.batcher.max_rows] if model.batched else [1]
+        batches = [_compare(model, dense_run, size, seconds / len(sizes)) for size in sizes]
+        del dense_run
     return {
         "model": model.name,
         "version": model.version,
@@ -108,6 +94,57 @@ def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds
         "batches": batches,
         "duration_s": round(time.perf_counter() - began, 3),
     }
+
+
+def _compare(model: Model, dense_run: Plain, size: int, seconds: float) -> dict[str, Any]:
+    feeds = model.random_feeds(size)
+
+    def ours() -> None:
+        model.run(feeds, model.output_names)
+
+    def dense() -> None:
+        dense_run(feeds, model.output_names)
+
+    mine, other, rounds = in_turn(ours, dense, seconds)
+    return {
+        "rows": size,
+        "rounds": rounds,
+        "model_median_us": round(mine, 2),
+        "dense_twin_median_us": round(other, 2),
+        "ratio": round(mine / other, 4),
+    }
+
+
+@contextmanager
+def _stream(device: Device) -> Iterator[int | None]:
+    """A stream of CUDA, where there is one."""
+    if device.streams is None:
+        yield None
+        return
+    stream = device.streams.take(device.cuda.device_id)
+    try:
+        yield stream
+    finally:
+        device.streams.give(device.cuda.device_id, stream)
+
+
+def _runner(path: str, model: Model, device: Device, max_rows: int, stream: int | None) -> Plain:
+    """What runs the twin in the way that the model is run in."""
+    session, _ = open_session(path, device, model.num_threads, stream)
+
+    def plain(feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:
+        return session.run(output_names, feeds)  # type: ignore[no-any-return]
+
+    if model.cuda is None:
+        return plain
+    rows = max_rows if model.batched else None
+    feeds = model.random_feeds
+    report, runner = accelerate(session, model.inputs, model.outputs, rows, device, stream, feeds, plain)
+    if runner is None:
+        return plain
+    if report.mode != model.cuda.mode:
+        raise BenchmarkError(f"the dense twin runs in the mode {report.mode}, the model in {model.cuda.mode}")
+    return runner.run
 
 
 def in_turn(ours: Callable[[], None], dense: Callable[[], None], seconds: float) -> tuple[float, float, int]:

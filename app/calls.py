@@ -26,7 +26,7 @@ class Call:
 
     __slots__ = (
         "cancelled", "deadline_ns", "done", "feeds", "infer_ns", "input_ns", "key", "nbytes", "output_names",
-        "priority", "queue_ns", "queued_ns", "rows", "start", "stop", "timer",
+        "output_ns", "priority", "queue_ns", "queued_ns", "rows", "start", "stop", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -51,7 +51,7 @@ class Call:
         self.cancelled = False
         self.start = 0
         self.stop = rows
-        self.queued_ns = self.queue_ns = self.input_ns = self.infer_ns = 0
+        self.queued_ns = self.queue_ns = self.input_ns = self.infer_ns = self.output_ns = 0
 
 
 class CallQueue:

@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,9 @@ class CudaRuntime:
             library.cudaMemcpyAsync.argtypes = [Address, Address, ctypes.c_size_t, ctypes.c_int, Address]
             library.cudaGraphLaunch.argtypes = [Address, Address]
             library.cudaStreamSynchronize.argtypes = [Address]
+            library.cudaEventDestroy.argtypes = [Address]
+            library.cudaEventRecord.argtypes = [Address, Address]
+            library.cudaEventElapsedTime.argtypes = [ctypes.POINTER(ctypes.c_float), Address, Address]
             library.cudaStreamBeginCapture.argtypes = [Address, ctypes.c_int]
             library.cudaStreamEndCapture.argtypes = [Address, ctypes.POINTER(Address)]
             library.cudaGraphDestroy.argtypes = [Address]
@@ -141,14 +144,22 @@ class CudaRuntime:
         self._check(self._waiting.cudaHostAlloc(ctypes.byref(address), size, 0), f"allocating {size:,} pinned bytes")
         return address.value or 0
 
-    def free(self, device: list[int], pinned: list[int], graphs: list[int]) -> None:
-        """Give back memory and graphs; what the runtime refuses is left to the end of the process."""
+    def free(
+        self,
+        device: Sequence[int] = (),
+        pinned: Sequence[int] = (),
+        graphs: Sequence[int] = (),
+        events: Sequence[int] = (),
+    ) -> None:
+        """Give back memory, graphs and events; what the runtime refuses is left to the end of the process."""
         for graph in graphs:
             self._waiting.cudaGraphExecDestroy(graph)
         for address in device:
             self._waiting.cudaFree(address)
         for address in pinned:
             self._waiting.cudaFreeHost(address)
+        for event in events:
+            self._waiting.cudaEventDestroy(event)
         self._waiting.cudaGetLastError()
 
     def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
@@ -164,6 +175,22 @@ class CudaRuntime:
         code = self._quick.cudaGraphLaunch(graph, stream)
         if code:
             self._check(code, "launching the graph")
+
+    def make_event(self) -> int:
+        """A point in time, to be recorded."""
+        event = Address()
+        self._check(self._waiting.cudaEventCreate(ctypes.byref(event)), "making an event")
+        return event.value or 0
+
+    def record(self, event: int, stream: int) -> None:
+        """Have an event take down when what was queued before it is done."""
+        self._check(self._quick.cudaEventRecord(event, stream), "recording an event")
+
+    def elapsed_ns(self, start: int, end: int) -> int:
+        """Nanoseconds of the device between two events, which must have happened."""
+        ms = ctypes.c_float()
+        self._check(self._quick.cudaEventElapsedTime(ctypes.byref(ms), start, end), "reading an event")
+        return int(1e6 * ms.value)
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """Record what ``work`` queues on a stream, without running it.

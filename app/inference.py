@@ -296,7 +296,7 @@ class Exchange:
         statistics.queue.add(call.queue_ns)
         statistics.compute_input.add(self.decoded_ns - self.began_ns + call.input_ns)
         statistics.compute_infer.add(call.infer_ns)
-        statistics.compute_output.add(ended_ns - encode_ns)
+        statistics.compute_output.add(call.output_ns + ended_ns - encode_ns)
 
     def fail(self, error: AppError) -> None:
         """Answer with an error and count it."""

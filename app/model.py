@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from app.card import METADATA_KEY, Card, Output, parse_card
-from app.cuda import CudaReport, CudaRunner, Plain, accelerate, relative_error
+from app.cuda import CudaReport, accelerate
+from app.cuda_runner import CudaRunner, Parts, Plain, relative_error
 from app.device import CUDA, Device, open_session
 from app.errors import CardError, InferenceFailedError, LoadError, without_folders
 from app.placement import find_placement
@@ -37,6 +38,7 @@ class Model:
         labelled: the output whose last axis has labels in the card, or None.
         placement: which provider runs which node; None where the runtime does not tell.
         cuda: how it runs on CUDA, or None on another provider.
+        copy_ns: what the last run took to copy its inputs to CUDA and its outputs from there; 0 elsewhere.
         load_duration_s: from opening the file to the end of the trial run, and of ``prepare``.
     """
 
@@ -53,6 +55,7 @@ class Model:
             weakref.finalize(self, device.streams.give, device.cuda.device_id, self._stream)
         self._runner: CudaRunner | None = None
         self.cuda: CudaReport | None = None
+        self.copy_ns = 0, 0
         try:
             self.session, self.device_reason = open_session(str(path), device, num_threads, self._stream)
             self.inputs = tuple(tensor_spec(node) for node in self.session.get_inputs())
@@ -94,12 +97,12 @@ class Model:
         return self.providers[0]
 
     def run(
-        self, feeds: Mapping[str, Array], output_names: Sequence[str], options: ort.RunOptions | None = None
+        self, feeds: Mapping[str, Parts], output_names: Sequence[str], options: ort.RunOptions | None = None
     ) -> list[Array]:
         """Run the graph.
 
         Args:
-            feeds: input name to array.
+            feeds: input name to array; where the model ``gathers``, also to arrays to be put one below the other.
             output_names: outputs to compute, in order.
             options: of this run; to set its ``terminate`` stops it between two nodes.
 
@@ -110,10 +113,17 @@ class Model:
             if self._plain:
                 return self.session.run(output_names, feeds, options)  # type: ignore[no-any-return]
             if self._runner is not None:
-                return self._runner.run(feeds, output_names)
+                results = self._runner.run(feeds, output_names)
+                self.copy_ns = self._runner.input_ns, self._runner.output_ns
+                return results
             return self._from_host(feeds, output_names)
         except Exception as error:  # onnxruntime raises many kinds
             raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
+
+    @property
+    def gathers(self) -> bool:
+        """Whether ``run`` takes the rows of several requests as they are."""
+        return self._runner is not None
 
     def _host_run(self, session: Any) -> Plain:
         """What runs a session from arrays of the host; it must not refer to this object."""

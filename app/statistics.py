@@ -63,18 +63,19 @@ class Statistics:
     oip_failures: Counter[str] = field(default_factory=Counter)
     batches: dict[int, list[int]] = field(default_factory=dict)
 
-    def executed(self, rows: int, input_ns: int, infer_ns: int) -> None:
+    def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int = 0) -> None:
         """One run of the model ended."""
         self.executions += 1
         self.executed_rows += rows
         self.last_inference_ms = int(time.time() * 1000)
         batch = self.batches.get(rows)
         if batch is None:
-            self.batches[rows] = [1, input_ns, infer_ns, 0]
+            self.batches[rows] = [1, input_ns, infer_ns, output_ns]
         else:
             batch[0] += 1
             batch[1] += input_ns
             batch[2] += infer_ns
+            batch[3] += output_ns
 
     def failed(self, reason: str, ns: int, *, oip: bool = False) -> None:
         """One request ended with an error."""

@@ -162,6 +162,7 @@ def cuda_report(model: Model) -> dict[str, Any] | None:
         "mode": found.mode,
         "reason": found.reason,
         "batch_sizes": None if found.batch_sizes is None else list(found.batch_sizes),
+        "padded_to": None if found.padded_to is None else list(found.padded_to),
         "buffer_bytes": found.buffer_bytes,
         "tf32": found.tf32,
         "tf32_max_relative_error": found.tf32_max_relative_error,

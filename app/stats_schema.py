@@ -108,6 +108,9 @@ class CudaStats(_Part):
     )
     reason: str | None = Field(description="why not a quicker mode")
     batch_sizes: list[int] | None = Field(description="to which batches are padded")
+    padded_to: list[int] | None = Field(
+        description="for each of batch_sizes the one that its batches run at: itself, or a larger that is quicker"
+    )
     buffer_bytes: int = Field(description="of the device, for inputs and outputs")
     tf32: bool
     tf32_max_relative_error: float | None = Field(

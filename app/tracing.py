@@ -112,7 +112,7 @@ def _parts(exchange: "Exchange", now: int, encode_ns: int) -> list[tuple[str, in
     taken = call.queued_ns + call.queue_ns
     parts.append(("queue", call.queued_ns, taken))
     if call.infer_ns:
-        parts.append(("compute", taken, taken + call.input_ns + call.infer_ns))
+        parts.append(("compute", taken, taken + call.input_ns + call.infer_ns + call.output_ns))
     if encode_ns:
         parts.append(("encode", encode_ns, now))
     return parts

@@ -17,6 +17,8 @@ class Doubler:
 
     name = "doubler"
     batched = True
+    gathers = False
+    copy_ns = 0, 0
     output_names = ("y",)
 
     def __init__(self):
@@ -204,3 +206,40 @@ def test_a_size_never_seen_is_expected_to_cost_in_proportion(rows, expected):
     batcher = Batcher(Doubler(), 64, 0)
     batcher._learn(1, 100)
     assert batcher._expected_ns(rows) == expected
+
+
+class Gatherer(Doubler):
+    """One that takes the rows of several requests as they are, and copies them to a device and back."""
+
+    gathers = True
+
+    def run(self, feeds, output_names, options=None):
+        parts = feeds["x"]
+        self.runs.append([len(part) for part in parts] if isinstance(parts, list) else len(parts))
+        self.copy_ns = 300, 50
+        return [2 * (np.concatenate(parts) if isinstance(parts, list) else parts)]
+
+
+def test_a_model_that_gathers_gets_the_requests_apart_and_its_copies_are_no_time_of_the_model():
+    model, results = Gatherer(), []
+
+    async def run():
+        batcher = Batcher(model, 8, 10**12)
+        batcher._cost_ns[0] = 1
+        for number in range(3):
+            batcher.submit(call(np.full((number + 1, 2), number, np.float32), results, number))
+        await settle(batcher)
+        batcher.submit(call(np.zeros((2, 2), np.float32), results, 3))
+        await settle(batcher)
+        return batcher.statistics
+
+    statistics = asyncio.run(run())
+    assert model.runs == [[1, 2, 3], 2]
+    for number, item, outcome, _ in results[:3]:
+        np.testing.assert_array_equal(outcome.array(0, item.start, item.stop), np.full((number + 1, 2), 2 * number))
+    assert {item.output_ns for _, item, _, _ in results} == {50}
+    assert all(item.input_ns >= 300 for _, item, _, _ in results)
+    runs, input_ns, infer_ns, output_ns = statistics.batches[6]
+    assert (runs, output_ns) == (1, 50)
+    assert input_ns >= 300
+    assert infer_ns == results[0][1].infer_ns

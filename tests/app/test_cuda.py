@@ -10,8 +10,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from app import cuda
-from app.cuda import CudaRunner, NoBuffersError, accelerate, batch_sizes, check_buffers, relative_error, size_index
+from app import cuda, cuda_runner
+from app.cuda import accelerate
+from app.cuda_buffers import LoanPool
+from app.cuda_runner import CudaRunner, NoBuffersError, batch_sizes, check_buffers, relative_error, size_index
 from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, CudaError, Streams
 from app.device import CUDA, CudaOptions, Device, choose_device_id, find_device
 from app.errors import DeviceError
@@ -29,6 +31,7 @@ class HostRuntime:
         self.graphs = {}
         self.executables = {}
         self.made = 0
+        self.events = 0
         self.launched = 0
         self.refuse = None
         self.foreign = []
@@ -51,9 +54,20 @@ class HostRuntime:
 
     pinned_memory = device_memory
 
-    def free(self, device, pinned, graphs):
+    def make_event(self):
+        self.events += 1
+        return self.events
+
+    def record(self, event, stream):
+        pass
+
+    def elapsed_ns(self, start, end):
+        return 1000
+
+    def free(self, device=(), pinned=(), graphs=(), events=()):
         for address in (*device, *pinned):
             del self.memory[address]
+        self.events -= len(events)
         for graph in graphs:
             del self.executables[graph]
 
@@ -159,6 +173,9 @@ def test_padded_runs_answer_what_the_model_answers(tiny, runtime, rows, graphs):
     assert (report.mode, report.batch_sizes) == ("graph" if graphs else "bound", (1, 2, 4, 8, 16, 20))
     assert report.reason == (None if graphs else "no graphs: cuda_graphs is off")
     assert report.buffer_bytes == 20 * (6 + 3) * 4
+    assert report.padded_to is None or all(
+        to >= size for to, size in zip(report.padded_to, report.batch_sizes, strict=True)
+    )
     launched = runtime.launched
     x = np.random.default_rng(rows).standard_normal((rows, 6)).astype(np.float32)
     (logits,) = runner.run({"x": x}, ["logits"])
@@ -179,6 +196,85 @@ def test_more_rows_than_the_largest_batch_go_from_the_host(tiny, runtime, rows):
     assert runtime.launched == launched
 
 
+@pytest.fixture(params=["small", "large"])
+def sized(request, monkeypatch):
+    """Tensors that are copied within the graph, and such that are copied piece by piece."""
+    if request.param == "large":
+        monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 0)
+        monkeypatch.setattr(cuda_runner, "_CHUNK_BYTES", 24 * 3)
+    return request.param
+
+
+@pytest.mark.parametrize("cut", [(5,), (1, 1, 1), (4, 3), (3, 9, 1, 2), (20,)])
+def test_rows_of_several_requests_are_put_together(tiny, runtime, sized, cut):
+    _, runner = quicken(tiny.graph(), runtime)
+    rng = np.random.default_rng(sum(cut))
+    parts = [rng.standard_normal((rows, 6)).astype(np.float32) for rows in cut]
+    (logits,) = runner.run({"x": parts}, ["logits"])
+    np.testing.assert_allclose(logits, tiny.logits(np.concatenate(parts)), rtol=1e-4, atol=1e-5)
+    assert (runner.output_ns == 1000) == (sized == "large")
+    assert runner.input_ns > 0
+
+
+def test_more_rows_of_several_requests_than_the_largest_batch(tiny, runtime):
+    _, runner = quicken(tiny.graph(), runtime)
+    parts = [np.full((15, 6), value, np.float32) for value in (1, 2)]
+    (logits,) = runner.run({"x": parts}, ["logits"])
+    np.testing.assert_allclose(logits, tiny.logits(np.concatenate(parts)), rtol=1e-4, atol=1e-5)
+
+
+def test_results_stay_as_they_are_while_others_run(tiny, runtime, sized):
+    _, runner = quicken(tiny.graph(), runtime)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((7, 6)).astype(np.float32) for _ in range(20)]
+    results = [runner.run({"x": x}, ["logits"])[0] for x in inputs]
+    for x, logits in zip(inputs, results, strict=True):
+        np.testing.assert_allclose(logits, tiny.logits(x), rtol=1e-4, atol=1e-5)
+
+
+def test_results_outlive_the_runner(tiny, runtime, monkeypatch):
+    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 0)
+    _, runner = quicken(tiny.graph(), runtime)
+    x = np.ones((3, 6), np.float32)
+    (logits,) = runner.run({"x": x}, ["logits"])
+    rows = logits[1:]
+    del runner, logits
+    np.testing.assert_allclose(rows, tiny.logits(x)[1:], rtol=1e-4, atol=1e-5)
+    assert runtime.memory
+    del rows
+    assert runtime.memory == {}
+
+
+def test_lent_memory_is_lent_again_and_not_without_end(runtime):
+    pool = LoanPool(1024 * 1024 * 16, runtime, 0)
+    first = pool.take((2,), np.dtype(np.float32))
+    others = [pool.take((2,), np.dtype(np.float32)) for _ in range(3)]
+    assert len({address for address, _ in (first, *others)}) == 4
+    assert pool.take((2,), np.dtype(np.float32)) is None
+    address = first[0]
+    del first
+    assert pool.take((2,), np.dtype(np.float32))[0] == address
+
+
+def test_a_larger_size_is_taken_where_it_is_quicker(tiny, runtime, monkeypatch):
+    _, plain = quicken(tiny.graph(), runtime)
+    slow = {plain.sizes.index(4), plain.sizes.index(8)}
+    real = CudaRunner._go
+
+    def go(self, index):
+        real(self, index)
+        if index in slow and self._graphs:
+            threading.Event().wait(0.002)
+
+    monkeypatch.setattr(CudaRunner, "_go", go)
+    report, runner = quicken(tiny.graph(), runtime)
+    taken = dict(zip(report.batch_sizes, report.padded_to, strict=True))
+    assert taken[4] in {16, 20}
+    assert taken[8] in {16, 20}
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    np.testing.assert_allclose(runner.run({"x": x}, ["logits"])[0], tiny.logits(x), rtol=1e-4, atol=1e-5)
+
+
 def two_outputs():
     nodes = [
         helper.make_node("Add", ["a", "b"], ["sum"]),
@@ -188,7 +284,7 @@ def two_outputs():
     return tensors, nodes, [("sum", FLOAT, ["n", 2, 3]), ("whole", TensorProto.INT64, ["n", 2, 3])]
 
 
-def test_several_tensors_of_several_types_and_any_choice_of_outputs(build, runtime):
+def test_several_tensors_of_several_types_and_any_choice_of_outputs(build, runtime, sized):
     inputs, nodes, outputs = two_outputs()
     report, runner = quicken(build.onnx_model(nodes, inputs, outputs), runtime, 4)
     assert (report.mode, report.buffer_bytes) == ("graph", 4 * 6 * (4 + 4 + 4 + 8))
@@ -199,7 +295,7 @@ def test_several_tensors_of_several_types_and_any_choice_of_outputs(build, runti
     assert len(runner.run({"a": a, "b": a}, ["sum"])) == 1
 
 
-def test_a_model_without_a_batch_has_one_graph(build, runtime):
+def test_a_model_without_a_batch_has_one_graph(build, runtime, sized):
     model = build.onnx_model([helper.make_node("Neg", ["x"], ["y"])], [("x", FLOAT, [2, 3])], [("y", FLOAT, [2, 3])])
     report, runner = quicken(model, runtime, None)
     assert (report.mode, report.batch_sizes, len(runtime.executables)) == ("graph", None, 1)
@@ -208,7 +304,7 @@ def test_a_model_without_a_batch_has_one_graph(build, runtime):
     np.testing.assert_array_equal(y, -np.eye(2, 3))
 
 
-def test_a_single_number_has_a_buffer_too(build, runtime):
+def test_a_single_number_has_a_buffer_too(build, runtime, sized):
     model = build.onnx_model([helper.make_node("Neg", ["x"], ["y"])], [("x", FLOAT, [])], [("y", FLOAT, [])])
     _, runner = quicken(model, runtime, None)
     assert runner.run({"x": np.float32(3)}, ["y"])[0] == -3
@@ -304,9 +400,10 @@ def test_what_a_runner_holds_is_given_back_at_once(tiny, runtime):
     del runner
     assert runtime.memory == {}
     assert runtime.executables == {}
+    assert runtime.events == 0
 
 
-def test_runs_of_several_threads_take_turns(tiny, runtime):
+def test_runs_of_several_threads_take_turns(tiny, runtime, sized):
     _, runner = quicken(tiny.graph(), runtime)
     wrong = []
 

@@ -1,0 +1,112 @@
+"""Memory for a model's tensors on CUDA that stays where it is: pinned memory of the host, and memory of the device."""
+
+import logging
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.cudart import HOST_TO_DEVICE, CudaError, CudaRuntime, view
+from app.tensors import Array, TensorSpec
+
+log = logging.getLogger(__name__)
+
+_MOST_LOANS = 8
+_MOST_LOAN_BYTES = 64 * 1024 * 1024
+
+
+@dataclass
+class Owned:
+    """What has to be given back in the end."""
+
+    device: list[int] = field(default_factory=list)
+    pinned: list[int] = field(default_factory=list)
+    graphs: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+
+
+def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
+    """Free what is owned."""
+    try:
+        runtime.set_device(device_id)
+    except CudaError as error:
+        log.warning("memory of device %d is not given back: %s", device_id, error)
+        return
+    runtime.free(owned.device, owned.pinned, owned.graphs, owned.events)
+
+
+class Buffer:
+    """One tensor for the largest batch.
+
+    Attributes:
+        spec: of the tensor.
+        array: over the pinned memory; its first axis is the largest batch where the model is batched.
+        pinned, device: addresses.
+        row_bytes: of one row, or of the whole where the model is not batched.
+    """
+
+    def __init__(self, spec: TensorSpec, max_rows: int | None, runtime: CudaRuntime, stream: int, owned: Owned) -> None:
+        rest = tuple(size or 1 for size in (spec.shape if max_rows is None else spec.shape[1:]))
+        self.spec = spec
+        self.row_bytes = spec.dtype.itemsize * int(np.prod(rest, dtype=np.int64))
+        self.nbytes = self.row_bytes * (max_rows or 1)
+        owned.pinned.append(runtime.pinned_memory(self.nbytes))
+        owned.device.append(runtime.device_memory(self.nbytes))
+        self.pinned, self.device = owned.pinned[-1], owned.device[-1]
+        self.array = view(self.pinned, rest if max_rows is None else (max_rows, *rest), spec.dtype)
+        self.fill(0)
+        # What a batch is padded with is what lies there.
+        runtime.copy(self.device, self.pinned, self.nbytes, HOST_TO_DEVICE, stream)
+        runtime.synchronize(stream)
+
+    def fill(self, byte: int) -> None:
+        """Fill the pinned memory."""
+        view(self.pinned, (self.nbytes,), np.dtype(np.uint8))[:] = byte
+
+
+class Loan:
+    """Pinned memory that an array lies in; it goes back to its pool when the last array over it is gone."""
+
+    def __init__(self, pool: "LoanPool", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
+        self._pool = pool
+        self._address = address
+
+    def __del__(self) -> None:
+        self._pool.take_back(self._address)
+
+
+class LoanPool:
+    """Pinned memory that results are copied to and stay in until they have been read.
+
+    Args:
+        size: bytes of each loan.
+        runtime, device_id: whose copies go there.
+    """
+
+    def __init__(self, size: int, runtime: CudaRuntime, device_id: int) -> None:
+        self._size = size
+        self._runtime = runtime
+        self._most = max(1, min(_MOST_LOANS, _MOST_LOAN_BYTES // size))
+        self._free: list[int] = []
+        self._lock = threading.Lock()
+        self._owned = Owned()
+        weakref.finalize(self, give_back, runtime, device_id, self._owned)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Array] | None:
+        """An address and an array over it; None where too many are lent already."""
+        with self._lock:
+            if self._free:
+                address = self._free.pop()
+            elif len(self._owned.pinned) < self._most:
+                address = self._runtime.pinned_memory(self._size)
+                self._owned.pinned.append(address)
+            else:
+                return None
+        return address, np.asarray(Loan(self, address, shape, dtype))
+
+    def take_back(self, address: int) -> None:
+        """Have memory lent again."""
+        self._free.append(address)

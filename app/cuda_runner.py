@@ -1,0 +1,385 @@
+"""Running a session on CUDA from buffers that stay where they are, by one CUDA graph for each batch size."""
+
+import statistics
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from app.cuda_buffers import Buffer, LoanPool, Owned, give_back
+from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, CudaError, CudaRuntime
+from app.tensors import Array, TensorSpec
+
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_TOLERANCE = 1e-3
+_POISON = 0xA5
+_LARGE_BYTES = 64 * 1024
+_CHUNK_BYTES = 512 * 1024
+_TRIALS = 12
+_FURTHER = 4
+_WORTH = 0.93
+
+Parts = Array | list[Array]
+Plain = Callable[[Mapping[str, Any], Sequence[str]], list[Array]]
+Feeds = Callable[[int], Mapping[str, Array]]
+
+
+class NoBuffersError(Exception):
+    """Why a model's tensors can't have buffers of their own; the message is for ``/stats``."""
+
+
+def batch_sizes(max_rows: int) -> tuple[int, ...]:
+    """The sizes that batches are padded to: powers of two, and the maximum."""
+    sizes = []
+    size = 1
+    while size < max_rows:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, max_rows)
+
+
+def size_index(rows: int) -> int:
+    """Which of the ``batch_sizes`` is the smallest that holds so many rows."""
+    return (rows - 1).bit_length()
+
+
+def check_buffers(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool) -> None:
+    """See that every tensor's shape is known beforehand, but for the rows of a batch.
+
+    Raises:
+        NoBuffersError: one is not, or can't lie on the device.
+    """
+    for spec in (*inputs, *outputs):
+        if spec.datatype == "BYTES":
+            raise NoBuffersError(f"{spec.name!r} holds strings")
+        dynamic = spec.shape[1:] if batched else spec.shape
+        if None in dynamic:
+            raise NoBuffersError(f"{spec.name!r} has more dynamic dimensions than the batch: {spec.readable_shape}")
+        if 0 in dynamic:
+            raise NoBuffersError(f"{spec.name!r} is empty: {spec.readable_shape}")
+
+
+class CudaRunner:
+    """Runs a session from buffers of its own.
+
+    A run copies its inputs into pinned memory, queues the copies to the device, the graph and the copies back, and
+    waits once. The batch is padded with what lies in the buffers. Where the tensors are small, the copies are part of
+    the graph, so that a run is one launch; where they are large, the rows that are there are copied piece by piece,
+    each while the next is put into place, and results stay in the pinned memory that they came to.
+
+    One run at a time: runs share their buffers, and those of different sizes the runtime's memory for what lies
+    between.
+
+    onnxruntime's own graphs (``enable_cuda_graph``) belong to the thread that recorded them, keep all other threads
+    from allocating meanwhile, and leave the copies out; so the recording is done here, around its run.
+
+    Args:
+        session: made with ``stream`` as its ``user_compute_stream``.
+        inputs, outputs: what it takes and gives, see ``check_buffers``.
+        max_rows: of the largest batch; None for a model that is not batched.
+        plain: runs the session on arrays of the host; for more rows than the largest batch, and to compare with.
+        runtime, device_id, stream: where to run.
+
+    Attributes:
+        sizes: that batches are padded to.
+        padded_to: for each of them the size that its batches are run at: itself, or a larger one that is quicker.
+        input_ns, output_ns: of the last run, what copying its inputs and outputs took.
+    """
+
+    memory = "cuda"
+    """Where onnxruntime is told that the buffers are."""
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        max_rows: int | None,
+        plain: Plain,
+        runtime: CudaRuntime,
+        device_id: int,
+        stream: int,
+    ) -> None:
+        self.sizes = (1,) if max_rows is None else batch_sizes(max_rows)
+        self.padded_to = self.sizes
+        self.batched = max_rows is not None
+        self.input_ns = self.output_ns = 0
+        self._session = session
+        self._plain = plain
+        self._runtime = runtime
+        self._device_id = device_id
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._graphs: list[int] = []
+        owned = self._owned = Owned()
+        weakref.finalize(self, give_back, runtime, device_id, owned)
+        runtime.set_device(device_id)
+        self._inputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in inputs}
+        self._outputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in outputs}
+        self._pools = {name: LoanPool(item.nbytes, runtime, device_id) for name, item in self._outputs.items()}
+        self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(2)]
+        buffers = (*self._inputs.values(), *self._outputs.values())
+        self.buffer_bytes = sum(item.nbytes for item in buffers)
+        row_bytes = sum(item.row_bytes for item in buffers)
+        self._large = [size * row_bytes > _LARGE_BYTES for size in self.sizes]
+        self._bindings = [self._bind(size) for size in self.sizes]
+        self._options = ort.RunOptions()
+        # The run returns once it is queued; this class waits for it, after the copies.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._chosen = list(range(len(self.sizes)))
+
+    def _bind(self, size: int) -> Any:
+        binding = self._session.io_binding()
+        for bind, buffers in ((binding.bind_input, self._inputs), (binding.bind_output, self._outputs)):
+            for name, item in buffers.items():
+                element = _BFLOAT16 if item.spec.datatype == "BF16" else item.spec.dtype.type
+                shape = [size, *item.array.shape[1:]] if self.batched else list(item.array.shape)
+                bind(name, self.memory, self._device_id, element, shape, item.device)
+        return binding
+
+    def run(self, feeds: Mapping[str, Parts], output_names: Sequence[str]) -> list[Array]:
+        """Run the graph.
+
+        Args:
+            feeds: input name to array, or to arrays that are to be one below the other.
+            output_names: outputs to give, in order.
+
+        Raises:
+            CudaError: the runtime reports one.
+        """
+        with self._lock:
+            rows = 1
+            if self.batched:
+                first = next(iter(feeds.values()))
+                rows = sum(map(len, first)) if isinstance(first, list) else len(first)
+                if not 0 < rows <= self.sizes[-1]:
+                    self.input_ns = self.output_ns = 0
+                    return self._plain({name: _joined(parts) for name, parts in feeds.items()}, output_names)
+            index = self._chosen[size_index(rows)]
+            if self._device_id:
+                self._runtime.set_device(self._device_id)
+            if self._large[index]:
+                return self._run_large(feeds, output_names, rows, index)
+            return self._run_small(feeds, output_names, rows, index)
+
+    def _run_small(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int) -> list[Array]:
+        began = time.perf_counter_ns()
+        for name, parts in feeds.items():
+            if not self.batched:
+                self._inputs[name].array[...] = parts
+            elif isinstance(parts, list):
+                np.concatenate(parts, out=self._inputs[name].array[:rows])
+            else:
+                self._inputs[name].array[:rows] = parts
+        ready = time.perf_counter_ns()
+        self._go(index)
+        ended = time.perf_counter_ns()
+        arrays = [self._outputs[name].array for name in output_names]
+        results = [array[:rows].copy() for array in arrays] if self.batched else [array.copy() for array in arrays]
+        self.input_ns = ready - began
+        self.output_ns = time.perf_counter_ns() - ended
+        return results
+
+    def _go(self, index: int) -> None:
+        """Run what lies in the pinned buffers, back into them, and wait."""
+        if self._graphs:
+            self._runtime.launch(self._graphs[index], self._stream)
+        else:
+            self._queue(index)
+        self._runtime.synchronize(self._stream)
+
+    def _run_large(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int) -> list[Array]:
+        began = time.perf_counter_ns()
+        runtime, stream = self._runtime, self._stream
+        for name, parts in feeds.items():
+            self._send(self._inputs[name], parts, rows)
+        ready = time.perf_counter_ns()
+        if self._graphs:
+            runtime.launch(self._graphs[index], stream)
+        else:
+            self._session.run_with_iobinding(self._bindings[index], self._options)
+        runtime.record(self._ran, stream)
+        results = []
+        for name in output_names:
+            item = self._outputs[name]
+            shape = (rows, *item.array.shape[1:]) if self.batched else item.array.shape
+            lent = self._pools[name].take(shape, item.spec.dtype)
+            target, array = lent if lent is not None else (item.pinned, None)
+            runtime.copy(target, item.device, rows * item.row_bytes, DEVICE_TO_HOST, stream)
+            results.append((item.array[:rows] if self.batched else item.array) if array is None else array)
+            if array is None:
+                runtime.synchronize(stream)
+                results[-1] = results[-1].copy()
+        runtime.record(self._copied, stream)
+        runtime.synchronize(stream)
+        self.input_ns = ready - began
+        self.output_ns = runtime.elapsed_ns(self._ran, self._copied)
+        return results
+
+    def _send(self, item: Buffer, parts: Parts, rows: int) -> None:
+        """Copy an input to the device by way of the pinned memory, in pieces."""
+        if not self.batched:
+            item.array[...] = parts
+            self._runtime.copy(item.device, item.pinned, item.row_bytes, HOST_TO_DEVICE, self._stream)
+            return
+        done = 0
+        for piece, size in _pieces(parts, rows, max(1, _CHUNK_BYTES // item.row_bytes)):
+            if isinstance(piece, list):
+                np.concatenate(piece, out=item.array[done : done + size])
+            else:
+                item.array[done : done + size] = piece
+            offset = done * item.row_bytes
+            self._runtime.copy(
+                item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, self._stream
+            )
+            done += size
+
+    def _queue(self, index: int) -> None:
+        """Queue the copies and the run of one size."""
+        size = self.sizes[index]
+        for item in self._inputs.values():
+            self._runtime.copy(item.device, item.pinned, size * item.row_bytes, HOST_TO_DEVICE, self._stream)
+        self._session.run_with_iobinding(self._bindings[index], self._options)
+        for item in self._outputs.values():
+            self._runtime.copy(item.pinned, item.device, size * item.row_bytes, DEVICE_TO_HOST, self._stream)
+
+    def warm_up(self, feeds: Feeds) -> None:
+        """Run every size, the largest first, and compare with plain runs; so the runtime's memory grows but once.
+
+        Args:
+            feeds: makes inputs of so many rows.
+
+        Raises:
+            NoBuffersError: an output does not have the shape that the graph declares, or the runs differ.
+        """
+        names = list(self._outputs)
+        for size in reversed(self.sizes):
+            given = feeds(size)
+            for item, expected in zip(self._outputs.values(), self._plain(given, names), strict=True):
+                declared = ((size,) if self.batched else item.spec.shape[:1]) + item.spec.shape[1:]
+                if expected.shape != declared:
+                    raise NoBuffersError(f"{item.spec.name!r} came out as {expected.shape}, not as {declared}")
+            self._compare(size, given)
+
+    def capture(self, feeds: Feeds) -> None:
+        """Record the graph of every size, compare what each replays with a plain run, and choose the quickest.
+
+        Raises:
+            CudaError: the recording is refused, or would not do what a run does.
+        """
+        graphs: list[int] = []
+        self._runtime.set_device(self._device_id)
+        try:
+            for index in reversed(range(len(self.sizes))):
+                with self._lock:
+                    graph = self._runtime.capture(self._stream, partial(self._record, index))
+                    try:
+                        self._check_graph(graph)
+                        graphs.insert(0, self._runtime.instantiate(graph))
+                    finally:
+                        self._runtime.destroy(graph)
+            self._graphs = graphs
+            for size in self.sizes:
+                self._compare(size, feeds(size))
+            self._choose(feeds)
+        except Exception as error:  # onnxruntime raises many kinds
+            self._graphs = []
+            self._runtime.set_device(self._device_id)
+            self._runtime.free(graphs=graphs)
+            raise CudaError(first_line(error)) from error
+        self._owned.graphs += graphs
+
+    def _record(self, index: int) -> None:
+        if self._large[index]:
+            self._session.run_with_iobinding(self._bindings[index], self._options)
+        else:
+            self._queue(index)
+
+    def _check_graph(self, graph: int) -> None:
+        """A replay must need nothing of the host but the buffers: what else lay there is gone by then."""
+        mine = {(item.pinned, item.device) for item in self._inputs.values()}
+        mine |= {(item.device, item.pinned) for item in self._outputs.values()}
+        copies, callbacks, nodes = self._runtime.host_work(graph)
+        ours = [item for item in copies if (item.source, item.target) in mine]
+        foreign = [item for item in copies if item.kind != DEVICE_TO_DEVICE and item not in ours]
+        if foreign or callbacks:
+            raise CudaError("a node copies from memory of the host, or calls it")
+        if nodes <= len(ours):
+            raise CudaError("the recording holds no work: it went to another stream")
+
+    def _choose(self, feeds: Feeds) -> None:
+        """Find out where a larger size is quicker: some numbers of rows are ill served by the kernels that they get."""
+        names = list(self._outputs)
+        for index, size in enumerate(self.sizes):
+            given = feeds(size)
+            times = {}
+            for other in range(index, min(index + 1 + _FURTHER, len(self.sizes))):
+                self._chosen[index] = other
+                samples = []
+                for _ in range(_TRIALS):
+                    began = time.perf_counter_ns()
+                    self.run(given, names)
+                    samples.append(time.perf_counter_ns() - began)
+                times[other] = statistics.median(samples[2:])
+            best = min(times, key=times.__getitem__)
+            self._chosen[index] = best if times[best] < _WORTH * times[index] else index
+            if best != index and self._chosen[index] == best:
+                self._compare(size, given)
+        self.padded_to = tuple(self.sizes[index] for index in self._chosen)
+
+    def _compare(self, size: int, feeds: Mapping[str, Array]) -> None:
+        names = list(self._outputs)
+        for item in self._outputs.values():
+            item.fill(_POISON)
+        for name, mine, expected in zip(names, self.run(feeds, names), self._plain(feeds, names), strict=True):
+            error = relative_error(mine, expected, self._outputs[name].spec)
+            if not error <= _TOLERANCE:
+                raise NoBuffersError(f"output {name!r} of {size} rows is off by {error:.2g} from a plain run")
+
+
+def _joined(parts: Parts) -> Array:
+    return np.concatenate(parts) if isinstance(parts, list) else parts
+
+
+def _pieces(parts: Parts, rows: int, chunk: int) -> list[tuple[Parts, int]]:
+    """Cut or gather rows into pieces of about ``chunk`` rows, each with how many it has."""
+    if not isinstance(parts, list):
+        return [(parts[at : at + chunk], min(chunk, rows - at)) for at in range(0, rows, chunk)]
+    pieces: list[tuple[Parts, int]] = []
+    group: list[Array] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += len(part)
+        if size >= chunk:
+            pieces.append((group, size))
+            group, size = [], 0
+    if group:
+        pieces.append((group, size))
+    return pieces
+
+
+def relative_error(mine: Array, expected: Array, spec: TensorSpec) -> float:
+    """The largest difference over the largest finite value; 0 or 1 for what is no floating-point number."""
+    if spec.datatype == "BF16":
+        mine, expected = ((array.astype(np.uint32) << 16).view(np.float32) for array in (mine, expected))
+    elif spec.dtype.kind != "f":
+        return float(not np.array_equal(mine, expected))
+    finite = np.isfinite(expected)
+    if not np.array_equal(mine[~finite], expected[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    difference = np.abs(mine[finite].astype(np.float64) - expected[finite].astype(np.float64)).max()
+    return float(difference / max(float(np.abs(expected[finite].astype(np.float64)).max()), 1e-30))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to one line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,43 @@
+"""A model behind FastAPI and onnxruntime on CUDA as a user writes it; MODEL is the file.
+
+POST /predict takes pydantic lists, POST /binary raw float32; NAIVE_HANDLER is def or async.
+"""
+
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnxruntime as ort
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+
+getattr(ort, "preload_dlls", lambda: None)()
+# TF32 is off, as it is on the other side.
+session = ort.InferenceSession(os.environ["MODEL"], providers=[("CUDAExecutionProvider", {"use_tf32": "0"})])
+(node,) = session.get_inputs()
+width = node.shape[1]
+app = FastAPI()
+
+
+class Body(BaseModel):
+    inputs: list[list[float]]
+
+
+def answer_lists(body: Body):
+    (y,) = session.run(None, {node.name: np.array(body.inputs, dtype=np.float32)})
+    return {"outputs": y.tolist()}
+
+
+async def answer_lists_async(body: Body):
+    return answer_lists(body)
+
+
+async def answer_binary(request: Request):
+    x = np.frombuffer(await request.body(), np.float32).reshape(-1, width)
+    (y,) = session.run(None, {node.name: x})
+    return Response(y.tobytes(), media_type="application/octet-stream")
+
+
+app.post("/predict")(answer_lists_async if os.environ.get("NAIVE_HANDLER") == "async" else answer_lists)
+app.post("/binary")(answer_binary)
