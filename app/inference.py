@@ -16,11 +16,19 @@ from app.calls import Call
 from app.codec import Body
 from app.codec.compression import accepted, compress, decompress
 from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
-from app.errors import AppError, BodyTooLargeError, InvalidRequestError, ModelNotFoundError, error_headers, status_of
+from app.errors import (
+    AppError,
+    BodyTooLargeError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ModelUnavailableError,
+    error_headers,
+    status_of,
+)
 from app.intake import Intake
 from app.limits import Limits
 from app.logs import about
-from app.repository import Repository
+from app.repository import LOADING, Repository
 from app.results import Results
 from app.serving import Serving
 from app.statistics import OIP, PLAIN
@@ -148,9 +156,12 @@ class InferenceService:
             return target
 
     def serving(self, target: Target) -> Serving:
-        """The loaded model for a target, see ``Repository.get``."""
+        """The loaded model for a target, see ``Repository.get``; while models are loaded, unavailable in doubt."""
         name = target.name
         if name is None:
+            if self.default_model is None and self.repository.starting:
+                # Which one is the only one is not known yet.
+                raise ModelUnavailableError(LOADING)
             name = choose_default(self.repository.names(), self.default_model)
         return self.repository.get(name, target.version)
 

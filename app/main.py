@@ -108,7 +108,7 @@ async def _load(state: AppState) -> None:
         await state.load_all()
     except OSError as error:
         log.error("the model folder can't be read: %s", error.strerror)
-    state.loading = False
+    state.loading = state.repository.starting = False
     state.on_loaded()
     if state.peers is not None:
         state.peers.tell_loaded()
@@ -129,6 +129,7 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     settings = settings if settings is not None else Settings()
     loader = Loader(settings, claim_slot(peers_folder, settings.workers) if peers_folder is not None else 0)
     repository = Repository(settings.model_dir, settings.version_policy, loader)
+    repository.starting = True
     service = InferenceService(
         repository,
         settings.default_model,

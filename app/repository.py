@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 UNLOADED = "unloaded"
+LOADING = "models are being loaded"
 
 Loader = Callable[[str, str, Path, ModelSettings], Serving]
 
@@ -44,6 +45,7 @@ class Repository:
 
     Attributes:
         loads: how many loads of a model went well (``success``) or did not (``failure``).
+        starting: not every model of the folder has had its turn yet, so that one that is not known may still come.
     """
 
     def __init__(self, root: Path, policy: str, loader: Loader) -> None:
@@ -54,6 +56,7 @@ class Repository:
         self.loads: Counter[tuple[str, str]] = Counter()
         self._retired: list[Serving] = []
         self._ending = False
+        self.starting = False
 
     def scan(self) -> dict[str, list[str]]:
         """Names and versions on disk, whether loaded or not."""
@@ -260,8 +263,11 @@ class Repository:
 
         Raises:
             ModelNotFoundError: nothing is.
+            ModelUnavailableError: nothing is yet.
         """
         entry = self.entries.get(name)
+        if entry is None and self.starting:
+            raise ModelUnavailableError(LOADING)
         if entry is None:
             loaded = ", ".join(self.names()) or "none"
             raise ModelNotFoundError(f"model {name[:MAX_NAME_LENGTH]!r} is not loaded; loaded: {loaded}")

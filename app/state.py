@@ -14,7 +14,7 @@ from app.figures import Figures, add_up, process_figures
 from app.inference import InferenceService
 from app.memory import trim_memory
 from app.peers import CONTROL_TIMEOUT_S, STATISTICS_TIMEOUT_S, Peers
-from app.repository import Repository
+from app.repository import LOADING, Repository
 from app.serving import Loader, Serving
 from app.settings import Settings
 from app.statistics import Statistics
@@ -22,7 +22,6 @@ from app.watcher import Change, Watcher
 
 log = logging.getLogger(__name__)
 
-LOADING = "models are being loaded"
 Action = Literal["load", "unload"]
 
 
