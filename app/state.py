@@ -77,7 +77,7 @@ class AppState:
         return {
             "statistics": [[*key, item.snapshot()] for key, item in self.repository.statistics().items()],
             "unrouted": [[*key, count] for key, count in self.service.unrouted.items()],
-            "loads": [[*key, count] for key, count in self.repository.loads.items()],
+            "loads": [[*key, count] for key, count in list(self.repository.loads.items())],
             "process": process_figures(),
             "depths": [
                 [item.model.name, item.model.version, item.batcher.depth] for item in self.repository.servings()
@@ -125,7 +125,8 @@ class AppState:
             for answer in await self.peers.ask_all({"ask": "versions"}, STATISTICS_TIMEOUT_S):
                 policies |= {name: policy for name, policy in (answer["versions"] or {}).items() if policy}
             policies |= {name: word["policy"] for name, word in notes.items() if word.get("policy")}
-        await asyncio.to_thread(self.repository.load_all, unloaded, policies)
+        async with self._control_lock:
+            await asyncio.to_thread(self.repository.load_all, unloaded, policies)
 
     def check_control(self) -> None:
         """See that clients may do more than predict.

@@ -2,10 +2,12 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -14,17 +16,19 @@ from functools import partial
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors.multiprocess import Process
 
+from app.errors import AppError
 from app.lifecycle import CUT_S, GracefulServer, accept_all
 from app.logs import configure_logging
 from app.main import Application, create_app
 from app.settings import Settings
 from app.tuning import end_with_parent, freeze_collector, tune_allocator
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -36,72 +40,94 @@ _LOOK_S = 0.05
 _HOW_ARE_YOU, _ADOPT = b"how are you", b"adopt"
 _PING_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+_START_FAILED = 3
 
 
-class Worker(Process):
-    """uvicorn's worker process, which tells how it is when it is asked.
+class StartError(AppError):
+    """The workers can't be started."""
+
+
+class Worker:
+    """A worker process, as its parent sees it.
 
     Args:
-        config: of uvicorn.
+        make: makes uvicorn's configuration, in the process.
         settings: of the server.
         sock: to listen on.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, sock: socket.socket) -> None:
-        self._settings = settings
-        super().__init__(config, [sock])
-        self.began_at = self.asked_at = self.heard_at = time.monotonic()
-        self.heard = False
+    def __init__(self, make: Callable[[], uvicorn.Config], settings: Settings, sock: socket.socket) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, self._theirs = context.Pipe()
+        # As a daemon it would be ended at once, and not by SIGTERM, should the parent fail.
+        self.process = context.Process(target=run_worker, args=(make, settings, sock, self._theirs))
+        self._asked_at = self._heard_at = self.began_at = time.monotonic()
+        self._heard = False
         self.serves = False
-        self.told = False
+        self._told = False
 
-    def target(self, sockets: list[socket.socket] | None = None) -> None:
-        """What runs in the process."""
-        self._server = GracefulServer(self.config, self._settings, supervised=True)
-        threading.Thread(target=self.always_pong, daemon=True).start()
-        self._server.run(sockets)
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended; None while it lives."""
+        return self.process.exitcode
 
-    def pong(self) -> None:
-        """Answer the parent, from a thread of its own: it works where the event loop does not."""
-        message = self.child_conn.recv()
-        server = cast("GracefulServer", self.server)
-        if message == _ADOPT:
-            server.adopt(socket.socket(fileno=recv_handle(self.child_conn)))
-        else:
-            self.child_conn.send((server.started, server.problem()))
+    @property
+    def pid(self) -> int | None:
+        """Its number, once it was started."""
+        return self.process.pid
 
-    def always_pong(self) -> None:
-        """Answer for as long as the parent asks."""
-        with contextlib.suppress(OSError, EOFError):
-            super().always_pong()
+    def start(self) -> None:
+        """Start it."""
+        self.process.start()
+        self._theirs.close()
 
     def problem(self) -> str | None:
         """Why it must be replaced although it lives, as far as it has told by now, or None; never waits."""
         now = time.monotonic()
         found = None
         with contextlib.suppress(OSError, EOFError):
-            while self.parent_conn.poll(0):
-                self.serves, found = self.parent_conn.recv()
-                self.heard, self.heard_at = True, now
-            if now - self.asked_at >= _PING_S:
-                self.asked_at = now
-                self.parent_conn.send(_HOW_ARE_YOU)
-        if found is None and now - self.heard_at > (HUNG_S if self.heard else START_S):
-            return f"it has said nothing for {now - self.heard_at:.0f} s"
+            while self._pipe.poll(0):
+                self.serves, found = self._pipe.recv()
+                self._heard, self._heard_at = True, now
+            if now - self._asked_at >= _PING_S:
+                self._asked_at = now
+                self._pipe.send(_HOW_ARE_YOU)
+        if found is None and now - self._heard_at > (HUNG_S if self._heard else START_S):
+            return f"it has said nothing for {now - self._heard_at:.0f} s"
         return found
 
     def give(self, connection: socket.socket) -> None:
         """Have it serve a connection that was another worker's to accept."""
         with contextlib.suppress(OSError), connection:
-            self.parent_conn.send(_ADOPT)
-            send_handle(self.parent_conn, connection.fileno(), self.pid)
+            self._pipe.send(_ADOPT)
+            send_handle(self._pipe, connection.fileno(), self.pid)
 
     def tell_to_end(self) -> None:
         """Pass the signal on, once."""
-        if not self.told and self.pid is not None and self.exitcode is None:
-            self.told = True
+        if not self._told and self.pid is not None and self.exitcode is None:
+            self._told = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+
+
+def run_worker(
+    make: Callable[[], uvicorn.Config], settings: Settings, sock: socket.socket, pipe: "Connection[Any, Any]"
+) -> None:
+    """Serve; what runs in a worker's process."""
+    server = GracefulServer(make(), settings, supervised=True)
+    threading.Thread(target=_answer_parent, args=(server, pipe), daemon=True).start()
+    server.run([sock])
+    sys.exit(0 if server.started else _START_FAILED)
+
+
+def _answer_parent(server: GracefulServer, pipe: "Connection[Any, Any]") -> None:
+    # In a thread of its own: it works where the event loop does not.
+    with contextlib.suppress(OSError, EOFError):
+        while True:
+            if pipe.recv() == _ADOPT:
+                server.adopt(socket.socket(fileno=recv_handle(pipe)))
+            else:
+                pipe.send((server.started, server.problem()))
 
 
 class Supervisor:
@@ -112,13 +138,16 @@ class Supervisor:
     others, who get what waited there too; its successor listens once its models are loaded.
 
     Args:
-        make_config: makes uvicorn's configuration of a worker, told whether it succeeds another.
+        make_config: gives what makes a worker's configuration of uvicorn, told whether it succeeds another.
         settings: of the server.
         sockets: one for each worker.
     """
 
     def __init__(
-        self, make_config: Callable[[bool], uvicorn.Config], settings: Settings, sockets: list[socket.socket]
+        self,
+        make_config: Callable[[bool], Callable[[], uvicorn.Config]],
+        settings: Settings,
+        sockets: list[socket.socket],
     ) -> None:
         self._make_config = make_config
         self._settings = settings
@@ -166,9 +195,9 @@ class Supervisor:
             if problem is None:
                 return
             log.error("worker %d is killed and replaced: %s", worker.pid, problem)
-            worker.kill()
-        worker.join()
-        if worker.exitcode == STARTUP_FAILURE:
+            worker.process.kill()
+        worker.process.join()
+        if worker.exitcode == _START_FAILED:
             # It would fail in the same way each time.
             log.error("worker %d could not start", worker.pid)
             self._failed = True
@@ -197,9 +226,11 @@ class Supervisor:
             worker = Worker(self._make_config(succeeds), self._settings, self._sockets[slot])
             self._workers[slot] = worker
             worker.start()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             if not self._signals:  # else its socket was closed meanwhile
-                raise
+                log.error("a worker can't be started: %s", error)
+                self._workers[slot] = None
+                self._start_at[slot] = time.monotonic() + 1
 
     def _end(self) -> int:
         for sock in self._sockets:
@@ -221,8 +252,9 @@ class Supervisor:
 
 
 def _how(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"by signal {signal.Signals(-exitcode).name}"
+    with contextlib.suppress(ValueError):
+        if exitcode is not None and exitcode < 0:
+            return f"by signal {signal.Signals(-exitcode).name}"
     return f"with status {exitcode}"
 
 
@@ -265,12 +297,18 @@ def serve_workers(settings: Settings, sockets: list[socket.socket], config: "par
 
     Returns:
         The exit status.
+
+    Raises:
+        StartError: there is nowhere for them to meet.
     """
-    folder = Path(tempfile.mkdtemp(prefix="panther-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="panther-"))
+    except OSError as error:
+        raise StartError(f"the workers need a folder for temporary files: {error.strerror}; TMPDIR names one") from None
     try:
 
-        def make_config(succeeds: bool) -> uvicorn.Config:
-            return config(partial(make_worker, settings, folder, succeeds), factory=True, workers=len(sockets))
+        def make_config(succeeds: bool) -> Callable[[], uvicorn.Config]:
+            return partial(config, partial(make_worker, settings, folder, succeeds), factory=True)
 
         return Supervisor(make_config, settings, sockets).run()
     finally:

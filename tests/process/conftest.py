@@ -115,9 +115,12 @@ class Server:
                 [sys.executable, "-m", "app", *self._arguments],
                 cwd=ROOT, stderr=stream, env={**clean, **environment}, start_new_session=True,
             )  # fmt: skip
-        self.wait_for(lambda: self.log.count("ready: ") == workers)
+        self.wait_for(lambda: "listening on" in self.log)
         self.port = int(re.search(r"listening on http://127.0.0.1:(\d+)", self.log)[1])
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait_until_ready(self) -> None:
+        self.wait_for(lambda: self.log.count("ready: ") == self.workers)
 
     @property
     def log(self) -> str:
@@ -236,11 +239,13 @@ class Load:
 
 
 @contextmanager
-def running(model_dir: Path, *arguments, workers: int = 1, **environment: str) -> Iterator[Server]:
+def running(model_dir: Path, *arguments, workers: int = 1, wait: bool = True, **environment: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         server = None
         try:
             server = Server(model_dir, Path(folder), workers, arguments, environment)
+            if wait:
+                server.wait_until_ready()
             yield server
             assert "Traceback" not in server.log, server.log
         finally:

@@ -6,6 +6,8 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(tmp_path, kit):
     kit.put(tmp_path, kit.linear(1), "m", 1)
@@ -24,6 +26,40 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(tmp_path, kit):
         assert len(set(server.children()) - {victim}) == 2
         assert f"worker {victim} died (by signal SIGKILL)" in server.log
         assert server.end() == 0
+
+
+def test_connections_that_wait_at_a_dead_worker_go_to_the_others(tmp_path, kit):
+    kit.put(tmp_path, kit.linear(1), "m", 1)
+    with kit.running(tmp_path, workers=2) as server, ThreadPoolExecutor(24) as pool:
+        victim = server.children()[0]
+        os.kill(victim, signal.SIGSTOP)
+        values = [pool.submit(server.value) for _ in range(24)]
+        time.sleep(1)
+        waiting = sum(not value.done() for value in values)
+        assert 0 < waiting < 24
+        os.kill(victim, signal.SIGKILL)
+        assert {value.result() for value in values} == {1}
+        assert server.log.count("ready: ") == 2  # before a successor was there
+
+
+def test_ready_only_when_every_worker_is(tmp_path, kit):
+    kit.put(tmp_path, kit.linear(1), "m", 1)
+
+    def ready():
+        try:
+            return httpx.get(server.url + "/health/ready", timeout=1).json()
+        except httpx.TimeoutException:  # it came to the one that stands still
+            return None
+
+    with kit.running(tmp_path, workers=2, wait=False) as server:
+        victim = server.wait_for(server.children)[0]
+        os.kill(victim, signal.SIGSTOP)
+        server.wait_for(lambda: "ready: " in server.log)
+        answers = [answer for answer in (ready() for _ in range(8)) if answer is not None]
+        assert answers
+        assert all(answer == {"ready": False, "error": "models are being loaded"} for answer in answers)
+        os.kill(victim, signal.SIGCONT)
+        server.wait_for(lambda: ready() == {"ready": True})
 
 
 def ask_for(server, pool, kit, seconds):
