@@ -54,6 +54,9 @@ class Transport:
     def resume_reading(self):
         pass
 
+    def get_write_buffer_size(self):
+        return 0
+
 
 def request(path, headers, body):
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1:8000", *[f"{name}: {value}" for name, value in headers.items()]]
