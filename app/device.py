@@ -1,12 +1,8 @@
 """Which execution provider can be had, found out before a session is made and checked after."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
-
-# onnxruntime reads this when it is imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
