@@ -1,45 +1,49 @@
 """The model card as the server reads it; docs/model-card.schema.json is the contract with the exporter."""
 
-import json
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import CardError
 
 METADATA_KEY = "panther.card"
 SUPPORTED_MAJOR = 1
+# Every reader of JSON holds whole numbers up to here.
+_LARGEST = 2**53 - 1
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+Size = Annotated[int, Field(ge=1, le=_LARGEST)]
 
 
 class _Part(BaseModel):
-    """Unknown fields are tolerated, so that a newer minor version can be read."""
+    """Unknown fields are tolerated, so that a newer minor version can be read; a known one must be of its type."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class Parameters(_Part):
     """The three counts of DESIGN: never mixed up, always named."""
 
-    dense: int = Field(ge=0)
-    learnable: int = Field(ge=0)
-    fixed: int = Field(ge=0)
+    dense: Count
+    learnable: Count
+    fixed: Count
 
 
 class MultiplyAdds(_Part):
     """Multiply-adds for one row: of the dense twin and of the graph as planned."""
 
-    dense: int = Field(ge=0)
-    planned: int = Field(ge=0)
+    dense: Count
+    planned: Count
 
 
 class Layer(_Part):
     """One sketched layer."""
 
     name: str
-    in_features: int = Field(ge=1)
-    out_features: int = Field(ge=1)
-    num_terms: int = Field(ge=1)
-    low_rank: int = Field(ge=1)
+    in_features: Size
+    out_features: Size
+    num_terms: Size
+    low_rank: Size
     bias: bool
     sketch: str | None = None
     plan: str
@@ -80,7 +84,7 @@ class Totals(_Part):
 class DenseTwin(_Part):
     """The same model with an ordinary linear layer for each sketched one."""
 
-    weight_bytes: int = Field(ge=0)
+    weight_bytes: Count
 
 
 class OutputError(_Part):
@@ -97,7 +101,7 @@ class Check(_Part):
 
     reference: str
     runtime: str
-    rows: int = Field(ge=1)
+    rows: Size
     max_absolute_error: float = Field(ge=0)
     max_relative_error: float = Field(ge=0)
     mean_relative_error: float = Field(ge=0)
@@ -110,15 +114,15 @@ class Storage(_Part):
 
     precision: str
     u_storage: str
-    weight_bytes: int = Field(ge=0)
+    weight_bytes: Count
 
 
 class Latency(_Part):
     """Median times of one run of the file and of its dense twin, one for each batch size."""
 
     device: str
-    num_threads: int = Field(ge=1)
-    batch_sizes: list[Annotated[int, Field(ge=1)]]
+    num_threads: Size
+    batch_sizes: list[Size]
     median_us: list[Annotated[float, Field(gt=0)]]
     dense_twin_median_us: list[Annotated[float, Field(gt=0)]]
 
@@ -133,9 +137,9 @@ class Training(_Part):
     """Data and accuracy of the training."""
 
     dataset: str | None = None
-    train_rows: int | None = Field(default=None, ge=0)
-    test_rows: int | None = Field(default=None, ge=0)
-    epochs: int | None = Field(default=None, ge=0)
+    train_rows: Count | None = None
+    test_rows: Count | None = None
+    epochs: Count | None = None
     seed: int | None = None
     duration_s: float | None = Field(default=None, ge=0)
     metrics: dict[str, float] | None = None
@@ -187,17 +191,17 @@ def parse_card(text: str) -> Card:
         CardError: not JSON, a newer major version, or a field missing or wrong.
     """
     try:
-        raw: Any = json.loads(text)
+        raw: Any = orjson.loads(text)
     except ValueError as error:
         raise CardError(f"the card in metadata {METADATA_KEY!r} is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise CardError(f"the card in metadata {METADATA_KEY!r} must be a JSON object")
     version = str(raw.get("schema_version", ""))
     major = version.partition(".")[0]
-    if major.isdecimal() and int(major) > SUPPORTED_MAJOR:
+    if major.isdecimal() and (len(major) > 9 or int(major) > SUPPORTED_MAJOR):
         raise CardError(
-            f"schema_version ({version}) of the card is newer than the {SUPPORTED_MAJOR}.x that this server reads; "
-            "upgrade the server"
+            f"schema_version ({version[:40]}) of the card is newer than the {SUPPORTED_MAJOR}.x that this server "
+            "reads; upgrade the server"
         )
     try:
         return Card.model_validate(raw)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
 
 from app.cudart import CudaError, CudaRuntime, Streams, load_runtime
 from app.errors import DeviceError
+from app.external import external_files
 from app.placement import RECORD
 
 CPU = "CPUExecutionProvider"
@@ -166,6 +168,10 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     options.add_session_config_entry(RECORD, "1")
+    take_files = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    files = external_files(Path(path)) if callable(take_files) else {}
+    if callable(take_files) and files:  # an older onnxruntime maps them
+        take_files(list(files), list(files.values()), [len(content) for content in files.values()])
     if CUDA not in device.providers:
         session = ort.InferenceSession(path, options, providers=[CPU])
         session.disable_fallback()

@@ -28,6 +28,7 @@ from app.settings import Settings
 from app.slots import claim_slot
 from app.state import AppState
 from app.tracing import otlp_tracing
+from app.trial import trials
 from app.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
     yield
     keys.cancel()
     state.repository.end()
+    trials.cut()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running

@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def resident_bytes() -> int | None:
@@ -17,6 +22,24 @@ def resident_bytes() -> int | None:
         return 1024 * int(fields["RssAnon"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
+
+
+def available_bytes() -> int | None:
+    """Bytes that a process can still have: the machine's, limited by the control group; None where that is unknown."""
+    found = []
+    try:
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        found.append(1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):
+        pass
+    for folder, limit, usage, reclaimable in _CGROUPS:
+        try:
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / usage).read_text()) - int(counts.get(reclaimable, 0))
+            found.append(max(0, int((folder / limit).read_text()) - used))
+        except (OSError, ValueError):  # no such group, or 'max'
+            continue
+    return min(found, default=None)
 
 
 def growth(before: int | None, after: int | None) -> int | None:

@@ -23,6 +23,8 @@ from app.tensors import Array, TensorSpec, tensor_spec
 log = logging.getLogger(__name__)
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 _TF32_ROWS = 64
+# Given no elements at all, onnxruntime's kernels of these end the process.
+_NEVER_EMPTY = {"AttnLSTM", "DynamicQuantizeLSTM", "GRU", "LSTM"}
 
 
 class Model:
@@ -36,6 +38,7 @@ class Model:
             dynamic dimension and a trial run showed that rows don't touch one another.
         fixed_rows: whether every row of an input has the same shape.
         labelled: the output whose last axis has labels in the card, or None.
+        takes_empty: whether inputs without any elements may be run.
         placement: which provider runs which node; None where the runtime does not tell.
         cuda: how it runs on CUDA, or None on another provider.
         copy_ns: what the last run took to copy its inputs to CUDA and its outputs from there; 0 elsewhere.
@@ -71,6 +74,7 @@ class Model:
         self.output_names = tuple(self.output_by_name)
         self.providers: list[str] = self.session.get_providers()
         self.placement = find_placement(self.session)
+        self.takes_empty = not any(node.op_type in _NEVER_EMPTY for node in self.placement or ())
         self.file_bytes = _file_bytes(path)
         self.card: Card | None = None
         self.card_problem: str | None = None
@@ -192,9 +196,19 @@ class Model:
         return self._rows_are_independent()
 
     def random_feeds(self, rows: int) -> dict[str, Array]:
-        """Inputs made up by a fixed seed, to try the model with; dynamic dimensions but the first are 2."""
+        """Inputs made up by a fixed seed, to try the model with; dynamic dimensions but the first are 2.
+
+        Raises:
+            LoadError: an input is larger than can be.
+        """
         rng = np.random.default_rng(0)
-        return {spec.name: _random_rows(spec, rows, rng) for spec in self.inputs}
+        try:
+            return {spec.name: _random_rows(spec, rows, rng) for spec in self.inputs}
+        except (MemoryError, OverflowError, ValueError) as error:
+            shapes = ", ".join(f"{spec.name!r} {spec.readable_shape}" for spec in self.inputs)
+            raise LoadError(
+                f"model {self.name!r} version {self.version}: inputs of these shapes can't be made: {shapes}: {error}"
+            ) from None
 
     def _rows_are_independent(self) -> bool:
         """Run three random rows together and one by one; a model that mixes rows must not be batched."""

@@ -6,14 +6,17 @@ from pathlib import Path
 
 from app.batcher import Batcher
 from app.codec.model_codec import ModelCodec
-from app.device import CudaOptions, Device, find_device
-from app.errors import DeviceError
+from app.device import CUDA, CudaOptions, Device, find_device
+from app.errors import DeviceError, LoadError
 from app.memory import growth, resident_bytes
 from app.model import Model
 from app.model_settings import ModelSettings
 from app.settings import Settings
+from app.trial import Trial, trials
 
 log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Loader:
             self.device_problem = str(error)
 
     def __call__(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
-        """Load one version and warm it up.
+        """Load one version, in a process of its own first, and warm it up.
 
         Args:
             name, version: of the model.
@@ -64,6 +67,25 @@ class Loader:
         Raises:
             LoadError: the file or the device can't be used.
         """
+        if self.device is None:
+            raise DeviceError(str(self.device_problem))
+        for _ in range(_ATTEMPTS):
+            seen = _print(path)
+            self._try(name, version, path, own)
+            serving = self._load(name, version, path, own)
+            if _print(path) == seen:
+                return serving
+        raise LoadError(f"model {name!r} version {version} is not loaded: its files change while they are read")
+
+    def _try(self, name: str, version: str, path: Path, own: ModelSettings) -> None:
+        limit_s = self.settings.trial_load_s
+        if limit_s == 0 or self.device is None:
+            return
+        # What runs on CUDA may be too much for the CPU, or unknown to it: there only the making of a session is tried.
+        max_rows = None if CUDA in self.device.providers else own.max_batch_rows or self.settings.max_batch_rows
+        trials.run(Trial(name, version, str(path.absolute()), self.num_threads, max_rows, limit_s))
+
+    def _load(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
         if self.device is None:
             raise DeviceError(str(self.device_problem))
         before = resident_bytes()
@@ -84,6 +106,18 @@ class Loader:
         )
         batcher.warm_up()
         return Serving(model, ModelCodec(model), batcher, growth(before, resident_bytes()), own)
+
+
+def _print(path: Path) -> list[tuple[str, int, int, int]]:
+    """What the files of a version look like, to see whether they changed."""
+    found = []
+    try:
+        for file in sorted(path.parent.iterdir()):
+            status = file.stat()
+            found.append((file.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    except OSError:  # gone meanwhile: loading says so
+        return []
+    return found
 
 
 def _cuda_options(settings: Settings) -> CudaOptions:

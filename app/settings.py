@@ -110,6 +110,13 @@ class Settings(BaseSettings):
         le=3600,
         description="how often the folder is looked at with model_control watch; a change counts once it is seen twice",
     )
+    trial_load_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=86400,
+        description="a model is loaded in a process of its own first, which may take so long and as much memory as "
+        "there is; one that ends that process, hangs or wants more is refused. 0 loads models untried",
+    )
     predict_keys: SecretStr | None = Field(
         default=None,
         description="API keys that may ask models, separated by commas, each plain or as sha256:HEX; a file is safer",

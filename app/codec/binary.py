@@ -40,6 +40,10 @@ def from_bytes(data: Body, offset: int, size: int, spec: TensorSpec, shape: tupl
 
 
 def _strings(data: Body, spec: TensorSpec, count: int) -> Array:
+    if 4 * count > len(data):  # before there is memory for a claim
+        raise InvalidRequestError(
+            f"input {spec.name!r} has {len(data)} bytes; {count} elements take at least {4 * count}"
+        )
     array = np.empty(count, dtype=object)
     at = 0
     for position in range(count):

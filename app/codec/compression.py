@@ -8,6 +8,7 @@ from app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaT
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 MAX_CODINGS = 2
 """Each may cost as much as max_body_bytes takes to decompress."""
+_MOST_MEMBERS = 16
 _LEVEL = 1  # tensors hardly compress; more effort would cost far more than it saves
 
 
@@ -36,20 +37,26 @@ def decompress(body: Body, encoding: bytes, limit: int) -> Body:
 
 
 def _inflate(body: Body, coding: bytes, limit: int) -> bytes:
+    # Deflate is zlib's format by the standard, and the bare one by the habit of some clients.
+    bare = coding == b"deflate" and not (len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0)
+    plain, rest = b"", bytes(body)
     try:
-        # Deflate is zlib's format by the standard, and the bare one by the habit of some clients.
-        bare = coding == b"deflate" and not (
-            len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
-        )
-        stream = zlib.decompressobj(-zlib.MAX_WBITS if bare else _GZIP_OR_ZLIB)
-        plain = stream.decompress(body, limit + 1)
+        for _ in range(_MOST_MEMBERS):
+            stream = zlib.decompressobj(-zlib.MAX_WBITS if bare else _GZIP_OR_ZLIB)
+            part = stream.decompress(rest, limit - len(plain) + 1)
+            plain = plain + part if plain else part
+            if len(plain) > limit:
+                raise BodyTooLargeError(f"the decompressed body is larger than max_body_bytes ({limit})")
+            if not stream.eof:
+                raise InvalidRequestError(f"the body is not valid {coding.decode()}: it ends too early")
+            rest = stream.unused_data
+            if not rest:
+                return plain
+            if coding == b"deflate":  # a gzip file may have several members, one after the other
+                break
     except zlib.error as error:
         raise InvalidRequestError(f"the body is not valid {coding.decode()}: {error}") from None
-    if len(plain) > limit:
-        raise BodyTooLargeError(f"the decompressed body is larger than max_body_bytes ({limit})")
-    if not stream.eof:
-        raise InvalidRequestError(f"the body is not valid {coding.decode()}: it ends too early")
-    return plain
+    raise InvalidRequestError(f"the body is not valid {coding.decode()}: {len(rest)} bytes are left after its end")
 
 
 def accepted(header: bytes) -> bytes | None:

@@ -120,7 +120,7 @@ class ModelCodec:
         if "top_k" not in fields:
             return given, output
         value = fields["top_k"]
-        return plain.check_top_k(self._model, int(value) if value.isdecimal() else value), output
+        return plain.check_top_k(self._model, int(value) if value.isdecimal() and len(value) < 10 else value), output
 
 
 def _reply_json(

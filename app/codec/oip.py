@@ -16,6 +16,7 @@ from app.tensors import Array, TensorSpec
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_HEADS = 256
 MAX_HEAD_BYTES = 2048
+_MOST_DIGITS = 20
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Decoder:
         return prepare(self.model, feeds, head.asked.output_names), head.asked
 
     def _head_length(self, body: Body, value: bytes) -> int:
-        if not value.isdigit() or int(value) > len(body):
+        if not value.isdigit() or len(value) > _MOST_DIGITS or int(value) > len(body):
             shown = value.decode("latin-1")[:40]
             raise InvalidRequestError(
                 f"Inference-Header-Content-Length is {shown!r}; "
@@ -102,10 +103,13 @@ class Decoder:
         if not isinstance(inputs, numbers.List) or len(inputs) != len(self.model.inputs):
             return None
         rest: dict[str, Any] = {}
+        inputs_seen = False
         for key in document:
-            if key not in KEYS:
+            if key not in KEYS or key in rest or (key == "inputs" and inputs_seen):
                 return None
-            if key != "inputs":
+            if key == "inputs":
+                inputs_seen = True
+            else:
                 value = document[key]
                 rest[key] = value.as_dict() if isinstance(value, numbers.Document) else value
                 if isinstance(value, numbers.List):
@@ -136,9 +140,14 @@ def raw_feeds(model: Model, body: Body) -> dict[str, Array]:
             f"raw binary needs at most one dynamic dimension; input {spec.name!r} has the shape {spec.readable_shape}"
         )
     if spec.datatype == "BYTES":
+        one = (1,) * len(spec.shape)
+        if not spec.accepts(one):
+            raise InvalidRequestError(
+                f"raw binary is one text; input {spec.name!r} has the shape {spec.readable_shape}"
+            )
         array = np.empty(1, dtype=object)
         array[0] = binary.text(body, spec)
-        return {spec.name: array.reshape((1,) * len(spec.shape))}
+        return {spec.name: array.reshape(one)}
     unit = spec.dtype.itemsize * binary.element_count(tuple(size for size in spec.shape if size is not None))
     if not body or (unit and len(body) % unit) or (not dynamic and len(body) != unit):
         noun = "a multiple of " if dynamic else ""

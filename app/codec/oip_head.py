@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from app.codec.binary import element_count
 from app.codec.values import describe
 from app.errors import InvalidRequestError
 from app.model import Model
@@ -10,6 +11,7 @@ from app.tensors import TensorSpec
 
 MAX_ID_LENGTH = 1024
 BINARY_ONLY = ("FP16", "BF16")
+MOST_ELEMENTS = 2**48  # numpy counts bytes in 63 bits, empty dimensions aside
 EXPECTED = '{"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}, …]}'
 KEYS = {"id", "parameters", "inputs", "outputs"}
 _MAX_SHOWN = 8  # dimensions
@@ -103,9 +105,11 @@ def _read_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
         raise InvalidRequestError(
             f"input {spec.name!r}: 'shape' is {describe(shape)}; expected a list of whole numbers"
         )
+    shown = str(shape)[:80]
     if not spec.accepts(tuple(shape)):
-        shown = str(shape) if len(shape) <= _MAX_SHOWN else f"{str(shape[:_MAX_SHOWN])[:-1]}, …]"
         raise InvalidRequestError(f"input {spec.name!r} has shape {shown}; the model takes {spec.readable_shape}")
+    if element_count(tuple(size or 1 for size in shape)) > MOST_ELEMENTS:
+        raise InvalidRequestError(f"input {spec.name!r} has shape {shown}, which is more than a tensor can hold")
     return tuple(shape)
 
 

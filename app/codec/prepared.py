@@ -21,8 +21,14 @@ def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]
     """Check what only shows when all inputs are there.
 
     Raises:
-        InvalidRequestError: inputs of different numbers of rows, or none at all.
+        InvalidRequestError: inputs of different numbers of rows, none at all, or empty where the model can't have that.
     """
+    if not model.takes_empty:
+        for name, array in feeds.items():
+            if not array.size:
+                raise InvalidRequestError(
+                    f"input {name!r} is empty, of shape {list(array.shape)}; this model needs values"
+                )
     if not model.batched:
         return Prepared(feeds, output_names, 1, None)
     arrays = list(feeds.values())

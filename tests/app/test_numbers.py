@@ -26,7 +26,7 @@ class Fake:
         self.input_by_name = {"x": spec}
         self.output_by_name = {"y": spec}
         self.output_names = ("y",)
-        self.batched = self.fixed_rows = True
+        self.batched = self.fixed_rows = self.takes_empty = True
         self.labelled = None
 
 

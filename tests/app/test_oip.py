@@ -288,7 +288,7 @@ def test_binary_bodies_must_add_up(pair, head_length, tail, message):
 
 
 def test_binary_size_must_fit_the_shape(typed):
-    for name, size, message in [("fp32", 8, "has 8 bytes; FP32 of shape [1, 3] takes 12"), ("bytes", 5, "ends within")]:
+    for name, size, message in [("fp32", 8, "has 8 bytes; FP32 of shape [1, 3] takes 12"), ("bytes", 5, "at least 12")]:
         item = {"name": "x", "shape": [1, 3], "datatype": name.upper(), "parameters": {"binary_data_size": size}}
         head = json.dumps({"inputs": [item]}).encode()
         headers = {"inference-header-content-length": str(len(head))}
