@@ -264,6 +264,10 @@ class Batcher:
                 return [error] * len(batch)
             # One of them poisoned the run: each by itself, so that it fails alone.
             return [outcome for call in batch for outcome in self._execute([call], call.rows, options)]
+        except MemoryError:
+            if len(batch) == 1:
+                return [OverloadedError(f"model {self.model.name!r} has no memory for this request now")]
+            return [outcome for call in batch for outcome in self._execute([call], call.rows, options)]
         except Exception as error:  # a defect of ours must not leave callers waiting for ever
             log.exception("a batch of model %s failed", self.model.name)
             failure = InferenceFailedError(f"model {self.model.name!r} failed")

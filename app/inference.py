@@ -22,6 +22,7 @@ from app.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     ModelUnavailableError,
+    OverloadedError,
     error_headers,
     status_of,
 )
@@ -221,6 +222,9 @@ class InferenceService:
         except AppError as error:
             exchange.fail(error)
             return exchange
+        except MemoryError:
+            exchange.fail(OverloadedError("there is no memory for this request now"))
+            return exchange
         except Exception:  # a defect of ours: the caller learns no more than that
             log.exception("decoding a request failed", extra=about(exchange.request_id))
             exchange.break_down()
@@ -287,6 +291,9 @@ class Exchange:
                     headers += [(b"content-encoding", coding), (b"vary", b"accept-encoding")]
         except AppError as failure:
             self.fail(failure)
+            return
+        except MemoryError:
+            self.fail(OverloadedError("there is no memory for this answer now"))
             return
         except Exception:  # as above
             log.exception("encoding an answer failed", extra=about(self.request_id))

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from app.bodies import BodyBuffers
 from app.codec.model_codec import HeaderList, Headers
-from app.errors import AppError, ModelUnavailableError
+from app.errors import AppError, ModelUnavailableError, OverloadedError
 from app.guarded import GuardedProtocol, Lingering
 from app.inference import HEAD_BYTES, Exchange, InferenceService, Target
 from app.logs import log_request
@@ -214,30 +214,28 @@ class InferenceProtocol(GuardedProtocol):
     def _receive_rest(self, cycle: InferenceCycle, length: int, begun: bytes | memoryview) -> None:
         cycle.chunks = []
         self._length = length
-        used = _BODIES.take(length)
-        room = length if used is not None else min(length, _CLAIM_BYTES)
-        try:
-            cycle.hold(room)
-        except AppError as error:
-            self._refuse(cycle, error)
-            return
-        self._body = bytearray(room) if used is None else used
-        self._body[: len(begun)] = begun
-        self._rest = memoryview(self._body)[len(begun) :]
+        self._make_room(cycle, begun, min(length, _CLAIM_BYTES), _BODIES.take(length))
 
     def _grow(self, cycle: InferenceCycle) -> None:
         """Make room for more of a long body."""
+        # The loop still has a hand on the old one, which can't be made longer therefore.
         begun, self._body, self._rest = self._body, bytearray(), None
-        room = min(self._length, 2 * len(begun))
+        self._make_room(cycle, begun, min(self._length, 2 * len(begun)))
+
+    def _make_room(
+        self, cycle: InferenceCycle, begun: bytes | bytearray | memoryview, count: int, used: bytearray | None = None
+    ) -> None:
+        """Have what comes next of a body put behind its beginning, in ``used`` or in ``count`` new bytes."""
         try:
-            cycle.hold(room)
+            cycle.hold(count if used is None else len(used))
+            self._body = bytearray(count) if used is None else used
         except AppError as error:
             self._refuse(cycle, error)
-            return
-        # The loop still has a hand on the old one, which can't be made longer therefore.
-        self._body = bytearray(room)
-        self._body[: len(begun)] = begun
-        self._rest = memoryview(self._body)[len(begun) :]
+        except MemoryError:
+            self._refuse(cycle, OverloadedError("there is no memory for a body of that length now"))
+        else:
+            self._body[: len(begun)] = begun
+            self._rest = memoryview(self._body)[len(begun) :]
 
     def _received_directly(self) -> None:
         """The body is whole. A parser that has seen its beginning, but not its end, is replaced."""

@@ -263,6 +263,10 @@ def kit():
         row = [0.0] * WIDTH
         root = ROOT
 
+        @staticmethod
+        def proc(pid: int) -> Path:
+            return Path(f"/proc/{pid}")
+
     for helper_ in (linear, slow, wide, heavy, put, running, Load):
         setattr(Kit, helper_.__name__, staticmethod(helper_))
     return Kit
