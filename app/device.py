@@ -12,6 +12,7 @@ from app.errors import DeviceError
 from app.external import external_files
 from app.placement import RECORD
 
+_ERRORS = 3  # onnxruntime's severity
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ARENAS = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsRequested"}
@@ -124,6 +125,8 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
         if requested == "cuda":
             raise DeviceError(f"device=cuda can't be had: {reason}")
         return Device(requested, (CPU,), reason)
+    # It warns of each session that no plug-in serves CUDA, which the package does by itself.
+    ort.set_default_logger_severity(_ERRORS)
     # The CUDA and cuDNN libraries of the pip packages lie where the loader does not look.
     preload = getattr(ort, "preload_dlls", None)
     if preload is not None:
@@ -166,7 +169,7 @@ def open_session(
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = _ERRORS
     options.add_session_config_entry(RECORD, "1")
     take_files = getattr(options, "add_external_initializers_from_files_in_memory", None)
     files = external_files(Path(path)) if callable(take_files) else {}

@@ -1,6 +1,6 @@
 """A model behind FastAPI and onnxruntime on CUDA as a user writes it; MODEL is the file.
 
-POST /predict takes pydantic lists, POST /binary raw float32; NAIVE_HANDLER is def or async.
+POST /predict takes pydantic lists, POST /binary raw float32.
 """
 
 import os
@@ -24,20 +24,14 @@ class Body(BaseModel):
     inputs: list[list[float]]
 
 
+@app.post("/predict")
 def answer_lists(body: Body):
     (y,) = session.run(None, {node.name: np.array(body.inputs, dtype=np.float32)})
     return {"outputs": y.tolist()}
 
 
-async def answer_lists_async(body: Body):
-    return answer_lists(body)
-
-
+@app.post("/binary")
 async def answer_binary(request: Request):
     x = np.frombuffer(await request.body(), np.float32).reshape(-1, width)
     (y,) = session.run(None, {node.name: x})
     return Response(y.tobytes(), media_type="application/octet-stream")
-
-
-app.post("/predict")(answer_lists_async if os.environ.get("NAIVE_HANDLER") == "async" else answer_lists)
-app.post("/binary")(answer_binary)
