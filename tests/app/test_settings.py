@@ -185,6 +185,31 @@ def test_panther_serve_is_the_server_by_another_name(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (
+            "onnxruntime",
+            "onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA",
+        ),
+        ("fastapi", "fastapi is not installed; install the extra: pip install 'panther-sketch[cpu]'"),
+    ],
+)
+def test_panther_serve_says_what_is_not_installed(monkeypatch, missing, said):
+    import importlib.util
+
+    from typer.testing import CliRunner
+
+    from panther import cli
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == missing else find(name, *more))
+    monkeypatch.setattr(cli.os, "execv", lambda *_: pytest.fail("it was started"))
+    ended = CliRunner().invoke(cli.app, ["serve", "--port", "0"])
+    assert ended.exit_code == 1
+    assert said in " ".join(ended.output.split())
+
+
 def test_settings_are_frozen():
     with pytest.raises(Exception, match="frozen"):
         Settings().port = 1
