@@ -18,7 +18,7 @@ serve_env := $(if $(filter cuda,$(DEVICE)),.venv-serve-gpu,.venv-serve)
 serve_extra := $(if $(filter cuda,$(DEVICE)),gpu,cpu)
 python := .venv/bin/python
 
-.PHONY: help run test lint format check test-make test-compose soak hooks lock serve-env dev-env clean
+.PHONY: help run test lint format check test-make test-compose soak hooks lock audit serve-env dev-env clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -35,6 +35,7 @@ lint: dev-env ## check style and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+	$(python) -m bandit --quiet --recursive --configfile pyproject.toml app panther panther_client deploy
 
 format: dev-env ## mend what can be mended of the style
 	$(python) -m ruff check --fix-only .
@@ -54,8 +55,11 @@ soak: dev-env ## 20 minutes of mixed traffic, every answer compared; MINUTES=…
 hooks: dev-env ## check each commit by pre-commit
 	$(python) -m pre_commit install
 
-lock: ## write the hashed locks of the images' packages anew
+lock: ## write the hashed locks of the images' packages, and their bills of materials, anew
 	@scripts/lock
+
+audit: ## look up known vulnerabilities of what the images install; needs the internet
+	@scripts/audit
 
 serve-env:
 	@scripts/environment $(serve_env) $(serve_extra)

@@ -114,7 +114,7 @@ class Trials:
             self._close()
         if self._process is None:
             program = f"import sys; sys.path[:] = {sys.path!r}; from app.trial import help_out; help_out()"
-            self._process = subprocess.Popen(  # noqa: S603 - this very program
+            self._process = subprocess.Popen(  # noqa: S603 - this very program  # nosec B603
                 [sys.executable, "-c", program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

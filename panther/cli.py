@@ -275,7 +275,7 @@ def serve(context: typer.Context) -> None:
         _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
     os.environ["_PANTHER_PROGRAM"] = "panther serve"
     # -P: a folder 'app' of the user's own, where the command is called, is not the server.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program  # nosec B606
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import itertools
+import json
 import re
 import tomllib
 
@@ -89,3 +90,17 @@ def test_every_package_has_hashes_and_no_line_names_an_index(lock):
     assert {line.split("==")[0] for line in lock if PIN.match(line)} <= hashed
     other = [line for line in lock if not PIN.match(line) and not re.match(r"^    --hash=sha256:[0-9a-f]{64}", line)]
     assert [line for line in other if not line.startswith("#")] == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_bill_of_materials_lists_what_the_lock_installs(root, device):
+    bill = json.loads((root / f"requirements/serve-{device}.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == "panther-sketch"
+    listed = {canonicalize_name(item["name"]): item["version"] for item in bill["components"]}
+    lines = read(root, device)
+    assert listed == pins_of(lines)
+    hashes = {
+        entry["content"] for item in bill["components"] for ref in item["externalReferences"] for entry in ref["hashes"]
+    }
+    assert hashes == set(re.findall(r"--hash=sha256:([0-9a-f]{64})", "\n".join(lines)))
