@@ -47,7 +47,7 @@ def test_ready_only_when_every_worker_is(tmp_path, kit):
 
     def ready():
         try:
-            return httpx.get(server.url + "/health/ready", timeout=1).json()
+            return httpx.get(server.url + "/health/ready", timeout=0.5).json()
         except httpx.TimeoutException:  # it came to the one that stands still
             return None
 
@@ -86,7 +86,7 @@ def test_a_run_that_does_not_end_fails_the_liveness_probe(tmp_path, kit):
 
 def test_a_worker_whose_run_does_not_end_is_replaced(tmp_path, kit):
     kit.put(tmp_path, kit.slow(), "slow", 1)
-    arguments = ("--inline-run-us", "0", "--stuck-run-s", "1")
+    arguments = ("--inline-run-us", "0", "--stuck-run-s", "0.5")
     with kit.running(tmp_path, *arguments, workers=2) as server, ThreadPoolExecutor() as pool:
         before = set(server.children())
         ended = ask_for(server, pool, kit, 60)
