@@ -39,3 +39,34 @@ def test_the_image_sets_what_compose_sets(root, server):
 
 def test_the_image_has_the_version_of_the_package(root):
     assert f"ARG VERSION={app.__version__}\n" in (root / "Dockerfile").read_text()
+
+
+def test_the_document_names_every_variable_of_the_compose_files(root):
+    text = (root / "docs/deployment.md").read_text() + (root / "docs/training.md").read_text()
+    files = [(root / name).read_text() for name in ("docker-compose.yml", "docker-compose.train.yml")]
+    used = {name for file in files for name in re.findall(r"\$\{(\w+)", file)}
+    assert {name for name in used if f"`{name}" not in text} == set()
+
+
+def test_what_grafana_is_given_lies_where_it_is_told_to_look(root):
+    services = yaml.safe_load((root / "docker-compose.yml").read_text())["services"]
+    mounts = dict(mount.split(":")[:2] for mount in services["grafana"]["volumes"])
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    folder = root / "deploy/grafana/provisioning"
+    (provider,) = yaml.safe_load((folder / "dashboards/panther.yml").read_text())["providers"]
+    dashboard = mounts["./deploy/grafana/panther.json"]
+    assert dashboard.startswith(provider["options"]["path"] + "/")
+    assert services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
+    (source,) = yaml.safe_load((folder / "datasources/prometheus.yml").read_text())["datasources"]
+    host, port = source["url"].removeprefix("http://").split(":")
+    assert services[host]["ports"][0].endswith(f":{port}")
+
+
+def test_prometheus_asks_the_services_that_serve(root):
+    services = yaml.safe_load((root / "docker-compose.yml").read_text())["services"]
+    (scrape,) = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (found,) = scrape["dns_sd_configs"]
+    assert set(found["names"]) == {
+        name for name, service in services.items() if "PANTHER_PORT" in service.get("environment", {})
+    }
+    assert found["port"] == services["server"]["environment"]["PANTHER_PORT"]
