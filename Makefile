@@ -18,7 +18,7 @@ serve_env := $(if $(filter cuda,$(DEVICE)),.venv-serve-gpu,.venv-serve)
 serve_extra := $(if $(filter cuda,$(DEVICE)),gpu,cpu)
 python := .venv/bin/python
 
-.PHONY: help run test lint format check test-make test-compose soak hooks lock audit serve-env dev-env clean
+.PHONY: help run test lint format check test-make test-compose soak docs bench report hooks lock audit serve-env dev-env clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -41,7 +41,7 @@ format: dev-env ## mend what can be mended of the style
 	$(python) -m ruff check --fix-only .
 	$(python) -m ruff format .
 
-check: lint test test-make test-compose ## everything that CI runs; needs Docker
+check: lint test docs test-make test-compose ## everything that CI runs; needs Docker
 
 test-make: dev-env ## test the environments, and 'make run' as a user starts it
 	@exec $(python) -m pytest -m environment tests/deploy $(ARGS)
@@ -51,6 +51,15 @@ test-compose: dev-env ## build the images, run, scale, kill, train and ask by Do
 
 soak: dev-env ## 20 minutes of mixed traffic, every answer compared; MINUTES=…
 	@exec $(python) tests/soak/traffic.py --minutes $(MINUTES) --output benchmarks/results/soak.json
+
+docs: dev-env ## build the documentation into site/; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 exec $(python) -m mkdocs build --strict $(ARGS)
+
+bench: dev-env ## run every benchmark of this machine, results into benchmarks/results/; ARGS="--quick", ARGS="layer"
+	@exec $(python) benchmarks/run.py $(ARGS)
+
+report: dev-env ## put the results of the benchmarks into the tables and pictures of the documents
+	@exec $(python) benchmarks/report.py $(ARGS)
 
 hooks: dev-env ## check each commit by pre-commit
 	$(python) -m pre_commit install
@@ -65,8 +74,8 @@ serve-env:
 	@scripts/environment $(serve_env) $(serve_extra)
 
 dev-env:
-	@scripts/environment .venv train,cpu,dev
+	@scripts/environment .venv train,cpu,dev,docs
 
 clean: ## remove the environments and what tools left
-	rm -rf .venv .venv-serve .venv-serve-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-serve .venv-serve-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

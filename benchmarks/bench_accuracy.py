@@ -1,11 +1,12 @@
 """Accuracy against size: dense, sketched, low-rank and pruned networks of the same data, three seeds each.
 
-Every network is in → 512 → 256 → classes with ReLU between, but for the dense ones of other widths. All are trained from
-scratch by the same recipe (Adam, cosine, the same epochs, batches and learning rate), on the same rows in the same order;
-only the pruned ones get more: the trained dense network, cut by magnitude over all layers, then trained on for as many
-epochs at a quarter of the rate. A low-rank network, (x @ U) @ Vᵀ with both factors learned, has as many stored values as
-the sketched one beside it (rank 2Lk) or as many learnable ones (rank Lk); a pruned one keeps as many values as the sketched
-one stores. A layer that would be no smaller than a dense one is dense, in the sketched and the low-rank networks alike.
+Every network is in → 512 → 256 → classes with ReLU between, but for the dense ones of other widths. All are trained
+from scratch by the same recipe (Adam, cosine, the same epochs, batches and learning rate), on the same rows in the same
+order; only the pruned ones get more: the trained dense network, cut by magnitude over all layers, then trained on for
+as many epochs at a quarter of the rate. A low-rank network, (x @ U) @ Vᵀ with both factors learned, has as many stored
+values as the sketched one beside it (rank 2Lk) or as many learnable ones (rank Lk); a pruned one keeps as many values
+as the sketched one stores. A layer that would be no smaller than a dense one is dense, in the sketched and the low-rank
+networks alike.
 
     python benchmarks/bench_accuracy.py            about four minutes on one core
     python benchmarks/bench_accuracy.py --quick    one seed, two epochs: a smoke test, not a measurement
@@ -167,7 +168,6 @@ def measure(name: str, seed: int, epochs: int) -> list[dict[str, object]]:
         add("sketched", f"L={L}, k={k}", size, accuracy)
         pruned = fresh(nn.Linear)
         pruned.load_state_dict(trained)
-        weights = sum(layer.weight.numel() for layer in pruned if isinstance(layer, nn.Linear))
         biases = sum(layer.bias.numel() for layer in pruned if isinstance(layer, nn.Linear))
         prune_to(pruned, size["stored"] - biases)
         accuracy = train(pruned, data, seed, epochs, LR / 4)

@@ -1,0 +1,306 @@
+"""The tables of the documents, each made of one or two results. A block's name is its function's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reporting.results import load, provenance
+
+COMMAND = {
+    "accuracy": "bench_accuracy.py",
+    "bench_layer": "bench_layer.py --out benchmarks/results/bench_layer.json",
+    "conversion": "bench_conversion.py --out benchmarks/results/conversion.json",
+    "export": "bench_export.py",
+    "gpu_export": "gpu/bench_export.py",
+    "overload": "bench_overload.py",
+    "reload": "bench_reload.py",
+    "savings": "bench_savings.py",
+    "scaling": "bench_scaling.py",
+    "serving": "bench_serving.py",
+}
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    titles = list(head)
+    marks = ["---", *["--:"] * (len(titles) - 1)]
+    lines = [titles, marks, *([str(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def block(name: str, make: Callable[[dict[str, Any]], str]) -> str:
+    """A table and where it comes from, or how it would be measured."""
+    result = load(name)
+    command = f"`python benchmarks/{COMMAND[name]}`"
+    if result is None:
+        return f"Not measured here yet: {command}."
+    return f"{make(result)}\n\n{provenance(name, result)} Again: {command}."
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def proof() -> str:
+    """The figures of the README and of the home page."""
+    rows = []
+    if savings := load("savings"):
+        twin, file = savings["dense_twin_weight_bytes"], savings["file_bytes"]
+        rows.append(
+            (
+                "the shipped digit reader: file, beside its dense twin's weights",
+                f"{file / 1e6:.2f} MB, {twin / 1e6:.2f} MB ({100 * (1 - file / twin):.0f}% less)",
+            )
+        )
+        accuracy, dense = savings["test_accuracy"], savings["dense_twin_test_accuracy"]
+        rows.append(
+            ("… accuracy on held-out digits, beside its dense twin's", f"{percent(accuracy)}%, {percent(dense)}%")
+        )
+    if export := load("export"):
+        (cell,) = [c for c in export["cells"] if _shape(c) == (4096, 4096, 2, 64)] or [None]
+        if cell is not None:
+            first = cell["batches"][0]
+            us = first["median_us"]
+            rows.append(
+                (
+                    f"a 4096→4096 layer, L = 2, k = 64, onnxruntime, one CPU thread, batch {first['batch']}",
+                    f"{us['ours']:,.0f} µs; dense {us['dense']:,.0f} µs ({us['dense'] / us['ours']:.0f}×)",
+                )
+            )
+    if conversion := load("conversion"):
+        half = next((row for row in conversion["encoder"]["mean_cosine"] if row["ratio"] == 0.5), None)
+        if half is not None:
+            rows.append(
+                (
+                    "a sentence encoder cut to half of its linear parameters: mean cosine to the original's embeddings",
+                    f"{half['ours_distilled']:.3f}; weight SVD {half['weight_svd']:.3f}",
+                )
+            )
+    if serving := load("serving"):
+        cell = "1 row JSON, 64 clients"
+        ours, naive = serving["median"]["ours"][cell], serving["median"]["naive def"][cell]
+        rows.append(
+            (
+                "the server on one core, 64 clients, one row of JSON each",
+                f"{ours['rate']:,.0f} answers/s, median {ours['p50_us'] / 1000:.1f} ms; "
+                f"a plain FastAPI handler {naive['rate']:,.0f} ({ours['rate'] / naive['rate']:.0f}×)",
+            )
+        )
+    return table(("what", "measured"), rows)
+
+
+def accuracy_digits() -> str:
+    return block("accuracy", lambda result: _accuracy(result, "digits"))
+
+
+def accuracy_table() -> str:
+    return block("accuracy", lambda result: _accuracy(result, "breast cancer"))
+
+
+def _accuracy(result: dict[str, Any], data: str) -> str:
+    rows = sorted((row for row in result["summary"] if row["data"] == data), key=lambda row: row["file_bytes"])
+    return table(
+        ("network", "learnable", "fixed", "stored", "kB in a file", "accuracy %", "lowest to highest"),
+        (
+            (
+                f"{row['method']}, {row['setting']}",
+                f"{row['learnable']:,}",
+                f"{row['fixed']:,}",
+                f"{row['stored']:,}",
+                f"{row['file_bytes'] / 1000:,.1f}",
+                percent(row["accuracy_mean"]),
+                f"{percent(row['accuracy_min'])} to {percent(row['accuracy_max'])}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def _shape(cell: dict[str, Any]) -> tuple[int, int, int, int]:
+    return cell["in_features"], cell["out_features"], cell["num_terms"], cell["low_rank"]
+
+
+def _shape_name(cell: dict[str, Any]) -> str:
+    d_in, d_out, L, k = _shape(cell)
+    return f"{d_in}→{d_out}, L={L}, k={k}"
+
+
+def latency_cpu() -> str:
+    return block("export", _latency)
+
+
+def latency_gpu() -> str:
+    return block("gpu_export", _latency)
+
+
+def _latency(result: dict[str, Any]) -> str:
+    rows = []
+    for cell in result["cells"]:
+        for entry in cell["batches"]:
+            us = entry["median_us"]
+            rows.append(
+                (
+                    _shape_name(cell),
+                    entry["batch"],
+                    cell["plan"].replace("_", " "),
+                    f"{us['ours']:,.1f}",
+                    f"{us['dense']:,.1f}",
+                    f"{us['term_by_term']:,.1f}",
+                    f"{us['dense'] / us['ours']:.2f}×",
+                )
+            )
+    head = ("layer", "batch", "plan chosen", "µs", "µs dense", "µs term by term", "dense : ours")
+    return table(head, rows)
+
+
+def training_step() -> str:
+    def make(result: dict[str, Any]) -> str:
+        rows = (
+            (
+                _shape_name(row),
+                row["batch"],
+                row["pass"],
+                f"{row['ours']['median_us']:,.0f}",
+                f"{row['batched']['median_us']:,.0f}",
+                f"{row['dense']['median_us']:,.0f}",
+                f"{row['dense_over_ours']:.2f}×",
+            )
+            for row in result["rows"]
+        )
+        return table(("layer", "batch", "pass", "µs", "µs batched products", "µs dense", "dense : ours"), rows)
+
+    return block("bench_layer", make)
+
+
+def savings() -> str:
+    def make(result: dict[str, Any]) -> str:
+        rows = []
+        for layer in [*result["layers"], {"name": "whole model", "parameters": result["totals"]}]:
+            count = layer["parameters"]
+            stored = count["learnable"] + count["fixed"]
+            rows.append(
+                (
+                    layer["name"],
+                    f"{count['dense']:,}",
+                    f"{count['learnable']:,}",
+                    f"{count['fixed']:,}",
+                    f"{100 * (1 - count['learnable'] / count['dense']):.1f}%",
+                    f"{100 * (1 - stored / count['dense']):.1f}%",
+                )
+            )
+        return table(("layer", "dense", "learnable", "fixed", "saved: learnable", "saved: learnable and fixed"), rows)
+
+    return block("savings", make)
+
+
+def serving() -> str:
+    def make(result: dict[str, Any]) -> str:
+        cells = list(result["median"]["ours"])
+        rows = (
+            (
+                name,
+                *(
+                    f"{row[cell]['rate']:,.0f} ({row[cell]['p99_us'] / 1000:.1f} ms)" if cell in row else ""
+                    for cell in cells
+                ),
+            )
+            for name, row in result["median"].items()
+        )
+        return table(("requests/s (99th percentile)", *cells), rows)
+
+    return block("serving", make)
+
+
+def overload() -> str:
+    def make(result: dict[str, Any]) -> str:
+        rows = []
+        for side, found in result["costly model"].items():
+            for load_name, load_found in found["loads"].items():
+                rows.append(
+                    (
+                        side,
+                        load_name.replace("x", "×"),
+                        f"{found['peak_per_s']:,.0f}",
+                        f"{100 * load_found['goodput_of_peak']:.0f}%",
+                        f"{load_found['p99_ms']:,.0f}",
+                        f"{load_found['probe']['max_ms']:,.0f}",
+                    )
+                )
+        head = (
+            "server",
+            "load",
+            "most it can do, 1/s",
+            "good answers, of that",
+            "99th percentile, ms",
+            "slowest probe, ms",
+        )
+        return table(head, rows)
+
+    return block("overload", make)
+
+
+def peers() -> str:
+    """The figures of the page that compares: one row a server, as far as it was installed."""
+
+    def make(result: dict[str, Any]) -> str:
+        cells = (
+            "1 row JSON, 1 client",
+            "1 row JSON, 64 clients",
+            "32 rows JSON, 8 clients",
+            "32 rows binary, 8 clients",
+        )
+        rows = [
+            (name, *(f"{row[cell]['rate']:,.0f}" if cell in row else "" for cell in cells))
+            for name, row in result["median"].items()
+        ]
+        left = "".join(f"\n\nNot measured: {name} ({why})." for name, why in result["left_out"].items())
+        return table(("requests/s, one core", *cells), rows) + left
+
+    return block("serving", make)
+
+
+def public_way() -> str:
+    """Starting from a trained weight: the public package's way beside ours."""
+
+    def make(result: dict[str, Any]) -> str:
+        rows = [
+            (
+                f"relative weight error, 784→512, L={row['num_terms']}, k={row['low_rank']}",
+                f"{row['ours']:.3f}",
+                f"{row['public_way']:.2f}",
+            )
+            for row in result["weights"]
+        ]
+        rows += [
+            (
+                f"digits accuracy at {100 * row['ratio']:.0f}% of the parameters",
+                f"{row['ours']:.1f}%",
+                f"{row['public_way']:.1f}%",
+            )
+            for row in result["digits"]
+        ]
+        return table(("", "ours", "the public package's way"), rows)
+
+    return block("conversion", make)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    function.__name__: function
+    for function in (
+        proof,
+        accuracy_digits,
+        accuracy_table,
+        latency_cpu,
+        latency_gpu,
+        training_step,
+        savings,
+        serving,
+        overload,
+        peers,
+        public_way,
+    )
+}
