@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from panther.nn import cuda
+
 _PLAIN = (Tensor, nn.Parameter)
 # entries below which the calls, not the arithmetic, are what a product with one row costs
 SMALL = 1 << 20
@@ -71,17 +73,24 @@ def pack(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> Packed | None:
     return Packed(A, B, (S1s.data_ptr(), U1s.data_ptr(), U2s.data_ptr(), S2s.data_ptr()))
 
 
-def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
-    L = len(first)
+def side_by_side(first: Tensor, second: Tensor) -> Tensor | None:
+    """One tensor for two that follow each other in one block of memory, along their first axis; None for others."""
     size = first.numel() * first.element_size()
-    adjacent = (
+    if (
         first.is_contiguous()
         and second.is_contiguous()
         and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
         and second.data_ptr() == first.data_ptr() + size
-    )
-    if adjacent:
-        return first.detach().as_strided((2 * L, *first.shape[1:]), first.stride())
+    ):
+        return first.detach().as_strided((2 * len(first), *first.shape[1:]), first.stride())
+    return None
+
+
+def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
+    L = len(first)
+    view = side_by_side(first, second)
+    if view is not None:
+        return view
     pair = torch.empty((2 * L, *first.shape[1:]), dtype=first.dtype, device=first.device)
     pair[:L].copy_(first.detach())
     pair[L:].copy_(second.detach())
@@ -117,15 +126,20 @@ def packed_linear(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, pack
         y of shape (..., d_out).
     """
     A, B = packed.A, packed.B
+    y: Tensor
     dtype = None
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         # as autocast does with the weights of nn.Linear; it leaves float64 alone
         dtype = torch.get_autocast_dtype(x.device.type)
     rows = x if x.dim() == 2 else x.reshape(-1, A.shape[1])
+    if rows.is_cuda and A.device == rows.device and (dtype is not None or rows.dtype == A.dtype):
+        # what does not fit together falls through, to the error that torch gives
+        y = cuda.linear(rows, S1s, S2s, bias, A, B, A.dtype if dtype is None else dtype)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], B.shape[1])
     if torch.is_grad_enabled() and (
         rows.requires_grad or S1s.requires_grad or S2s.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        y: Tensor = _PackedLinear.apply(rows, S1s, S2s, bias, A, B, dtype)  # type: ignore[no-untyped-call]
+        y = _PackedLinear.apply(rows, S1s, S2s, bias, A, B, dtype)  # type: ignore[no-untyped-call]
     else:
         if dtype is not None:
             rows, A, B = rows.to(dtype), A.to(dtype), B.to(dtype)

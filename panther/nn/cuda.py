@@ -1,0 +1,234 @@
+"""How a sketched layer computes on a CUDA device.
+
+Always y = (x @ A) @ B / (2L) + bias, with gradients for what learns and for nothing else; in one of two ways, held to
+the same oracle: by the library's products, or by our kernels (`panther.nn.launch`), which take fewer launches and, for
+layers that are bound by memory, less time. `panther.nn.tiles` says when they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panther.nn import functional, launch, tiles
+
+BACKENDS = ("auto", "kernels", "products")
+_HALF = (torch.float16, torch.bfloat16)
+_HERE = nullcontext()
+_backend = "auto"
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose how sketched layers compute on CUDA devices, in every thread.
+
+    Args:
+        name: ``"auto"``, the default: our kernels where they were measured to be faster; ``"kernels"``: wherever they
+            can; ``"products"``: nowhere.
+
+    Raises:
+        ValueError: name is none of these.
+        RuntimeError: kernels are asked for where triton is not.
+    """
+    global _backend  # noqa: PLW0603
+    if name not in BACKENDS:
+        raise ValueError(f"name ({name!r}) must be one of {', '.join(map(repr, BACKENDS))}")
+    if name == "kernels" and launch.triton_kernels() is None:
+        raise RuntimeError("the backend 'kernels' needs the package triton, which does not import")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def linear(
+    x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Apply a sketched linear layer to x, (N, d_in), computing in dtype; A and B as in `panther.nn.packed.Packed`."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad or S1s.requires_grad or S2s.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _CudaLinear.apply(x, S1s, S2s, bias, A, B, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return forward(x, bias, A, B, dtype, learning=False)[0]
+
+
+def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a sketched linear layer to x, (..., d_in), by as few plain operations as it takes, for torch.compile.
+
+    Both gradients of a product are computed, those of the fixed halves too; a graph is best left to be a graph.
+    """
+    d_in, d_out = S1s.shape[1], S2s.shape[2]
+    scale = 1 / (2 * len(S1s))
+    A = torch.cat([S1s.transpose(0, 1), U2s.transpose(0, 1)], 1).flatten(1)
+    B = torch.cat([U1s, S2s]).flatten(0, 1)
+    H = x.reshape(-1, d_in) @ A
+    y = (H * scale) @ B if bias is None else torch.addmm(bias, H, B, alpha=scale)
+    return y.reshape(*x.shape[:-1], d_out)
+
+
+def _kernels(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, *, learning: bool) -> bool:
+    """Whether our kernels compute the layer of A, (2L, d_in, k), and B, (2Lk, d_out), for x, (N, d_in), in dtype."""
+    if _backend == "products" or not x.is_cuda or not len(x):
+        return False
+    if dtype in _HALF:
+        precision = "half"
+    elif dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        precision = "tf32"
+    else:
+        return False
+    if _backend == "auto" and not tiles.kernels_win(
+        len(x),
+        A.shape[1],
+        B.shape[1],
+        len(B),
+        precision,
+        learning=learning,
+        captured=torch.cuda.is_current_stream_capturing(),
+    ):
+        return False
+    if launch.triton_kernels() is None or not launch.processors(x.device.index):
+        return False
+    # rows whose entries don't follow each other are copied, and a copy is aligned
+    addresses = A.data_ptr() | B.data_ptr() | (0 if bias is None else bias.data_ptr())
+    if x.stride(1) == 1:
+        addresses |= x.data_ptr()
+    return addresses % 16 == 0 and x.dtype in launch.DTYPES and A.dtype in launch.DTYPES
+
+
+class _Kept:
+    """What the way back needs and is no input: the steps of our kernels, or the factors as the products took them."""
+
+    __slots__ = ("A", "B", "steps")
+
+    def __init__(self, steps: launch.Steps | None, A: Tensor, B: Tensor) -> None:
+        self.steps, self.A, self.B = steps, A, B
+
+
+def forward(
+    x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
+) -> tuple[Tensor, Tensor, _Kept]:
+    """The output, H = x @ A / (2L) in the form that `backward` takes, and what else it needs."""
+    if _kernels(x, A, B, bias, dtype, learning=learning):
+        x = _in_rows(x)
+        if A.dtype != dtype and len(x) > tiles.FEW_BLOCKS_ROWS:
+            # tiles of the factors are read again for each block of rows
+            A, B = A.to(dtype), B.to(dtype)
+        steps = launch.prepared(x, A, B, bias is not None, dtype)
+        with _on_device(x):
+            y, H = steps.forward(x, A, B, bias)
+        return y, H, _Kept(steps, A, B)
+    # laid side by side, cast and scaled in one pass: with the scale here, H, dx and the gradient of S2s have it
+    terms, d_in, k = A.shape
+    A_scaled = torch.empty((d_in, terms, k), dtype=dtype, device=A.device)
+    A_scaled = torch.mul(A.transpose(0, 1), 1 / terms, out=A_scaled).view(d_in, terms * k)
+    B = B.to(dtype)
+    H = x.to(dtype) @ A_scaled
+    y = H @ B if bias is None else torch.addmm(bias.to(dtype), H, B)
+    return y, H, _Kept(None, A_scaled, B)
+
+
+def backward(
+    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool], dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, S1s, S2s and the bias, the last three in dtype; None for what needs none."""
+    if kept.steps is not None:
+        if not grad.is_contiguous() or grad.data_ptr() % 16:
+            grad = grad.clone(memory_format=torch.contiguous_format)
+        with _on_device(x):
+            return kept.steps.backward(needs)(grad, _in_rows(x), H, kept.A, kept.B, dtype)
+    A, B = kept.A, kept.B
+    needs_x, needs_S1, needs_S2, needs_bias = needs
+    half = len(B) // 2
+    dx = dS1 = dS2 = dbias = None
+    if needs_x or needs_S1:
+        dH = grad @ (B if needs_x else B[:half]).t()
+        if needs_x:
+            dx = (dH @ A.t()).to(x.dtype)
+        if needs_S1:
+            dA = _product(x.to(B.dtype).t(), dH[:, :half], dtype)
+            by_term = dA.view(len(dA), L, half // L).transpose(0, 1)
+            dS1 = torch.empty(by_term.shape, dtype=dtype, device=x.device)
+            torch.mul(by_term, 1 / (2 * L), out=dS1)
+    if needs_S2:
+        dS2 = _product(H[:, half:].t(), grad, dtype).view(L, half // L, -1)
+    if needs_bias:
+        dbias = grad.sum(0, dtype=dtype)
+    return dx, dS1, dS2, dbias
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """A @ b, accumulated and given in dtype."""
+    return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """To launch on the device of x."""
+    return _HERE if x.device.index == torch.cuda.current_device() else torch.cuda.device(x.device)
+
+
+class _CudaLinear(torch.autograd.Function):
+    """The output, and gradients for what learns and for nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        S1s: Tensor,
+        S2s: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        y, H, ctx.kept = forward(x, bias, A, B, dtype)
+        # S1s and S2s are needed for the gradient of x alone; they are saved for their version counters, and for second
+        # derivatives
+        ctx.save_for_backward(x, *((S1s, S2s) if ctx.needs_input_grad[0] else (None, None)), H)
+        ctx.factors, ctx.parameter_dtype = (A, B), S1s.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        x, S1s, S2s, H = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            # a second derivative is wanted: through plain operations on tensors that know where they come from
+            A, B = ctx.factors
+            found = _differentiable(grad, x, S1s, S2s, A, B, needs, ctx.parameter_dtype)
+        else:
+            found = backward(grad, x, H, ctx.kept, len(ctx.factors[0]) // 2, needs, ctx.parameter_dtype)
+        return (*found, None, None, None)
+
+
+def _differentiable(
+    grad: Tensor,
+    x: Tensor,
+    S1s: Tensor | None,
+    S2s: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    needs: tuple[bool, bool, bool, bool],
+    dtype: torch.dtype,
+) -> tuple[Tensor | None, ...]:
+    """What `backward` gives, as a function that has derivatives."""
+    L, k = len(A) // 2, A.shape[2]
+    B_terms = B.view(2 * L, k, -1)
+    # where S is not kept, no derivative depends on it
+    S1s = A[:L].requires_grad_() if S1s is None else S1s
+    S2s = B_terms[L:].requires_grad_() if S2s is None else S2s
+    terms = (term.to(grad.dtype) for term in (S1s, B_terms[:L], A[L:], S2s))
+    y = functional.sketched_linear(x.to(grad.dtype), *terms)
+    wanted = [t for t, need in zip((x, S1s, S2s), needs[:3], strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
+    gradients = [next(found) if need else None for need in needs[:3]]
+    return (*gradients, grad.sum(0).to(dtype) if needs[3] else None)
