@@ -154,6 +154,7 @@ atexit.register(trials.close)
 
 def help_out() -> None:
     """What runs in the helper: a line of JSON in, a line out, until standard input ends."""
+    os.nice(10)  # whoever is served meanwhile comes first
     # Imported once, here, so that each trial begins with all of it.
     import app.model  # noqa: F401
 
