@@ -31,7 +31,7 @@ def test_what_holds_a_promise_is_there(promise, held_by):
 def test_no_test_of_real_processes_is_without_a_promise():
     assert len(PROMISES) > 25
     for path in sorted((ROOT / "tests" / "process").glob("test_*.py")):
-        named = {name for _, held_by in PROMISES for name in re.findall(rf"{path.name}::(\w+)", held_by)}
+        named = {name for _, held_by in PROMISES for name in re.findall(rf"tests/process/{path.name}::(\w+)", held_by)}
         there = {name for name in functions(path) if name.startswith("test_")}
         # Of those clients there are many; what they are for is one promise.
         assert named == there if path.name != "test_hostile_clients.py" else named, path.name
