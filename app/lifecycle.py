@@ -103,6 +103,7 @@ class GracefulServer(uvicorn.Server):
         state = self._state()
         if state is not None:
             state.draining = True
+            state.repository.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve."""

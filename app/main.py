@@ -115,6 +115,8 @@ async def _load(state: AppState) -> None:
     if state.peers is not None:
         state.peers.tell_loaded()
     problem = state.not_ready_because(alone=True)
+    if state.draining:
+        return
     if problem is None:
         log.info("ready: serving %s", ", ".join(state.repository.names()))
     else:

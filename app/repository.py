@@ -279,6 +279,8 @@ class Repository:
         Raises:
             LoadError: it can't be.
         """
+        if self._ending:
+            raise LoadError(f"model {name!r} version {version} is not loaded: the server is shutting down")
         try:
             serving = self._loader(name, version, _file(self.root / name / version), settings)
         except LoadError:

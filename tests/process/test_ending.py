@@ -117,6 +117,20 @@ def test_the_second_signal_ends_it_at_once(models, kit, workers):
         assert isinstance(ended.exception(), Exception)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_end_may_come_while_models_are_loaded(tmp_path, kit, workers):
+    for number in range(300):
+        kit.put(tmp_path, kit.linear(number), f"m{number}", 1)
+    with kit.running(tmp_path, workers=workers, wait=False) as server:
+        server.wait_for(lambda: server.log.count("loaded model") >= workers)
+        assert server.ask("GET", "/health/ready").json()["error"] == "models are being loaded"
+        began = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - began < 5
+        assert "ready: " not in server.log
+        assert server.log.count("loaded model") < 300
+
+
 def test_ctrl_c_reaches_all_workers_and_counts_once(models, kit):
     with kit.running(models, "--inline-run-us", "0", workers=2) as server, ThreadPoolExecutor() as pool:
         ended = begin_slow_run(server, pool, runs_for(server, 1))
