@@ -9,7 +9,9 @@ First every configuration's answers are compared with onnxruntime's own. Then
 
 Needs a Docker engine, the image (docker compose build) and wrk. The load comes from the same machine.
 
-    python benchmarks/bench_scaling.py            about three minutes
+The table of docs/scaling.md is written anew with the results.
+
+    python benchmarks/bench_scaling.py            about two and a half minutes
     python benchmarks/bench_scaling.py --quick    a smoke test, not a measurement
 """
 
@@ -35,8 +37,10 @@ from bench_serving import ROOT, session
 from serving.machine import about
 
 HERE = Path(__file__).parent
-REPLICA_CPUS = 0.2
+RESULTS = HERE / "results" / "scaling.json"
+REPLICA_CPUS = 0.1
 MODELS = ("digits", "costly")
+MARKS = ("<!-- written by benchmarks/bench_scaling.py -->", "<!-- end -->")
 
 
 def free_port():
@@ -146,12 +150,49 @@ def gateway(folder, arguments, body):
     return found
 
 
+def table(result):
+    """The results in Markdown."""
+
+    def row(name, *cells):
+        return (
+            f"| {name} | "
+            + " | ".join(f"{cell['rate']:,.0f}/s, {cell['p50_us'] / 1e3:.2f} ms" for cell in cells)
+            + " |"
+        )
+
+    loads = [f"{model}, {clients} clients" for model in MODELS for clients in (1, 16)]
+    lines = [
+        "| one container | digits, 1 client | digits, 16 | costly, 1 client | costly, 16 |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [row(name, *(cells[load] for load in loads)) for name, cells in result["one_container"].items()]
+    share = result["replica_cpus"]
+    lines += ["", f"| replicas of {share} core behind nginx, 32 clients | digits | costly |", "|---|---|---|"]
+    lines += [
+        row(
+            f"{count} ({cells['digits']['times_one']:.2f}x, {cells['costly']['times_one']:.2f}x)",
+            cells["digits"],
+            cells["costly"],
+        )
+        for count, cells in result["replicas"].items()
+    ]
+    lines += ["", "| one server of one thread, digits | 1 client | 16 clients |", "|---|---|---|"]
+    lines += [row(name, *cells.values()) for name, cells in result["gateway"].items()]
+    return "\n".join(lines)
+
+
+def put_table(text, result):
+    """The text of docs/scaling.md with the table of these results in it."""
+    before, _, rest = text.partition(MARKS[0])
+    return f"{before}{MARKS[0]}\n{table(result)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round; nothing written unless --output")
     parser.add_argument("--output", type=Path, help="where the JSON goes; benchmarks/results/scaling.json")
     arguments = parser.parse_args()
-    arguments.seconds, arguments.rounds = (1, 1) if arguments.quick else (2, 3)
+    arguments.seconds, arguments.rounds = (1, 1) if arguments.quick else (1, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "models"
         shutil.copytree(ROOT / "models" / "digits", folder / "digits")
@@ -169,10 +210,14 @@ def main():
             "replicas": replicas(folder, arguments, body),
             "gateway": gateway(folder, arguments, body),
         }
-    output = arguments.output or (None if arguments.quick else HERE / "results" / "scaling.json")
+    output = arguments.output or (None if arguments.quick else RESULTS)
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
         print(f"wrote {output}")
+    if output == RESULTS:
+        page = ROOT / "docs" / "scaling.md"
+        page.write_text(put_table(page.read_text(), result))
+        print(f"wrote the table of {page}")
 
 
 if __name__ == "__main__":
