@@ -110,7 +110,7 @@ async def _load(state: AppState) -> None:
         await state.load_all()
     except OSError as error:
         log.error("the model folder can't be read: %s", error.strerror)
-    state.loading = state.repository.starting = False
+    state.repository.starting = False
     state.on_loaded()
     if state.peers is not None:
         state.peers.tell_loaded()

@@ -15,83 +15,18 @@ import time
 from functools import partial
 from typing import Any
 
-import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.bodies import BodyBuffers
-from app.codec.model_codec import HeaderList, Headers
-from app.errors import AppError, ModelUnavailableError, OverloadedError
-from app.guarded import GuardedProtocol, Lingering
-from app.inference import HEAD_BYTES, Exchange, InferenceService, Target
+from app.codec.model_codec import HeaderList
+from app.cycle import InferenceCycle
+from app.errors import AppError, ModelUnavailableError
+from app.guarded import Lingering
+from app.inference import Exchange, InferenceService, Target
 from app.logs import log_request
-
-# One for all connections: what is in it is taken out before the loop reads again.
-_BUFFER = bytearray(32 * 1024)
-_SCRATCH = memoryview(_BUFFER)
-_BODIES = BodyBuffers()
-_CLAIM_BYTES = 64 * 1024  # of a longer body no more is believed than twice what has come
-
-
-class _NoEvent:
-    """Stands where uvicorn would wake a task that waits for the body; there is none."""
-
-    def set(self) -> None:
-        pass
-
-
-_NO_EVENT = _NoEvent()
-
-
-class InferenceCycle:
-    """One inference request and its answer; to uvicorn it looks like a ``RequestResponseCycle``."""
-
-    __slots__ = (
-        "began_s",
-        "buffer",
-        "chunks",
-        "disconnected",
-        "exchange",
-        "headers",
-        "held",
-        "keep_alive",
-        "query",
-        "response_complete",
-        "service",
-        "size",
-        "target",
-    )
-
-    message_event = _NO_EVENT
-
-    def __init__(
-        self, service: InferenceService, target: Target, headers: Headers, query: bytes, *, keep_alive: bool
-    ) -> None:
-        self.service = service
-        self.began_s = time.perf_counter() if service.access_log else 0.0
-        self.target = target
-        self.headers = headers
-        self.query = query
-        self.keep_alive = keep_alive
-        self.chunks: list[bytes] = []
-        self.buffer: bytearray | None = None  # the body of a long request, to be used again
-        self.size = 0
-        self.held = 0  # bytes that the intake counts for this request
-        self.exchange: Exchange | None = None
-        self.disconnected = False
-        self.response_complete = False
-
-    def hold(self, count: int) -> None:
-        """Take bytes of the body in hand; see ``Intake.hold``."""
-        self.service.intake.hold(count - self.held)
-        self.held = count
-
-    def release(self) -> None:
-        """The body is not needed any more."""
-        self.service.intake.release(self.held)
-        self.held = 0
+from app.receiving import BODIES, SCRATCH_BYTES, ReceivingProtocol
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -110,11 +45,8 @@ class Connection(asyncio.BufferedProtocol):
             setattr(self, name, getattr(protocol, name))
 
 
-class InferenceProtocol(GuardedProtocol):
+class InferenceProtocol(ReceivingProtocol):
     """One connection.
-
-    What is read goes into one scratch buffer and from there to the parser. Once the head of an inference request is
-    known and its body is longer than the scratch buffer, the rest is received straight into the body.
 
     The inference service is found on the application; where there is none, all requests go uvicorn's own way.
     """
@@ -127,14 +59,9 @@ class InferenceProtocol(GuardedProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._inference: InferenceCycle | None = None  # the request whose body is being read
         self._answering: InferenceCycle | None = None  # the last one whose body is whole
         self._asgi_cycle: RequestResponseCycle | None = None  # the last one that the application was given
-        self._head: bytes | None = None  # of the request that is being parsed, should it be worth remembering
         self._fd = -1
-        self._body = bytearray()
-        self._length = 0  # of the whole body
-        self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
@@ -142,112 +69,6 @@ class InferenceProtocol(GuardedProtocol):
         own_socket = transport.get_extra_info("socket")
         if own_socket is not None and transport.get_extra_info("sslcontext") is None:
             self._fd = own_socket.fileno()
-
-    def _body_received(self) -> int | None:
-        """How much there is of the body that is being read for the service; None where none is."""
-        if self._inference is None:
-            return None
-        return self._inference.size if self._rest is None else len(self._body) - len(self._rest)
-
-    def _refuse_body(self, error: AppError) -> None:
-        if self._inference is not None:
-            self._refuse(self._inference, error)
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the loop is to put what it reads."""
-        return _SCRATCH if self._rest is None else self._rest
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """The loop has read something."""
-        rest = self._rest
-        if rest is None:
-            if self._between and self._service is not None and self._recognised(self._service, nbytes):
-                return
-            if self._in_head:
-                self._head_bytes += nbytes
-            self.data_received(_SCRATCH[:nbytes])  # type: ignore[arg-type]
-            self._head = None
-            if self._in_head and self._head_bytes > self._limits.max_header_bytes:
-                self.end_head()
-            self._receive_directly()
-        elif nbytes < len(rest):
-            self._rest = rest[nbytes:]
-        elif self._inference is not None and len(self._body) < self._length:
-            self._grow(self._inference)
-        else:
-            self._received_directly()
-
-    def _recognised(self, service: InferenceService, nbytes: int) -> bool:
-        """Begin an inference request whose head was parsed before; False leaves what was read to the parser."""
-        end = _BUFFER.find(b"\r\n\r\n", 0, nbytes) + 4
-        if not 4 <= end <= HEAD_BYTES:
-            return False
-        head = bytes(_SCRATCH[:end])
-        known = service.heads.get(head)
-        if known is None:
-            self._head = head
-            return False
-        previous: Any = self.cycle
-        size = nbytes - end
-        if size > known.length or not (previous is None or previous.response_complete):
-            return False
-        self._idle_since = None
-        cycle = InferenceCycle(service, known.target, known.headers, known.query, keep_alive=True)
-        self.cycle = cycle  # type: ignore[assignment]
-        if size == known.length:
-            self._take(cycle, bytes(_SCRATCH[end:nbytes]))
-        else:
-            self._inference = cycle
-            self._receive_rest(cycle, known.length, _SCRATCH[end:nbytes])
-        return True
-
-    def _receive_directly(self) -> None:
-        """After the first piece of a body of known length: have the rest of it put where it belongs."""
-        cycle = self._inference
-        if cycle is None or cycle.response_complete or b"transfer-encoding" in cycle.headers:
-            return
-        length = int(cycle.headers.get(b"content-length", b"0"))
-        if length <= cycle.size:
-            return
-        self._receive_rest(cycle, length, b"".join(cycle.chunks))
-
-    def _receive_rest(self, cycle: InferenceCycle, length: int, begun: bytes | memoryview) -> None:
-        cycle.chunks = []
-        self._length = length
-        self._make_room(cycle, begun, min(length, _CLAIM_BYTES), _BODIES.take(length))
-
-    def _grow(self, cycle: InferenceCycle) -> None:
-        """Make room for more of a long body."""
-        # The loop still has a hand on the old one, which can't be made longer therefore.
-        begun, self._body, self._rest = self._body, bytearray(), None
-        self._make_room(cycle, begun, min(self._length, 2 * len(begun)))
-
-    def _make_room(
-        self, cycle: InferenceCycle, begun: bytes | bytearray | memoryview, count: int, used: bytearray | None = None
-    ) -> None:
-        """Have what comes next of a body put behind its beginning, in ``used`` or in ``count`` new bytes."""
-        try:
-            cycle.hold(count if used is None else len(used))
-            self._body = bytearray(count) if used is None else used
-        except AppError as error:
-            self._refuse(cycle, error)
-        except MemoryError:
-            self._refuse(cycle, OverloadedError("there is no memory for a body of that length now"))
-        else:
-            self._body[: len(begun)] = begun
-            self._rest = memoryview(self._body)[len(begun) :]
-
-    def _received_directly(self) -> None:
-        """The body is whole. A parser that has seen its beginning, but not its end, is replaced."""
-        cycle = self._inference
-        body, self._body, self._rest, self._inference = self._body, bytearray(), None, None
-        if not self._between:
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self._between = True
-        if cycle is not None and not cycle.response_complete:
-            cycle.buffer = body
-            self._start(cycle, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client went away: what it waits for need not be run."""
@@ -340,7 +161,7 @@ class InferenceProtocol(GuardedProtocol):
     def on_headers_complete(self) -> None:
         """Decide which way the request takes."""
         self._in_head = False
-        if self._head_bytes or self._limits.max_header_bytes < len(_BUFFER):
+        if self._head_bytes or self._limits.max_header_bytes < SCRATCH_BYTES:
             self.measure_head()
         if self._ended:
             return
@@ -400,15 +221,6 @@ class InferenceProtocol(GuardedProtocol):
         self._inference = None
         self._start(cycle, chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
-    def _take(self, cycle: InferenceCycle, body: bytes) -> None:
-        """The request came in one piece."""
-        try:
-            cycle.hold(len(body))
-        except AppError as error:
-            self._fail(cycle, error)
-            return
-        self._start(cycle, body)
-
     def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         cycle.chunks = []
         self._answering = cycle
@@ -444,14 +256,6 @@ class InferenceProtocol(GuardedProtocol):
             # Line for line what the parser took for the head: nothing of it lies before or behind.
             service.remember(self._head, target, cycle.headers, query)
 
-    def _refuse(self, cycle: InferenceCycle, error: AppError) -> None:
-        """Answer before the body is read; what still comes of it is thrown away with the connection."""
-        if cycle.response_complete:
-            return
-        cycle.keep_alive = False
-        cycle.chunks = []
-        self._fail(cycle, error)
-
     def _fail(self, cycle: InferenceCycle, error: AppError) -> None:
         def respond(status: int, headers: HeaderList, content: bytes) -> None:
             self._respond(cycle, status, headers, content)
@@ -468,7 +272,7 @@ class InferenceProtocol(GuardedProtocol):
         cycle.release()
         if cycle.buffer is not None:
             # The model has run on it, or never will.
-            _BODIES.give_back(cycle.buffer)
+            BODIES.give_back(cycle.buffer)
             cycle.buffer = None
         parts = [STATUS_LINE[status], self._date_lines()]
         for name, value in headers:

@@ -33,7 +33,6 @@ class AppState:
     loader: Loader
     repository: Repository
     service: InferenceService
-    loading: bool = True
     draining: bool = False
     load_first: bool = False
     peers: Peers | None = None
@@ -53,7 +52,7 @@ class AppState:
             return "the server is shutting down"
         if self.loader.device_problem is not None:
             return self.loader.device_problem
-        if self.loading:
+        if self.repository.starting:
             return LOADING
         if not alone and self.peers is not None and not self.peers.all_loaded(self.settings.workers):
             return LOADING
@@ -108,7 +107,7 @@ class AppState:
                 self.peers.remember(figures)
             return figures
         if message["ask"] == "versions":
-            return {"versions": None if self.loading else self.repository.serving_versions()}
+            return {"versions": None if self.repository.starting else self.repository.serving_versions()}
         try:
             await self.apply(message["ask"], message["name"], message.get("policy"))
         except AppError as error:

@@ -160,7 +160,7 @@ def main():
     application = create_app(settings)
     state = application.state.panther
     state.repository.load_all()
-    state.loading = False
+    state.repository.starting = False
     config = make_config(application, settings)
     config.load()
     tune_allocator()

@@ -221,7 +221,7 @@ def test_under_another_asgi_server_keys_count_as_well(tiny_dir):
     async def ask():
         application = create_app(Settings(model_dir=tiny_dir, predict_keys=PREDICT))
         application.state.panther.repository.load_all()
-        application.state.panther.loading = False
+        application.state.panther.repository.starting = False
         transport = httpx.ASGITransport(application)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return [

@@ -342,7 +342,7 @@ def test_under_another_asgi_server_the_application_answers_alike(tiny_dir, tiny)
     async def ask():
         application = create_app(Settings(model_dir=tiny_dir))
         application.state.panther.repository.load_all()
-        application.state.panther.loading = False
+        application.state.panther.repository.starting = False
         transport = httpx.ASGITransport(application)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             good = await client.post("/predict", json={"inputs": [ROW] * 2})
