@@ -4,7 +4,7 @@ import statistics
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,9 @@ _TOLERANCE = 1e-3
 _POISON = 0xA5
 _LARGE_BYTES = 64 * 1024
 _CHUNK_BYTES = 512 * 1024
+_LAST_CHUNK_BYTES = 64 * 1024
 _TRIALS = 12
+_COPY_TRIALS = 40
 _FURTHER = 4
 _WORTH = 0.93
 
@@ -88,7 +90,8 @@ class CudaRunner:
     Attributes:
         sizes: that batches are padded to.
         padded_to: for each of them the size that its batches are run at: itself, or a larger one that is quicker.
-        input_ns, output_ns: of the last run, what copying its inputs and outputs took.
+        input_ns, output_ns: of the last run, what copying its inputs and outputs took; what of that is part of the
+            graph is what it took in trials when the graph was recorded.
     """
 
     memory = "cuda"
@@ -122,7 +125,7 @@ class CudaRunner:
         self._inputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in inputs}
         self._outputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in outputs}
         self._pools = {name: LoanPool(item.nbytes, runtime, device_id) for name, item in self._outputs.items()}
-        self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(2)]
+        self._sent, self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(3)]
         buffers = (*self._inputs.values(), *self._outputs.values())
         self.buffer_bytes = sum(item.nbytes for item in buffers)
         row_bytes = sum(item.row_bytes for item in buffers)
@@ -132,6 +135,7 @@ class CudaRunner:
         # The run returns once it is queued; this class waits for it, after the copies.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._chosen = list(range(len(self.sizes)))
+        self._copies_ns = [0] * len(self.sizes)
 
     def _bind(self, size: int) -> Any:
         binding = self._session.io_binding()
@@ -153,19 +157,74 @@ class CudaRunner:
             CudaError: the runtime reports one.
         """
         with self._lock:
-            rows = 1
-            if self.batched:
-                first = next(iter(feeds.values()))
-                rows = sum(map(len, first)) if isinstance(first, list) else len(first)
-                if not 0 < rows <= self.sizes[-1]:
-                    self.input_ns = self.output_ns = 0
-                    return self._plain({name: _joined(parts) for name, parts in feeds.items()}, output_names)
+            rows = self._rows(feeds)
+            if not 0 < rows <= self.sizes[-1]:
+                self.input_ns = self.output_ns = 0
+                return self._plain({name: _joined(parts) for name, parts in feeds.items()}, output_names)
             index = self._chosen[size_index(rows)]
             if self._device_id:
                 self._runtime.set_device(self._device_id)
-            if self._large[index]:
-                return self._run_large(feeds, output_names, rows, index)
-            return self._run_small(feeds, output_names, rows, index)
+            if not self._large[index]:
+                return self._run_small(feeds, output_names, rows, index)
+            results = self._start_large(feeds, output_names, rows, index)
+            self._runtime.synchronize(self._stream)
+            self.output_ns = self._runtime.elapsed_ns(self._ran, self._copied)
+            return results
+
+    def worth_leaving(self, rows: int) -> bool:
+        """Whether a run of so many rows leaves the caller time for something else, see ``start``."""
+        return 0 < rows <= self.sizes[-1] and self._large[self._chosen[size_index(rows)]]
+
+    def start(self, feeds: Mapping[str, Parts], output_names: Sequence[str]) -> "Running":
+        """Queue a run that is ``worth_leaving`` and come back; no other begins before its end has been seen.
+
+        Raises:
+            CudaError: the runtime reports one.
+        """
+        self._lock.acquire()
+        try:
+            if self._device_id:
+                self._runtime.set_device(self._device_id)
+            began = time.perf_counter_ns()
+            rows = self._rows(feeds)
+            results = self._start_large(feeds, output_names, rows, self._chosen[size_index(rows)])
+            return Running(self, results, began)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def ended(self) -> bool:
+        """Whether what was queued is done.
+
+        Raises:
+            CudaError: the run failed.
+        """
+        return self._runtime.is_done(self._stream)
+
+    def leave(self, began_ns: int) -> tuple[tuple[int, int], int]:
+        """Take down the times of a run that has ended, and let others begin.
+
+        Returns:
+            What copying its inputs and outputs took, and what it took in all.
+        """
+        try:
+            # What it waited for somebody to look is no time of the model.
+            model_ns = self._runtime.elapsed_ns(self._sent, self._ran)
+            self.output_ns = max(0, time.perf_counter_ns() - began_ns - self.input_ns - model_ns)
+            took_ns = self.input_ns + self._runtime.elapsed_ns(self._sent, self._copied)
+            return (self.input_ns, self.output_ns), took_ns
+        finally:
+            self._lock.release()
+
+    def give_up(self) -> None:
+        """Let others begin after a run that failed."""
+        self._lock.release()
+
+    def _rows(self, feeds: Mapping[str, Parts]) -> int:
+        if not self.batched:
+            return 1
+        first = next(iter(feeds.values()))
+        return sum(map(len, first)) if isinstance(first, list) else len(first)
 
     def _run_small(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int) -> list[Array]:
         began = time.perf_counter_ns()
@@ -181,8 +240,9 @@ class CudaRunner:
         ended = time.perf_counter_ns()
         arrays = [self._outputs[name].array for name in output_names]
         results = [array[:rows].copy() for array in arrays] if self.batched else [array.copy() for array in arrays]
-        self.input_ns = ready - began
-        self.output_ns = time.perf_counter_ns() - ended
+        within_ns = self._copies_ns[index]
+        self.input_ns = ready - began + within_ns
+        self.output_ns = time.perf_counter_ns() - ended + within_ns
         return results
 
     def _go(self, index: int) -> None:
@@ -193,32 +253,35 @@ class CudaRunner:
             self._queue(index)
         self._runtime.synchronize(self._stream)
 
-    def _run_large(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int) -> list[Array]:
+    def _start_large(
+        self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int
+    ) -> list[Array]:
+        """Queue a run; its results are filled in when all that is queued is done."""
         began = time.perf_counter_ns()
         runtime, stream = self._runtime, self._stream
         for name, parts in feeds.items():
             self._send(self._inputs[name], parts, rows)
-        ready = time.perf_counter_ns()
+        runtime.record(self._sent, stream)
+        self.input_ns = time.perf_counter_ns() - began
         if self._graphs:
             runtime.launch(self._graphs[index], stream)
         else:
-            self._session.run_with_iobinding(self._bindings[index], self._options)
+            self._run_bound(index)
         runtime.record(self._ran, stream)
         results = []
         for name in output_names:
             item = self._outputs[name]
             shape = (rows, *item.array.shape[1:]) if self.batched else item.array.shape
             lent = self._pools[name].take(shape, item.spec.dtype)
-            target, array = lent if lent is not None else (item.pinned, None)
-            runtime.copy(target, item.device, rows * item.row_bytes, DEVICE_TO_HOST, stream)
-            results.append((item.array[:rows] if self.batched else item.array) if array is None else array)
-            if array is None:
+            if lent is not None:
+                target, array = lent
+                runtime.copy(target, item.device, rows * item.row_bytes, DEVICE_TO_HOST, stream)
+            else:
+                runtime.copy(item.pinned, item.device, rows * item.row_bytes, DEVICE_TO_HOST, stream)
                 runtime.synchronize(stream)
-                results[-1] = results[-1].copy()
+                array = (item.array[:rows] if self.batched else item.array).copy()
+            results.append(array)
         runtime.record(self._copied, stream)
-        runtime.synchronize(stream)
-        self.input_ns = ready - began
-        self.output_ns = runtime.elapsed_ns(self._ran, self._copied)
         return results
 
     def _send(self, item: Buffer, parts: Parts, rows: int) -> None:
@@ -228,7 +291,7 @@ class CudaRunner:
             self._runtime.copy(item.device, item.pinned, item.row_bytes, HOST_TO_DEVICE, self._stream)
             return
         done = 0
-        for piece, size in _pieces(parts, rows, max(1, _CHUNK_BYTES // item.row_bytes)):
+        for piece, size in _pieces(parts, rows, item.row_bytes):
             if isinstance(piece, list):
                 np.concatenate(piece, out=item.array[done : done + size])
             else:
@@ -244,7 +307,7 @@ class CudaRunner:
         size = self.sizes[index]
         for item in self._inputs.values():
             self._runtime.copy(item.device, item.pinned, size * item.row_bytes, HOST_TO_DEVICE, self._stream)
-        self._session.run_with_iobinding(self._bindings[index], self._options)
+        self._run_bound(index)
         for item in self._outputs.values():
             self._runtime.copy(item.pinned, item.device, size * item.row_bytes, DEVICE_TO_HOST, self._stream)
 
@@ -286,6 +349,9 @@ class CudaRunner:
             self._graphs = graphs
             for size in self.sizes:
                 self._compare(size, feeds(size))
+            for index in range(len(self.sizes)):
+                if not self._large[index]:
+                    self._copies_ns[index] = self._time_copies(index)
             self._choose(feeds)
         except Exception as error:  # onnxruntime raises many kinds
             self._graphs = []
@@ -296,9 +362,29 @@ class CudaRunner:
 
     def _record(self, index: int) -> None:
         if self._large[index]:
-            self._session.run_with_iobinding(self._bindings[index], self._options)
+            self._run_bound(index)
         else:
             self._queue(index)
+
+    def _run_bound(self, index: int) -> None:
+        self._session.run_with_iobinding(self._bindings[index], self._options)
+
+    def _time_copies(self, index: int) -> int:
+        """What each way of copying takes within the graph of a size: half of what it takes longer than one without."""
+        with self._lock:
+            graph = self._runtime.capture(self._stream, partial(self._run_bound, index))
+            bare = self._runtime.instantiate(graph)
+            self._runtime.destroy(graph)
+            samples: dict[int, list[int]] = {self._graphs[index]: [], bare: []}
+            for _ in range(_COPY_TRIALS):
+                for one, times in samples.items():
+                    began = time.perf_counter_ns()
+                    self._runtime.launch(one, self._stream)
+                    self._runtime.synchronize(self._stream)
+                    times.append(time.perf_counter_ns() - began)
+            self._runtime.free(graphs=[bare])
+        whole, alone = (statistics.median(times) for times in samples.values())
+        return max(0, int(whole - alone) // 2)
 
     def _check_graph(self, graph: int) -> None:
         """A replay must need nothing of the host but the buffers: what else lay there is gone by then."""
@@ -342,26 +428,67 @@ class CudaRunner:
                 raise NoBuffersError(f"output {name!r} of {size} rows is off by {error:.2g} from a plain run")
 
 
+class Running:
+    """A run that goes on while its caller does something else.
+
+    Attributes:
+        copy_ns: once it has ended, what copying its inputs and outputs took.
+        took_ns: and what it took in all, whenever that was noticed.
+    """
+
+    def __init__(self, runner: CudaRunner, results: list[Array], began_ns: int) -> None:
+        self.copy_ns = 0, 0
+        self.took_ns = 0
+        self._runner = runner
+        self._results = results
+        self._began_ns = began_ns
+
+    def results(self) -> list[Array] | None:
+        """The results, once; None while it is not done.
+
+        Raises:
+            CudaError: the run failed.
+        """
+        try:
+            if not self._runner.ended():
+                return None
+        except CudaError:
+            self._runner.give_up()
+            raise
+        self.copy_ns, self.took_ns = self._runner.leave(self._began_ns)
+        return self._results
+
+
 def _joined(parts: Parts) -> Array:
     return np.concatenate(parts) if isinstance(parts, list) else parts
 
 
-def _pieces(parts: Parts, rows: int, chunk: int) -> list[tuple[Parts, int]]:
-    """Cut or gather rows into pieces of about ``chunk`` rows, each with how many it has."""
+def _piece_rows(left: int, row_bytes: int) -> int:
+    """Rows of the next piece of those that are left: smaller towards the end, when nothing more hides its copying."""
+    wanted = min(_CHUNK_BYTES, max(_LAST_CHUNK_BYTES, left * row_bytes // 2))
+    return max(1, min(left, wanted // row_bytes))
+
+
+def _pieces(parts: Parts, rows: int, row_bytes: int) -> Iterator[tuple[Parts, int]]:
+    """Cut or gather rows into pieces, each with how many it has."""
+    done = 0
     if not isinstance(parts, list):
-        return [(parts[at : at + chunk], min(chunk, rows - at)) for at in range(0, rows, chunk)]
-    pieces: list[tuple[Parts, int]] = []
+        while done < rows:
+            size = _piece_rows(rows - done, row_bytes)
+            yield parts[done : done + size], size
+            done += size
+        return
     group: list[Array] = []
     size = 0
     for part in parts:
         group.append(part)
         size += len(part)
-        if size >= chunk:
-            pieces.append((group, size))
+        if size >= _piece_rows(rows - done, row_bytes):
+            yield group, size
+            done += size
             group, size = [], 0
     if group:
-        pieces.append((group, size))
-    return pieces
+        yield group, size
 
 
 def relative_error(mine: Array, expected: Array, spec: TensorSpec) -> float:

@@ -30,6 +30,8 @@ class HostRuntime:
         self.memory = {}
         self.graphs = {}
         self.executables = {}
+        self.looks = 0
+        self.broken = False
         self.made = 0
         self.events = 0
         self.launched = 0
@@ -78,6 +80,12 @@ class HostRuntime:
 
     def synchronize(self, stream):
         pass
+
+    def is_done(self, stream):
+        self.looks += 1
+        if self.broken:
+            raise CudaError("the run failed: an illegal memory access")
+        return self.looks % 3 == 0
 
     def launch(self, graph, stream):
         self.launched += 1
@@ -202,6 +210,7 @@ def sized(request, monkeypatch):
     if request.param == "large":
         monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 0)
         monkeypatch.setattr(cuda_runner, "_CHUNK_BYTES", 24 * 3)
+        monkeypatch.setattr(cuda_runner, "_LAST_CHUNK_BYTES", 24)
     return request.param
 
 
@@ -213,7 +222,23 @@ def test_rows_of_several_requests_are_put_together(tiny, runtime, sized, cut):
     (logits,) = runner.run({"x": parts}, ["logits"])
     np.testing.assert_allclose(logits, tiny.logits(np.concatenate(parts)), rtol=1e-4, atol=1e-5)
     assert (runner.output_ns == 1000) == (sized == "large")
+    assert runner.output_ns > 0
     assert runner.input_ns > 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 100])
+@pytest.mark.parametrize("row_bytes", [1, 100, 70_000, 1_000_000])
+def test_pieces_hold_all_rows_in_their_order(rows, row_bytes):
+    x = np.arange(rows)
+    for parts in (x, [x[: rows // 2], x[rows // 2 :]], [x[at : at + 1] for at in range(rows)]):
+        pieces = list(cuda_runner._pieces(parts, rows, row_bytes))
+        assert [size for _, size in pieces] == [len(cuda_runner._joined(piece)) for piece, _ in pieces]
+        np.testing.assert_array_equal(np.concatenate([cuda_runner._joined(piece) for piece, _ in pieces]), x)
+
+
+def test_the_last_pieces_are_small():
+    sizes = [size for _, size in cuda_runner._pieces(np.zeros((1024, 1)), 1024, 1024)]
+    assert sizes == [512, 256, 128, 64, 64]
 
 
 def test_more_rows_of_several_requests_than_the_largest_batch(tiny, runtime):
@@ -273,6 +298,36 @@ def test_a_larger_size_is_taken_where_it_is_quicker(tiny, runtime, monkeypatch):
     assert taken[8] in {16, 20}
     x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
     np.testing.assert_allclose(runner.run({"x": x}, ["logits"])[0], tiny.logits(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_is_left_ends_by_itself(tiny, runtime, monkeypatch):
+    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 300)
+    _, runner = quicken(tiny.graph(), runtime)
+    assert [runner.worth_leaving(rows) for rows in (0, 1, 20, 21)] == [False, False, True, False]
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        parts = [rng.standard_normal((10, 6)).astype(np.float32) for _ in range(2)]
+        running = runner.start({"x": parts}, ["logits"])
+        assert runner._lock.locked()
+        assert [running.results(), running.results()] == [None, None]
+        (logits,) = running.results()
+        np.testing.assert_allclose(logits, tiny.logits(np.concatenate(parts)), rtol=1e-4, atol=1e-5)
+        assert running.copy_ns[0] > 0
+        assert running.took_ns == running.copy_ns[0] + 1000
+        assert not runner._lock.locked()
+
+
+def test_a_run_that_is_left_and_fails_lets_others_begin(tiny, runtime, monkeypatch):
+    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 300)
+    _, runner = quicken(tiny.graph(), runtime)
+    running = runner.start({"x": np.ones((20, 6), np.float32)}, ["logits"])
+    runtime.broken = True
+    with pytest.raises(CudaError, match="illegal memory access"):
+        running.results()
+    assert not runner._lock.locked()
+    with pytest.raises(ValueError, match="broadcast"):
+        runner.start({"x": np.ones((20, 5), np.float32)}, ["logits"])
+    assert not runner._lock.locked()
 
 
 def two_outputs():
