@@ -62,6 +62,7 @@ class GracefulServer(uvicorn.Server):
         self._drained_since: float | None = None
         self._ticked_at = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stuck: str | None = None
 
     def problem(self) -> str | None:
         """Why this process had better be replaced, or None; may be called in any thread."""
@@ -113,6 +114,8 @@ class GracefulServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; whether it is time to end."""
         self._ticked_at = time.monotonic()
+        if counter % 10 == 0:
+            self._look_at_engine()
         if await super().on_tick(counter):
             return True
         if self._drained_since is None:
@@ -120,6 +123,16 @@ class GracefulServer(uvicorn.Server):
         for connection in self._connections():
             connection.drain(close_idle=False)
         return self._ticked_at >= self._drained_since + self._settings.shutdown_delay_s
+
+    def _look_at_engine(self) -> None:
+        state = self._state()
+        problem = None if state is None else state.stuck_because()
+        if (problem is None) != (self._stuck is None):
+            if problem is not None:
+                log.error("not alive: %s", problem)
+            else:
+                log.warning("alive again: the run has ended")
+        self._stuck = problem
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let nobody in, see what is in hand through, and end."""

@@ -78,10 +78,13 @@ def test_a_run_that_does_not_end_fails_the_liveness_probe(tmp_path, kit):
         server.wait_for(lambda: server.ask("GET", "/health/live").status_code == 503)
         told = server.ask("GET", "/health/live").json()
         assert told["live"] is False
+        assert server.metric("panther_live") == 0
         assert re.match(r"model 'slow' version 1 has been running for [1-4] s \(stuck_run_s 0.5\)", told["error"])
         assert server.ask("GET", "/v2/health/live").status_code == 400
         assert ended.result().status_code == 200
         assert server.ask("GET", "/health/live").json() == {"live": True}
+        assert server.metric("panther_live") == 1
+        assert "not alive: model 'slow' version 1 has been running for" in server.log
 
 
 def test_a_worker_whose_run_does_not_end_is_replaced(tmp_path, kit):
