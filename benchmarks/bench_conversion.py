@@ -14,10 +14,8 @@ import copy
 import importlib.util
 import json
 import os
-import platform
 import random
 import re
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from serving.machine import about
 from torch import Tensor, nn
 
 import panther as pr
@@ -370,15 +369,7 @@ def main() -> None:
 
 
 def environment(threads: int) -> dict[str, object]:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": git.stdout.strip(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    return {**about(("torch", "numpy", "scikit-learn")), "threads": threads}
 
 
 if __name__ == "__main__":

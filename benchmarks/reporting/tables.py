@@ -25,9 +25,10 @@ COMMAND = {
 }
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> str:
+    """A Markdown table; numbers are set flush right."""
     titles = list(head)
-    marks = ["---", *["--:"] * (len(titles) - 1)]
+    marks = ["---", *["--:" if numbers else "---"] * (len(titles) - 1)]
     lines = [titles, marks, *([str(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -90,7 +91,7 @@ def proof() -> str:
                 f"a plain FastAPI handler {naive['rate']:,.0f} ({ours['rate'] / naive['rate']:.0f}×)",
             )
         )
-    return table(("what", "measured"), rows)
+    return table(("what", "measured"), rows, numbers=False)
 
 
 def accuracy_digits() -> str:
