@@ -15,6 +15,7 @@ import contextlib
 import gc
 import json
 import multiprocessing
+import platform
 import statistics
 import subprocess
 import sys
@@ -39,8 +40,8 @@ MODES = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 1.5e-2, "float16": 2e-3}
 COMPILED = "bfloat16"
 PASSES = ("forward", "forward+backward")
 SIDES = ("ours", "batched", "dense")
-ROUNDS = 7
-TURN_S = 0.008
+ROUNDS = 5
+TURN_S = 0.006
 COPY_BATCHES = (8192, 32768)
 Run = Callable[[], object]
 
@@ -168,18 +169,15 @@ def timed(run: Run, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def bench_cell(width: int, num_terms: int, low_rank: int, batch: int, mode: str) -> list[dict]:
+def bench_cell(width: int, num_terms: int, low_rank: int, batch: int, mode: str, ways: tuple[str, ...]) -> list[dict]:
     cell = Cell(width, num_terms, low_rank, batch, mode)
     rows = []
     with cell.precision():
-        errors = cell.prove_parity({side: cell.results(side) for side in SIDES})
-        ways = ["called", "graph"]
-        if mode == COMPILED:
-            cell.prove_parity({side: cell.results(side, compiled=True) for side in SIDES})
-            ways.append("compiled")
         for way in ways:
-            for direction in PASSES if way != "compiled" else PASSES[1:]:
-                runs = {side: cell.run(side, direction, compiled=way == "compiled") for side in SIDES}
+            compiled = way == "compiled"
+            errors = cell.prove_parity({side: cell.results(side, compiled=compiled) for side in SIDES})
+            for direction in PASSES[1:] if compiled else PASSES:
+                runs = {side: cell.run(side, direction, compiled=compiled) for side in SIDES}
                 median = measure({side: as_graph(run) for side, run in runs.items()} if way == "graph" else runs)
                 count = cell.layer.parameter_count()
                 rows.append(
@@ -199,7 +197,6 @@ def bench_cell(width: int, num_terms: int, low_rank: int, batch: int, mode: str)
                     }
                 )
     print_cell(rows)
-    torch.compiler.reset()
     return rows
 
 
@@ -317,18 +314,9 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     started = time.perf_counter()
-    cells = [(*cell, batch) for cell in CELLS for batch in arguments.batches]
-    all_ahead(cells)
-    print(f"compiled ahead after {time.perf_counter() - started:.0f} s", flush=True)
-    copies = [bench_copy(batch) for batch in COPY_BATCHES]
-    rows = []
-    for cell in cells:
-        for mode in MODES:
-            rows += bench_cell(*cell, mode)
-            gc.collect()
-            torch.cuda.empty_cache()
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     kernels = launch.triton_kernels()
+    rows: list[dict] = []
     result = {
         "benchmark": "gpu_train",
         "commit": arguments.commit,
@@ -338,17 +326,28 @@ def main() -> None:
             "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(),
         },
         "versions": {
+            "python": platform.python_version(),
             "torch": str(torch.__version__),
             "cuda": torch.version.cuda,
             "triton": kernels.triton.__version__ if kernels is not None else None,
         },
-        "summary": summary(rows),
-        "copy": copies,
-        "rows": rows,
+        "copy": [bench_copy(batch) for batch in COPY_BATCHES],
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["summary"], indent=1), f"{time.perf_counter() - started:.0f} s", sep="\n")
+    cells = [(*cell, batch) for batch in arguments.batches for cell in CELLS]
+    for ways, modes in ((("called", "graph"), tuple(MODES)), (("compiled",), (COMPILED,))):
+        if ways == ("compiled",):
+            all_ahead(cells)
+        for cell in cells:
+            for mode in modes:
+                rows += bench_cell(*cell, mode, ways)
+                gc.collect()
+                torch.cuda.empty_cache()
+                torch.compiler.reset()
+            # after each, so that a run that is cut short leaves what it has
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps({**result, "summary": summary(rows), "rows": rows}, indent=1) + "\n")
+        print(f"{', '.join(ways)} after {time.perf_counter() - started:.0f} s", flush=True)
+    print(json.dumps(summary(rows), indent=1))
 
 
 if __name__ == "__main__":

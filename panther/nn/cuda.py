@@ -114,11 +114,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, _Kept]:
     """The output, H = x @ A / (2L) in the form that `backward` takes, and what else it needs."""
     if _kernels(x, A, B, bias, dtype, learning=learning):
-        x = _in_rows(x)
+        x, parameter_dtype = _in_rows(x), A.dtype
         if A.dtype != dtype and len(x) > tiles.FEW_BLOCKS_ROWS:
             # tiles of the factors are read again for each block of rows
             A, B = A.to(dtype), B.to(dtype)
-        steps = launch.prepared(x, A, B, bias is not None, dtype)
+        steps = launch.prepared(x, A, B, bias, dtype, parameter_dtype)
         with _on_device(x):
             y, H = steps.forward(x, A, B, bias)
         return y, H, _Kept(steps, A, B)
@@ -140,7 +140,7 @@ def backward(
         if not grad.is_contiguous() or grad.data_ptr() % 16:
             grad = grad.clone(memory_format=torch.contiguous_format)
         with _on_device(x):
-            return kept.steps.backward(needs)(grad, _in_rows(x), H, kept.A, kept.B, dtype)
+            return kept.steps.backward(needs)(grad, _in_rows(x), H, kept.A, kept.B)
     A, B = kept.A, kept.B
     needs_x, needs_S1, needs_S2, needs_bias = needs
     half = len(B) // 2

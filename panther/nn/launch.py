@@ -41,21 +41,22 @@ def processors(device: int) -> int:
 class Launch:
     """A kernel with its grid and constants. The first call compiles it, the next ones go straight to the driver."""
 
-    __slots__ = ("_compiled", "_constants", "_grid", "_kernel", "_stream", "_warps")
+    __slots__ = ("_compiled", "_constants", "_grid", "_kernel", "_stream", "_values", "_warps")
 
     def __init__(self, kernel: Any, programs: int, constants: dict[str, Any], num_warps: int) -> None:
         self._kernel = kernel
         self._grid = (programs, 1, 1)
         # in the order of the signature, as the driver takes them
         self._constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+        self._values = tuple(self._constants.values())
         self._warps = num_warps
         self._compiled: Any = None
         self._stream: Any = None
 
     def __call__(self, *arguments: Any) -> None:
-        """Launch with tensors and numbers; the numbers and the alignment of the tensors must not change."""
+        """Launch with tensors and numbers; the numbers and the types and alignment of the tensors must not change."""
         if self._compiled is not None:
-            self._compiled[self._grid](*arguments, *self._constants.values(), stream=self._stream())
+            self._compiled[self._grid](*arguments, *self._values, stream=self._stream())
             return
         compiled = self._kernel[self._grid](*arguments, **self._constants, num_warps=self._warps)
         driver = importlib.import_module("triton.runtime.driver").driver.active
@@ -72,7 +73,8 @@ class Steps:
         B: (2Lk, d_out).
         x_dtype, x_stride: of x, (N, d_in); its last axis is contiguous.
         dtype: that products are computed in; float32 stands for tf32.
-        has_bias: whether y has one.
+        bias_dtype: None without one.
+        parameter_dtype: of the gradients of S1s, S2s and the bias; A and B may have been cast.
         device_processors: multiprocessors of the device.
     """
 
@@ -84,11 +86,12 @@ class Steps:
         x_dtype: torch.dtype,
         x_stride: int,
         dtype: torch.dtype,
-        has_bias: bool,
+        bias_dtype: torch.dtype | None,
+        parameter_dtype: torch.dtype,
         device_processors: int,
     ) -> None:
         self.kernels = triton_kernels()
-        self.dtype = dtype
+        self.dtype, self.parameter_dtype = dtype, parameter_dtype
         self.rows, self.x_stride = rows, x_stride
         terms, self.d_in, self.k = A.shape
         self.L = terms // 2
@@ -113,7 +116,7 @@ class Steps:
         self._shrink = Launch(
             self.kernels.forward_shrink, shrink.programs, self.common | _shrink_constants(shrink), shrink.warps
         )
-        constants = self.common | {"SPLITS": self.splits, "HAS_BIAS": has_bias}
+        constants = self.common | {"SPLITS": self.splits, "HAS_BIAS": bias_dtype is not None}
         self._expand = Launch(
             self.kernels.forward_expand, expand.programs, constants | _expand_constants(expand), expand.warps
         )
@@ -173,10 +176,10 @@ class Backward:
         )
 
     def __call__(
-        self, grad: Tensor, x: Tensor, H: Tensor, A: Tensor, B: Tensor, dtype: torch.dtype
+        self, grad: Tensor, x: Tensor, H: Tensor, A: Tensor, B: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of x, S1s, S2s and the bias, of the parameters in dtype; None for what was not asked for."""
-        steps = self.steps
+        """The gradients of x, S1s, S2s and the bias; None for what was not asked for."""
+        steps, dtype = self.steps, self.steps.parameter_dtype
         needs_x, needs_S1, needs_S2, needs_bias = self.needs
         L, k, rows = steps.L, steps.k, steps.rows
         new, device = torch.empty, x.device
@@ -203,15 +206,21 @@ class Backward:
         )
 
 
-def prepared(x: Tensor, A: Tensor, B: Tensor, has_bias: bool, dtype: torch.dtype) -> Steps:
-    """The launches for inputs like these, made at the first call of their kind."""
+def prepared(
+    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, parameter_dtype: torch.dtype
+) -> Steps:
+    """The launches for inputs like these, made at the first call of their kind; arguments as for `Steps`."""
     device = x.device.index
-    key = (len(x), A.shape, B.shape[1], x.dtype, x.stride(0), A.dtype, dtype, has_bias, device)
+    bias_dtype = None if bias is None else bias.dtype
+    rows, stride = len(x), x.stride(0)
+    # everything that a compiled kernel takes for granted
+    key = (rows, stride, x.dtype, A.shape, B.shape[1], A.dtype, bias_dtype, parameter_dtype, dtype, device)
     steps = _STEPS.get(key)
     if steps is None:
         if len(_STEPS) >= _MOST_STEPS:
             _STEPS.clear()
-        steps = _STEPS[key] = Steps(len(x), A, B, x.dtype, x.stride(0), dtype, has_bias, processors(device))
+        steps = Steps(rows, A, B, x.dtype, stride, dtype, bias_dtype, parameter_dtype, processors(device))
+        _STEPS[key] = steps
     return steps
 
 

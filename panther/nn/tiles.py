@@ -6,6 +6,7 @@ The numbers come from sweeps on an H200 (docs/gpu.md has the figures).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 # columns, 2·num_terms·low_rank, up to which a layer is bound by the reading of x and the writing of y
 FEW_COLUMNS = 64
@@ -29,6 +30,7 @@ def streams(rows: int, columns: int) -> bool:
     return rows >= MANY_ROWS and columns <= FEW_COLUMNS
 
 
+@lru_cache(maxsize=4096)
 def kernels_win(
     rows: int, d_in: int, d_out: int, columns: int, precision: str, *, learning: bool, captured: bool
 ) -> bool:
