@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 DEVICE ?= $(or $(PANTHER_DEVICE),cpu)
 ARGS ?=
+INPUTS ?= 1200000
 MINUTES ?= 20
 
 # What is installed on the machine must not reach in.
@@ -18,7 +19,7 @@ serve_env := $(if $(filter cuda,$(DEVICE)),.venv-serve-gpu,.venv-serve)
 serve_extra := $(if $(filter cuda,$(DEVICE)),gpu,cpu)
 python := .venv/bin/python
 
-.PHONY: help run test lint format check test-make test-compose soak docs bench report hooks lock audit serve-env dev-env clean
+.PHONY: help run test lint format check test-make test-compose soak fuzz docs bench report hooks lock audit serve-env dev-env clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -60,6 +61,9 @@ bench: dev-env ## run every benchmark of this machine, results into benchmarks/r
 
 report: dev-env ## put the results of the benchmarks into the tables and pictures of the documents
 	@exec $(python) benchmarks/report.py $(ARGS)
+
+fuzz: dev-env ## over a million odd inputs, models and requests; some 20 minutes, INPUTS=… for another number
+	@exec $(python) tests/fuzz/run.py --inputs $(INPUTS) --output benchmarks/results/fuzz.json
 
 hooks: dev-env ## check each commit by pre-commit
 	$(python) -m pre_commit install

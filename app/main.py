@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 import app
 from app.access import Access, describe_access, watch_keys
 from app.asgi import Receive, Scope, Send
+from app.description import complete
 from app.errors import AppError
 from app.front import Front, error_response
 from app.inference import InferenceService
@@ -62,6 +63,7 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The schema, with what it takes to be let in."""
         if self.openapi_schema is None:
+            complete(super().openapi())
             describe_access(super().openapi(), self.service.access)
         return super().openapi()
 

@@ -103,7 +103,8 @@ class Repository:
             try:
                 self.load(name, policy)
             except AppError as error:
-                log.error("%s", error)
+                if not self._ending:
+                    log.error("%s", error)
 
     def end(self) -> None:
         """Load nothing more: the server ends."""

@@ -12,6 +12,7 @@ from app.tensors import Array
 
 OCTETS = b"application/octet-stream"
 NPY = (b"application/x-npy", b"application/npy")
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def from_octets(model: Model, body: Body) -> dict[str, Array]:
@@ -42,7 +43,7 @@ def from_npy(model: Model, body: Body) -> dict[str, Array]:
     if spec.datatype in ("BF16", "BYTES") or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise InvalidRequestError(f"the array is {array.dtype}; input {spec.name!r} takes {spec.datatype}")
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(array, dtype=spec.dtype)
+        cast = array.astype(spec.dtype, order="C")
     if spec.dtype.kind in "iu" and not np.array_equal(cast, array):
         raise InvalidRequestError(f"the array holds numbers beyond what {spec.datatype} can hold")
     _require_finite(cast)
@@ -53,9 +54,10 @@ def _read_npy(body: Body) -> Array:
     """An array that lies in the body; what its header claims is checked before anything is made of it."""
     stream = io.BytesIO(body)
     try:
-        major, _ = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read_header(stream)
+        version = np.lib.format.read_magic(stream)
+        if version not in _READ_HEADER:
+            raise ValueError(f"format version {version} is none of {', '.join(map(str, _READ_HEADER))}")
+        shape, by_columns, dtype = _READ_HEADER[version](stream)
         if dtype.kind not in "?biufc":
             raise ValueError(f"numbers are expected, not {dtype}")
         size, there = binary.element_count(shape) * dtype.itemsize, len(body) - stream.tell()

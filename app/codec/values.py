@@ -74,6 +74,10 @@ def array_from_json(value: Any, spec: TensorSpec, where: str) -> Array:
     Raises:
         InvalidRequestError: wrong nesting, width or type, ragged rows, or a number that the type can't hold.
     """
+    if not spec.shape:
+        if isinstance(value, list | dict):
+            raise InvalidRequestError(f"{where} is {describe(value)}; expected {example(spec)}")
+        return array_from_list([value], spec, where, lambda _: where).reshape(())
     sizes: list[int | None] = list(spec.shape)
     flat: list[Any] = []
     _collect(value, 0, sizes, spec, where, flat)
@@ -101,13 +105,14 @@ def array_from_list(flat: list[Any], spec: TensorSpec, where: str, place: Any = 
     wide = np.array(flat, dtype=np.float64)
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32 if spec.datatype == "BF16" else spec.dtype)
-    finite = np.isfinite(narrow)
+    rounded = bfloat16_bits(narrow) if spec.datatype == "BF16" else narrow
+    finite = np.isfinite(bfloat16_values(rounded) if spec.datatype == "BF16" else rounded)
     if not finite.all():
         position = int(np.argmin(finite))
         raise InvalidRequestError(
             f"{name(position)} is {flat[position]}, beyond what {spec.datatype} can hold; numbers must be finite"
         )
-    return bfloat16_bits(narrow) if spec.datatype == "BF16" else narrow
+    return rounded
 
 
 def bfloat16_bits(array: Array) -> Array:

@@ -101,4 +101,5 @@ def answers(example: Any, *, named: bool = False) -> Responses:
             "description": "unknown model or version",
             "content": {"application/json": {"example": _NOT_FOUND}},
         }
+        found[503] = {"model": ErrorBody, "description": "the model is known, and not served now"}
     return found

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 import app
 from app.errors import InvalidRequestError
 from app.routes import examples
-from app.routes.examples import answers
+from app.routes.examples import Responses, answers
 from app.routes.predict import ERRORS, delegate
 from app.schemas import InferAnswer, InferBody
 from app.serving import Serving
@@ -32,6 +32,7 @@ EXTENSIONS = [
 PLATFORM = "onnx_onnxv1"
 _META: list[str | Enum] = ["v2"]
 _CONTROL: list[str | Enum] = ["v2 repository"]
+_NOT_SO: Responses = {400: {"description": "it is not", "content": {"application/json": {}}}}
 
 
 @router.get(
@@ -42,7 +43,7 @@ async def server_metadata() -> dict[str, Any]:
     return {"name": "panther", "version": app.__version__, "extensions": EXTENSIONS}
 
 
-@router.get("/health/live", tags=_META, responses=answers(examples.LIVE))
+@router.get("/health/live", tags=_META, responses=answers(examples.LIVE) | _NOT_SO)
 async def live(state: Shared, response: Response) -> dict[str, bool]:
     """Whether the process answers and the runs of its models end; 400 where not (``/health/live`` says why)."""
     is_live = state.stuck_because() is None
@@ -50,7 +51,7 @@ async def live(state: Shared, response: Response) -> dict[str, bool]:
     return {"live": is_live}
 
 
-@router.get("/health/ready", tags=_META, responses=answers(examples.READY))
+@router.get("/health/ready", tags=_META, responses=answers(examples.READY) | _NOT_SO)
 async def ready(state: Shared, response: Response) -> dict[str, bool]:
     """Whether every model is served; 400 where not (``/health/ready`` says why)."""
     is_ready = state.not_ready_because() is None
@@ -80,10 +81,11 @@ async def model_metadata(state: Shared, name: str, version: str | None = None) -
     }
 
 
-@router.get("/models/{name}/ready", tags=_META, responses=answers(examples.OIP_MODEL_READY, named=True))
-@router.get(
-    "/models/{name}/versions/{version}/ready", tags=_META, responses=answers(examples.OIP_MODEL_READY, named=True)
-)
+_MODEL_READY = answers(examples.OIP_MODEL_READY, named=True) | _NOT_SO
+
+
+@router.get("/models/{name}/ready", tags=_META, responses=_MODEL_READY)
+@router.get("/models/{name}/versions/{version}/ready", tags=_META, responses=_MODEL_READY)
 async def model_ready(state: Shared, response: Response, name: str, version: str | None = None) -> dict[str, Any]:
     """Whether a model can answer; 400 where it is known and can't."""
     entry = state.repository.entry(name)
@@ -218,7 +220,7 @@ def load_policy(document: dict[str, Any]) -> str | None:
         if config:
             raise ValueError(next(iter(config)))
         return _policies(*policy)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise InvalidRequestError(f"parameter 'config' {rule}") from None
 
 
