@@ -70,3 +70,30 @@ def test_prometheus_asks_the_services_that_serve(root):
         name for name, service in services.items() if "PANTHER_PORT" in service.get("environment", {})
     }
     assert found["port"] == services["server"]["environment"]["PANTHER_PORT"]
+
+
+def test_the_gateway_asks_twice_for_predictions_alone(root, tmp_path):
+    from app.main import create_app
+
+    text = (root / "deploy/nginx/nginx.conf").read_text()
+    (pattern,) = re.findall(r"location ~ (\S*infer\S*) \{\s+proxy_next_upstream [^;]*non_idempotent;", text)
+    # Once there, and once where such a request begins anew.
+    assert text.count("non_idempotent;") == 2
+    posted = {
+        re.sub(r"\{\w+\}", "a", path)
+        for path, methods in create_app(Settings(model_dir=tmp_path, device="cpu")).openapi()["paths"].items()
+        if "post" in methods
+    }
+    predictions = {path for path in posted if path.endswith(("/predict", "/infer"))}
+    assert len(predictions) >= 5
+    assert posted - predictions
+    assert {path for path in posted if re.search(pattern, path)} == predictions
+
+
+def test_the_gateway_refuses_what_would_reach_one_replica_alone(root):
+    (pattern,) = re.findall(
+        r"location ~ (\S*unload\S*) \{\s+return 403", (root / "deploy/nginx/nginx.conf").read_text()
+    )
+    assert re.search(pattern, "/v2/repository/models/digits/load")
+    assert re.search(pattern, "/v2/repository/models/digits/unload")
+    assert not re.search(pattern, "/v2/repository/index")
