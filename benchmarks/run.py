@@ -60,9 +60,15 @@ BENCHMARKS = (
 )
 
 
+def docker_answers() -> bool:
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
 def run(benchmark: Benchmark, *, quick: bool) -> str:
     """Run one; returns what became of it: "done", "left out: …" or "FAILED: …"."""
     missing = [program for program in benchmark.needs if shutil.which(program) is None]
+    if "docker" in benchmark.needs and "docker" not in missing and not docker_answers():
+        missing.append("a Docker engine that answers")
     if missing:
         return f"left out: needs {', '.join(missing)}"
     if quick and not benchmark.quick:

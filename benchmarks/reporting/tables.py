@@ -25,6 +25,9 @@ COMMAND = {
 }
 
 
+PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> str:
     """A Markdown table; numbers are set flush right."""
     titles = list(head)
@@ -216,6 +219,33 @@ def serving() -> str:
     return block("serving", make)
 
 
+def _rules(result: dict[str, Any]) -> str:
+    rows = (
+        (item["what"], item["value"], item["rule"], "yes" if item["reached"] else "**no**")
+        for item in result["must_reach"]
+    )
+    return table(("what must be reached", "measured", "rule", "reached"), rows)
+
+
+def serving_rules() -> str:
+    return block("serving", _rules)
+
+
+def reload() -> str:
+    """Answers while a model is exchanged every second."""
+
+    def make(result: dict[str, Any]) -> str:
+        settings, p50, p99 = result["settings"], result["p50_ms"], result["p99_ms"]
+        rows = [
+            (name, f"{p50[key]:.2f}", f"{p99[key]:.2f}")
+            for name, key in (("left alone", "without"), (f"a reload every {settings['reload_every_s']:g} s", "with"))
+        ]
+        head = (f"{settings['rate_per_s']:,} requests/s", "median, ms", "99th percentile, ms")
+        return f"{table(head, rows)}\n\n{_rules(result)}"
+
+    return block("reload", make)
+
+
 def overload() -> str:
     def make(result: dict[str, Any]) -> str:
         rows = []
@@ -258,7 +288,8 @@ def peers() -> str:
             (name, *(f"{row[cell]['rate']:,.0f}" if cell in row else "" for cell in cells))
             for name, row in result["median"].items()
         ]
-        left = "".join(f"\n\nNot measured: {name} ({why})." for name, why in result["left_out"].items())
+        why_not = {name: "not part of this run" for name in PEERS if name not in result["median"]} | result["left_out"]
+        left = "".join(f"\n\nNot measured: {name} ({why})." for name, why in why_not.items())
         return table(("requests/s, one core", *cells), rows) + left
 
     return block("serving", make)
@@ -300,6 +331,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         training_step,
         savings,
         serving,
+        serving_rules,
+        reload,
         overload,
         peers,
         public_way,
