@@ -50,6 +50,7 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("savings", quick=False),
     Benchmark("accuracy"),
+    Benchmark("recipe"),
     Benchmark("layer", ("--out", "benchmarks/results/bench_layer.json"), result="bench_layer", quick=False),
     Benchmark("export"),
     Benchmark("conversion", ("--out", "benchmarks/results/conversion.json"), quick=False),
