@@ -1,7 +1,7 @@
 """What helps sketched layers to train: learning rates, clipping, rates by group, growth, and a trained start.
 
-One network, 784 → 512 → 256 → 10 on digits, its hidden layers sketched at L = 2, k = 32, three seeds. Each line changes one
-thing of the recipe of bench_accuracy.py (Adam at 2e-3, cosine, clipping at 1, batches of 64, 30 epochs).
+One network, 784 → 512 → 256 → 10 on digits, its hidden layers sketched at L = 2, k = 32, three seeds. Each line changes
+one thing of the recipe of bench_accuracy.py (Adam at 2e-3, cosine, clipping at 1, batches of 64, 30 epochs).
 
     python benchmarks/bench_recipe.py            about two minutes on one core
     python benchmarks/bench_recipe.py --quick    one seed, two epochs: a smoke test, not a measurement
@@ -58,7 +58,7 @@ class Run:
         return self.score(model)
 
     def grow(self) -> float:
-        """From L = 1, k = 8 by two doublings, after a quarter and after half of the epochs; one optimiser throughout."""
+        """From L = 1, k = 8 by two doublings, after a quarter and after half of the epochs; one optimiser for all."""
 
         def make(d_in: int, d_out: int) -> nn.Module:
             return ProgressiveSKLinear(d_in, d_out, initial_terms=1, max_terms=L, initial_rank=8, max_rank=K)

@@ -18,6 +18,7 @@ COMMAND = {
     "export": "bench_export.py",
     "gpu_export": "gpu/bench_export.py",
     "overload": "bench_overload.py",
+    "recipe": "bench_recipe.py",
     "reload": "bench_reload.py",
     "savings": "bench_savings.py",
     "scaling": "bench_scaling.py",
@@ -122,6 +123,23 @@ def _accuracy(result: dict[str, Any], data: str) -> str:
             for row in rows
         ),
     )
+
+
+def recipe() -> str:
+    """What was changed in training, and what came of it."""
+
+    def make(result: dict[str, Any]) -> str:
+        rows = (
+            (
+                row["what"],
+                percent(row["accuracy_mean"]),
+                f"{percent(row['accuracy_min'])} to {percent(row['accuracy_max'])}",
+            )
+            for row in result["rows"]
+        )
+        return table(("changed", "accuracy %", "lowest to highest"), rows)
+
+    return block("recipe", make)
 
 
 def _shape(cell: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -326,6 +344,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         proof,
         accuracy_digits,
         accuracy_table,
+        recipe,
         latency_cpu,
         latency_gpu,
         training_step,
