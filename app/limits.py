@@ -36,7 +36,7 @@ class Limits:
     body_timeout_s: float = 20.0
     write_timeout_s: float = 30.0
     max_connections: int = 4096
-    max_request_rows: int = 65_536
+    max_request_rows: int = 1_000_000
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":

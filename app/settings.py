@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024, ge=1024, description="largest request body in bytes, as sent and when decompressed"
     )
-    max_request_rows: int = Field(default=65_536, ge=1, description="most rows of one request; beyond them 413")
+    max_request_rows: int = Field(default=1_000_000, ge=1, description="most rows of one request; beyond them 413")
     max_header_bytes: int = Field(
         default=32 * 1024, ge=1024, le=1024 * 1024, description="largest head of a request in bytes; beyond it 431"
     )

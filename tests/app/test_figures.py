@@ -31,6 +31,7 @@ def told(successes=0, oip=0, failures=(), depth=0, cpu=1.0, rows=1):
     figures = {
         "statistics": [["m", "1", statistics.snapshot()]],
         "unrouted": [["plain", "ModelNotFoundError", 2]],
+        "loads": [],
         "process": process,
         "depths": [["m", "1", depth]],
     }
