@@ -17,6 +17,7 @@ from app.tensors import Array, TensorSpec
 # A parser keeps buffers as large as the largest document it has seen.
 _KEEP_BYTES = 4 * 1024 * 1024
 _parser = simdjson.Parser()
+_BYTE_ORDER_MARK = b"\xef"
 # How simdjson reads the numbers for a type, and what a type narrower than that can hold.
 _KINDS: dict[str, Literal["d", "i"]] = {"FP32": "d", "FP64": "d", "INT32": "i", "INT64": "i"}
 _NARROW: dict[str, tuple[float, float]] = {
@@ -31,6 +32,8 @@ List = simdjson.Array
 def parse(body: Body) -> simdjson.Object | None:
     """The body as a simdjson object, or None where it isn't one. Drop the object before the next call."""
     global _parser  # noqa: PLW0603 - a parser whose objects are alive can't be used again
+    if body[:1] == _BYTE_ORDER_MARK:  # simdjson passes it over; it is no part of JSON
+        return None
     try:
         document = (_parser if len(body) <= _KEEP_BYTES else simdjson.Parser()).parse(body)
     except RuntimeError:

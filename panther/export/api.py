@@ -126,6 +126,7 @@ def export_onnx(
     dtype: type[np.floating] = np.float16 if precision == "float16" else np.float32
 
     model = choose_branches(copy.deepcopy(model), conditional).cpu().float().eval()
+    guard.check_values(model)
     examples, inputs, by_name = named_inputs(model, example_inputs, inputs)
     axes = (
         dynamic_axes if dynamic_axes is not None else {name: {0: "batch"} for name in examples if examples[name].dim()}

@@ -7,12 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
+from torch import nn
 
 from panther.export.errors import ExportError
 from panther.export.lower import DENSE, Site
 
 Shape = tuple[int, int]
 _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBits", "MatMulInteger", "QGemm"})
+
+
+def check_values(model: nn.Module) -> None:
+    """Look whether a model's weights are numbers; buffers may hold infinities, as masks of attention do.
+
+    Raises:
+        ExportError: a parameter holds NaN or an infinity as float32, or a buffer NaN.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        wrong = tensor.isnan() if not isinstance(tensor, nn.Parameter) else ~tensor.isfinite()
+        if bool(wrong.any()):
+            raise ExportError(
+                f"{name!r} holds values that are not finite as float32 ({int(wrong.sum())} of {tensor.numel()}); "
+                "nothing was written"
+            )
 
 
 def check_graph(

@@ -42,6 +42,12 @@ ROW = json.dumps({"inputs": [item([1, 3], data=[1, 2, 3])]}).encode()
 FOUND = {
     "a list for a number": ("plain_json", bytes([SCALAR]) + b'{"inputs": [1]}', False),
     "a number for a number": ("plain_json", bytes([SCALAR]) + b'{"inputs": {"x": 1.5}}', True),
+    "a byte order mark": ("plain_json", bytes([FREE]) + b'\xef\xbb\xbf{"inputs": [[5]]}', False),
+    "a number beyond doubles that a second key hides": (
+        "plain_json",
+        bytes([FREE]) + b'{"inputs": [[[1e999]]], "inputs": [[5]]}',
+        False,
+    ),
     "a number that rounds to infinity": ("plain_json", bytes([BF16]) + b'{"inputs": [[3.3999e38, 1]]}', False),
     "the largest brain float": ("plain_json", bytes([BF16]) + b'{"inputs": [[3.3895e38, 1]]}', True),
     "a shape beyond memory, without elements": (
