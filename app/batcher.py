@@ -13,7 +13,7 @@ import onnxruntime as ort
 from app.calls import Call, CallQueue
 from app.cuda_runner import Parts
 from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError, OverloadedError
-from app.model import Model, ModelRun
+from app.model import Model
 from app.results import Results
 from app.statistics import Statistics
 from app.tensors import Array
@@ -215,8 +215,6 @@ class Batcher:
         batch, rows = self._queue.take(self.max_rows if self.together else 1)
         if self._expected_ns(rows) <= self.inline_ns:
             self._alone = not self._alone and len(batch) == 1 and not self._queue and not self.delay_ns
-            if len(batch) > 1 and self.model.gathers and self._leave(batch, rows):
-                return
             self._finish(batch, self._execute(batch, rows))
         else:
             self._alone = False
@@ -241,49 +239,14 @@ class Batcher:
         if self._closed and self.idle and self._thread is not None:
             self._thread.shutdown(wait=False)
 
-    def _leave(self, batch: list[Call], rows: int) -> bool:
-        """Begin a run on CUDA and take requests until it has ended; False where it had better be waited for."""
-        first = batch[0]
-        feeds = {name: [call.feeds[name] for call in batch] for name in first.feeds}
-        began = _place(batch)
-        try:
-            run = self.model.start(feeds, first.output_names, rows)
-        except InferenceFailedError:
-            return False  # waited for, it fails again, and is taken care of
-        if run is None:
-            return False
-        self._running = True
-        self._current = batch
-        self._options = ort.RunOptions()
-        self._run_began_ns = began
-        asyncio.get_running_loop().call_soon(self._look, run, batch, rows)
-        return True
-
-    def _look(self, run: ModelRun, batch: list[Call], rows: int) -> None:
-        """See whether a run that was left has ended."""
-        outcomes: list[_Outcome]
-        try:
-            arrays = run.results()
-            if arrays is None:
-                asyncio.get_running_loop().call_soon(self._look, run, batch, rows)
-                return
-        except InferenceFailedError:
-            outcomes = [outcome for call in batch for outcome in self._execute([call], call.rows)]
-        else:
-            self._learn(rows, run.took_ns)
-            self._take_down(batch, rows, self._run_began_ns, self._run_began_ns, time.perf_counter_ns())
-            outcomes = [Results(self.model, batch[0].output_names, arrays)] * len(batch)
-        self._running = False
-        self._current = []
-        self._run_began_ns = 0
-        self._finish(batch, outcomes)
-        self._schedule()
-        if self._closed and self.idle and self._thread is not None:
-            self._thread.shutdown(wait=False)
-
     def _execute(self, batch: list[Call], rows: int, options: ort.RunOptions | None = None) -> "list[_Outcome]":
         """Run a batch, in the loop or on the owner thread; one outcome for each call."""
-        began = _place(batch)
+        began = time.perf_counter_ns()
+        start = 0
+        for call in batch:
+            call.queue_ns = began - call.queued_ns
+            call.start, call.stop = start, start + call.rows
+            start = call.stop
         first = batch[0]
         try:
             feeds: Mapping[str, Parts]
@@ -311,11 +274,7 @@ class Batcher:
             failure.__cause__ = error
             return [failure] * len(batch)
         self._learn(rows, ended - ready)
-        self._take_down(batch, rows, began, ready, ended)
-        return [results] * len(batch)
-
-    def _take_down(self, batch: list[Call], rows: int, began: int, ready: int, ended: int) -> None:
-        """Count a run; what copies to and from a device took is no time of the model."""
+        # What copies to and from a device take is no time of the model.
         copied_in, output_ns = self.model.copy_ns
         input_ns = ready - began + copied_in
         infer_ns = ended - ready - copied_in - output_ns
@@ -324,6 +283,7 @@ class Batcher:
             call.infer_ns = infer_ns
             call.output_ns = output_ns
         self.statistics.executed(rows, input_ns, infer_ns, output_ns)
+        return [results] * len(batch)
 
     def _run(
         self, feeds: Mapping[str, Parts], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
@@ -381,17 +341,6 @@ class Batcher:
         known = self._cost_ns.get(bucket)
         # A slow outlier (another process had the core) fades; a change of load is followed within a few runs.
         self._cost_ns[bucket] = ns if known is None else known + 0.2 * (ns - known)
-
-
-def _place(batch: list[Call]) -> int:
-    """Give each call its rows of the batch; returns the time at which its wait has ended."""
-    now = time.perf_counter_ns()
-    start = 0
-    for call in batch:
-        call.queue_ns = now - call.queued_ns
-        call.start, call.stop = start, start + call.rows
-        start = call.stop
-    return now
 
 
 _Outcome = Results | AppError

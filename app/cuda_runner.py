@@ -125,7 +125,7 @@ class CudaRunner:
         self._inputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in inputs}
         self._outputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in outputs}
         self._pools = {name: LoanPool(item.nbytes, runtime, device_id) for name, item in self._outputs.items()}
-        self._sent, self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(3)]
+        self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(2)]
         buffers = (*self._inputs.values(), *self._outputs.values())
         self.buffer_bytes = sum(item.nbytes for item in buffers)
         row_bytes = sum(item.row_bytes for item in buffers)
@@ -166,59 +166,7 @@ class CudaRunner:
                 self._runtime.set_device(self._device_id)
             if not self._large[index]:
                 return self._run_small(feeds, output_names, rows, index)
-            results = self._start_large(feeds, output_names, rows, index)
-            self._runtime.synchronize(self._stream)
-            self.output_ns = self._runtime.elapsed_ns(self._ran, self._copied)
-            return results
-
-    def worth_leaving(self, rows: int) -> bool:
-        """Whether a run of so many rows leaves the caller time for something else, see ``start``."""
-        return 0 < rows <= self.sizes[-1] and self._large[self._chosen[size_index(rows)]]
-
-    def start(self, feeds: Mapping[str, Parts], output_names: Sequence[str]) -> "Running":
-        """Queue a run that is ``worth_leaving`` and come back; no other begins before its end has been seen.
-
-        Raises:
-            CudaError: the runtime reports one.
-        """
-        self._lock.acquire()
-        try:
-            if self._device_id:
-                self._runtime.set_device(self._device_id)
-            began = time.perf_counter_ns()
-            rows = self._rows(feeds)
-            results = self._start_large(feeds, output_names, rows, self._chosen[size_index(rows)])
-            return Running(self, results, began)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def ended(self) -> bool:
-        """Whether what was queued is done.
-
-        Raises:
-            CudaError: the run failed.
-        """
-        return self._runtime.is_done(self._stream)
-
-    def leave(self, began_ns: int) -> tuple[tuple[int, int], int]:
-        """Take down the times of a run that has ended, and let others begin.
-
-        Returns:
-            What copying its inputs and outputs took, and what it took in all.
-        """
-        try:
-            # What it waited for somebody to look is no time of the model.
-            model_ns = self._runtime.elapsed_ns(self._sent, self._ran)
-            self.output_ns = max(0, time.perf_counter_ns() - began_ns - self.input_ns - model_ns)
-            took_ns = self.input_ns + self._runtime.elapsed_ns(self._sent, self._copied)
-            return (self.input_ns, self.output_ns), took_ns
-        finally:
-            self._lock.release()
-
-    def give_up(self) -> None:
-        """Let others begin after a run that failed."""
-        self._lock.release()
+            return self._run_large(feeds, output_names, rows, index)
 
     def _rows(self, feeds: Mapping[str, Parts]) -> int:
         if not self.batched:
@@ -253,15 +201,11 @@ class CudaRunner:
             self._queue(index)
         self._runtime.synchronize(self._stream)
 
-    def _start_large(
-        self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int
-    ) -> list[Array]:
-        """Queue a run; its results are filled in when all that is queued is done."""
+    def _run_large(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int) -> list[Array]:
         began = time.perf_counter_ns()
         runtime, stream = self._runtime, self._stream
         for name, parts in feeds.items():
             self._send(self._inputs[name], parts, rows)
-        runtime.record(self._sent, stream)
         self.input_ns = time.perf_counter_ns() - began
         if self._graphs:
             runtime.launch(self._graphs[index], stream)
@@ -282,6 +226,8 @@ class CudaRunner:
                 array = (item.array[:rows] if self.batched else item.array).copy()
             results.append(array)
         runtime.record(self._copied, stream)
+        runtime.synchronize(stream)
+        self.output_ns = runtime.elapsed_ns(self._ran, self._copied)
         return results
 
     def _send(self, item: Buffer, parts: Parts, rows: int) -> None:
@@ -355,6 +301,8 @@ class CudaRunner:
             self._choose(feeds)
         except Exception as error:  # onnxruntime raises many kinds
             self._graphs = []
+            self._chosen = list(range(len(self.sizes)))
+            self._copies_ns = [0] * len(self.sizes)
             self._runtime.set_device(self._device_id)
             self._runtime.free(graphs=graphs)
             raise CudaError(first_line(error)) from error
@@ -426,37 +374,6 @@ class CudaRunner:
             error = relative_error(mine, expected, self._outputs[name].spec)
             if not error <= _TOLERANCE:
                 raise NoBuffersError(f"output {name!r} of {size} rows is off by {error:.2g} from a plain run")
-
-
-class Running:
-    """A run that goes on while its caller does something else.
-
-    Attributes:
-        copy_ns: once it has ended, what copying its inputs and outputs took.
-        took_ns: and what it took in all, whenever that was noticed.
-    """
-
-    def __init__(self, runner: CudaRunner, results: list[Array], began_ns: int) -> None:
-        self.copy_ns = 0, 0
-        self.took_ns = 0
-        self._runner = runner
-        self._results = results
-        self._began_ns = began_ns
-
-    def results(self) -> list[Array] | None:
-        """The results, once; None while it is not done.
-
-        Raises:
-            CudaError: the run failed.
-        """
-        try:
-            if not self._runner.ended():
-                return None
-        except CudaError:
-            self._runner.give_up()
-            raise
-        self.copy_ns, self.took_ns = self._runner.leave(self._began_ns)
-        return self._results
 
 
 def _joined(parts: Parts) -> Array:

@@ -13,7 +13,6 @@ from app.tensors import Array
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
-_NOT_READY = 600  # cudaErrorNotReady
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 _MEMCPY_NODE, _HOST_NODE = 1, 3  # cudaGraphNodeType
 _PROPERTIES_BYTES = 16 * 1024  # more than any version's cudaDeviceProp, which begins with the name
@@ -82,7 +81,6 @@ class CudaRuntime:
             library.cudaEventDestroy.argtypes = [Address]
             library.cudaEventRecord.argtypes = [Address, Address]
             library.cudaEventElapsedTime.argtypes = [ctypes.POINTER(ctypes.c_float), Address, Address]
-            library.cudaStreamQuery.argtypes = [Address]
             library.cudaStreamBeginCapture.argtypes = [Address, ctypes.c_int]
             library.cudaStreamEndCapture.argtypes = [Address, ctypes.POINTER(Address)]
             library.cudaGraphDestroy.argtypes = [Address]
@@ -171,14 +169,6 @@ class CudaRuntime:
     def synchronize(self, stream: int) -> None:
         """Wait until all that was queued is done; other threads run meanwhile."""
         self._check(self._waiting.cudaStreamSynchronize(stream), "the run")
-
-    def is_done(self, stream: int) -> bool:
-        """Whether all that was queued is done."""
-        code = self._quick.cudaStreamQuery(stream)
-        if code == _NOT_READY:
-            return False
-        self._check(code, "the run")
-        return True
 
     def launch(self, graph: int, stream: int) -> None:
         """Queue a graph."""

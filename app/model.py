@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from app.card import METADATA_KEY, Card, Output, parse_card
 from app.cuda import CudaReport, accelerate
-from app.cuda_runner import CudaRunner, Parts, Plain, Running, relative_error
+from app.cuda_runner import CudaRunner, Parts, Plain, relative_error
 from app.device import CUDA, Device, open_session
 from app.errors import CardError, InferenceFailedError, LoadError, without_folders
 from app.placement import find_placement
@@ -41,7 +41,7 @@ class Model:
         takes_empty: whether inputs without any elements may be run.
         placement: which provider runs which node; None where the runtime does not tell.
         cuda: how it runs on CUDA, or None on another provider.
-        gathers: whether ``run`` takes the rows of several requests as they are, and ``start`` may begin a run.
+        gathers: whether ``run`` takes the rows of several requests as they are.
         copy_ns: what the last run took to copy its inputs to CUDA and its outputs from there; 0 elsewhere.
         load_duration_s: from opening the file to the end of the trial run, and of ``prepare``.
     """
@@ -124,25 +124,7 @@ class Model:
                 return results
             return self._from_host(feeds, output_names)
         except Exception as error:  # onnxruntime raises many kinds
-            raise self.failed(error) from error
-
-    def start(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int) -> "ModelRun | None":
-        """Begin a run on CUDA and come back; None where that would not be worth the while.
-
-        Raises:
-            InferenceFailedError: the runtime reports an error.
-        """
-        runner = self._runner
-        if runner is None or not runner.worth_leaving(rows):
-            return None
-        try:
-            return ModelRun(self, runner.start(feeds, output_names))
-        except Exception as error:  # onnxruntime raises many kinds
-            raise self.failed(error) from error
-
-    def failed(self, error: Exception) -> InferenceFailedError:
-        """The error for the caller of a run."""
-        return InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}")
+            raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
 
     def _host_run(self, session: Any) -> Plain:
         """What runs a session from arrays of the host; it must not refer to this object."""
@@ -241,33 +223,6 @@ class Model:
             log.warning("model %s is not batched: the trial run failed: %s", self.name, error)
             return False
         return True
-
-
-class ModelRun:
-    """A run on CUDA that goes on while the caller does something else.
-
-    Attributes:
-        took_ns: how long it took, once the outputs are there, whenever that was noticed.
-    """
-
-    def __init__(self, model: Model, running: Running) -> None:
-        self.took_ns = 0
-        self._model = model
-        self._running = running
-
-    def results(self) -> list[Array] | None:
-        """The outputs once they are there, else None.
-
-        Raises:
-            InferenceFailedError: the runtime reports an error.
-        """
-        try:
-            results = self._running.results()
-        except Exception as error:
-            raise self._model.failed(error) from error
-        if results is not None:
-            self._model.copy_ns, self.took_ns = self._running.copy_ns, self._running.took_ns
-        return results
 
 
 def _run_plain(session: Any, feeds: Mapping[str, Array], output_names: Sequence[str]) -> list[Array]:

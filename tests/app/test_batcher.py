@@ -219,9 +219,6 @@ class Gatherer(Doubler):
         self.copy_ns = 300, 50
         return [2 * (np.concatenate(parts) if isinstance(parts, list) else parts)]
 
-    def start(self, feeds, output_names, rows):
-        return None
-
 
 def test_a_model_that_gathers_gets_the_requests_apart_and_its_copies_are_no_time_of_the_model():
     model, results = Gatherer(), []
@@ -246,60 +243,3 @@ def test_a_model_that_gathers_gets_the_requests_apart_and_its_copies_are_no_time
     assert (runs, output_ns) == (1, 50)
     assert input_ns >= 300
     assert infer_ns == results[0][1].infer_ns
-
-
-class Left:
-    """A run that goes on for a few turns of the loop, and may fail."""
-
-    took_ns = 700
-
-    def __init__(self, model, feeds, turns):
-        self.model, self.feeds, self.turns = model, feeds, turns
-
-    def results(self):
-        self.turns -= 1
-        if self.turns > 0:
-            return None
-        if self.model.failing:
-            raise InferenceFailedError("the device failed")
-        return Gatherer.run(self.model, self.feeds, ("y",))
-
-
-class Leaver(Gatherer):
-    """One whose runs of several requests go on while others are taken."""
-
-    def __init__(self, turns=4, failing=False, refusing=False):
-        super().__init__()
-        self.turns, self.failing, self.refusing = turns, failing, refusing
-        self.left = 0
-
-    def start(self, feeds, output_names, rows):
-        if self.refusing:
-            raise InferenceFailedError("the device is not there")
-        self.left += 1
-        return Left(self, feeds, self.turns)
-
-
-@pytest.mark.parametrize("model", [Leaver(), Leaver(1), Leaver(failing=True), Leaver(refusing=True)])
-def test_requests_are_taken_while_a_run_goes_on(model):
-    results = []
-
-    async def run():
-        batcher = Batcher(model, 8, 10**12)
-        batcher._cost_ns[0] = 1
-        for number in range(3):
-            batcher.submit(call(np.full((2, 2), number, np.float32), results, number))
-        await asyncio.sleep(0)
-        busy = batcher._running
-        for number in range(3, 6):
-            batcher.submit(call(np.full((2, 2), number, np.float32), results, number))
-        await settle(batcher)
-        batcher.close()
-        return busy
-
-    assert asyncio.run(run()) == (not model.refusing)
-    assert model.left == (0 if model.refusing else 2)
-    assert sorted(number for number, *_ in results) == list(range(6))
-    for number, item, outcome, error in results:
-        assert error is None
-        np.testing.assert_array_equal(outcome.array(0, item.start, item.stop), np.full((2, 2), 2 * number))

@@ -30,8 +30,6 @@ class HostRuntime:
         self.memory = {}
         self.graphs = {}
         self.executables = {}
-        self.looks = 0
-        self.broken = False
         self.made = 0
         self.events = 0
         self.launched = 0
@@ -80,12 +78,6 @@ class HostRuntime:
 
     def synchronize(self, stream):
         pass
-
-    def is_done(self, stream):
-        self.looks += 1
-        if self.broken:
-            raise CudaError("the run failed: an illegal memory access")
-        return self.looks % 3 == 0
 
     def launch(self, graph, stream):
         self.launched += 1
@@ -298,36 +290,6 @@ def test_a_larger_size_is_taken_where_it_is_quicker(tiny, runtime, monkeypatch):
     assert taken[8] in {16, 20}
     x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
     np.testing.assert_allclose(runner.run({"x": x}, ["logits"])[0], tiny.logits(x), rtol=1e-4, atol=1e-5)
-
-
-def test_a_run_that_is_left_ends_by_itself(tiny, runtime, monkeypatch):
-    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 300)
-    _, runner = quicken(tiny.graph(), runtime)
-    assert [runner.worth_leaving(rows) for rows in (0, 1, 20, 21)] == [False, False, True, False]
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        parts = [rng.standard_normal((10, 6)).astype(np.float32) for _ in range(2)]
-        running = runner.start({"x": parts}, ["logits"])
-        assert runner._lock.locked()
-        assert [running.results(), running.results()] == [None, None]
-        (logits,) = running.results()
-        np.testing.assert_allclose(logits, tiny.logits(np.concatenate(parts)), rtol=1e-4, atol=1e-5)
-        assert running.copy_ns[0] > 0
-        assert running.took_ns == running.copy_ns[0] + 1000
-        assert not runner._lock.locked()
-
-
-def test_a_run_that_is_left_and_fails_lets_others_begin(tiny, runtime, monkeypatch):
-    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 300)
-    _, runner = quicken(tiny.graph(), runtime)
-    running = runner.start({"x": np.ones((20, 6), np.float32)}, ["logits"])
-    runtime.broken = True
-    with pytest.raises(CudaError, match="illegal memory access"):
-        running.results()
-    assert not runner._lock.locked()
-    with pytest.raises(ValueError, match="broadcast"):
-        runner.start({"x": np.ones((20, 5), np.float32)}, ["logits"])
-    assert not runner._lock.locked()
 
 
 def two_outputs():

@@ -349,21 +349,6 @@ def test_two_workers_share_one_gpu():
         assert {server.get("/predict", x)[0] for _ in range(20)} == {200}
 
 
-def test_runs_that_are_left_end_right(device, tmp_path):
-    path = wide(tmp_path / "wide.onnx")
-    model = load(path, 256, device)
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        parts = [rng.standard_normal((int(rows), 1024)).astype(np.float32) for rows in rng.integers(20, 60, 4)]
-        run = model.start({"x": parts}, ["y"], sum(map(len, parts)))
-        while (results := run.results()) is None:
-            pass
-        close(results[0], on_cpu(path, {"x": np.concatenate(parts)})[0])
-        copied_in, copied_out = model.copy_ns
-        assert 0 < copied_in < run.took_ns < 10**9
-        assert copied_out > 0
-
-
 def test_many_clients_at_once_get_their_own_answers():
     from concurrent.futures import ThreadPoolExecutor
 
