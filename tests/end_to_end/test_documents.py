@@ -62,8 +62,8 @@ class Reader:
         self.folder, self.serve = folder, serve
         self.stack, self.address = contextlib.ExitStack(), None
         rows = np.array(json.loads((ROOT / "examples" / "digit.json").read_text())["inputs"], np.float32)
+        np.save(folder / "rows.npy", rows)
         self.names = {"__name__": "document", "rows": rows}
-        self.ran = 0
 
     def ask_at(self, models):
         """Stop the server that runs, start one of this folder."""
