@@ -178,7 +178,8 @@ def test_many_reloads_keep_no_memory(tmp_path, kit):
     """The quick form; benchmarks/bench_reload.py has 500 of them."""
     size = 8_000_000
     kit.put(tmp_path, kit.heavy(size), "m", 1)
-    with kit.running(tmp_path, *EXPLICIT) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    arguments = (*EXPLICIT, "--trial-load-s", "0")
+    with kit.running(tmp_path, *arguments) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         resident = {}
         for number in range(1, 61):
             assert client.post(LOAD).status_code == 200
