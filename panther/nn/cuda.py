@@ -113,15 +113,50 @@ def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
 ) -> tuple[Tensor, Tensor, _Kept]:
     """The output, H = x @ A / (2L) in the form that `backward` takes, and what else it needs."""
-    if _kernels(x, A, B, bias, dtype, learning=learning):
-        x, parameter_dtype = _in_rows(x), A.dtype
-        if A.dtype != dtype and len(x) > tiles.FEW_BLOCKS_ROWS:
-            # tiles of the factors are read again for each block of rows
-            A, B = A.to(dtype), B.to(dtype)
-        steps = launch.prepared(x, A, B, bias, dtype, parameter_dtype)
-        with _on_device(x):
-            y, H = steps.forward(x, A, B, bias)
-        return y, H, _Kept(steps, A, B)
+    if not _kernels(x, A, B, bias, dtype, learning=learning):
+        return _products_forward(x, bias, A, B, dtype)
+    x, parameter_dtype = _in_rows(x), A.dtype
+    if A.dtype != dtype and len(x) > tiles.FEW_BLOCKS_ROWS:
+        # tiles of the factors are read again for each block of rows
+        A, B = A.to(dtype), B.to(dtype)
+    steps = launch.prepared(x, A, B, bias, dtype, parameter_dtype)
+    if steps.is_new:
+        steps.is_new = False
+        if _graphs_take_products(x, B, dtype):
+            _products_forward(x, bias, A, B, dtype)
+    with _on_device(x):
+        y, H = steps.forward(x, A, B, bias)
+    return y, H, _Kept(steps, A, B)
+
+
+def backward(
+    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool], dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, S1s, S2s and the bias, the last three in dtype; None for what needs none."""
+    if kept.steps is None:
+        return _products_backward(grad, x, H, kept, L, needs, dtype)
+    if not grad.is_contiguous() or grad.data_ptr() % 16:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+    x, way_back = _in_rows(x), kept.steps.backward(needs)
+    if way_back.is_new:
+        way_back.is_new = False
+        if _graphs_take_products(x, kept.B, grad.dtype):
+            _, H_again, again = _products_forward(x, None, kept.A, kept.B, grad.dtype)
+            _products_backward(grad, x, H_again, again, L, needs, dtype)
+    with _on_device(x):
+        return way_back(grad, x, H, kept.A, kept.B)
+
+
+def _graphs_take_products(x: Tensor, B: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a CUDA graph that is captured later would hold products, which the library has to be warm for by then."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    return dtype not in _HALF or not tiles.captured_by_kernels(len(x), len(B))
+
+
+def _products_forward(
+    x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, _Kept]:
     # laid side by side, cast and scaled in one pass: with the scale here, H, dx and the gradient of S2s have it
     terms, d_in, k = A.shape
     A_scaled = torch.empty((d_in, terms, k), dtype=dtype, device=A.device)
@@ -132,15 +167,9 @@ def forward(
     return y, H, _Kept(None, A_scaled, B)
 
 
-def backward(
+def _products_backward(
     grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool], dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, S1s, S2s and the bias, the last three in dtype; None for what needs none."""
-    if kept.steps is not None:
-        if not grad.is_contiguous() or grad.data_ptr() % 16:
-            grad = grad.clone(memory_format=torch.contiguous_format)
-        with _on_device(x):
-            return kept.steps.backward(needs)(grad, _in_rows(x), H, kept.A, kept.B)
     A, B = kept.A, kept.B
     needs_x, needs_S1, needs_S2, needs_bias = needs
     half = len(B) // 2
@@ -162,8 +191,10 @@ def backward(
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """A @ b, accumulated and given in dtype."""
-    return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+    """A @ b in dtype; of 16 bits into 32 without rounding in between."""
+    if a.is_cuda and a.dtype in _HALF and dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a, b).to(dtype)
 
 
 def _in_rows(x: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ class Steps:
         device_processors: int,
     ) -> None:
         self.kernels = triton_kernels()
+        self.is_new = True
         self.dtype, self.parameter_dtype = dtype, parameter_dtype
         self.rows, self.x_stride = rows, x_stride
         terms, self.d_in, self.k = A.shape
@@ -147,6 +148,7 @@ class Backward:
 
     def __init__(self, steps: Steps, needs: tuple[bool, bool, bool, bool]) -> None:
         self.steps, self.needs = steps, needs
+        self.is_new = True
         needs_x, needs_S1, needs_S2, needs_bias = needs
         rows, half, itemsize = steps.rows, steps.columns // 2, steps.dtype.itemsize
         # without the gradient of x, only the learnable half of dH is used

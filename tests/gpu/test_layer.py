@@ -281,3 +281,13 @@ def test_kernels_are_used_where_they_should_be(monkeypatch):
         with cuda.backend("products"):
             layer(torch.zeros(8, 8192, device="cuda", dtype=torch.bfloat16))
         assert len(seen) == 2
+
+
+def test_double_parameters_under_autocast():
+    layer = make(64, 48, 2, 4, dtype=torch.float64)
+    x = torch.randn(5, 64, device="cuda", requires_grad=True)
+    grad = torch.randn(5, 48, device="cuda").bfloat16()
+    found = results(layer, x, grad, torch.bfloat16)
+    assert [value.dtype for value in found] == [torch.bfloat16, torch.float32] + [torch.float64] * 3
+    for value, right in zip(found, oracle(layer, x, grad), strict=True):
+        assert relative_error(value, right) < ERRORS["bfloat16"]

@@ -78,6 +78,26 @@ def test_what_needs_no_gradient_launches_nothing_more(launched):
     assert first_backward._grid < launched[-2][0]._grid
 
 
+@pytest.mark.parametrize(
+    ("rows", "dtype", "warms"),
+    [
+        (40, torch.float16, False),
+        (40, torch.float32, True),
+        (100, torch.float16, True),
+        (5000, torch.float16, False),
+    ],
+)
+def test_the_library_is_warmed_once_for_graphs_that_will_hold_products(launched, monkeypatch, rows, dtype, warms):
+    taken = []
+    for name in ("_products_forward", "_products_backward"):
+        plain = getattr(cuda, name)
+        monkeypatch.setattr(cuda, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a))
+    layer = SKLinear(64, 48, 1, 4, dtype=dtype)
+    for _ in range(3):
+        run(layer, torch.zeros(rows, 64, dtype=dtype), dtype)
+    assert taken == ["_products_forward", "_products_forward", "_products_backward"] * warms
+
+
 def test_prepared_launches_are_few(launched, monkeypatch):
     monkeypatch.setattr(launch, "_MOST_STEPS", 3)
     layer = SKLinear(64, 48, 1, 4, dtype=torch.float16)
