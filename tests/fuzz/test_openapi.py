@@ -164,5 +164,5 @@ def test_chains_of_requests_answer_as_described(server):
             return {"base_url": server, "timeout": 30}
 
     Here.run(settings=hypothesis.settings(HURRIED, max_examples=2 * EXAMPLES, stateful_step_count=8))
-    print(f"fuzz: requests={counted['requests']}")
+    print(f"\nfuzz: requests={counted['requests']}")
     assert httpx.get(f"{server}/health/live").json() == {"live": True}

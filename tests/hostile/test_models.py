@@ -28,7 +28,9 @@ def test_files_truncated_at_every_kilobyte(server, digits):
     """All of them with HOSTILE_FILES over their number, else as many, evenly spread."""
     cuts = [0, 1, 100, *range(1024, len(digits), 1024)]
     step = max(1, len(cuts) // FILES)
-    for cut in {*cuts[:3], *cuts[3::step], len(digits) - 1}:
+    chosen = {*cuts[:3], *cuts[3::step], len(digits) - 1}
+    print(f"\nfuzz: truncated={len(chosen)}")
+    for cut in chosen:
         server.put("cut", digits[:cut])
         assert not server.assert_tame("cut"), cut
 
@@ -44,6 +46,7 @@ def test_flipped_bits(server, digits, build):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         server.put("flipped", bytes(content))
         loaded += server.assert_tame("flipped")
+    print(f"\nfuzz: flipped={FILES}\nfuzz: flipped_and_loaded={loaded}")
     assert loaded < FILES
 
 
@@ -260,6 +263,7 @@ def test_a_file_that_is_replaced_while_it_is_loaded(server, build):
     thread.start()
     rows = np.eye(4, dtype=np.float32)
     try:
+        print(f"\nfuzz: loads_of_a_file_being_replaced={max(8, FILES // 4)}")
         for _ in range(max(8, FILES // 4)):
             answer = server.load("restless")
             assert answer.status_code in (200, 404, 500), answer.text
