@@ -67,13 +67,12 @@ def settings_page() -> str:
         default = schema[name].get("default")
         shown = "none" if default is None else f"`{json.dumps(default)}`".replace('"', "")
         flag = "--" + name.replace("_", "-")
-        rows.append(
-            (f"`{name}`", f"`{ENV_PREFIX}{name.upper()}`", f"`{flag}`", _rule(schema[name]), shown, field.description)
-        )
-    head = ("key", "variable", "flag", "value", "default", "meaning")
+        names = f"`{ENV_PREFIX}{name.upper()}`<br>`{flag}`"
+        rows.append((names, _rule(schema[name]), shown, field.description))
     return (
         "# Settings\n\nFrom `app.settings`. [Settings of the server](../settings.md) tells how they are given and what "
-        f"some of them are good for.\n\n{table(head, rows)}\n"
+        "some of them are good for. A key of the TOML file is the flag without dashes, with underscores.\n\n"
+        f"{table(('variable, flag', 'value', 'default', 'meaning'), rows)}\n"
     )
 
 
