@@ -158,6 +158,14 @@ class Model:
                 relative_error(mine, expected, spec) for mine, expected, spec in zip(*found, self.outputs, strict=True)
             )
         self.load_duration_s += time.perf_counter() - started
+        log.info(
+            "model %s version %s runs on CUDA device %d in the mode %s%s",
+            self.name,
+            self.version,
+            self.cuda.device_id,
+            self.cuda.mode,
+            f": {self.cuda.reason}" if self.cuda.reason else "",
+        )
 
     def _read_card(self, text: str | None) -> None:
         if text is None:

@@ -2,8 +2,12 @@
 
 import ctypes
 import gc
+import subprocess
+import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +22,7 @@ from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, C
 from app.device import CUDA, CudaOptions, Device, choose_device_id, find_device
 from app.errors import DeviceError
 from app.placement import RECORD, Node, find_placement, placement_report, why_not_captured
+from app.settings import SettingsError, read_settings
 from app.tensors import TensorSpec, tensor_spec
 
 FLOAT = TensorProto.FLOAT
@@ -568,3 +573,91 @@ def test_the_options_of_the_provider():
 def test_relative_errors(mine, expected, error):
     found = relative_error(np.array(mine, np.float32), np.array(expected, np.float32), spec())
     assert found == error or (np.isnan(error) and np.isnan(found))
+
+
+@pytest.fixture
+def played(monkeypatch, runtime):
+    """A server for which the CPU is CUDA."""
+    monkeypatch.setattr("app.model.CUDA", OFF)
+    device = Device("cuda", (OFF,), runtime=runtime, streams=Streams(runtime))
+    asked = []
+
+    def find(*arguments):
+        asked.append(arguments)
+        return replace(device, cuda=arguments[1])
+
+    monkeypatch.setattr("app.serving.find_device", find)
+    return asked
+
+
+def test_the_server_answers_from_buffers_and_tells_of_them(serve, tiny, played, caplog):
+    caplog.set_level("INFO")
+    client = serve(tiny.graph(), max_batch_rows=20, cuda_devices="0,1", cuda_memory_limit_bytes=2**30)
+    assert played == [("auto", CudaOptions(memory_limit_bytes=2**30), "0,1", 0)]
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((int(rows), 6)).astype(np.float32) for rows in rng.integers(1, 50, 40)]
+
+    def ask(x):
+        return client.post("/models/m/predict", json={"inputs": x.tolist()}).json()["outputs"]["logits"]
+
+    with ThreadPoolExecutor(8) as pool:
+        for x, logits in zip(inputs, pool.map(ask, inputs), strict=True):
+            np.testing.assert_allclose(logits, tiny.logits(x), rtol=1e-4, atol=1e-5)
+    found = client.get("/models/m/stats").json()["models"][0]["runtime"]["cuda"]
+    assert (found["mode"], found["reason"], found["batch_sizes"]) == ("graph", None, [1, 2, 4, 8, 16, 20])
+    assert len(found["padded_to"]) == 6
+    (stats,) = client.get("/v2/models/m/stats").json()["model_stats"]
+    assert all(batch["compute_output"]["ns"] > 0 for batch in stats["batch_stats"])
+    assert "model m version 1 runs on CUDA device 0 in the mode graph" in caplog.text
+
+
+def test_the_error_of_tf32_is_measured_against_a_session_without(serve, tiny, played):
+    client = serve(tiny.graph(), cuda_tf32=True)
+    found = client.get("/models/m/stats").json()["models"][0]["runtime"]["cuda"]
+    assert found["tf32"] is True
+    assert found["tf32_max_relative_error"] < 1e-6  # on the CPU there is no TF32
+
+
+def test_what_a_model_had_on_cuda_is_given_back_with_it(serve, tiny, played, runtime, tmp_path, build):
+    client = serve(tiny.graph(), model_control="explicit", max_batch_rows=4)
+    held = len(runtime.memory), len(runtime.executables), runtime.events
+    for _ in range(5):
+        assert client.post("/v2/repository/models/m/load", json={}).status_code == 200
+    assert (len(runtime.memory), len(runtime.executables), runtime.events) == held
+    assert runtime.streams == 2
+    assert client.post("/v2/repository/models/m/unload", json={}).status_code == 200
+    assert runtime.memory == {}
+
+
+@pytest.mark.parametrize("value", ["", "a", "0,", "0,,1", "-1", "0 1"])
+def test_devices_are_numbers_or_all(value):
+    with pytest.raises(SettingsError, match="must be all, or numbers of devices separated by commas"):
+        read_settings([], cuda_devices=value)
+
+
+def test_each_worker_has_a_number_for_as_long_as_it_lives(tmp_path):
+    program = f"""
+import sys
+from pathlib import Path
+from app.slots import claim_slot
+print(claim_slot(Path({str(tmp_path)!r}), 3), flush=True)
+sys.stdin.read()
+"""
+
+    def start():
+        command = [sys.executable, "-c", program]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return process, int(process.stdout.readline())
+
+    def end(process):
+        process.communicate("")
+
+    workers = [start() for _ in range(3)]
+    try:
+        assert [slot for _, slot in workers] == [0, 1, 2]
+        end(workers[1][0])
+        workers[1] = start()
+        assert workers[1][1] == 1
+    finally:
+        for process, _ in workers:
+            end(process)
