@@ -134,7 +134,7 @@ class Access:
         What changes nothing needs a key for predicting, but for probes, the page, the description of the interface, and
         mostly metrics, which answer everybody. All else needs a key for control, whatever it may be.
         """
-        if method not in _READING and path != _INDEX:
+        if changes_something(method, path):
             return "control"
         if self._predict is None or path in self._open or path.startswith(_OPEN_FOLDERS):
             return "none"
@@ -196,6 +196,11 @@ class Access:
         if path.endswith(("/predict", "/infer")):
             return "none" if self._predict is None else "predict"
         return self.needed(method.upper(), path)
+
+
+def changes_something(method: str, path: str) -> bool:
+    """Whether a request that is none of inference may change what is served, for all that is known of it."""
+    return method not in _READING and path != _INDEX
 
 
 def describe_access(schema: dict[str, Any], access: Access | None) -> None:

@@ -1,6 +1,7 @@
 """What stands in front of FastAPI: request ids, API keys, CORS, the limit of a body, the log of requests."""
 
 import time
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from fastapi import HTTPException
@@ -8,12 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access import changes_something
 from app.asgi import answer
-from app.errors import AppError, error_headers, status_of
+from app.errors import AccessForbiddenError, AppError, error_headers, status_of
 from app.inference import InferenceService
 from app.limits import OTHER_BODY_BYTES
 from app.logs import log_request, request_id_of_task
 
+_OWN_PAGES = (b"same-origin", b"none")  # none: the user typed the address
 SENT_BY_BROWSERS = (
     "Accept-Encoding",
     "Authorization",
@@ -63,6 +66,7 @@ class Front:
         self._behind = behind
         self._service = service
         self._access_log = access_log
+        self._origins = frozenset(origins)
         self._infer: ASGIApp = self._answer_inference
         self._other: ASGIApp = self._answer_other
         if origins:
@@ -96,6 +100,7 @@ class Front:
     async def _answer_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
+            self._check_page(scope, headers)
             if self._service.access is not None:
                 self._service.access.check(scope["method"], scope["path"], headers)
             self._service.check_length(headers)
@@ -105,6 +110,26 @@ class Front:
             await response(scope, receive, send)
             return
         await self._behind(scope, self._limited(receive), send)
+
+    def _check_page(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        """See that no page of another origin changes what is served.
+
+        A browser sends some requests for any page without asking, to a server on its own machine too; it only keeps the
+        answer from the page. It says whose page it is, though, where the server is local or behind TLS.
+
+        Raises:
+            AccessForbiddenError: it is such a request.
+        """
+        if not changes_something(scope["method"], scope["path"]):
+            return
+        if headers.get(b"sec-fetch-site", b"same-origin") in _OWN_PAGES:
+            return
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin not in self._origins and "*" not in self._origins:
+            raise AccessForbiddenError(
+                f"a page of {origin[:100] or 'another origin'} may not change what is served; "
+                "PANTHER_CORS_ORIGINS names those that may"
+            )
 
     def _limited(self, receive: Receive) -> Receive:
         """The same messages, until the body is longer than it may be."""

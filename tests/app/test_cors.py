@@ -122,3 +122,29 @@ def test_what_is_no_origin_is_refused(origins):
         SettingsError, match=r"PANTHER_CORS_ORIGINS \(or --cors-origins\): .* must be \*, or origins such"
     ):
         read_settings(["--cors-origins", origins])
+
+
+LOAD = "/v2/repository/models/tiny/load"
+
+
+@pytest.mark.parametrize("path", [LOAD, "/v2/repository/models/tiny/unload", "/models/tiny/benchmark"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_elsewhere_can_change_nothing_on_a_server_of_the_same_machine(tiny_dir, build, path, site):
+    """What a browser sends without asking first: a form, to a server that asks for no key."""
+    form = {"sec-fetch-site": site, "origin": OTHER, "content-type": "text/plain"}
+    with build.running(tiny_dir, model_control="explicit", cors_origins=PAGE) as client:
+        answer = client.post(path, content="{}", headers=form)
+        assert answer.status_code == 403
+        assert answer.json()["error"].startswith(f"a page of {OTHER} may not change what is served")
+        assert client.post(path, content="{}", headers={"sec-fetch-site": site}).status_code == 403
+        assert client.post("/predict", json=GOOD).status_code == 200
+
+
+def test_the_own_page_named_origins_and_programs_can(tiny_dir, build):
+    with build.running(tiny_dir, model_control="explicit", cors_origins=PAGE) as client:
+        own = {"sec-fetch-site": "same-origin", "origin": str(client.base_url)}
+        for headers in (own, {"sec-fetch-site": "none"}, {"sec-fetch-site": "cross-site", "origin": PAGE}, {}):
+            assert client.post(LOAD, headers=headers).status_code == 200
+        # Behind a proxy the page's origin is not the server's address.
+        assert client.post(LOAD, headers={**own, "origin": "https://proxy.example"}).status_code == 200
+        assert client.post("/v2/repository/index", headers={"sec-fetch-site": "cross-site"}).status_code == 200
