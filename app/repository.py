@@ -164,10 +164,8 @@ class Repository:
         staying = {id(item.serving) for item in entry.versions.values()}
         known = [item.serving for item in before.versions.values() if item.serving is not None]
         self._retired += [serving for serving in known if id(serving) not in staying]
-        if entry.served is not None and entry.served != before.served:
-            log.info(
-                "model %s: requests that name no version get %s (before: %s)", entry.name, entry.served, before.served
-            )
+        if None not in (entry.served, before.served) and entry.served != before.served:
+            log.info("model %s: version %s takes over from %s", entry.name, entry.served, before.served)
 
     def _put(self, entry: Entry) -> None:
         # A new dict, since the event loop may be going through the old one.
