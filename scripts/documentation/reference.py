@@ -309,9 +309,22 @@ def examples_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def tutorial_page() -> str:
+    """The tutorial of panther-ml as it is written, to be read in a browser."""
+    text = (ROOT / "docs" / "tutorial.rst").read_text(encoding="utf-8").rstrip()
+    intro = (
+        "The tutorial of the public package, as it is written. Every code block of it runs against this library, in "
+        "the tests, with nothing changed. Where it is wrong we are not: it loses a bias in its count, and its starting "
+        "points break its own rule of thumb ([Counting honestly](counting.md), [Choose terms and rank](choosing.md)). "
+        "A corrected one is the script [examples/tutorial.py](examples.md#the-tutorial)."
+    )
+    return f"# The tutorial of panther-ml\n\n{intro}\n\n````rst\n{text}\n````\n"
+
+
 def pages() -> dict[str, str]:
     """All generated pages, by their place below docs/."""
     return {
+        "tutorial.md": tutorial_page(),
         "examples.md": examples_page(),
         **api_pages(),
         "reference/cli.md": cli_page(),
