@@ -1,6 +1,7 @@
 """A loaded model together with what runs it, as the repository holds it and requests find it."""
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Loader:
 
     def _try(self, name: str, version: str, path: Path, own: ModelSettings) -> None:
         limit_s = self.settings.trial_load_s
-        if limit_s == 0 or self.device is None:
+        if limit_s == 0 or self.device is None or not sys.platform.startswith("linux"):
             return
         # What runs on CUDA may be too much for the CPU, or unknown to it: there only the making of a session is tried.
         max_rows = None if CUDA in self.device.providers else own.max_batch_rows or self.settings.max_batch_rows
