@@ -29,6 +29,7 @@ def stack(make_stack, docker, free_port, client):
         yield stack
     finally:
         stack.down()
+        docker("image", "rm", image)
 
 
 def test_promtool_accepts_configuration_and_rules(stack):

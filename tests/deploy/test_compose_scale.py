@@ -17,16 +17,12 @@ def nginx(docker, root):
     found = docker("run", "--rm", "--entrypoint", "nginx", "nginx:1.27", "-v", check=False)
     version = found.stderr.partition("nginx/")[2].split(" ")[0].strip()
     if version and tuple(int(part) for part in version.split(".")) >= NGINX:
-        return "nginx:1.27"
-    docker(
-        "build",
-        "--quiet",
-        "--tag",
-        "panther-nginx:test",
-        "-",
-        input=(root / "deploy/nginx/pypi.Dockerfile").read_text(),
-    )
-    return "panther-nginx:test"
+        yield "nginx:1.27"
+        return
+    image, dockerfile = "panther-nginx:test", (root / "deploy/nginx/pypi.Dockerfile").read_text()
+    docker("build", "--quiet", "--tag", image, "-", input=dockerfile)
+    yield image
+    docker("image", "rm", image)
 
 
 @pytest.fixture(scope="module")
