@@ -259,6 +259,7 @@ class Batcher:
             ready = time.perf_counter_ns()
             results = Results(self.model, first.output_names, self._run(feeds, first.output_names, rows, options))
             ended = time.perf_counter_ns()
+            self._account(batch, rows, ready - began, ended - ready)
         except InferenceFailedError as error:
             if len(batch) == 1 or (options is not None and options.terminate):
                 return [error] * len(batch)
@@ -273,17 +274,19 @@ class Batcher:
             failure = InferenceFailedError(f"model {self.model.name!r} failed")
             failure.__cause__ = error
             return [failure] * len(batch)
-        self._learn(rows, ended - ready)
+        return [results] * len(batch)
+
+    def _account(self, batch: list[Call], rows: int, gather_ns: int, run_ns: int) -> None:
+        self._learn(rows, run_ns)
         # What copies to and from a device take is no time of the model.
         copied_in, output_ns = self.model.copy_ns
-        input_ns = ready - began + copied_in
-        infer_ns = ended - ready - copied_in - output_ns
+        input_ns = gather_ns + copied_in
+        infer_ns = run_ns - copied_in - output_ns
         for call in batch:
             call.input_ns = input_ns
             call.infer_ns = infer_ns
             call.output_ns = output_ns
         self.statistics.executed(rows, input_ns, infer_ns, output_ns)
-        return [results] * len(batch)
 
     def _run(
         self, feeds: Mapping[str, Parts], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
@@ -304,10 +307,13 @@ class Batcher:
                 call.timer.cancel()
             if call.cancelled:
                 continue
-            if isinstance(outcome, Results):
-                call.done(call, outcome, None)
-            else:
-                call.done(call, None, outcome)
+            try:
+                if isinstance(outcome, Results):
+                    call.done(call, outcome, None)
+                else:
+                    call.done(call, None, outcome)
+            except Exception:  # the others of the batch still get their answers
+                log.exception("a caller of model %s could not be answered", self.model.name)
 
     def _drop_late(self) -> None:
         now = time.perf_counter_ns()

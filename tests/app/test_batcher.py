@@ -108,6 +108,35 @@ def test_the_right_rows_go_back_to_the_right_request(arrived, max_rows, inline_n
     assert all(rows <= max_rows for rows, _ in model.runs)
 
 
+@pytest.mark.parametrize("inline_ns", [0, 10**12])
+def test_a_defect_of_ours_leaves_nobody_waiting(inline_ns, caplog):
+    """Neither one in what is counted for a run, nor one in how another caller is answered."""
+    results = []
+
+    async def run(model, first):
+        batcher = Batcher(model, 8, inline_ns)
+        batcher._cost_ns[0] = 1
+        batcher.submit(first)
+        batcher.submit(call(np.zeros((1, 2), np.float32), results, "second"))
+        await asyncio.wait_for(settle(batcher), 10)
+        batcher.close()
+
+    class Forgetful(Doubler):
+        copy_ns = None
+
+    asyncio.run(run(Forgetful(), call(np.zeros((1, 2), np.float32), results, "first")))
+    assert [(name, str(error)) for name, _, _, error in results] == [
+        ("first", "model 'doubler' failed"),
+        ("second", "model 'doubler' failed"),
+    ]
+    results.clear()
+    broken = call(np.zeros((1, 2), np.float32), results)
+    broken.done = lambda *_: 1 / 0
+    asyncio.run(run(Doubler(), broken))
+    assert [(name, error) for name, _, _, error in results] == [("second", None)]
+    assert "could not be answered" in caplog.text
+
+
 def test_what_arrives_in_one_turn_runs_together():
     model, results = Doubler(), []
 
