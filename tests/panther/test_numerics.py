@@ -207,11 +207,9 @@ def test_a_mask_of_infinities_is_exported(tmp_path):
 @pytest.mark.parametrize(
     ("size", "scale", "plan"),
     [
-        ((1, 1, 1, 1), 1.0, "two_products"),
-        ((5, 3, 3, 12), 1.0, "dense"),  # 2Lk over both sides
-        ((24, 9, 2, 1), 0.0, "two_products"),
-        ((16, 24, 1, 3), 1e-12, "two_products"),
-        ((24, 16, 1, 4), 1e12, "dense"),
+        ((1, 1, 1, 1), 0.0, "two_products"),
+        ((5, 3, 3, 12), 1e-12, "dense"),  # 2Lk over both sides
+        ((24, 9, 2, 1), 1e12, "two_products"),
     ],
 )
 def test_exported_files_compute_the_formula(size, scale, plan, tmp_path):
