@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -41,6 +42,7 @@ NOT_HERE = {
     r"(\.venv/bin/)?panther train$": "tests/panther/train/test_command.py",
     r"panther compress |torchrun ": "tests/panther/convert/, tests/panther/train/",
     r"PANTHER_TRACING=otlp ": "tests/app/test_tracing.py",
+    r"python -m app --device cuda\b": "needs a GPU; tests/gpu/, tests/app/test_cuda*.py",
 }
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -98,10 +100,16 @@ class Reader:
         line = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", line)
         line = re.sub(r"^curl ", "curl --fail-with-body ", line)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        ended = subprocess.run(
-            line, shell=True, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert ended.returncode == 0, f"{where}: {command}\n{ended.stdout}{ended.stderr}"
+        started = subprocess.Popen(
+            line, shell=True, cwd=self.folder, env=environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            printed, _ = started.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+        assert started.returncode == 0, f"{where}: {command}\n{printed}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and page != "README.md"])
