@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import CardError
 
@@ -11,8 +11,16 @@ METADATA_KEY = "panther.card"
 SUPPORTED_MAJOR = 1
 # Every reader of JSON holds whole numbers up to here.
 _LARGEST = 2**53 - 1
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
-Size = Annotated[int, Field(ge=1, le=_LARGEST)]
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0, le=_LARGEST)]
+Size = Annotated[Whole, Field(ge=1, le=_LARGEST)]
 
 
 class _Part(BaseModel):
@@ -55,7 +63,9 @@ class Layer(_Part):
         """The counts by the formulas: dense d_in·d_out, learnable and fixed L·k·(d_in + d_out), bias d_out."""
         bias = self.out_features if self.bias else 0
         sketched = self.num_terms * self.low_rank * (self.in_features + self.out_features)
-        return Parameters(dense=self.in_features * self.out_features + bias, learnable=sketched + bias, fixed=sketched)
+        dense = self.in_features * self.out_features + bias
+        # Unchecked: of sizes that lie the product may be larger than a count can be.
+        return Parameters.model_construct(dense=dense, learnable=sketched + bias, fixed=sketched)
 
 
 class Input(_Part):
@@ -140,7 +150,7 @@ class Training(_Part):
     train_rows: Count | None = None
     test_rows: Count | None = None
     epochs: Count | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     duration_s: float | None = Field(default=None, ge=0)
     metrics: dict[str, float] | None = None
     dense_twin_metrics: dict[str, float] | None = None

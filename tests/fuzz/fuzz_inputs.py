@@ -180,7 +180,7 @@ def _encoded() -> list[bytes]:
 def _card() -> list[bytes]:
     card = json.loads((ROOT / "tests" / "hostile" / "card.json").read_text())
     latency = {"device": "cpu", "num_threads": 2, "batch_sizes": [1], "median_us": [1.5], "dense_twin_median_us": [2]}
-    storage = {"precision": "float32", "u_storage": "signs", "weight_bytes": 12}
+    storage = {"precision": "float32", "u_storage": "bits", "weight_bytes": 12}
     more = {**card, "latency": latency, "storage": storage, "schema_version": "1.1", "new": {"a": [1]}}
     return [json.dumps(item).encode() for item in (card, more, {**card, "schema_version": "2.0"})]
 

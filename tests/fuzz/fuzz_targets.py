@@ -231,18 +231,42 @@ def card(data: bytes) -> bool:
     except CardError as error:
         if len(str(error)) > 2000:
             raise Finding(f"a message of {len(str(error))} characters") from error
+        if fits(data):
+            raise Finding(f"refused, and fits the schema: {error}") from error
         return False
     found.contradictions()
     json.dumps(found.model_dump(), allow_nan=False).encode()
     document = json.loads(text)
     if document["schema_version"].startswith("1."):
         # What the server does not read may be anything in a newer minor version.
-        # A word that the server only shows may be a new one.
-        complaints = card_schema().iter_errors(found.model_dump(exclude_unset=True))
+        # A word that the server only shows may be a new one; null counts as not there.
+        complaints = card_schema().iter_errors(found.model_dump(exclude_none=True))
         complaint = next((item for item in complaints if item.validator != "enum"), None)
         if complaint is not None:
             raise Finding(f"accepted against the schema: {complaint.message[:300]}")
     return True
+
+
+def fits(data: bytes) -> bool:
+    """Whether a card of major version 1 is right by the schema, with whole numbers that every reader holds."""
+    try:
+        document = oracles.strict_json(data)
+    except Refused:
+        return False
+    if not isinstance(document, dict) or not str(document.get("schema_version")).startswith("1."):
+        return False
+    stack = [document]
+    while stack:
+        item = stack.pop()
+        stack += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if isinstance(item, int | float) and abs(item) >= 2**53:
+            return False
+    if not card_schema().is_valid(document):
+        return False
+    latency = document.get("latency")
+    # What a schema can't say.
+    lists = [] if latency is None else [latency[key] for key in ("batch_sizes", "median_us", "dense_twin_median_us")]
+    return len({len(item) for item in lists}) <= 1
 
 
 _schema = None

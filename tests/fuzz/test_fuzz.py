@@ -28,6 +28,37 @@ def test_seeds_and_changes_of_them(name):
     assert len(pool) > QUICK[name] // 100
 
 
+def places(value, path=()):
+    """Where something stands in a document."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+MISSING = object()
+VALUES = [None, True, 0, 1, -1, 1.0, 1.5, "", "a", "1.0", [], {}, [1], ["a"], [None], {"a": 1}, 2**53 - 1, 1e300]
+VALUES += [MISSING]
+
+
+def test_every_field_of_a_card_with_every_kind_of_value():
+    """Taken where the schema takes it, else refused with a message; never anything else."""
+    card = json.loads(fuzz_inputs.seeds("card")[1])
+    taken = 0
+    for place in places(card):
+        for value in VALUES:
+            changed = json.loads(json.dumps(card))
+            at = changed
+            for key in place[:-1]:
+                at = at[key]
+            if value is MISSING:
+                del at[place[-1]]
+            else:
+                at[place[-1]] = value
+            taken += fuzz_targets.card(json.dumps(changed).encode())
+    assert taken > 100
+
+
 def head(document, tail=b"", which=0):
     text = json.dumps(document).encode()
     return bytes([which, 1]) + len(text).to_bytes(2, "little") + text + tail
