@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 DEVICE ?= $(or $(PANTHER_DEVICE),cpu)
 ARGS ?=
-INPUTS ?= 1200000
+INPUTS ?= 2400000
 MINUTES ?= 20
 
 # What is installed on the machine must not reach in.
@@ -62,7 +62,7 @@ bench: dev-env ## run every benchmark of this machine, results into benchmarks/r
 report: dev-env ## put the results of the benchmarks into the tables and pictures of the documents
 	@exec $(python) benchmarks/report.py $(ARGS)
 
-fuzz: dev-env ## over a million odd inputs, models and requests; some 20 minutes, INPUTS=… for another number
+fuzz: dev-env ## two million odd inputs, models and requests; some ten minutes, INPUTS=… for another number
 	@exec $(python) tests/fuzz/run.py --inputs $(INPUTS) --output benchmarks/results/fuzz.json
 
 hooks: dev-env ## check each commit by pre-commit

@@ -1,6 +1,6 @@
 """Fuzz what reads input from outside; see docs/reliability.md.
 
-    python tests/fuzz/run.py --inputs 1200000 --output benchmarks/results/fuzz.json
+    python tests/fuzz/run.py --inputs 2400000 --output benchmarks/results/fuzz.json
 
 Coverage-guided (atheris, on libFuzzer) for the decoders, the card and the checkpoints; mutated files in a process each
 for the loading of ONNX files; schemathesis for the HTTP interface; every truncation of a file against a real server.
@@ -191,10 +191,10 @@ def run_tests(what: str, path: str, **environment: str) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--inputs", type=int, default=1_200_000, help="of the decoders, all together")
-    parser.add_argument("--models", type=int, default=10_000, help="mutated ONNX files")
+    parser.add_argument("--inputs", type=int, default=2_400_000, help="of the decoders, all together")
+    parser.add_argument("--models", type=int, default=8_000, help="mutated ONNX files")
     parser.add_argument("--files", type=int, default=2_000, help="damaged files that a server is told to load")
-    parser.add_argument("--examples", type=int, default=200, help="of schemathesis, for each route")
+    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, for each route")
     parser.add_argument(
         "--seconds", type=int, default=1200, help="for the decoders at most, and as much for the models"
     )
