@@ -9,6 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reporting.attacks import fuzz, soak
 from reporting.results import load, provenance
 
 COMMAND = {
@@ -355,5 +356,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         overload,
         peers,
         public_way,
+        soak,
+        fuzz,
     )
 }
