@@ -75,7 +75,8 @@ def fuzz() -> str:
         f"the trial (they wanted too much memory or time); {files['truncated']:,} truncated and {files['flipped']:,} "
         f"flipped files and {files['loads_of_a_file_being_replaced']:,} loads of a file that was being replaced, "
         f"at a real server; {http['requests']:,} requests made from the OpenAPI description. "
-        f"Findings: {result['findings']}. It took {result['seconds'] / 60:.0f} minutes.\n\n{provenance('fuzz', result)} Again: `make fuzz`."
+        f"Findings: {result['findings']}. It took {result['seconds'] / 60:.0f} minutes."
+        f"\n\n{provenance('fuzz', result)} Again: `make fuzz`."
     )
 
 
