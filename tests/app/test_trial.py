@@ -67,10 +67,26 @@ def test_too_much_memory_is_noticed_where_the_model_is_run(trials, filling):
 
 
 def test_a_trial_that_takes_too_long_is_ended(trials, tmp_path, build):
-    path = build.put(tmp_path, build.slow_graph(), "slow")
+    inner = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["v"], ["v_out"])],
+        "inner",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", FLOAT, ["n", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_out", FLOAT, ["n", 2]),
+        ],
+    )
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    endless = helper.make_node("Loop", ["", "yes", "x"], ["y"], body=inner)
+    made = build.onnx_model([endless], [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["n", 2])], [yes])
+    path = build.put(tmp_path, made, "endless")
     began = time.monotonic()
-    with pytest.raises(LoadError, match=r"a trial took longer than trial_load_s \(0.2\)"):
-        trials.run(trial(path, 0.2))
+    with pytest.raises(LoadError, match=r"a trial took longer than trial_load_s \(0.5\)"):
+        trials.run(trial(path, 0.5))
     assert time.monotonic() - began < 10
 
 
