@@ -14,6 +14,7 @@ from app.lifecycle import GracefulServer
 from app.main import create_app
 from app.protocol import Connection
 from app.settings import Settings
+from app.trial import trials
 from app.tuning import freeze_collector, tune_allocator
 from app.workers import serve_workers
 
@@ -95,6 +96,8 @@ def serve(settings: Settings) -> int:
     log.info("listening on http://%s:%d (docs at /docs)%s", settings.host, port, workers)
     if settings.workers > 1:
         return serve_workers(settings, sockets, functools.partial(make_config, settings=settings))
+    if settings.trial_load_s:
+        trials.prepare()
     tune_allocator()
     application = create_app(settings)
     application.state.panther.on_loaded = freeze_collector

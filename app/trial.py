@@ -1,8 +1,8 @@
 """Loading a model in a process of its own first: a file that ends the process, hangs or fills the memory ends that one.
 
 onnxruntime is native code: a well-formed graph can ask for more memory than there is or loop for ever, and no exception
-comes of it. A helper process that holds no model forks for each trial; the helper is started when it is needed and ends
-after a while of nothing to do.
+comes of it. A helper process that holds no model forks for each trial. The first helper is forked while the server
+starts, which spares it all imports; later ones are started when needed. Each ends after a while of nothing to do.
 """
 
 import atexit
@@ -55,13 +55,56 @@ class Trial:
         return f"model {self.name!r} version {self.version}"
 
 
+class _Forked:
+    """A helper that was forked from this process; what is used of it is as of ``subprocess.Popen``."""
+
+    def __init__(self) -> None:
+        given, told = os.pipe(), os.pipe()
+        self._status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_helper(given[0], told[1])
+        os.close(given[0])
+        os.close(told[1])
+        self.stdin, self.stdout = os.fdopen(given[1], "wb"), os.fdopen(told[0], "rb")
+
+    def poll(self) -> int | None:
+        """The status once it has ended, else None."""
+        return self._ended(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        """Wait for its end."""
+        return self._ended(0)
+
+    def kill(self) -> None:
+        """End it."""
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def _ended(self, options: int) -> int | None:
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                self._status = 0
+            else:
+                self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+
 class Trials:
     """The helper process, of which a server needs one; trials come one after the other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | _Forked | None = None
         self._timer: threading.Timer | None = None
+
+    def prepare(self) -> None:
+        """Fork the helper: before there are threads, sessions or a CUDA context, and after all is imported."""
+        if self._process is None:
+            self._process = _Forked()
 
     def run(self, trial: Trial) -> None:
         """Load a model in another process.
@@ -106,7 +149,7 @@ class Trials:
         problem: str | None = json.loads(line)
         return problem
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _started(self) -> "subprocess.Popen[bytes] | _Forked":
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -150,6 +193,21 @@ class Trials:
 
 trials = Trials()
 atexit.register(trials.close)
+
+
+def _be_helper(given: int, told: int) -> None:
+    """The life of a forked helper; never returns."""
+    try:
+        os.setsid()  # Ctrl-C is not for it: it ends when its standard input does
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for target, source in enumerate((given, told, nothing)):
+            os.dup2(source, target)
+        # The server's sockets among them: they must not outlive it here.
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        sys.stdin, sys.stdout = os.fdopen(0, "r"), os.fdopen(1, "w")
+        help_out()
+    finally:
+        os._exit(0)
 
 
 def help_out() -> None:

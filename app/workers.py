@@ -25,6 +25,7 @@ from app.lifecycle import CUT_S, GracefulServer, accept_all
 from app.logs import configure_logging
 from app.main import Application, create_app
 from app.settings import Settings
+from app.trial import trials
 from app.tuning import end_with_parent, freeze_collector, tune_allocator
 
 if TYPE_CHECKING:
@@ -280,6 +281,8 @@ def make_worker(settings: Settings, folder: Path, succeeds: bool) -> Application
     """
     configure_logging(settings.log_level, settings.log_format)
     end_with_parent()
+    if settings.trial_load_s:
+        trials.prepare()
     tune_allocator()
     application = create_app(settings, peers_folder=folder)
     application.state.panther.on_loaded = freeze_collector

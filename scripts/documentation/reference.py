@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,10 @@ def metrics_page() -> str:
     from prometheus_client.parser import text_string_to_metric_families
 
     rows = []
-    for family in text_string_to_metric_families(asyncio.run(_scrape())):
+    # On a thread of its own: whoever builds the pages may be running an event loop.
+    with ThreadPoolExecutor(1) as pool:
+        scrape = pool.submit(lambda: asyncio.run(_scrape())).result()
+    for family in text_string_to_metric_families(scrape):
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         suffix = "_total" if family.type == "counter" else ""
         rows.append(

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from app.settings import Settings
 from app.trial import Trial, Trials
 
 FLOAT = TensorProto.FLOAT
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -147,3 +150,31 @@ def test_files_of_weights_are_found_by_name(tmp_path, build):
     assert external_files(path) == {"w.bin": weights.tobytes()}
     path.write_bytes(b"rubbish")
     assert external_files(path) == {}
+
+
+def test_the_first_helper_is_a_fork_that_holds_nothing_of_the_server_and_ends_with_it(tmp_path):
+    """Not its sockets above all, which would keep the port."""
+    program = f"""
+import os, socket, sys
+import app.model
+from app.trial import Trial, trials
+held = socket.create_server(("127.0.0.1", 0))
+trials.prepare()
+helper = trials._process.pid
+trial = Trial("digits", "1", {str(ROOT / "models" / "digits" / "1" / "model.onnx")!r}, 1, 4, 30.0)
+trials.run(trial)
+links = sorted(os.readlink(f"/proc/{{helper}}/fd/{{fd}}").split(":")[0] for fd in os.listdir(f"/proc/{{helper}}/fd"))
+assert trials._process.pid == helper and trials._process.poll() is None
+print(helper, links, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == -9, ended.stderr
+    helper, _, links = ended.stdout.strip().partition(" ")
+    assert links == "['/dev/null', 'pipe', 'pipe']"
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{helper}/stat").exists() and ") Z " not in Path(f"/proc/{helper}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
