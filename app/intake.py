@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from app.errors import OverloadedError
 
-SLICE_NS = 5_000_000
+SLICE_NS = 10_000_000
 """How long requests are decoded before the loop looks at its sockets again."""
 
 

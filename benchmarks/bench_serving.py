@@ -1,7 +1,7 @@
 """Measures the server against a naive one, a bare uvicorn, and the peers that benchmarks/peers.sh installed.
 
-All sides serve the same model file. Each is pinned to one core and driven by wrk (Debian's) from the other, in turn
-within each round; medians are over the rounds. Before anything is timed, every side's answers to different requests are
+All sides serve the same model file. Each is pinned to one core and driven by wrk (Debian's) from the other: ours, the
+naive one and the bare one in turn within each round, then each peer by itself; medians are over the rounds. Before anything is timed, every side's answers to different requests are
 compared with onnxruntime's own; a side that disagrees is not measured.
 
     python benchmarks/bench_serving.py            about four minutes, more with peers
@@ -164,12 +164,13 @@ def start_times(model, model_dir, core, log, count):
     return times
 
 
-def measure(sides, cells, arguments, folder):
+def measure(sides, cells, arguments, folder, *, with_raw=True):
     runs = {side.name: {cell.name: [] for cell in cells if cell.kind in side.make} for side in sides}
     raw, one = [], []
     for number in range(arguments.rounds):
-        raw.append(raw_run(arguments.model, 32, arguments.server_core, arguments.seconds)[0])
-        one.append(raw_run(arguments.model, 1, arguments.server_core, 1)[1])
+        if with_raw:
+            raw.append(raw_run(arguments.model, 32, arguments.server_core, arguments.seconds)[0])
+            one.append(raw_run(arguments.model, 1, arguments.server_core, 1)[1])
         for cell in cells:
             for side in sides:
                 if cell.kind in side.make:
@@ -257,28 +258,37 @@ def main():
     return 1 if arguments.strict and not all(item["reached"] for item in report["must_reach"]) else 0
 
 
+def begin(side, arguments, log):
+    """Start a side and see that it answers as the model does."""
+    side.start(arguments.model, arguments.server_core, log)
+    if side.check:
+        parity(side, arguments.model, CELLS)
+
+
 def run(sides, left_out, arguments, folder, log):
     starts = start_times(arguments.model, arguments.model_dir, arguments.server_core, log, 1 if arguments.quick else 5)
-    running = []
+    ours = [side for side in sides if side.name not in PEERS]
     try:
-        for side in sides:
-            try:
-                side.start(arguments.model, arguments.server_core, log)
-                if side.check:
-                    parity(side, arguments.model, CELLS)
-            except (RuntimeError, OSError, AssertionError) as error:
-                side.stop()
-                if side.name in ("ours", "naive def", "bare uvicorn"):
-                    log.flush()
-                    sys.stderr.write(Path(log.name).read_text()[-3000:])
-                    raise
-                left_out[side.name] = str(error).strip().splitlines()[0]
-            else:
-                running.append(side)
-        runs, raw, one = measure(running, CELLS, arguments, folder)
+        for side in ours:
+            begin(side, arguments, log)
+        runs, raw, one = measure(ours, CELLS, arguments, folder)
+    except (RuntimeError, OSError, AssertionError):
+        log.flush()
+        sys.stderr.write(Path(log.name).read_text()[-3000:])
+        raise
     finally:
-        for side in sides:
+        for side in ours:
             side.stop()
+    # Each peer by itself: some take time of the core even when nobody asks.
+    for side in sides:
+        if side.name in PEERS:
+            try:
+                begin(side, arguments, log)
+                runs |= measure([side], CELLS, arguments, folder, with_raw=False)[0]
+            except (RuntimeError, OSError, AssertionError) as error:
+                left_out[side.name] = str(error).strip().splitlines()[0]
+            finally:
+                side.stop()
     both = two_workers(arguments, CELLS, log, folder)
     table = {name: {cell: median(items) for cell, items in row.items()} for name, row in runs.items()}
     raw_rate, one_us = statistics.median(raw), statistics.median(one)
