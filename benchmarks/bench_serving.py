@@ -1,8 +1,9 @@
 """Measures the server against a naive one, a bare uvicorn, and the peers that benchmarks/peers.sh installed.
 
 All sides serve the same model file. Each is pinned to one core and driven by wrk (Debian's) from the other: ours, the
-naive one and the bare one in turn within each round, then each peer by itself; medians are over the rounds. Before anything is timed, every side's answers to different requests are
-compared with onnxruntime's own; a side that disagrees is not measured.
+naive one and the bare one in turn within each round, then each peer by itself; medians are over the rounds. Before
+anything is timed, every side's answers to different requests are compared with onnxruntime's own; a side that disagrees
+is not measured.
 
     python benchmarks/bench_serving.py            about four minutes, more with peers
     python benchmarks/bench_serving.py --quick    about one minute: a smoke test, not a measurement
