@@ -26,6 +26,7 @@ class Intake:
         self.held_bytes = 0
         self._slice_ns = slice_ns
         self._turn_ns = 0  # when this turn's first request came; 0 before it
+        self._scheduled = False  # whether the next turn will be noticed
         self._waiting: deque[Callable[[], None]] = deque()
 
     @property
@@ -51,27 +52,35 @@ class Intake:
         self.held_bytes -= count
 
     def may_start(self) -> bool:
-        """Whether a request may be decoded at once; if not, give it to ``later``."""
+        """Whether a request may be decoded at once: then call ``started`` after; if not, give it to ``later``."""
         if self._waiting:
             return False
         if self._turn_ns:
             return time.perf_counter_ns() - self._turn_ns < self._slice_ns
-        self._begin_turn()
+        self._turn_ns = time.perf_counter_ns()
         return True
+
+    def started(self) -> None:
+        """A request was decoded at once."""
+        if not self._scheduled:
+            self._schedule()
 
     def later(self, start: Callable[[], None]) -> None:
         """Have a request decoded in one of the next turns, in the order of arrival."""
         self._waiting.append(start)
+        self.started()
 
-    def _begin_turn(self) -> None:
-        self._turn_ns = time.perf_counter_ns()
+    def _schedule(self) -> None:
+        self._scheduled = True
         asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         self._turn_ns = 0
+        self._scheduled = False
         if not self._waiting:
             return
-        self._begin_turn()
+        self._turn_ns = time.perf_counter_ns()
+        self._schedule()
         until_ns = self._turn_ns + self._slice_ns
         while self._waiting and time.perf_counter_ns() < until_ns:
             self._waiting.popleft()()

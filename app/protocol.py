@@ -229,6 +229,7 @@ class InferenceProtocol(ReceivingProtocol):
             intake.later(partial(self._start_now, cycle, body))
             return
         self._start_now(cycle, body)
+        intake.started()
 
     def _start_now(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         if cycle.disconnected:

@@ -183,6 +183,7 @@ def test_decoding_comes_in_slices_in_the_order_of_arrival():
         for number in range(10):
             if intake.may_start():
                 start(number)
+                intake.started()
             else:
                 intake.later(lambda number=number: start(number))
         assert 1 <= len(done) <= 3
