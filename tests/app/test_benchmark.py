@@ -213,7 +213,8 @@ def test_requests_are_answered_meanwhile_and_a_second_benchmark_waits_its_turn(s
     answers = []
 
     def first():
-        answers.append(client.post("/models/m/benchmark", json={"rows": [1, 2], "seconds": 0.8}).status_code)
+        while 200 not in answers:  # until it has its turn: the others want theirs too
+            answers.append(client.post("/models/m/benchmark", json={"rows": [1, 2], "seconds": 0.8}).status_code)
 
     thread = threading.Thread(target=first)
     thread.start()
@@ -223,7 +224,7 @@ def test_requests_are_answered_meanwhile_and_a_second_benchmark_waits_its_turn(s
     assert refused == 503
     assert client.post("/predict", json={"inputs": [ROW]}).status_code == 200
     thread.join()
-    assert answers in ([200], [503])
+    assert set(answers) <= {200, 503}
 
 
 def test_messages_come_through_unchanged(build):
