@@ -17,7 +17,7 @@ class Call:
         feeds: input name to array.
         output_names: outputs to compute, in order.
         rows: rows of the batch dimension; 1 for a model that is not batched.
-        nbytes: bytes of the feeds, as far as anybody needs to know.
+        nbytes: bytes of the feeds; 0 for a call that is run as it comes, without a queue.
         key: only calls of the same key may run together.
         done: called once, in the event loop, with the results or the error.
         priority: 1 is the highest; 0 has none and comes last.

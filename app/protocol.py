@@ -51,14 +51,8 @@ class InferenceProtocol(ReceivingProtocol):
     The inference service is found on the application; where there is none, all requests go uvicorn's own way.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self._answering: InferenceCycle | None = None  # the last one whose body is whole
         self._asgi_cycle: RequestResponseCycle | None = None  # the last one that the application was given
         self._fd = -1

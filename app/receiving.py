@@ -1,11 +1,9 @@
 """What a connection receives: into one scratch buffer, or straight into the body that it belongs to."""
 
-import asyncio
+from abc import ABC, abstractmethod
 from typing import Any
 
 import httptools
-from uvicorn.config import Config
-from uvicorn.server import ServerState
 
 from app.bodies import BodyBuffers
 from app.cycle import InferenceCycle
@@ -21,34 +19,28 @@ SCRATCH_BYTES = len(_BUFFER)
 BODIES = BodyBuffers()
 
 
-class ReceivingProtocol(GuardedProtocol):
+class ReceivingProtocol(GuardedProtocol, ABC):
     """One connection's receiving side.
 
     What is read goes into one scratch buffer and from there to the parser. Once the head of an inference request is
     known and its body is longer than the scratch buffer, the rest is received straight into the body.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
         self._head: bytes | None = None  # of the request that is being parsed, should it be worth remembering
         self._body = bytearray()
         self._length = 0  # of the whole body
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
 
+    @abstractmethod
     def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         """Answer a request that is whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fail(self, cycle: InferenceCycle, error: AppError) -> None:
         """Answer a request with an error."""
-        raise NotImplementedError
 
     def _body_received(self) -> int | None:
         """How much there is of the body that is being read for the service; None where none is."""
