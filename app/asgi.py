@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from app.codec.model_codec import HeaderList
+from app.codec import HeaderList
 from app.errors import AppError
 from app.inference import Exchange, InferenceService, Target
 from app.intake import Intake

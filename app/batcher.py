@@ -30,6 +30,9 @@ class Batcher:
     it takes. A longer one goes to the one thread that the model owns, and what arrives meanwhile is the next batch.
     While calls come one by one, each is run as it comes.
 
+    Attributes:
+        running: whether the owner thread is at a run.
+
     Args:
         model: the model to run.
         max_rows: most rows in one run; a call with more is run in pieces.
@@ -62,7 +65,7 @@ class Batcher:
         self.statistics = Statistics()
         self._queue = CallQueue(max_queue_rows, max_queue_bytes)
         self._scheduled = False
-        self._running = False
+        self.running = False
         self._closed = False
         self._timed = False  # whether a pending call has a deadline
         self._alone = False  # whether the last turn of the loop had but one call
@@ -72,6 +75,7 @@ class Batcher:
         self._options = ort.RunOptions()  # of that run
         self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
         self._thread: ThreadPoolExecutor | None = None
+        self._ran_well: list[tuple[int, int, Call]] = []  # runs that are not counted yet: rows, ns, the first call
 
     @property
     def depth(self) -> int:
@@ -86,7 +90,7 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._queue and not self._running
+        return not self._queue and not self.running
 
     @property
     def running_s(self) -> float:
@@ -117,7 +121,7 @@ class Batcher:
             call.done(call, None, ModelUnavailableError(f"model {self.model.name!r} is being unloaded"))
             return
         call.queued_ns = time.perf_counter_ns()
-        if self._alone and not (self._scheduled or self._running or self._queue) and not call.deadline_ns:
+        if self._alone and not (self._scheduled or self.running or self._queue) and not call.deadline_ns:
             self._run_at_once(call)
             return
         call.nbytes = sum([array.nbytes for array in call.feeds.values()])
@@ -139,7 +143,7 @@ class Batcher:
             rows: of the call; 1 before that is known.
             nbytes: of its feeds.
         """
-        if not self._running:
+        if not self.running:
             return None  # all that waits runs in this turn of the loop
         rule = self._queue.full(rows, nbytes)
         wait_ns = self._wait_ns()
@@ -168,11 +172,11 @@ class Batcher:
     def close(self) -> None:
         """Take no new calls; what waits is still run."""
         self._closed = True
-        if self._thread is not None and not self._running:
+        if self._thread is not None and not self.running:
             self._thread.shutdown(wait=False)
 
     def _schedule(self) -> None:
-        if self._scheduled or self._running or not self._queue:
+        if self._scheduled or self.running or not self._queue:
             return
         if self.delay_ns and self._queue.rows < self.max_rows and not self._closed:
             if self._delayed is None:
@@ -185,13 +189,14 @@ class Batcher:
     def _waited(self) -> None:
         """The first call has waited for others for as long as it may."""
         self._delayed = None
-        if self._queue and not self._scheduled and not self._running:
+        if self._queue and not self._scheduled and not self.running:
             self._scheduled = True
             self._turn()
 
     def _run_at_once(self, call: Call) -> None:
         """Run a call that has probably come alone; what yet comes in this turn of the loop is the next batch."""
-        if self._expected_ns(call.rows) > self.inline_ns:
+        cost = self._cost_ns.get((call.rows - 1).bit_length())
+        if cost is None or cost > self.inline_ns:
             self._alone = False
             self._queue.append(call)
             self._schedule()
@@ -211,7 +216,7 @@ class Batcher:
             return
         if self._timed:
             self._drop_late()
-        if self._running or not self._queue:
+        if self.running or not self._queue:
             return
         batch, rows = self._queue.take(self.max_rows if self.together else 1)
         if self._expected_ns(rows) <= self.inline_ns:
@@ -219,7 +224,7 @@ class Batcher:
             self._finish(batch, self._execute(batch, rows))
         else:
             self._alone = False
-            self._running = True
+            self.running = True
             self._current = batch
             self._options = ort.RunOptions()
             self._run_began_ns = time.perf_counter_ns()
@@ -232,7 +237,7 @@ class Batcher:
         self._schedule()
 
     def _ran(self, batch: list[Call], ended: "Future[list[_Outcome]]") -> None:
-        self._running = False
+        self.running = False
         self._current = []
         self._run_began_ns = 0
         self._finish(batch, ended.result())
@@ -250,17 +255,22 @@ class Batcher:
             start = call.stop
         first = batch[0]
         try:
-            feeds: Mapping[str, Parts]
-            if len(batch) == 1:
-                feeds = first.feeds
-            elif self.model.gathers:
-                feeds = {name: [call.feeds[name] for call in batch] for name in first.feeds}
-            else:
-                feeds = {name: np.concatenate([call.feeds[name] for call in batch]) for name in first.feeds}
+            feeds: Mapping[str, Parts] = first.feeds if len(batch) == 1 else self._together(batch)
             ready = time.perf_counter_ns()
-            results = Results(self.model, first.output_names, self._run(feeds, first.output_names, rows, options))
-            ended = time.perf_counter_ns()
-            self._account(batch, rows, ready - began, ended - ready)
+            names = first.output_names
+            if rows <= self.max_rows or not self.model.batched:
+                arrays = self.model.run(feeds, names, options)
+            else:
+                arrays = self._run_in_pieces(feeds, names, rows, options)
+            run_ns = time.perf_counter_ns() - ready
+            results = Results(self.model, names, arrays)
+            # What copies to and from a device take is no time of the model.
+            copied_in, output_ns = self.model.copy_ns
+            for call in batch:
+                call.input_ns = ready - began + copied_in
+                call.infer_ns = run_ns - copied_in - output_ns
+                call.output_ns = output_ns
+            self._ran_well.append((rows, run_ns, first))
         except InferenceFailedError as error:
             if len(batch) == 1 or (options is not None and options.terminate):
                 return [error] * len(batch)
@@ -277,23 +287,23 @@ class Batcher:
             return [failure] * len(batch)
         return [results] * len(batch)
 
-    def _account(self, batch: list[Call], rows: int, gather_ns: int, run_ns: int) -> None:
-        self._learn(rows, run_ns)
-        # What copies to and from a device take is no time of the model.
-        copied_in, output_ns = self.model.copy_ns
-        input_ns = gather_ns + copied_in
-        infer_ns = run_ns - copied_in - output_ns
-        for call in batch:
-            call.input_ns = input_ns
-            call.infer_ns = infer_ns
-            call.output_ns = output_ns
-        self.statistics.executed(rows, input_ns, infer_ns, output_ns)
+    def _account(self) -> None:
+        """Count the runs that ended, and learn from them; once their callers have what they wait for."""
+        for rows, run_ns, call in self._ran_well:
+            self._learn(rows, run_ns)
+            self.statistics.executed(rows, call.input_ns, call.infer_ns, call.output_ns)
+        self._ran_well.clear()
 
-    def _run(
+    def _together(self, batch: list[Call]) -> Mapping[str, Parts]:
+        """The rows of several calls, one below the other, or as they are where the model puts them so."""
+        names = batch[0].feeds
+        if self.model.gathers:
+            return {name: [call.feeds[name] for call in batch] for name in names}
+        return {name: np.concatenate([call.feeds[name] for call in batch]) for name in names}
+
+    def _run_in_pieces(
         self, feeds: Mapping[str, Parts], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
     ) -> list[Array]:
-        if rows <= self.max_rows or not self.model.batched:
-            return self.model.run(feeds, output_names, options)
         pieces = [
             self.model.run(
                 {name: array[at : at + self.max_rows] for name, array in feeds.items()}, output_names, options
@@ -315,6 +325,7 @@ class Batcher:
                     call.done(call, None, outcome)
             except Exception:  # the others of the batch still get their answers
                 log.exception("a caller of model %s could not be answered", self.model.name)
+        self._account()
 
     def _drop_late(self) -> None:
         now = time.perf_counter_ns()

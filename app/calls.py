@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import Callable, Hashable, Iterator
 
+from app.codec import HeaderList
 from app.errors import AppError
 from app.results import Results
 from app.tensors import Array
 
 Done = Callable[["Call", Results | None, AppError | None], None]
+Reply = Callable[[Results, int, int], tuple[HeaderList, bytes]]
 
 
 class Call:
     """One request on its way through the model.
+
+    Decoding makes it; who wants it run says what is to be ``done`` then.
 
     Attributes:
         feeds: input name to array.
@@ -20,13 +24,15 @@ class Call:
         nbytes: bytes of the feeds; 0 for a call that is run as it comes, without a queue.
         key: only calls of the same key may run together.
         done: called once, in the event loop, with the results or the error.
+        reply: writes the answer: headers and body, from the results and the rows of them that are this call's.
         priority: 1 is the highest; 0 has none and comes last.
+        timeout_us: how long the caller waits; 0 for no bound.
         deadline_ns: on ``time.perf_counter_ns``; 0 for none.
     """
 
     __slots__ = (
         "cancelled", "deadline_ns", "done", "feeds", "infer_ns", "input_ns", "key", "nbytes", "output_names",
-        "output_ns", "priority", "queue_ns", "queued_ns", "rows", "start", "stop", "timer",
+        "output_ns", "priority", "queue_ns", "queued_ns", "reply", "rows", "start", "stop", "timeout_us", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -35,7 +41,7 @@ class Call:
         output_names: tuple[str, ...],
         rows: int,
         key: Hashable,
-        done: Done,
+        done: Done | None = None,
         priority: int = 0,
         deadline_ns: int = 0,
     ) -> None:
@@ -44,14 +50,20 @@ class Call:
         self.rows = rows
         self.nbytes = 0
         self.key = key
-        self.done = done
+        self.done = done or _nobody
+        self.reply: Reply | None = None
         self.priority = priority
+        self.timeout_us = 0
         self.deadline_ns = deadline_ns
         self.timer: asyncio.TimerHandle | None = None
         self.cancelled = False
         self.start = 0
         self.stop = rows
         self.queued_ns = self.queue_ns = self.input_ns = self.infer_ns = self.output_ns = 0
+
+
+def _nobody(call: Call, results: Results | None, error: AppError | None) -> None:
+    """Nobody has asked for it yet."""
 
 
 class CallQueue:

@@ -2,7 +2,7 @@
 
 import time
 
-from app.codec.model_codec import Headers
+from app.codec import Headers
 from app.inference import Exchange, InferenceService, Target
 
 
@@ -56,10 +56,14 @@ class InferenceCycle:
 
     def hold(self, count: int) -> None:
         """Take bytes of the body in hand; see ``Intake.hold``."""
-        self.service.intake.hold(count - self.held)
+        intake = self.service.intake
+        more = count - self.held
+        if intake.held_bytes + more > intake.max_bytes:
+            raise intake.full(more)
+        intake.held_bytes += more
         self.held = count
 
     def release(self) -> None:
         """The body is not needed any more."""
-        self.service.intake.release(self.held)
+        self.service.intake.held_bytes -= self.held
         self.held = 0

@@ -13,9 +13,9 @@ import orjson
 
 from app.access import Access
 from app.calls import Call
-from app.codec import Body
+from app.codec import Body, HeaderList, Headers
 from app.codec.compression import accepted, compress, decompress
-from app.codec.model_codec import JSON_HEADER, HeaderList, Headers, Reply
+from app.codec.plain import JSON_HEADER
 from app.errors import (
     AppError,
     BodyTooLargeError,
@@ -158,12 +158,13 @@ class InferenceService:
 
     def serving(self, target: Target) -> Serving:
         """The loaded model for a target, see ``Repository.get``; while models are loaded, unavailable in doubt."""
-        name = target.name
+        name = target.name or self.default_model
         if name is None:
-            if self.default_model is None and self.repository.starting:
+            if self.repository.starting:
                 # Which one is the only one is not known yet.
                 raise ModelUnavailableError(LOADING)
-            name = choose_default(self.repository.names(), self.default_model)
+            served = self.repository.names()
+            name = served[0] if len(served) == 1 else choose_default(served, None)
         return self.repository.get(name, target.version)
 
     def admit(self, headers: Headers) -> None:
@@ -209,16 +210,17 @@ class InferenceService:
         exchange = Exchange(self, headers, respond, oip=target.oip)
         try:
             serving = exchange.serving = self.serving(target)
-            full = serving.batcher.full()
+            batcher = serving.batcher
+            full = batcher.full() if batcher.running else None
             if full is not None:
                 raise full  # before any work is done for it
             encoding = headers.get(b"content-encoding")
             if encoding is not None:
                 body = decompress(body, encoding, self.max_body_bytes)
             codec = serving.codec
-            decoded = codec.oip(headers, body) if target.oip else codec.plain(headers, query, body)
-            if decoded.prepared.rows > self.limits.max_request_rows:
-                raise self.limits.too_many_rows(decoded.prepared.rows)
+            call = codec.oip(headers, body) if target.oip else codec.plain(headers, query, body)
+            if call.rows > self.limits.max_request_rows:
+                raise self.limits.too_many_rows(call.rows)
         except AppError as error:
             exchange.fail(error)
             return exchange
@@ -229,21 +231,12 @@ class InferenceService:
             log.exception("decoding a request failed", extra=about(exchange.request_id))
             exchange.break_down()
             return exchange
-        exchange.reply = decoded.reply
-        prepared = decoded.prepared
-        deadline_ns = exchange.began_ns + 1000 * decoded.timeout_us if decoded.timeout_us else 0
-        call = Call(
-            prepared.feeds,
-            prepared.output_names,
-            prepared.rows,
-            prepared.key,
-            exchange.done,
-            decoded.priority,
-            deadline_ns,
-        )
+        call.done = exchange.done
+        if call.timeout_us:
+            call.deadline_ns = exchange.began_ns + 1000 * call.timeout_us
         exchange.call = call
         exchange.decoded_ns = time.perf_counter_ns()
-        serving.batcher.submit(call)
+        batcher.submit(call)
         return exchange
 
 
@@ -251,8 +244,8 @@ class Exchange:
     """One request and its answer."""
 
     __slots__ = (
-        "accept_encoding", "began_ns", "call", "decoded_ns", "oip", "reply", "request_id", "respond", "service",
-        "serving", "trace_parent",
+        "accept_encoding", "began_ns", "call", "decoded_ns", "oip", "request_id", "respond", "service", "serving",
+        "trace_parent",
     )  # fmt: skip
 
     def __init__(self, service: InferenceService, headers: Headers, respond: Respond, *, oip: bool = False) -> None:
@@ -266,7 +259,6 @@ class Exchange:
         self.accept_encoding = headers.get(b"accept-encoding")
         self.serving: Serving | None = None
         self.call: Call | None = None
-        self.reply: Reply | None = None
 
     def cancel(self) -> None:
         """The client went away: drop the call if it has not run yet, and answer nobody."""
@@ -277,7 +269,7 @@ class Exchange:
 
     def done(self, call: Call, results: Results | None, error: AppError | None) -> None:
         """The model ran, or could not."""
-        serving, reply = self.serving, self.reply
+        serving, reply = self.serving, call.reply
         if results is None or serving is None or reply is None:
             self.fail(error or InvalidRequestError("no result"))
             return

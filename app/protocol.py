@@ -9,7 +9,6 @@ nothing waits in front of it: what is left to do for the request then happens wh
 """
 
 import asyncio
-import contextlib
 import os
 import time
 from functools import partial
@@ -20,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.codec.model_codec import HeaderList
+from app.codec import HeaderList
 from app.cycle import InferenceCycle
 from app.errors import AppError, ModelUnavailableError
 from app.guarded import Lingering
@@ -228,10 +227,7 @@ class InferenceProtocol(ReceivingProtocol):
     def _start_now(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
         if cycle.disconnected:
             return
-
-        def respond(status: int, headers: HeaderList, content: bytes) -> None:
-            self._respond(cycle, status, headers, content)
-
+        respond = partial(self._respond, cycle)
         exchange = cycle.service.start(cycle.target, cycle.headers, cycle.query, body, respond)
         if not cycle.response_complete:
             cycle.exchange = exchange
@@ -252,10 +248,7 @@ class InferenceProtocol(ReceivingProtocol):
             service.remember(self._head, target, cycle.headers, query)
 
     def _fail(self, cycle: InferenceCycle, error: AppError) -> None:
-        def respond(status: int, headers: HeaderList, content: bytes) -> None:
-            self._respond(cycle, status, headers, content)
-
-        Exchange(cycle.service, cycle.headers, respond, oip=cycle.target.oip).fail(error)
+        Exchange(cycle.service, cycle.headers, partial(self._respond, cycle), oip=cycle.target.oip).fail(error)
 
     def _respond(self, cycle: InferenceCycle, status: int, headers: HeaderList, content: bytes) -> None:
         cycle.exchange = None  # it refers to the cycle; see Exchange._answer
@@ -300,9 +293,11 @@ class InferenceProtocol(ReceivingProtocol):
     def _write(self, data: bytes) -> None:
         """Write now, where nothing waits in front of it; the loop writes the rest, and sees to errors."""
         if self._fd >= 0 and not self.transport.get_write_buffer_size():
-            with contextlib.suppress(OSError):
+            try:
                 sent = os.write(self._fd, data)
                 if sent == len(data):
                     return
                 data = data[sent:]
+            except OSError:
+                pass
         self.transport.write(data)

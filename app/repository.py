@@ -200,7 +200,7 @@ class Repository:
             ModelNotFoundError: unknown name or version.
             ModelUnavailableError: known, but not loaded.
         """
-        entry = self.entry(name)
+        entry = self.entries.get(name) or self.entry(name)
         if version is None:
             version = entry.served
             if version is None:

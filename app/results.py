@@ -38,6 +38,11 @@ class Results:
 
     def nested_json(self, index: int, start: int, stop: int) -> bytes:
         """One output's rows as nested JSON lists."""
+        array = self.arrays[index]
+        if stop - start == len(array) and array.dtype.kind == "f" and array.ndim == 2:
+            # All that ran is this one's: there is nothing to be cut.
+            text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+            return text if b"null" not in text else self._finite(index, text)
         if self._by_rows(index):
             return self._finite(index, b"[[" + b"],[".join(self._rows(index)[start:stop]) + b"]]")
         return self._dump(index, self.values(index, start, stop))
@@ -84,14 +89,8 @@ class Results:
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether the output that the card labels is among these."""
-        labelled = self.model.labelled
-        return labelled is not None and labelled.name in self.output_names
-
     def best(self) -> list[tuple[int, bytes]]:
-        """For each row the likeliest label's index, and its probability as JSON."""
+        """For each row the likeliest label's index, and its probability as JSON; none where nothing has labels."""
         if self._best is None:
             self._best = self._find_best()
         return self._best
@@ -100,23 +99,24 @@ class Results:
         scores = self._scores
         if scores is None:
             return []
+        are_logits = self._are_logits
         if scores.size <= _FEW:
-            return [self._best_of(row) for row in scores.tolist()]
+            # numpy's calls would take longer than the arithmetic
+            found = []
+            for row in scores.tolist():
+                top = max(row)
+                label = row.index(top)
+                if are_logits:
+                    top = 1 / sum([math.exp(score - top) for score in row])
+                found.append((label, orjson.dumps(round(top, _DIGITS))))
+            return found
         indices = scores.argmax(axis=1)
         top = scores[np.arange(len(indices)), indices]
-        if self._are_logits:
+        if are_logits:
             # The likeliest label's exp(0), over the sum.
             top = 1 / np.exp(scores - top[:, None]).sum(axis=1)
         texts = orjson.dumps(top.astype(np.float64).round(_DIGITS), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         return list(zip(indices.tolist(), texts, strict=True))
-
-    def _best_of(self, row: list[float]) -> tuple[int, bytes]:
-        """The same for one row: numpy's calls would take longer than the arithmetic."""
-        top = max(row)
-        index = row.index(top)
-        if self._are_logits:
-            top = 1 / sum([math.exp(score - top) for score in row])
-        return index, orjson.dumps(round(top, _DIGITS))
 
     @property
     def _are_logits(self) -> bool:

@@ -2,3 +2,5 @@
 
 # What a request body comes as: long ones are received straight into a bytearray.
 Body = bytes | bytearray
+Headers = dict[bytes, bytes]
+HeaderList = list[tuple[bytes, bytes]]

@@ -1,36 +1,21 @@
 """All that reads requests and writes answers for one model."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl
 
-from app.codec import Body, arrays, plain
+from app.calls import Call, Reply
+from app.codec import Body, HeaderList, Headers, arrays, plain
 from app.codec.oip import HEADER_LENGTH, Decoder
 from app.codec.oip_answer import OipWriter
 from app.codec.oip_head import Asked
-from app.codec.prepared import Prepared, prepare
+from app.codec.plain import JSON_HEADER
+from app.codec.prepared import prepare
 from app.errors import InvalidRequestError, UnsupportedMediaTypeError
 from app.model import Model
 from app.results import Results
 
-Headers = dict[bytes, bytes]
-HeaderList = list[tuple[bytes, bytes]]
-Reply = Callable[[Results, int, int], tuple[HeaderList, bytes]]
-
-JSON_HEADER = (b"content-type", b"application/json")
 # Curl's -d says that its body is a form; nobody sends tensors as a form.
 _JSON_TYPES = (b"application/json", b"", b"text/json", b"text/plain", b"application/x-www-form-urlencoded")
-
-
-@dataclass(slots=True)
-class Decoded:
-    """A request that was read, and how its answer is to be written."""
-
-    prepared: Prepared
-    reply: Reply
-    priority: int = 0
-    timeout_us: int = 0
 
 
 class ModelCodec:
@@ -42,9 +27,9 @@ class ModelCodec:
         self._oip_decoder = Decoder(model)
         self._oip_writer = OipWriter(model)
         # Nothing here may refer to the codec itself: a model that was replaced would wait for the collector.
-        self._default_reply: Reply = partial(_reply_json, self._plain_writer, None)
+        self._default_reply: Reply = partial(self._plain_writer.encode, None)
 
-    def plain(self, headers: Headers, query: bytes, body: Body) -> Decoded:
+    def plain(self, headers: Headers, query: bytes, body: Body) -> Call:
         """Read a request of the plain API.
 
         Raises:
@@ -55,33 +40,37 @@ class ModelCodec:
         if content_type != b"application/json":
             content_type = content_type.partition(b";")[0].strip().lower()
         if content_type in _JSON_TYPES or content_type.endswith(b"+json"):
-            request = plain.decode(model, body)
+            call, top_k = plain.decode(model, body)
         elif content_type == arrays.OCTETS:
-            request = plain.PlainRequest(prepare(model, arrays.from_octets(model, body), model.output_names))
+            call, top_k = prepare(model, arrays.from_octets(model, body), model.output_names), None
         elif content_type in arrays.NPY:
-            request = plain.PlainRequest(prepare(model, arrays.from_npy(model, body), model.output_names))
+            call, top_k = prepare(model, arrays.from_npy(model, body), model.output_names), None
         else:
             shown = content_type.decode("latin-1")[:60]
             raise UnsupportedMediaTypeError(
                 f"content-type {shown!r} is not supported; "
                 "send application/json, application/octet-stream or application/x-npy"
             )
-        top_k, output = self._query(query, request.top_k) if query else (request.top_k, None)
+        output = None
+        if query:
+            top_k, output = self._query(query, top_k)
         wanted = headers.get(b"accept", b"")
         if b"octet-stream" in wanted or b"npy" in wanted:
-            return Decoded(request.prepared, self._binary_reply(request.prepared, wanted, output))
-        if top_k is None:
-            return Decoded(request.prepared, self._default_reply)
-        return Decoded(request.prepared, partial(_reply_json, self._plain_writer, top_k))
+            call.reply = self._binary_reply(call.output_names, wanted, output)
+        else:
+            call.reply = self._default_reply if top_k is None else partial(self._plain_writer.encode, top_k)
+        return call
 
-    def oip(self, headers: Headers, body: Body) -> Decoded:
+    def oip(self, headers: Headers, body: Body) -> Call:
         """Read a request of the Open Inference Protocol.
 
         Raises:
             InvalidRequestError: says what is wrong and what is expected.
         """
-        prepared, asked = self._oip_decoder.decode(body, headers.get(HEADER_LENGTH))
-        return Decoded(prepared, partial(self._reply_oip, asked), asked.priority, asked.timeout_us)
+        call, asked = self._oip_decoder.decode(body, headers.get(HEADER_LENGTH))
+        call.reply = partial(self._reply_oip, asked)
+        call.priority, call.timeout_us = asked.priority, asked.timeout_us
+        return call
 
     def _reply_oip(self, asked: Asked, results: Results, start: int, stop: int) -> tuple[HeaderList, bytes]:
         length, body = self._oip_writer.encode(results, start, stop, asked)
@@ -89,8 +78,7 @@ class ModelCodec:
             return [JSON_HEADER], body
         return [(b"content-type", arrays.OCTETS), (HEADER_LENGTH, b"%d" % length)], body
 
-    def _binary_reply(self, prepared: Prepared, accept: bytes, output: str | None) -> Reply:
-        names = prepared.output_names
+    def _binary_reply(self, names: tuple[str, ...], accept: bytes, output: str | None) -> Reply:
         if output is None and len(names) != 1:
             raise InvalidRequestError(
                 f"a binary answer holds one output; choose it with ?output=NAME: {', '.join(names)}"
@@ -121,9 +109,3 @@ class ModelCodec:
             return given, output
         value = fields["top_k"]
         return plain.check_top_k(self._model, int(value) if value.isdecimal() and len(value) < 10 else value), output
-
-
-def _reply_json(
-    writer: plain.PlainWriter, top_k: int | None, results: Results, start: int, stop: int
-) -> tuple[HeaderList, bytes]:
-    return [JSON_HEADER], writer.encode(results, start, stop, top_k)

@@ -24,6 +24,8 @@ _NARROW: dict[str, tuple[float, float]] = {
     "FP32": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
     "INT32": (np.iinfo(np.int32).min, np.iinfo(np.int32).max),
 }
+_FP32_SQUARE = 1e76  # below the square of the largest
+_FEW = 8192  # numbers
 
 Document = simdjson.Object
 List = simdjson.Array
@@ -65,10 +67,16 @@ def flat(values: simdjson.Array, spec: TensorSpec) -> Array | None:
     bounds = _NARROW.get(spec.datatype)
     if bounds is None:
         return wide
-    # What JSON can say and simdjson takes is finite; what the narrower type can't hold is for the precise path.
-    if wide.size and (np.minimum.reduce(wide) < bounds[0] or np.maximum.reduce(wide) > bounds[1]):
+    # What JSON can say and simdjson takes is finite; what the narrower type can't hold is for the precise path. Of few
+    # numbers the sum of squares is found quickest (vdot: without a warning of overflow), and bounds
+    # each of them; many BLAS would deal out to threads.
+    if not (kind == "d" and wide.size <= _FEW and np.vdot(wide, wide) < _FP32_SQUARE) and not _within(wide, bounds):
         return None
     return wide.astype(spec.dtype)
+
+
+def _within(wide: Array, bounds: tuple[float, float]) -> bool:
+    return not wide.size or bool(np.minimum.reduce(wide) >= bounds[0] and np.maximum.reduce(wide) <= bounds[1])
 
 
 def nested(values: object, spec: TensorSpec) -> tuple[Array, int] | None:

@@ -5,9 +5,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from app.calls import Call
 from app.codec import Body, binary, numbers
 from app.codec.oip_head import EXPECTED, KEYS, Asked, Head, Input, read_asked, read_head
-from app.codec.prepared import Prepared, prepare
+from app.codec.prepared import prepare
 from app.codec.values import array_from_list, describe, parse_json
 from app.errors import InvalidRequestError
 from app.model import Model
@@ -26,7 +27,7 @@ class Decoder:
     model: Model
     _heads: dict[bytes, Head] = field(default_factory=dict)
 
-    def decode(self, body: Body, header_length: bytes | None) -> tuple[Prepared, Asked]:
+    def decode(self, body: Body, header_length: bytes | None) -> tuple[Call, Asked]:
         """Read a request.
 
         Args:
@@ -86,7 +87,7 @@ class Decoder:
             raise InvalidRequestError(f"the body has {len(body) - offset} bytes after its last tensor")
         return feeds
 
-    def _raw(self, body: Body) -> tuple[Prepared, Asked]:
+    def _raw(self, body: Body) -> tuple[Call, Asked]:
         model = self.model
         if len(model.inputs) != 1:
             raise InvalidRequestError(f"raw binary needs a model of one input; {model.name!r} has {len(model.inputs)}")

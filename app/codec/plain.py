@@ -1,13 +1,13 @@
 """The plain API: ``{"inputs": …}`` in, outputs by name and labelled predictions out."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
-from app.codec import Body, numbers
-from app.codec.prepared import Prepared, prepare
+from app.calls import Call
+from app.codec import Body, HeaderList, numbers
+from app.codec.prepared import prepare
 from app.codec.values import array_from_json, describe, example, parse_json
 from app.errors import InvalidRequestError
 from app.model import Model
@@ -15,15 +15,8 @@ from app.results import Results
 from app.tensors import Array
 
 MAX_TOP_K = 1000
+JSON_HEADER = (b"content-type", b"application/json")
 _KEYS = ("inputs", "outputs", "top_k")
-
-
-@dataclass(slots=True)
-class PlainRequest:
-    """A decoded request; ``top_k`` is None where only the likeliest label is wanted."""
-
-    prepared: Prepared
-    top_k: int | None = None
 
 
 def expected_body(model: Model) -> str:
@@ -34,15 +27,18 @@ def expected_body(model: Model) -> str:
     return f'{{"inputs": {{{inside}}}}}'
 
 
-def decode(model: Model, body: Body) -> PlainRequest:
+def decode(model: Model, body: Body) -> tuple[Call, int | None]:
     """Read a JSON body.
+
+    Returns:
+        The call, and how many labels are wanted of each row; None where it is only the likeliest.
 
     Raises:
         InvalidRequestError: names what is wrong and what is expected.
     """
     feeds = _quick(model, body)
     if feeds is not None:
-        return PlainRequest(prepare(model, feeds, model.output_names))
+        return prepare(model, feeds, model.output_names), None
     return _precise(model, body)
 
 
@@ -68,7 +64,7 @@ def _quick(model: Model, body: Body) -> dict[str, Array] | None:
     return feeds if numbers.brackets(body, lists) == lists else None
 
 
-def _precise(model: Model, body: Body) -> PlainRequest:
+def _precise(model: Model, body: Body) -> tuple[Call, int | None]:
     expected = expected_body(model)
     document = parse_json(body, expected)
     if not isinstance(document, dict):
@@ -80,7 +76,7 @@ def _precise(model: Model, body: Body) -> PlainRequest:
         raise InvalidRequestError(f"the key 'inputs' is missing; expected {expected}")
     feeds = _feeds(model, document["inputs"], expected)
     output_names = _output_names(model, document.get("outputs"))
-    return PlainRequest(prepare(model, feeds, output_names), check_top_k(model, document.get("top_k")))
+    return prepare(model, feeds, output_names), check_top_k(model, document.get("top_k"))
 
 
 def _feeds(model: Model, inputs: Any, expected: str) -> dict[str, Array]:
@@ -142,25 +138,26 @@ class PlainWriter:
         self._labels = [orjson.dumps(label) for label in labels or ()]
         self._predictions = [b'{"label":' + label + b',"probability":' for label in self._labels]
 
-    def encode(self, results: Results, start: int, stop: int, top_k: int | None) -> bytes:
-        """The JSON answer to the request that owns these rows."""
-        parts = [
-            self._names[name] + results.nested_json(index, start, stop)
-            for index, name in enumerate(results.output_names)
-        ]
-        text = self._head + b",".join(parts) + b"}"
-        if self._predictions and results.has_labels:
-            if top_k is None:
-                heads = self._predictions
-                rows = [heads[label] + probability for label, probability in results.best()[start:stop]]
-                return text + b',"predictions":[' + b"},".join(rows) + b"}]}"
-            probabilities = results.probabilities
-            if probabilities is not None:
-                ranked = self._ranked(probabilities[start:stop], top_k)
-                return text + b',"predictions":[' + b",".join(ranked) + b"]}"
-        return text + b"}"
+    def encode(self, top_k: int | None, results: Results, start: int, stop: int) -> tuple[HeaderList, bytes]:
+        """The JSON answer to the request that owns these rows: headers and body."""
+        names = results.output_names
+        parts = [self._head, self._names[names[0]], results.nested_json(0, start, stop)]
+        for index in range(1, len(names)):
+            parts += (b",", self._names[names[index]], results.nested_json(index, start, stop))
+        heads = self._predictions
+        if not heads:
+            rows = []
+        elif top_k is None:
+            rows = [heads[label] + probability + b"}" for label, probability in results.best()[start:stop]]
+        else:
+            rows = self._ranked(results.probabilities, start, stop, top_k)
+        parts += (b'},"predictions":[', b",".join(rows), b"]}") if rows else (b"}}",)
+        return [JSON_HEADER], b"".join(parts)
 
-    def _ranked(self, probabilities: Array, top_k: int) -> list[bytes]:
+    def _ranked(self, whole: Array | None, start: int, stop: int, top_k: int) -> list[bytes]:
+        if whole is None:
+            return []
+        probabilities = whole[start:stop]
         top = min(top_k, probabilities.shape[1])
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         rows = []

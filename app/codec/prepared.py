@@ -1,24 +1,13 @@
 """Input tensors that were checked against their model."""
 
-from dataclasses import dataclass
-
+from app.calls import Call
 from app.errors import InvalidRequestError
 from app.model import Model
 from app.tensors import Array
 
 
-@dataclass(slots=True)  # not frozen: that would triple the time to make one, and one is made for each request
-class Prepared:
-    """Input tensors that fit the model, and the outputs that are wanted."""
-
-    feeds: dict[str, Array]
-    output_names: tuple[str, ...]
-    rows: int
-    key: object
-
-
-def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]) -> Prepared:
-    """Check what only shows when all inputs are there.
+def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]) -> Call:
+    """Make a call of tensors that fit the model one by one; checks what only shows when all are there.
 
     Raises:
         InvalidRequestError: inputs of different numbers of rows, none at all, or empty where the model can't have that.
@@ -30,7 +19,7 @@ def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]
                     f"input {name!r} is empty, of shape {list(array.shape)}; this model needs values"
                 )
     if not model.batched:
-        return Prepared(feeds, output_names, 1, None)
+        return Call(feeds, output_names, 1, None)
     arrays = list(feeds.values())
     rows = arrays[0].shape[0]
     if len(arrays) > 1:
@@ -44,5 +33,5 @@ def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]
     if rows == 0:
         raise InvalidRequestError("the inputs hold no rows; at least 1 is needed")
     if model.fixed_rows:
-        return Prepared(feeds, output_names, rows, output_names)
-    return Prepared(feeds, output_names, rows, (output_names, *(array.shape[1:] for array in arrays)))
+        return Call(feeds, output_names, rows, output_names)
+    return Call(feeds, output_names, rows, (output_names, *(array.shape[1:] for array in arrays)))

@@ -69,7 +69,7 @@ def test_what_the_quick_path_takes_the_precise_one_takes_alike(datatype, value):
         np.testing.assert_array_equal(feeds["x"], expected)
         assert feeds["x"].dtype == expected.dtype
     try:
-        decoded = plain.decode(model, body).prepared.feeds["x"]
+        decoded = plain.decode(model, body)[0].feeds["x"]
     except InvalidRequestError:
         assert expected is None
     else:

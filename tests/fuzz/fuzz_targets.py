@@ -109,16 +109,12 @@ def plain_json(data: bytes) -> bool:
     model = MODELS[which]
     found = outcome(plain.decode, model, body)
     precise = outcome(plain._precise, model, body)
-    if found is not None and (precise is None or not oracles.same(found.prepared.feeds, precise.prepared.feeds)):
+    if found is not None and (precise is None or not oracles.same(found[0].feeds, precise[0].feeds)):
         raise Finding(f"the quick and the precise way differ: {body[:400]!r}")
 
     def alike(request, expected) -> bool:
-        feeds, names, top_k = expected
-        return (
-            oracles.same(request.prepared.feeds, feeds)
-            and request.prepared.output_names == names
-            and request.top_k == top_k
-        )
+        (call, wanted), (feeds, names, top_k) = request, expected
+        return oracles.same(call.feeds, feeds) and call.output_names == names and wanted == top_k
 
     return hold(found, right(oracles.plain, KINDS[which], body), alike, data)
 
@@ -143,9 +139,9 @@ def protocol(data: bytes) -> bool:
         raise Finding(f"the second time it is read differently: {body[:400]!r}")
 
     def alike(request, expected) -> bool:
-        (prepared, asked), (feeds, outputs, rest) = request, expected
+        (call, asked), (feeds, outputs, rest) = request, expected
         return (
-            oracles.same(prepared.feeds, feeds)
+            oracles.same(call.feeds, feeds)
             and list(zip(asked.output_names, asked.binary, asked.classes, strict=True)) == outputs
             and (asked.id, asked.priority, asked.timeout_us) == rest
         )
