@@ -9,6 +9,8 @@ from app.model import Model
 from app.results import Results
 from app.tensors import Array
 
+_MAX_HEADS = 1024
+
 
 class OipWriter:
     """Writes answers of one model."""
@@ -20,6 +22,7 @@ class OipWriter:
             spec.name: b'{"name":%s,"datatype":"%s","shape":' % (orjson.dumps(spec.name), spec.datatype.encode())
             for spec in model.outputs
         }
+        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # of answers of one binary tensor, by its shape
 
     def encode(self, results: Results, start: int, stop: int, asked: Asked) -> tuple[int | None, bytes]:
         """The answer to the request that owns these rows.
@@ -27,6 +30,8 @@ class OipWriter:
         Returns:
             The length of the JSON part (None where all is JSON), and the body.
         """
+        if asked.binary == (True,) and asked.classes == (0,) and asked.id is None:
+            return self._one_binary(asked.output_names[0], results.array(0, start, stop))
         outputs: list[bytes] = []
         tails: list[bytes] = []
         for index, name in enumerate(asked.output_names):
@@ -37,16 +42,27 @@ class OipWriter:
             else:
                 array = results.array(index, start, stop)
                 text, flat, datatype = self._names[name], None, self._model.output_by_name[name].datatype
-            shape = b"[" + b",".join([b"%d" % size for size in array.shape]) + b"]"
             if asked.binary[index]:
                 tail = binary.to_bytes(array, datatype)
                 tails.append(tail)
-                outputs.append(text + shape + b',"parameters":{"binary_data_size":%d}}' % len(tail))
+                outputs.append(text + _shape_and_size(array, tail))
             else:
-                outputs.append(text + shape + b',"data":' + (flat or results.flat_json(index, start, stop)) + b"}")
+                data = flat or results.flat_json(index, start, stop)
+                outputs.append(text + _shape(array) + b',"data":' + data + b"}")
         identity = b"" if asked.id is None else b',"id":' + orjson.dumps(asked.id)
         head = self._head + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
         return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
+
+    def _one_binary(self, name: str, array: Array) -> tuple[int, bytes]:
+        """The usual answer; all but the tensor depends on its shape alone, save where its elements differ in length."""
+        datatype = self._model.output_by_name[name].datatype
+        tail = binary.to_bytes(array, datatype)
+        head = self._heads.get((name, array.shape))
+        if head is None:
+            head = self._head + b',"outputs":[' + self._names[name] + _shape_and_size(array, tail) + b"]}"
+            if datatype != "BYTES" and len(self._heads) < _MAX_HEADS:
+                self._heads[name, array.shape] = head
+        return len(head), head + tail
 
     def _classified(self, results: Results, index: int, start: int, stop: int, count: int) -> Array:
         """The ``count`` largest of the last axis as texts ``value:index`` or ``value:index:label``."""
@@ -62,3 +78,11 @@ class OipWriter:
             text = f"{values[(*place[:-1], best)]:f}:{best}"
             texts[place] = f"{text}:{labels[best]}" if labels else text
         return texts
+
+
+def _shape(array: Array) -> bytes:
+    return b"[" + b",".join([b"%d" % size for size in array.shape]) + b"]"
+
+
+def _shape_and_size(array: Array, tail: bytes) -> bytes:
+    return _shape(array) + b',"parameters":{"binary_data_size":%d}}' % len(tail)
