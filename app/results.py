@@ -39,7 +39,7 @@ class Results:
     def nested_json(self, index: int, start: int, stop: int) -> bytes:
         """One output's rows as nested JSON lists."""
         array = self.arrays[index]
-        if stop - start == len(array) and array.dtype.kind == "f" and array.ndim == 2:
+        if array.ndim == 2 and array.dtype.kind == "f" and stop - start == len(array):
             # All that ran is this one's: there is nothing to be cut.
             text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
             return text if b"null" not in text else self._finite(index, text)

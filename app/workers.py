@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -38,6 +38,7 @@ HUNG_S = 30.0
 START_S = 120.0
 """The same before its first word: importing takes long where many start at once."""
 _LOOK_S = 0.05
+_IS_FIRST = os.getpid() == 1  # of a container: whoever has no parent any more is its child
 _HOW_ARE_YOU, _ADOPT = b"how are you", b"adopt"
 _PING_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -111,6 +112,19 @@ class Worker:
                 os.kill(self.pid, signal.SIGTERM)
 
 
+def reap_orphans(mine: Collection[int | None]) -> None:
+    """See to the end of processes that others left behind, such as the helper of a worker that was killed.
+
+    Args:
+        mine: numbers of children that somebody else waits for.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if found.si_pid in mine:
+                return  # it is in front of the others, until it was looked after
+            os.waitpid(found.si_pid, 0)
+
+
 def run_worker(
     make: Callable[[], uvicorn.Config], settings: Settings, sock: socket.socket, pipe: "Connection[Any, Any]"
 ) -> None:
@@ -169,6 +183,8 @@ class Supervisor:
             for slot in range(len(self._workers)):
                 if not self._signals:
                     self._look_after(slot)
+            if _IS_FIRST:
+                reap_orphans({child.pid for child in multiprocessing.active_children()})
             time.sleep(_LOOK_S)
         return self._end()
 

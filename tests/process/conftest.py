@@ -99,10 +99,18 @@ def put(root: Path, made: onnx.ModelProto, name: str, version: int | str) -> Pat
     return folder / "model.onnx"
 
 
-class Server:
-    """``python -m app`` in a process of its own."""
+def child_of(pid: int) -> int:
+    """The only child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
 
-    def __init__(self, model_dir: Path, folder: Path, workers: int, arguments: tuple, environment: dict) -> None:
+
+class Server:
+    """``python -m app`` in a process of its own, or as the child of a program that goes ``before``."""
+
+    def __init__(
+        self, model_dir: Path, folder: Path, workers: int, arguments: tuple, environment: dict, before: tuple = ()
+    ) -> None:
         self.workers = workers
         self.log_path = folder / "log"
         self._arguments = [
@@ -112,10 +120,11 @@ class Server:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PANTHER_")}
         with self.log_path.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", *self._arguments],
+                [*before, sys.executable, "-m", "app", *self._arguments],
                 cwd=ROOT, stderr=stream, env={**clean, **environment}, start_new_session=True,
             )  # fmt: skip
         self.wait_for(lambda: "listening on" in self.log)
+        self.pid = self.process.pid if not before else child_of(self.process.pid)
         self.port = int(re.search(r"listening on http://127.0.0.1:(\d+)", self.log)[1])
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -154,7 +163,14 @@ class Server:
 
     def children(self) -> list[int]:
         """Worker processes: those that listen, not multiprocessing's helper."""
-        found = []
+        return [pid for pid, state, command in self._family() if state != "Z" and "spawn_main" in command]
+
+    def zombies(self) -> list[int]:
+        """Children that have ended and whose end nobody has asked for."""
+        return [pid for pid, state, _ in self._family() if state == "Z"]
+
+    def _family(self) -> Iterator[tuple[int, str, str]]:
+        """Number, state and command of each child."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -162,9 +178,8 @@ class Server:
                     command = (entry / "cmdline").read_text()
                 except OSError:
                     continue
-                if int(fields[1]) == self.process.pid and fields[0] != "Z" and "spawn_main" in command:
-                    found.append(int(entry.name))
-        return found
+                if int(fields[1]) == self.pid:
+                    yield int(entry.name), fields[0], command
 
     def resident_bytes(self) -> int:
         """Memory of the server's one process that is its own."""
@@ -172,7 +187,7 @@ class Server:
         return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
     def end(self, seconds: float = 30) -> int:
-        self.process.send_signal(signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(seconds)
 
 
@@ -239,11 +254,13 @@ class Load:
 
 
 @contextmanager
-def running(model_dir: Path, *arguments, workers: int = 1, wait: bool = True, **environment: str) -> Iterator[Server]:
+def running(
+    model_dir: Path, *arguments, workers: int = 1, wait: bool = True, before: tuple = (), **environment: str
+) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         server = None
         try:
-            server = Server(model_dir, Path(folder), workers, arguments, environment)
+            server = Server(model_dir, Path(folder), workers, arguments, environment, before)
             if wait:
                 server.wait_until_ready()
             yield server

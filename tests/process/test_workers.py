@@ -3,10 +3,14 @@
 import os
 import re
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
+
+AS_FIRST = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(tmp_path, kit):
@@ -25,6 +29,42 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(tmp_path, kit):
         assert load.refused == 0
         assert len(set(server.children()) - {victim}) == 2
         assert f"worker {victim} died (by signal SIGKILL)" in server.log
+        assert server.end() == 0
+
+
+def may_be_first() -> bool:
+    try:
+        return subprocess.run([*AS_FIRST, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not may_be_first(), reason="no process here may make a namespace of processes")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_as_a_containers_first_process_it_ends_and_leaves_no_zombies(tmp_path, kit, workers):
+    # The kernel spares the first process the default actions of signals: what is not handled does nothing.
+    kit.put(tmp_path, kit.linear(1), "m", 1)
+    with kit.running(tmp_path, "--model-control", "explicit", workers=workers, before=AS_FIRST) as server:
+        assert (kit.proc(server.pid) / "status").read_text().split("NSpid:")[1].split()[1] == "1"
+        if workers > 1:
+            os.kill(server.children()[0], signal.SIGKILL)
+            server.wait_for(lambda: server.log.count("ready: ") == 3)
+        assert server.value() == 1
+        kit.put(tmp_path, kit.linear(2), "m", 2)
+        assert server.ask("POST", "/v2/repository/models/m/load").status_code == 200
+        assert server.value() == 2
+        server.wait_for(lambda: not server.zombies())
+        assert server.end() == 0
+
+
+def test_a_worker_that_says_nothing_is_replaced(tmp_path, kit):
+    kit.put(tmp_path, kit.linear(1), "m", 1)
+    with kit.running(tmp_path, workers=2) as server:
+        victim = server.children()[0]
+        os.kill(victim, signal.SIGSTOP)
+        server.wait_for(lambda: server.log.count("ready: ") == 3, 60)
+        assert re.search(rf"worker {victim} is killed and replaced: it has said nothing for 3\d s", server.log)
+        assert victim not in server.children()
         assert server.end() == 0
 
 
