@@ -1,6 +1,7 @@
 """The calls of the CUDA runtime that the server makes itself, by ctypes, in the library that onnxruntime uses."""
 
 import ctypes
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from app.tensors import Array
+
+log = logging.getLogger(__name__)
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
@@ -67,10 +70,14 @@ class CudaRuntime:
     """The runtime's functions under plain names; addresses, streams and graphs are integers.
 
     Every method raises ``CudaError`` where the runtime reports an error.
+
+    Attributes:
+        lost: why nothing runs on CUDA any more in this process, or None as long as that is not known of it.
     """
 
     def __init__(self, waiting: Any, quick: Any) -> None:
         """Take the library twice: ``waiting`` releases Python's lock around a call, ``quick`` keeps it."""
+        self.lost: str | None = None
         self._waiting = waiting
         self._quick = quick
         waiting.cudaGetErrorString.restype = ctypes.c_char_p
@@ -169,6 +176,20 @@ class CudaRuntime:
     def synchronize(self, stream: int) -> None:
         """Wait until all that was queued is done; other threads run meanwhile."""
         self._check(self._waiting.cudaStreamSynchronize(stream), "the run")
+
+    def look(self, stream: int) -> None:
+        """After a run that failed: see whether others can run.
+
+        An ordinary error is told once. After an illegal access, an error of the memory or the loss of the device each
+        call fails as long as the process lives, one that waits for an idle stream too.
+        """
+        try:
+            self._waiting.cudaGetLastError()
+            self.synchronize(stream)
+        except CudaError as error:
+            if self.lost is None:
+                log.error("nothing runs on CUDA any more in this process: %s", error)
+            self.lost = str(error)
 
     def launch(self, graph: int, stream: int) -> None:
         """Queue a graph."""

@@ -67,10 +67,10 @@ class GracefulServer(uvicorn.Server):
     def problem(self) -> str | None:
         """Why this process had better be replaced, or None; may be called in any thread."""
         limit_s = self._settings.stuck_run_s
-        if not limit_s or not self.started or self._drained_since is not None:
+        if not self.started or self._drained_since is not None:
             return None
         late_s = time.monotonic() - self._ticked_at
-        if late_s > limit_s:
+        if limit_s and late_s > limit_s:
             return f"its event loop has not come round for {late_s:.0f} s"
         state = self._state()
         return None if state is None else state.stuck_because()

@@ -71,7 +71,7 @@ def server_metrics(state: AppState, figures: Figures) -> Iterable[Metric]:
     ready = state.not_ready_because() is None
     yield GaugeMetricFamily("panther_ready", "Whether every model is served, 0 or 1.", ready)
     live = state.stuck_because() is None
-    yield GaugeMetricFamily("panther_live", "Whether the runs of the models end, 0 or 1.", live)
+    yield GaugeMetricFamily("panther_live", "Whether the models can be run and their runs end, 0 or 1.", live)
     yield GaugeMetricFamily("panther_workers", "Workers that answered this scrape.", figures.workers)
     yield GaugeMetricFamily("panther_workers_wanted", "Workers that there should be.", state.settings.workers)
     unrouted = CounterMetricFamily(

@@ -125,6 +125,8 @@ class Model:
                 return results
             return self._from_host(feeds, output_names)
         except Exception as error:  # onnxruntime raises many kinds
+            if self._device.runtime is not None and self._stream is not None:
+                self._device.runtime.look(self._stream)
             raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
 
     def _host_run(self, session: Any) -> Plain:

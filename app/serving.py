@@ -57,6 +57,14 @@ class Loader:
         except DeviceError as error:
             self.device_problem = str(error)
 
+    @property
+    def lost(self) -> str | None:
+        """Why nothing runs any more in this process, or None."""
+        runtime = None if self.device is None else self.device.runtime
+        if runtime is None or runtime.lost is None:
+            return None
+        return f"nothing runs on CUDA any more in this process: {runtime.lost}"
+
     def __call__(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
         """Load one version, in a process of its own first, and warm it up.
 

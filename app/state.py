@@ -50,8 +50,9 @@ class AppState:
         """
         if self.draining:
             return "the server is shutting down"
-        if self.loader.device_problem is not None:
-            return self.loader.device_problem
+        problem = self.loader.device_problem or self.loader.lost
+        if problem is not None:
+            return problem
         if self.repository.starting:
             return LOADING
         if not alone and self.peers is not None and not self.peers.all_loaded(self.settings.workers):
@@ -60,7 +61,10 @@ class AppState:
         return "; ".join(problems) if problems else None
 
     def stuck_because(self) -> str | None:
-        """Why the engine can't be called alive, or None when it can: a run of a model that does not end."""
+        """Why the engine can't be called alive, or None when it can: CUDA is lost, or a run of a model does not end."""
+        lost = self.loader.lost
+        if lost is not None:
+            return lost
         limit_s = self.settings.stuck_run_s
         for serving in self.repository.servings() if limit_s else ():
             running_s = serving.batcher.running_s

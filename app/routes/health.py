@@ -12,13 +12,13 @@ from app.state import AppState, app_state
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-_NOT_LIVE: Responses = {503: {"model": Live, "description": "a run of a model does not end"}}
+_NOT_LIVE: Responses = {503: {"model": Live, "description": "a run of a model does not end, or CUDA is lost"}}
 _NOT_READY: Responses = {503: {"model": Ready, "description": "not ready, and why"}}
 
 
 @router.get("/live", response_model_exclude_none=True, responses={**answers(examples.LIVE), **_NOT_LIVE})
 async def live(state: Annotated[AppState, Depends(app_state)], response: Response) -> Live:
-    """Whether the process answers and the runs of its models end."""
+    """Whether the process answers, the runs of its models end, and CUDA works where they run there."""
     problem = state.stuck_because()
     if problem is not None:
         response.status_code = 503

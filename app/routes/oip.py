@@ -45,7 +45,7 @@ async def server_metadata() -> dict[str, Any]:
 
 @router.get("/health/live", tags=_META, responses=answers(examples.LIVE) | _NOT_SO)
 async def live(state: Shared, response: Response) -> dict[str, bool]:
-    """Whether the process answers and the runs of its models end; 400 where not (``/health/live`` says why)."""
+    """Whether the process answers and runs of its models succeed and end; 400 where not (``/health/live`` says why)."""
     is_live = state.stuck_because() is None
     response.status_code = 200 if is_live else 400
     return {"live": is_live}

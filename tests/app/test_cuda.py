@@ -9,6 +9,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnxruntime as ort
@@ -19,7 +20,7 @@ from app import cuda, cuda_runner
 from app.cuda import accelerate
 from app.cuda_buffers import LoanPool
 from app.cuda_runner import CudaRunner, NoBuffersError, batch_sizes, check_buffers, relative_error, size_index
-from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, CudaError, Streams
+from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, CudaError, CudaRuntime, Streams
 from app.device import CUDA, CudaOptions, Device, choose_device_id, find_device
 from app.errors import DeviceError
 from app.placement import RECORD, Node, find_placement, placement_report, why_not_captured
@@ -45,6 +46,7 @@ class HostRuntime:
         self.empty = False
         self.recording = None
         self.streams = 0
+        self.lost = None
 
     def set_device(self, device_id):
         pass
@@ -69,6 +71,9 @@ class HostRuntime:
 
     def elapsed_ns(self, start, end):
         return 1000
+
+    def look(self, stream):
+        pass
 
     def free(self, device=(), pinned=(), graphs=(), events=()):
         for address in (*device, *pinned):
@@ -610,6 +615,41 @@ def test_the_server_answers_from_buffers_and_tells_of_them(serve, tiny, played, 
     (stats,) = client.get("/v2/models/m/stats").json()["model_stats"]
     assert all(batch["compute_output"]["ns"] > 0 for batch in stats["batch_stats"])
     assert "model m version 1 runs on CUDA device 0 in the mode graph" in caplog.text
+
+
+def test_a_server_that_has_lost_the_device_is_neither_alive_nor_ready(serve, tiny, played, runtime):
+    client = serve(tiny.graph())
+    assert client.get("/health/live").json() == {"live": True}
+    runtime.lost = "the run failed: an illegal memory access was encountered (CUDA error 700)"
+    said = f"nothing runs on CUDA any more in this process: {runtime.lost}"
+    assert client.get("/health/live").json() == {"live": False, "error": said}
+    assert client.get("/health/live").status_code == 503
+    assert client.get("/v2/health/live").status_code == 400
+    assert client.get("/health/ready").json() == {"ready": False, "error": said}
+
+
+def test_after_a_run_that_failed_the_device_is_looked_at(serve, tiny, played, runtime):
+    client = serve(tiny.graph(), max_batch_rows=4)
+    looked = []
+
+    def fail(graph, stream):
+        raise CudaError("launching the graph failed: out of memory (CUDA error 2)")
+
+    runtime.launch, runtime.look = fail, looked.append
+    assert client.post("/models/m/predict", json={"inputs": [[0] * 6]}).status_code == 500
+    assert looked == [1]
+
+
+@pytest.mark.parametrize(
+    ("code", "lost"), [(0, None), (719, "the run failed: unspecified launch failure (CUDA error 719)")]
+)
+def test_an_error_that_stays_is_told_from_one_that_passes(code, lost):
+    library = MagicMock()
+    library.cudaStreamSynchronize.return_value = code
+    library.cudaGetErrorString.return_value = b"unspecified launch failure"
+    runtime = CudaRuntime(library, library)
+    runtime.look(1)
+    assert runtime.lost == lost
 
 
 def test_the_error_of_tf32_is_measured_against_a_session_without(serve, tiny, played):

@@ -225,6 +225,41 @@ def test_results_in_lent_memory_stay_as_they_are(tmp_path, device):
         close(y, on_cpu(path, {"x": x})[0])
 
 
+def test_a_device_that_fails_for_good_is_told_of():
+    pytest.importorskip("torch")
+    program = f"""
+import os
+from pathlib import Path
+import numpy as np, torch
+from app.device import find_device
+from app.errors import InferenceFailedError
+from app.model import Model
+device = find_device("cuda")
+model = Model("m", "1", Path({str(DIGITS)!r}), device, 1)
+model.prepare(8)
+feeds = model.random_feeds(2)
+try:
+    model.run({{"x": np.zeros((2, 7), np.float32)}}, model.output_names)
+except InferenceFailedError:
+    pass
+model.run(feeds, model.output_names)
+assert device.runtime.lost is None
+torch.zeros(2, device="cuda")[torch.tensor([5], device="cuda")]  # fails within the kernel
+for _ in range(2):
+    try:
+        model.run(feeds, model.output_names)
+        raise SystemExit("it ran")
+    except InferenceFailedError as error:
+        print(error)
+print(device.runtime.lost, flush=True)
+os._exit(0)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "device-side assert" in told.stdout.splitlines()[-1], told
+
+
 def test_tf32_is_off_by_default_and_its_error_is_measured(tmp_path):
     path = wide(tmp_path / "wide.onnx")
     x = np.random.default_rng(1).standard_normal((32, 1024)).astype(np.float32)
