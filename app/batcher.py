@@ -30,6 +30,8 @@ class Batcher:
     it takes. A longer one goes to the one thread that the model owns, and what arrives meanwhile is the next batch.
     While calls come one by one, each is run as it comes.
 
+    Where the model runs on a device and other calls wait, the answers of a batch are written while the next one runs.
+
     Attributes:
         running: whether the owner thread is at a run.
 
@@ -73,6 +75,7 @@ class Batcher:
         self._delayed: asyncio.TimerHandle | None = None
         self._current: list[Call] = []  # what the owner thread runs
         self._options = ort.RunOptions()  # of that run
+        self._left: tuple[list[Call], list[_Outcome]] | None = None  # a batch that ran and is not yet answered
         self._cost_ns: dict[int, float] = {}  # rows, rounded up to a power of two (as its exponent): typical run
         self._thread: ThreadPoolExecutor | None = None
         self._ran_well: list[tuple[int, int, Call]] = []  # runs that are not counted yet: rows, ns, the first call
@@ -90,7 +93,7 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._queue and not self.running
+        return not self._queue and not self.running and self._left is None
 
     @property
     def running_s(self) -> float:
@@ -212,17 +215,22 @@ class Batcher:
         if self._delayed is not None:
             self._delayed.cancel()
             self._delayed = None
-        if not self._queue:
-            return
         if self._timed:
             self._drop_late()
         if self.running or not self._queue:
+            self._answer_left()
             return
         batch, rows = self._queue.take(self.max_rows if self.together else 1)
         if self._expected_ns(rows) <= self.inline_ns:
             self._alone = not self._alone and len(batch) == 1 and not self._queue and not self.delay_ns
-            self._finish(batch, self._execute(batch, rows))
+            outcomes = self._execute(batch, rows)
+            self._answer_left()
+            if self.model.gathers and self._queue and not self.delay_ns:
+                self._left = batch, outcomes
+            else:
+                self._finish(batch, outcomes)
         else:
+            self._answer_left()
             self._alone = False
             self.running = True
             self._current = batch
@@ -235,6 +243,12 @@ class Batcher:
             future.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._ran, batch, ended))
             return
         self._schedule()
+
+    def _answer_left(self) -> None:
+        """Answer the batch before, if that is still to be done."""
+        if self._left is not None:
+            left, self._left = self._left, None
+            self._finish(*left)
 
     def _ran(self, batch: list[Call], ended: "Future[list[_Outcome]]") -> None:
         self.running = False
@@ -258,11 +272,13 @@ class Batcher:
             feeds: Mapping[str, Parts] = first.feeds if len(batch) == 1 else self._together(batch)
             ready = time.perf_counter_ns()
             names = first.output_names
-            if rows <= self.max_rows or not self.model.batched:
+            if rows > self.max_rows and self.model.batched:
+                arrays = self._run_in_pieces(feeds, names, rows, options)
+            elif self._left is None:
                 arrays = self.model.run(feeds, names, options)
             else:
-                arrays = self._run_in_pieces(feeds, names, rows, options)
-            run_ns = time.perf_counter_ns() - ready
+                arrays = self.model.run(feeds, names, options, self._answer_left)
+            run_ns = time.perf_counter_ns() - ready - self.model.aside_ns
             results = Results(self.model, names, arrays)
             # What copies to and from a device take is no time of the model.
             copied_in, output_ns = self.model.copy_ns

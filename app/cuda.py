@@ -63,7 +63,9 @@ def accelerate(
         return report, None
     try:
         check_buffers(inputs, outputs, batched=max_rows is not None)
-        runner = CudaRunner(session, inputs, outputs, max_rows, plain, device.runtime, device.cuda.device_id, stream)
+        runner = CudaRunner(
+            session, inputs, outputs, max_rows, plain, device.runtime, device.cuda.device_id, stream, device.bodies
+        )
         runner.warm_up(feeds)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds; random input is not to every model's liking
         report.reason = f"no buffers: {first_line(error)}"

@@ -13,6 +13,9 @@ from app.tensors import Array, TensorSpec
 
 log = logging.getLogger(__name__)
 
+_KIB = 1024
+_SHORT = 64 * _KIB  # a body up to this is copied by the host as quickly as it finds a place
+_BODIES = ((256 * _KIB, 128), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes of a piece, and how many there are
 _MOST_LOANS = 8
 _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
@@ -69,7 +72,7 @@ class Buffer:
 class Loan:
     """Pinned memory that an array lies in; it goes back to its pool when the last array over it is gone."""
 
-    def __init__(self, pool: "LoanPool", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, pool: "LoanPool | Bodies", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
         self._pool = pool
         self._address = address
@@ -110,3 +113,49 @@ class LoanPool:
     def take_back(self, address: int) -> None:
         """Have memory lent again."""
         self._free.append(address)
+
+
+class Bodies:
+    """Pinned memory that long request bodies are received into: tensors in them are copied to the device as they lie.
+
+    One block, in pieces of a few sizes. A piece is free again when the last array over it is gone, so none is used
+    anew while a run reads it, whatever has become of the client.
+
+    Args:
+        runtime, device_id: whose copies come from there.
+    """
+
+    def __init__(self, runtime: CudaRuntime, device_id: int) -> None:
+        owned = Owned()
+        runtime.set_device(device_id)
+        self._start = runtime.pinned_memory(sum(size * count for size, count in _BODIES))
+        owned.pinned.append(self._start)
+        self._pieces: list[tuple[int, list[int]]] = []
+        self._end = self._start
+        for size, count in _BODIES:
+            self._pieces.append((size, [self._end + size * number for number in range(count)]))
+            self._end += size * count
+        weakref.finalize(self, give_back, runtime, device_id, owned)
+
+    def take(self, length: int) -> memoryview | None:
+        """Room for a body of that length, which holds anything; None where there is none, or it is not worth it."""
+        if length <= _SHORT:
+            return None
+        for size, free in self._pieces:
+            if length <= size:
+                return np.asarray(Loan(self, free.pop(), (length,), np.dtype(np.uint8))).data if free else None
+        return None
+
+    def take_back(self, address: int) -> None:
+        """Have a piece used again."""
+        end = self._start
+        for (size, count), (_, free) in zip(_BODIES, self._pieces, strict=True):
+            end += size * count
+            if address < end:
+                free.append(address)
+                return
+
+    def address(self, array: Array) -> int | None:
+        """Where an array lies, if it lies here in one piece."""
+        address: int = array.__array_interface__["data"][0]
+        return address if self._start <= address < self._end and array.flags.c_contiguous else None

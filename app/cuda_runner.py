@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from app.cuda_buffers import Buffer, LoanPool, Owned, give_back
+from app.cuda_buffers import Bodies, Buffer, LoanPool, Owned, give_back
 from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, CudaError, CudaRuntime
 from app.tensors import Array, TensorSpec
 
@@ -29,6 +29,7 @@ _WORTH = 0.93
 Parts = Array | list[Array]
 Plain = Callable[[Mapping[str, Any], Sequence[str]], list[Array]]
 Feeds = Callable[[int], Mapping[str, Array]]
+Meanwhile = Callable[[], None]
 
 
 class NoBuffersError(Exception):
@@ -86,12 +87,16 @@ class CudaRunner:
         max_rows: of the largest batch; None for a model that is not batched.
         plain: runs the session on arrays of the host; for more rows than the largest batch, and to compare with.
         runtime, device_id, stream: where to run.
+        bodies: large inputs that lie in there are copied to the device from where they are.
 
     Attributes:
         sizes: that batches are padded to.
         padded_to: for each of them the size that its batches are run at: itself, or a larger one that is quicker.
-        input_ns, output_ns: of the last run, what copying its inputs and outputs took; what of that is part of the
-            graph is what it took in trials when the graph was recorded.
+        input_ns, output_ns: of the last run, what copying its inputs and outputs took. For large ones it is time of
+            the device, from the beginning of the run to the end of the last copy in, and from the end of the graph to
+            that of the last copy out; what is part of the graph is what it took in trials when the graph was recorded.
+            Of few rows in a graph of many it is what the host took, the rest counts as the model's.
+        aside_ns: what the last run took longer because of what was done meanwhile.
     """
 
     memory = "cuda"
@@ -107,16 +112,18 @@ class CudaRunner:
         runtime: CudaRuntime,
         device_id: int,
         stream: int,
+        bodies: Bodies | None = None,
     ) -> None:
         self.sizes = (1,) if max_rows is None else batch_sizes(max_rows)
         self.padded_to = self.sizes
         self.batched = max_rows is not None
-        self.input_ns = self.output_ns = 0
+        self.input_ns = self.output_ns = self.aside_ns = 0
         self._session = session
         self._plain = plain
         self._runtime = runtime
         self._device_id = device_id
         self._stream = stream
+        self._bodies = bodies
         self._lock = threading.Lock()
         self._graphs: list[int] = []
         owned = self._owned = Owned()
@@ -125,11 +132,11 @@ class CudaRunner:
         self._inputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in inputs}
         self._outputs = {spec.name: Buffer(spec, max_rows, runtime, stream, owned) for spec in outputs}
         self._pools = {name: LoanPool(item.nbytes, runtime, device_id) for name, item in self._outputs.items()}
-        self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(2)]
+        self._began, self._sent, self._ran, self._copied = owned.events = [runtime.make_event() for _ in range(4)]
         buffers = (*self._inputs.values(), *self._outputs.values())
         self.buffer_bytes = sum(item.nbytes for item in buffers)
-        row_bytes = sum(item.row_bytes for item in buffers)
-        self._large = [size * row_bytes > _LARGE_BYTES for size in self.sizes]
+        self._row_bytes = sum(item.row_bytes for item in buffers)
+        self._large = [size * self._row_bytes > _LARGE_BYTES for size in self.sizes]
         self._bindings = [self._bind(size) for size in self.sizes]
         self._options = ort.RunOptions()
         # The run returns once it is queued; this class waits for it, after the copies.
@@ -146,18 +153,22 @@ class CudaRunner:
                 bind(name, self.memory, self._device_id, element, shape, item.device)
         return binding
 
-    def run(self, feeds: Mapping[str, Parts], output_names: Sequence[str]) -> list[Array]:
+    def run(
+        self, feeds: Mapping[str, Parts], output_names: Sequence[str], meanwhile: Meanwhile | None = None
+    ) -> list[Array]:
         """Run the graph.
 
         Args:
             feeds: input name to array, or to arrays that are to be one below the other.
             output_names: outputs to give, in order.
+            meanwhile: what else is to be done; called while the device is at work, or not at all where that is short.
 
         Raises:
             CudaError: the runtime reports one.
         """
         with self._lock:
             rows = self._rows(feeds)
+            self.aside_ns = 0
             if not 0 < rows <= self.sizes[-1]:
                 self.input_ns = self.output_ns = 0
                 return self._plain({name: _joined(parts) for name, parts in feeds.items()}, output_names)
@@ -166,7 +177,7 @@ class CudaRunner:
                 self._runtime.set_device(self._device_id)
             if not self._large[index]:
                 return self._run_small(feeds, output_names, rows, index)
-            return self._run_large(feeds, output_names, rows, index)
+            return self._run_large(feeds, output_names, rows, index, meanwhile)
 
     def _rows(self, feeds: Mapping[str, Parts]) -> int:
         if not self.batched:
@@ -201,17 +212,28 @@ class CudaRunner:
             self._queue(index)
         self._runtime.synchronize(self._stream)
 
-    def _run_large(self, feeds: Mapping[str, Parts], output_names: Sequence[str], rows: int, index: int) -> list[Array]:
-        began = time.perf_counter_ns()
+    def _run_large(
+        self,
+        feeds: Mapping[str, Parts],
+        output_names: Sequence[str],
+        rows: int,
+        index: int,
+        meanwhile: Meanwhile | None,
+    ) -> list[Array]:
         runtime, stream = self._runtime, self._stream
+        timed = meanwhile is not None or rows * self._row_bytes > _LARGE_BYTES
+        mark = partial(runtime.record, stream=stream) if timed else _ignore
+        began = time.perf_counter_ns()
+        mark(self._began)
         for name, parts in feeds.items():
             self._send(self._inputs[name], parts, rows)
-        self.input_ns = time.perf_counter_ns() - began
+        mark(self._sent)
+        sent = time.perf_counter_ns()
         if self._graphs:
             runtime.launch(self._graphs[index], stream)
         else:
             self._run_bound(index)
-        runtime.record(self._ran, stream)
+        mark(self._ran)
         results = []
         for name in output_names:
             item = self._outputs[name]
@@ -225,16 +247,34 @@ class CudaRunner:
                 runtime.synchronize(stream)
                 array = (item.array[:rows] if self.batched else item.array).copy()
             results.append(array)
-        runtime.record(self._copied, stream)
+        mark(self._copied)
+        queued = time.perf_counter_ns()
+        if meanwhile is not None:
+            meanwhile()
+        free = time.perf_counter_ns()
         runtime.synchronize(stream)
-        self.output_ns = runtime.elapsed_ns(self._ran, self._copied)
+        ended = time.perf_counter_ns()
+        self.input_ns = runtime.elapsed_ns(self._began, self._sent) if timed else sent - began
+        self.output_ns = runtime.elapsed_ns(self._ran, self._copied) if timed else 0
+        if meanwhile is not None:
+            whole_ns = runtime.elapsed_ns(self._began, self._copied)
+            self.aside_ns = max(0, min(free - queued, ended - began - whole_ns))
+        # What the counting takes is no time of the model.
+        self.output_ns += time.perf_counter_ns() - ended
         return results
 
     def _send(self, item: Buffer, parts: Parts, rows: int) -> None:
-        """Copy an input to the device by way of the pinned memory, in pieces."""
+        """Copy an input to the device: from where it lies, or by way of the pinned memory, in pieces."""
         if not self.batched:
             item.array[...] = parts
             self._runtime.copy(item.device, item.pinned, item.row_bytes, HOST_TO_DEVICE, self._stream)
+            return
+        lying = self._lying(parts)
+        if lying is not None:
+            target = item.device
+            for address, nbytes in lying:
+                self._runtime.copy(target, address, nbytes, HOST_TO_DEVICE, self._stream)
+                target += nbytes
             return
         done = 0
         for piece, size in _pieces(parts, rows, item.row_bytes):
@@ -247,6 +287,18 @@ class CudaRunner:
                 item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, self._stream
             )
             done += size
+
+    def _lying(self, parts: Parts) -> list[tuple[int, int]] | None:
+        """Addresses and bytes of arrays that all lie where the device can copy from, else None."""
+        if self._bodies is None:
+            return None
+        found = []
+        for part in parts if isinstance(parts, list) else [parts]:
+            address = self._bodies.address(part)
+            if address is None:
+                return None
+            found.append((address, part.nbytes))
+        return found
 
     def _queue(self, index: int) -> None:
         """Queue the copies and the run of one size."""
@@ -374,6 +426,10 @@ class CudaRunner:
             error = relative_error(mine, expected, self._outputs[name].spec)
             if not error <= _TOLERANCE:
                 raise NoBuffersError(f"output {name!r} of {size} rows is off by {error:.2g} from a plain run")
+
+
+def _ignore(_event: int) -> None:
+    """Take down no time: for few rows that would take as long as the copies."""
 
 
 def _joined(parts: Parts) -> Array:

@@ -1,5 +1,6 @@
 """Which execution provider can be had, found out before a session is made and checked after."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 import onnxruntime as ort
 
+from app.cuda_buffers import Bodies
 from app.cudart import CudaError, CudaRuntime, Streams, load_runtime
 from app.errors import DeviceError
 from app.external import external_files
@@ -58,6 +60,7 @@ class Device:
     Attributes:
         cuda: how CUDA is used, where it can be had.
         runtime, streams: to run on CUDA from buffers of our own; None where ``runtime_problem`` says why not.
+        bodies: what long request bodies are received into; None where there is no memory for it.
     """
 
     requested: str
@@ -67,6 +70,7 @@ class Device:
     runtime: CudaRuntime | None = field(default=None, compare=False)
     streams: Streams | None = field(default=None, compare=False)
     runtime_problem: str | None = field(default=None, compare=False)
+    bodies: Bodies | None = field(default=None, compare=False)
 
     def gpu(self) -> dict[str, Any] | None:
         """What CUDA says of the device now; None where there is none, or it does not answer."""
@@ -143,8 +147,12 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
         if requested == "cuda":
             raise
         return Device(requested, (CPU,), str(error))
-    streams = None if runtime is None else Streams(runtime)
-    return Device(requested, (CUDA, CPU), None, chosen, runtime, streams, problem)
+    if runtime is None:
+        return Device(requested, (CUDA, CPU), None, chosen, runtime_problem=problem)
+    bodies = None
+    with contextlib.suppress(CudaError):
+        bodies = Bodies(runtime, chosen.device_id)
+    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies)
 
 
 def open_session(

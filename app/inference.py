@@ -16,6 +16,7 @@ from app.calls import Call
 from app.codec import Body, HeaderList, Headers
 from app.codec.compression import accepted, compress, decompress
 from app.codec.plain import JSON_HEADER
+from app.cuda_buffers import Bodies
 from app.errors import (
     AppError,
     BodyTooLargeError,
@@ -132,6 +133,7 @@ class InferenceService:
         self.max_body_bytes = max_body_bytes
         self.compression_min_bytes = compression_min_bytes
         self.intake = Intake(max_queue_bytes)
+        self.bodies: Bodies | None = None  # what long bodies of binary tensors are received into
         self.request_ids = RequestIds()
         self.tracing: Tracing | None = None
         self.access: Access | None = None

@@ -145,6 +145,7 @@ def create_app(settings: Settings | None = None, *, peers_folder: Path | None = 
     )
     service.access = Access.of(settings)
     service.limits = Limits.of(settings)
+    service.bodies = None if loader.device is None else loader.device.bodies
     service.access_log = settings.access_log
     service.cross_origin = bool(settings.origins())
     if settings.tracing == "otlp":

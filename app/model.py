@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from app.card import METADATA_KEY, Card, Output, parse_card
 from app.cuda import CudaReport, accelerate
-from app.cuda_runner import CudaRunner, Parts, Plain, relative_error
+from app.cuda_runner import CudaRunner, Meanwhile, Parts, Plain, relative_error
 from app.device import CUDA, Device, open_session
 from app.errors import CardError, InferenceFailedError, LoadError, without_folders
 from app.placement import find_placement
@@ -43,6 +43,7 @@ class Model:
         cuda: how it runs on CUDA, or None on another provider.
         gathers: whether ``run`` takes the rows of several requests as they are.
         copy_ns: what the last run took to copy its inputs to CUDA and its outputs from there; 0 elsewhere.
+        aside_ns: what the last run took longer because of what was done meanwhile.
         load_duration_s: from opening the file to the end of the trial run, and of ``prepare``.
     """
 
@@ -60,6 +61,7 @@ class Model:
         self._runner: CudaRunner | None = None
         self.cuda: CudaReport | None = None
         self.copy_ns = 0, 0
+        self.aside_ns = 0
         self.gathers = False
         try:
             self.session, self.device_reason = open_session(str(path), device, num_threads, self._stream)
@@ -104,7 +106,11 @@ class Model:
         return self.providers[0]
 
     def run(
-        self, feeds: Mapping[str, Parts], output_names: Sequence[str], options: ort.RunOptions | None = None
+        self,
+        feeds: Mapping[str, Parts],
+        output_names: Sequence[str],
+        options: ort.RunOptions | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> list[Array]:
         """Run the graph.
 
@@ -112,6 +118,7 @@ class Model:
             feeds: input name to array; where the model ``gathers``, also to arrays to be put one below the other.
             output_names: outputs to compute, in order.
             options: of this run; to set its ``terminate`` stops it between two nodes.
+            meanwhile: what else is to be done; called while a device is at work, or not at all.
 
         Raises:
             InferenceFailedError: the runtime reports an error.
@@ -120,8 +127,9 @@ class Model:
             if self._plain:
                 return self._run_session(output_names, feeds, options)
             if self._runner is not None:
-                results = self._runner.run(feeds, output_names)
+                results = self._runner.run(feeds, output_names, meanwhile)
                 self.copy_ns = self._runner.input_ns, self._runner.output_ns
+                self.aside_ns = self._runner.aside_ns
                 return results
             return self._from_host(feeds, output_names)
         except Exception as error:  # onnxruntime raises many kinds

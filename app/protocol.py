@@ -75,6 +75,7 @@ class InferenceProtocol(ReceivingProtocol):
             # uvicorn tells the last request that it has read, not the one that the application is at.
             self._asgi_cycle.disconnected = True
             self._asgi_cycle.message_event.set()
+        self._body, self._rest = bytearray(), None
         self.pipeline.clear()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
@@ -214,7 +215,7 @@ class InferenceProtocol(ReceivingProtocol):
         self._inference = None
         self._start(cycle, chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
-    def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
+    def _start(self, cycle: InferenceCycle, body: bytes | bytearray | memoryview) -> None:
         cycle.chunks = []
         self._answering = cycle
         intake = cycle.service.intake
@@ -224,7 +225,7 @@ class InferenceProtocol(ReceivingProtocol):
         self._start_now(cycle, body)
         intake.started()
 
-    def _start_now(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
+    def _start_now(self, cycle: InferenceCycle, body: bytes | bytearray | memoryview) -> None:
         if cycle.disconnected:
             return
         respond = partial(self._respond, cycle)

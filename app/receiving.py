@@ -6,6 +6,7 @@ from typing import Any
 import httptools
 
 from app.bodies import BodyBuffers
+from app.codec.oip import HEADER_LENGTH
 from app.cycle import InferenceCycle
 from app.errors import AppError, OverloadedError
 from app.guarded import GuardedProtocol
@@ -30,12 +31,12 @@ class ReceivingProtocol(GuardedProtocol, ABC):
         super().__init__(*arguments, **more)
         self._inference: InferenceCycle | None = None  # the request whose body is being read
         self._head: bytes | None = None  # of the request that is being parsed, should it be worth remembering
-        self._body = bytearray()
+        self._body: bytearray | memoryview = bytearray()
         self._length = 0  # of the whole body
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
 
     @abstractmethod
-    def _start(self, cycle: InferenceCycle, body: bytes | bytearray) -> None:
+    def _start(self, cycle: InferenceCycle, body: bytes | bytearray | memoryview) -> None:
         """Answer a request that is whole."""
 
     @abstractmethod
@@ -121,7 +122,7 @@ class ReceivingProtocol(GuardedProtocol, ABC):
     def _receive_rest(self, cycle: InferenceCycle, length: int, begun: bytes | memoryview) -> None:
         cycle.chunks = []
         self._length = length
-        self._make_room(cycle, begun, min(length, _CLAIM_BYTES), BODIES.take(length))
+        self._make_room(cycle, begun, min(length, _CLAIM_BYTES), _used(cycle, length))
 
     def _grow(self, cycle: InferenceCycle) -> None:
         """Make room for more of a long body."""
@@ -130,7 +131,11 @@ class ReceivingProtocol(GuardedProtocol, ABC):
         self._make_room(cycle, begun, min(self._length, 2 * len(begun)))
 
     def _make_room(
-        self, cycle: InferenceCycle, begun: bytes | bytearray | memoryview, count: int, used: bytearray | None = None
+        self,
+        cycle: InferenceCycle,
+        begun: bytes | bytearray | memoryview,
+        count: int,
+        used: bytearray | memoryview | None = None,
     ) -> None:
         """Have what comes next of a body put behind its beginning, in ``used`` or in ``count`` new bytes."""
         try:
@@ -153,7 +158,8 @@ class ReceivingProtocol(GuardedProtocol, ABC):
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self._between = True
         if cycle is not None and not cycle.response_complete:
-            cycle.buffer = body
+            if isinstance(body, bytearray):
+                cycle.buffer = body
             self._start(cycle, body)
 
     def _take(self, cycle: InferenceCycle, body: bytes) -> None:
@@ -164,3 +170,11 @@ class ReceivingProtocol(GuardedProtocol, ABC):
             self._fail(cycle, error)
             return
         self._start(cycle, body)
+
+
+def _used(cycle: InferenceCycle, length: int) -> bytearray | memoryview | None:
+    """A buffer for a whole body that is there already; None where there is none."""
+    bodies = cycle.service.bodies
+    if bodies is not None and cycle.target.oip and HEADER_LENGTH in cycle.headers:
+        return bodies.take(length) or BODIES.take(length)
+    return BODIES.take(length)

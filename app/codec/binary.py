@@ -69,7 +69,7 @@ def text(element: Body, spec: TensorSpec) -> str:
         InvalidRequestError: it is not UTF-8, which is all that an ONNX string can hold.
     """
     try:
-        return element.decode()
+        return str(element, "utf-8")
     except UnicodeDecodeError:
         raise InvalidRequestError(f"input {spec.name!r} holds bytes that are not UTF-8; ONNX strings must be") from None
 

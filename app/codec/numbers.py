@@ -48,6 +48,8 @@ def parse(body: Body) -> simdjson.Object | None:
 
 def brackets(body: Body, at_most: int) -> int:
     """How many ``[`` the body holds, counting no further than one over ``at_most``."""
+    if isinstance(body, memoryview):
+        body = bytes(body)
     count, position = 0, body.find(b"[")
     while position >= 0 and count <= at_most:
         count += 1

@@ -19,6 +19,7 @@ class Doubler:
     batched = True
     gathers = False
     copy_ns = 0, 0
+    aside_ns = 0
     output_names = ("y",)
 
     def __init__(self):
@@ -247,6 +248,66 @@ class Gatherer(Doubler):
         self.runs.append([len(part) for part in parts] if isinstance(parts, list) else len(parts))
         self.copy_ns = 300, 50
         return [2 * (np.concatenate(parts) if isinstance(parts, list) else parts)]
+
+
+class Device(Gatherer):
+    """One whose runs leave time for something else."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+
+    def run(self, feeds, output_names, options=None, meanwhile=None):
+        self.told.append("runs")
+        if meanwhile is not None:
+            meanwhile()
+        self.told.append("ran")
+        self.aside_ns = 0
+        return super().run(feeds, output_names)
+
+
+def test_a_batch_is_answered_while_the_next_one_runs_on_a_device():
+    told = []
+    batcher = Batcher(Device(told), 8, 10**12)
+    batcher._cost_ns[0] = 1
+
+    async def run():
+        calls = [Call({"x": np.full((4, 2), number, np.float32)}, ("y",), 4, "k", done(number)) for number in range(8)]
+        for item in calls:
+            batcher.submit(item)
+        batcher.cancel(calls[3])
+        await settle(batcher)
+
+    def done(number):
+        def note(call, results, error):
+            assert error is None
+            np.testing.assert_array_equal(results.array(0, call.start, call.stop), np.full((4, 2), 2 * number))
+            told.append(number)
+
+        return note
+
+    asyncio.run(run())
+    assert told == ["runs", "ran", "runs", 0, 1, "ran", "runs", 2, 4, "ran", "runs", 5, 6, "ran", 7]
+    assert batcher.idle
+
+
+def test_what_was_left_is_answered_although_nothing_more_runs():
+    told, results = [], []
+    batcher = Batcher(Device(told), 8, 10**12)
+    batcher._cost_ns[0] = 1
+
+    async def run():
+        batcher.submit(call(np.zeros((8, 2), np.float32), results, 0))
+        gone = call(np.zeros((8, 2), np.float32), results, 1)
+        batcher.submit(gone)
+        batcher._turn()
+        assert (results, batcher.idle) == ([], False)
+        batcher.cancel(gone)
+        assert not batcher.idle
+        await settle(batcher)
+
+    asyncio.run(run())
+    assert [name for name, *_ in results] == [0]
 
 
 def test_a_model_that_gathers_gets_the_requests_apart_and_its_copies_are_no_time_of_the_model():

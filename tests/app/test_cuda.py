@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -16,9 +17,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from app import cuda, cuda_runner
+from app import cuda, cuda_buffers, cuda_runner
 from app.cuda import accelerate
-from app.cuda_buffers import LoanPool
+from app.cuda_buffers import Bodies, LoanPool
 from app.cuda_runner import CudaRunner, NoBuffersError, batch_sizes, check_buffers, relative_error, size_index
 from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy, CudaError, CudaRuntime, Streams
 from app.device import CUDA, CudaOptions, Device, choose_device_id, find_device
@@ -47,6 +48,8 @@ class HostRuntime:
         self.recording = None
         self.streams = 0
         self.lost = None
+        self.copies = []
+        self.bodies = None
 
     def set_device(self, device_id):
         pass
@@ -83,6 +86,7 @@ class HostRuntime:
             del self.executables[graph]
 
     def copy(self, target, source, size, kind, stream):
+        self.copies.append(source)
         if self.recording is not None:
             self.recording.append(Copy(source, target, kind))
         ctypes.memmove(target, source, size)
@@ -141,9 +145,9 @@ def open_model(model):
     )
 
 
-def quicken(model, runtime, max_rows=20, *, graphs=True, plain=None):
+def quicken(model, runtime, max_rows=20, *, graphs=True, plain=None, bodies=None):
     session, inputs, outputs = open_model(model)
-    device = Device("cuda", (CUDA,), cuda=CudaOptions(graphs=graphs), runtime=runtime)
+    device = Device("cuda", (CUDA,), cuda=CudaOptions(graphs=graphs), runtime=runtime, bodies=bodies)
     rng = np.random.default_rng(0)
 
     def feeds(rows):
@@ -224,9 +228,73 @@ def test_rows_of_several_requests_are_put_together(tiny, runtime, sized, cut):
     parts = [rng.standard_normal((rows, 6)).astype(np.float32) for rows in cut]
     (logits,) = runner.run({"x": parts}, ["logits"])
     np.testing.assert_allclose(logits, tiny.logits(np.concatenate(parts)), rtol=1e-4, atol=1e-5)
-    assert (runner.output_ns == 1000) == (sized == "large")
+    assert (runner.input_ns == 1000) == (sized == "large")
     assert runner.output_ns > 0
     assert runner.input_ns > 0
+
+
+@pytest.fixture
+def bodies(runtime, monkeypatch):
+    monkeypatch.setattr(cuda_buffers, "_SHORT", 0)
+    monkeypatch.setattr(cuda_buffers, "_BODIES", ((256, 3), (1024, 2)))
+    return Bodies(runtime, 0)
+
+
+def lying(bodies, x):
+    """An array in a body, behind a head of 5 bytes."""
+    body = bodies.take(5 + x.nbytes)
+    body[5:] = x.tobytes()
+    return np.frombuffer(body, x.dtype, x.size, 5).reshape(x.shape)
+
+
+@pytest.mark.parametrize("cut", [(5,), (4, 3), (8, 2, 1)])
+def test_tensors_in_bodies_are_copied_to_the_device_as_they_lie(tiny, runtime, bodies, sized, cut):
+    _, runner = quicken(tiny.graph(), runtime, bodies=bodies)
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((rows, 6)).astype(np.float32) for rows in cut]
+    expected = tiny.logits(np.concatenate(parts))
+    lent = [lying(bodies, part) for part in parts]
+    runtime.copies.clear()
+    (logits,) = runner.run({"x": lent if len(lent) > 1 else lent[0]}, ["logits"])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert all((bodies.address(part) in runtime.copies) == (sized == "large") for part in lent)
+    (logits,) = runner.run({"x": [*lent, parts[0]]}, ["logits"])  # one of them lies elsewhere
+    np.testing.assert_allclose(logits[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_body_is_used_again_when_the_last_array_over_it_is_gone(bodies, runtime):
+    arrays = [lying(bodies, np.full(40, number, np.uint8)) for number in range(3)]
+    assert bodies.take(100) is None
+    assert [array[0] for array in arrays] == [0, 1, 2]
+    rows = arrays[1][3:]
+    address = bodies.address(arrays[1])
+    del arrays[1]
+    assert bodies.take(100) is None
+    del rows
+    assert bodies.address(np.frombuffer(bodies.take(100), np.uint8)) == address - 5
+    assert [len(bodies.take(length)) for length in (257, 1024)] == [257, 1024]
+    assert bodies.take(1025) is None
+    assert bodies.address(np.zeros(3)) is None
+    assert bodies.address(arrays[0][::2]) is None
+
+
+def test_what_else_is_to_be_done_is_done_while_the_device_is_at_work(tiny, runtime, monkeypatch):
+    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 0)
+    _, runner = quicken(tiny.graph(), runtime)
+    done = []
+
+    def meanwhile():
+        done.append(runtime.launched)
+        time.sleep(0.02)
+
+    launched = runtime.launched
+    x = np.ones((3, 6), np.float32)
+    (logits,) = runner.run({"x": x}, ["logits"], meanwhile)
+    np.testing.assert_allclose(logits, tiny.logits(x), rtol=1e-4, atol=1e-5)
+    assert done == [launched + 1]
+    assert 20e6 <= runner.aside_ns < 1e9
+    runner.run({"x": x}, ["logits"])
+    assert runner.aside_ns == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 100])
@@ -590,7 +658,7 @@ def played(monkeypatch, runtime):
 
     def find(*arguments):
         asked.append(arguments)
-        return replace(device, cuda=arguments[1])
+        return replace(device, cuda=arguments[1], bodies=runtime.bodies)
 
     monkeypatch.setattr("app.serving.find_device", find)
     return asked
@@ -615,6 +683,33 @@ def test_the_server_answers_from_buffers_and_tells_of_them(serve, tiny, played, 
     (stats,) = client.get("/v2/models/m/stats").json()["model_stats"]
     assert all(batch["compute_output"]["ns"] > 0 for batch in stats["batch_stats"])
     assert "model m version 1 runs on CUDA device 0 in the mode graph" in caplog.text
+
+
+def test_long_bodies_are_received_where_the_device_copies_from(serve, tiny, played, runtime, monkeypatch):
+    monkeypatch.setattr(cuda_runner, "_LARGE_BYTES", 0)
+    bodies = runtime.bodies = Bodies(runtime, 0)
+    client = serve(tiny.graph(), max_batch_rows=4096)
+    x = np.random.default_rng(0).standard_normal((4000, 6)).astype(np.float32)
+    item = {"name": "x", "shape": list(x.shape), "datatype": "FP32"}
+
+    def ask(head, content, *, length):
+        text = json.dumps(head).encode()
+        more = {"Inference-Header-Content-Length": str(len(text))} if length else {}
+        return client.post("/v2/models/m/infer", content=text + content, headers=more)
+
+    binary = {"inputs": [{**item, "parameters": {"binary_data_size": x.nbytes}}]}
+    inline = {"inputs": [{**item, "data": x.round(3).reshape(-1).tolist()}]}
+    runtime.copies.clear()
+    for _ in range(150):  # there are fewer pieces
+        answer = ask(binary, x.tobytes(), length=True).json()
+    assert sum(bodies._start <= source < bodies._end for source in runtime.copies) == 150
+    for given, sent in (
+        (answer, x),
+        (ask(inline, b"", length=True).json(), x.round(3)),
+        (ask(inline, b"", length=False).json(), x.round(3)),
+    ):
+        logits = np.reshape(given["outputs"][0]["data"], (4000, -1))
+        np.testing.assert_allclose(logits, tiny.logits(sent), rtol=1e-4, atol=1e-4)
 
 
 def test_a_server_that_has_lost_the_device_is_neither_alive_nor_ready(serve, tiny, played, runtime):

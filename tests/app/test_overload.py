@@ -24,6 +24,7 @@ class Gate:
     batched = True
     labelled = None
     copy_ns = 0, 0
+    aside_ns = 0
     gathers = False
 
     def __init__(self):

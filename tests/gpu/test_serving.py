@@ -225,6 +225,20 @@ def test_results_in_lent_memory_stay_as_they_are(tmp_path, device):
         close(y, on_cpu(path, {"x": x})[0])
 
 
+def test_tensors_in_the_memory_for_bodies_go_to_the_device_as_they_lie(tmp_path, device):
+    path = wide(tmp_path / "wide.onnx")
+    model = load(path, 256, device)
+    for cut in ((256,), (32,) * 8, (40, 17, 100)):
+        x = np.random.default_rng(len(cut)).standard_normal((sum(cut), 1024)).astype(np.float32)
+        parts = []
+        for part in np.split(x, np.cumsum(cut)[:-1]):
+            body = device.bodies.take(part.nbytes + 3)  # behind a head of 3 bytes
+            body[3:] = part.tobytes()
+            parts.append(np.frombuffer(body, np.float32, part.size, 3).reshape(part.shape))
+            assert device.bodies.address(parts[-1]) is not None
+        close(model.run({"x": parts if len(parts) > 1 else parts[0]}, ["y"])[0], on_cpu(path, {"x": x})[0])
+
+
 def test_a_device_that_fails_for_good_is_told_of():
     pytest.importorskip("torch")
     program = f"""
