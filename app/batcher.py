@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from app.calls import Call, CallQueue
-from app.cuda_runner import Parts
+from app.cuda_runs import Parts
 from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError, OverloadedError
 from app.model import Model
 from app.results import Results

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.cuda import accelerate
-from app.cuda_runner import Plain
+from app.cuda_runs import Plain
 from app.device import Device, open_session
 from app.errors import BenchmarkError
 from app.model import Model

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.cuda_runner import CudaRunner, Feeds, Plain, check_buffers, first_line
+from app.cuda_runner import CudaRunner, Feeds, check_buffers, first_line
+from app.cuda_runs import Plain
 from app.cudart import CudaError
 from app.device import CUDA, Device
 from app.placement import find_placement, why_not_captured

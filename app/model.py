@@ -14,7 +14,8 @@ import onnxruntime as ort
 
 from app.card import METADATA_KEY, Card, Output, parse_card
 from app.cuda import CudaReport, accelerate
-from app.cuda_runner import CudaRunner, Meanwhile, Parts, Plain, relative_error
+from app.cuda_runner import CudaRunner, relative_error
+from app.cuda_runs import Meanwhile, Parts, Plain
 from app.device import CUDA, Device, open_session
 from app.errors import CardError, InferenceFailedError, LoadError, without_folders
 from app.placement import find_placement

@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from app.server import bind, make_config
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+from host_cuda import HostRuntime  # noqa: E402 - found by the line above
+from onnx_models import onnx_model  # noqa: E402
+
 SCHEMA = json.loads((ROOT / "docs" / "model-card.schema.json").read_text())
 WIDTH, HIDDEN, LABELS = 6, 5, 3
 
@@ -109,19 +114,6 @@ class Tiny:
         )
 
 
-def onnx_model(nodes: list, inputs: list, outputs: list, constants: list | None = None) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(*item) for item in inputs],
-        [helper.make_tensor_value_info(*item) for item in outputs],
-        constants or [],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.checker.check_model(model)
-    return model
-
-
 def put(root: Path, model: onnx.ModelProto, name: str, version: str = "1", card: Any = None) -> Path:
     """Write a model into a repository; a card given as a dict is held to the schema first."""
     if isinstance(card, dict):
@@ -208,6 +200,14 @@ def build() -> Any:
         root = ROOT
 
     return Helpers
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> HostRuntime:
+    """CUDA's runtime, played on the host; the CPU's provider stands for CUDA's."""
+    monkeypatch.setattr("app.cuda_runner.CudaRunner.memory", "cpu")
+    monkeypatch.setattr("app.cuda.CUDA", "CPUExecutionProvider")
+    return HostRuntime()
 
 
 @pytest.fixture(scope="session")

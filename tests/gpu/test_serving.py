@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import onnx_model
 
 from app.device import CUDA, CudaOptions, find_device
 from app.errors import DeviceError
@@ -31,15 +32,9 @@ if CUDA not in ort.get_available_providers():
     pytest.skip("needs onnxruntime-gpu", allow_module_level=True)
 
 
-def onnx_file(path, nodes, inputs, outputs, constants=(), value_info=()):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(*item) for item in inputs],
-        [helper.make_tensor_value_info(*item) for item in outputs],
-        [numpy_helper.from_array(array, name) for name, array in dict(constants).items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+def onnx_file(path, nodes, inputs, outputs, constants=()):
+    stored = [numpy_helper.from_array(array, name) for name, array in dict(constants).items()]
+    onnx.save(onnx_model(nodes, inputs, outputs, stored), path)
     return path
 
 
