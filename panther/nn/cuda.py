@@ -8,7 +8,8 @@ layers that are bound by memory, less time. `panther.nn.tiles` says when they ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from panther.nn import functional, launch, tiles
 
 BACKENDS = ("auto", "kernels", "products")
 _HALF = (torch.float16, torch.bfloat16)
-_HERE = nullcontext()
 _backend = "auto"
+# torch.cuda.current_device asks first whether CUDA is initialised
+_current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def linear(
     if torch.is_grad_enabled() and (
         x.requires_grad or S1s.requires_grad or S2s.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        return _CudaLinear.apply(x, S1s, S2s, bias, A, B, dtype)  # type: ignore[no-any-return, no-untyped-call]
+        return _CudaLinear.apply(x, S1s, S2s, bias, (A, B, dtype))  # type: ignore[no-any-return, no-untyped-call]
     return forward(x, bias, A, B, dtype, learning=False)[0]
 
 
@@ -71,80 +73,111 @@ def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias
     return y.reshape(*x.shape[:-1], d_out)
 
 
-def _kernels(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, *, learning: bool) -> bool:
-    """Whether our kernels compute the layer of A, (2L, d_in, k), and B, (2Lk, d_out), for x, (N, d_in), in dtype."""
-    if _backend == "products" or not x.is_cuda or not len(x):
+def _may_launch(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether our kernels compute in dtype on the device of x."""
+    if not x.is_cuda:
         return False
-    if dtype in _HALF:
-        precision = "half"
-    elif dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        precision = "tf32"
-    else:
-        return False
-    if _backend == "auto" and not tiles.kernels_win(
-        len(x),
-        A.shape[1],
-        B.shape[1],
-        len(B),
-        precision,
-        learning=learning,
-        captured=torch.cuda.is_current_stream_capturing(),
+    return dtype in _HALF or (dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+@lru_cache(maxsize=4096)
+def _prepared(backend: str, learning: bool, captured: bool, *kind: Any) -> launch.Steps | None:
+    """The launches for inputs of a kind, made at its first call; None where they are not, or can't be, used.
+
+    Args:
+        backend: the one chosen.
+        learning: whether there is a way back.
+        captured: whether a CUDA graph is being captured.
+        kind: the arguments of `launch.Steps`: everything that a compiled kernel takes for granted.
+    """
+    rows, x_dtype, _, (terms, d_in, k), d_out, parameter_dtype, _, dtype, device = kind
+    if backend == "products" or not rows or x_dtype not in launch.DTYPES or parameter_dtype not in launch.DTYPES:
+        return None
+    precision, columns = "half" if dtype in _HALF else "tf32", terms * k
+    if backend == "auto" and not tiles.kernels_win(
+        rows, d_in, d_out, columns, precision, learning=learning, captured=captured
     ):
-        return False
-    if launch.triton_kernels() is None or not launch.processors(x.device.index):
-        return False
-    # rows whose entries don't follow each other are copied, and a copy is aligned
-    addresses = A.data_ptr() | B.data_ptr() | (0 if bias is None else bias.data_ptr())
-    if x.stride(1) == 1:
+        return None
+    if launch.triton_kernels() is None or not launch.processors(device):
+        return None
+    return launch.Steps(*kind)
+
+
+def _steps(
+    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, *, learning: bool
+) -> launch.Steps | None:
+    """The launches of our kernels for x, (N, d_in), A, (2L, d_in, k), and B, (2Lk, d_out); None for products."""
+    if not _may_launch(x, dtype):
+        return None
+    steps = _prepared(
+        _backend, learning, torch.cuda.is_current_stream_capturing(),
+        x.shape[0], x.dtype, x.stride(), A.shape, B.shape[1], A.dtype, None if bias is None else bias.dtype, dtype,
+        x.device.index,
+    )  # fmt: skip
+    if steps is None:
+        return None
+    addresses = A.data_ptr() | B.data_ptr()
+    if bias is not None:
+        addresses |= bias.data_ptr()
+    if not steps.copies_x:
+        # a copy is aligned
         addresses |= x.data_ptr()
-    return addresses % 16 == 0 and x.dtype in launch.DTYPES and A.dtype in launch.DTYPES
+    return None if addresses % 16 else steps
 
 
 class _Kept:
-    """What the way back needs and is no input: the steps of our kernels, or the factors as the products took them."""
+    """What the way back needs and is no input: the factors as they were taken, their type before, and our steps."""
 
-    __slots__ = ("A", "B", "steps")
+    __slots__ = ("A", "B", "parameter_dtype", "steps")
 
-    def __init__(self, steps: launch.Steps | None, A: Tensor, B: Tensor) -> None:
-        self.steps, self.A, self.B = steps, A, B
+    def __init__(self, A: Tensor, B: Tensor, parameter_dtype: torch.dtype, steps: launch.Steps | None = None) -> None:
+        self.A, self.B, self.parameter_dtype, self.steps = A, B, parameter_dtype, steps
 
 
 def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
 ) -> tuple[Tensor, Tensor, _Kept]:
     """The output, H = x @ A / (2L) in the form that `backward` takes, and what else it needs."""
-    if not _kernels(x, A, B, bias, dtype, learning=learning):
+    steps = _steps(x, A, B, bias, dtype, learning=learning)
+    if steps is None:
         return _products_forward(x, bias, A, B, dtype)
-    x, parameter_dtype = _in_rows(x), A.dtype
-    if A.dtype != dtype and len(x) > tiles.FEW_BLOCKS_ROWS:
-        # tiles of the factors are read again for each block of rows
+    if steps.copies_x:
+        x = x.contiguous()
+    if steps.casts:
         A, B = A.to(dtype), B.to(dtype)
-    steps = launch.prepared(x, A, B, bias, dtype, parameter_dtype)
     if steps.is_new:
         steps.is_new = False
         if _graphs_take_products(x, B, dtype):
             _products_forward(x, bias, A, B, dtype)
-    with _on_device(x):
+    if steps.device == _current_device():
         y, H = steps.forward(x, A, B, bias)
-    return y, H, _Kept(steps, A, B)
+    else:
+        with torch.cuda.device(steps.device):
+            y, H = steps.forward(x, A, B, bias)
+    return y, H, _Kept(A, B, steps.parameter_dtype, steps)
 
 
 def backward(
-    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool], dtype: torch.dtype
+    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, S1s, S2s and the bias, the last three in dtype; None for what needs none."""
-    if kept.steps is None:
-        return _products_backward(grad, x, H, kept, L, needs, dtype)
+    """The gradients of x, S1s, S2s and the bias; None for what needs none.
+
+    The device is to be the current one, as the engine of autograd makes it.
+    """
+    steps = kept.steps
+    if steps is None:
+        return _products_backward(grad, x, H, kept, L, needs)
     if not grad.is_contiguous() or grad.data_ptr() % 16:
         grad = grad.clone(memory_format=torch.contiguous_format)
-    x, way_back = _in_rows(x), kept.steps.backward(needs)
+    if steps.copies_x:
+        x = x.contiguous()
+    way_back = steps.backward(needs)
     if way_back.is_new:
         way_back.is_new = False
         if _graphs_take_products(x, kept.B, grad.dtype):
             _, H_again, again = _products_forward(x, None, kept.A, kept.B, grad.dtype)
-            _products_backward(grad, x, H_again, again, L, needs, dtype)
-    with _on_device(x):
-        return way_back(grad, x, H, kept.A, kept.B)
+            _products_backward(grad, x, H_again, again, L, needs)
+    return way_back(grad, x, H, kept.A, kept.B)
 
 
 def _graphs_take_products(x: Tensor, B: Tensor, dtype: torch.dtype) -> bool:
@@ -158,19 +191,19 @@ def _products_forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, _Kept]:
     # laid side by side, cast and scaled in one pass: with the scale here, H, dx and the gradient of S2s have it
-    terms, d_in, k = A.shape
+    parameter_dtype, (terms, d_in, k) = A.dtype, A.shape
     A_scaled = torch.empty((d_in, terms, k), dtype=dtype, device=A.device)
     A_scaled = torch.mul(A.transpose(0, 1), 1 / terms, out=A_scaled).view(d_in, terms * k)
     B = B.to(dtype)
     H = x.to(dtype) @ A_scaled
     y = H @ B if bias is None else torch.addmm(bias.to(dtype), H, B)
-    return y, H, _Kept(None, A_scaled, B)
+    return y, H, _Kept(A_scaled, B, parameter_dtype)
 
 
 def _products_backward(
-    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool], dtype: torch.dtype
+    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    A, B = kept.A, kept.B
+    A, B, dtype = kept.A, kept.B, kept.parameter_dtype
     needs_x, needs_S1, needs_S2, needs_bias = needs
     half = len(B) // 2
     dx = dS1 = dS2 = dbias = None
@@ -197,15 +230,6 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a, b).to(dtype)
 
 
-def _in_rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """To launch on the device of x."""
-    return _HERE if x.device.index == torch.cuda.current_device() else torch.cuda.device(x.device)
-
-
 class _CudaLinear(torch.autograd.Function):
     """The output, and gradients for what learns and for nothing else."""
 
@@ -216,15 +240,17 @@ class _CudaLinear(torch.autograd.Function):
         S1s: Tensor,
         S2s: Tensor,
         bias: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        dtype: torch.dtype,
+        fixed: tuple[Tensor, Tensor, torch.dtype],
     ) -> Tensor:
-        y, H, ctx.kept = forward(x, bias, A, B, dtype)
+        A, B, dtype = fixed
+        y, H, kept = forward(x, bias, A, B, dtype)
         # S1s and S2s are needed for the gradient of x alone; they are saved for their version counters, and for second
         # derivatives
-        ctx.save_for_backward(x, *((S1s, S2s) if ctx.needs_input_grad[0] else (None, None)), H)
-        ctx.factors, ctx.parameter_dtype = (A, B), S1s.dtype
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(x, S1s, S2s, H)
+        else:
+            ctx.save_for_backward(x, None, None, H)
+        ctx.kept, ctx.factors, ctx.L = kept, (A, B), A.shape[0] // 2
         return y
 
     @staticmethod
@@ -235,10 +261,10 @@ class _CudaLinear(torch.autograd.Function):
         if torch.is_grad_enabled():
             # a second derivative is wanted: through plain operations on tensors that know where they come from
             A, B = ctx.factors
-            found = _differentiable(grad, x, S1s, S2s, A, B, needs, ctx.parameter_dtype)
+            found = _differentiable(grad, x, S1s, S2s, A, B, needs)
         else:
-            found = backward(grad, x, H, ctx.kept, len(ctx.factors[0]) // 2, needs, ctx.parameter_dtype)
-        return (*found, None, None, None)
+            found = backward(grad, x, H, ctx.kept, ctx.L, needs)
+        return (*found, None)
 
 
 def _differentiable(
@@ -249,7 +275,6 @@ def _differentiable(
     A: Tensor,
     B: Tensor,
     needs: tuple[bool, bool, bool, bool],
-    dtype: torch.dtype,
 ) -> tuple[Tensor | None, ...]:
     """What `backward` gives, as a function that has derivatives."""
     L, k = len(A) // 2, A.shape[2]
@@ -262,4 +287,4 @@ def _differentiable(
     wanted = [t for t, need in zip((x, S1s, S2s), needs[:3], strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
     gradients = [next(found) if need else None for need in needs[:3]]
-    return (*gradients, grad.sum(0).to(dtype) if needs[3] else None)
+    return (*gradients, grad.sum(0).to(A.dtype) if needs[3] else None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
-from functools import cache, partial
+import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +16,17 @@ from torch import Tensor
 from panther.nn import tiles
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-_STEPS: dict[tuple[Any, ...], Steps] = {}
-_MOST_STEPS = 4096
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def _empty_strided(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+
+
+# private ones of torch, as the code of its compiler calls them: with no keyword to parse they take half the time, and a
+# call of a layer is mostly such times. Memory comes from the current device.
+_empty = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", _empty_strided)
+_current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 @cache
@@ -39,29 +51,50 @@ def processors(device: int) -> int:
 
 
 class Launch:
-    """A kernel with its grid and constants. The first call compiles it, the next ones go straight to the driver."""
+    """A kernel with its grid, numbers and constants. The first call compiles it, the next ones go to the driver."""
 
-    __slots__ = ("_compiled", "_constants", "_grid", "_kernel", "_stream", "_values", "_warps")
+    __slots__ = ("_between", "_constants", "_kernel", "_launch", "_numbers", "_programs", "_rest", "_warps")
 
-    def __init__(self, kernel: Any, programs: int, constants: dict[str, Any], num_warps: int) -> None:
-        self._kernel = kernel
-        self._grid = (programs, 1, 1)
+    def __init__(
+        self, kernel: Any, programs: int, numbers: tuple[float, ...], constants: dict[str, Any], num_warps: int
+    ) -> None:
+        self._kernel, self._programs, self._warps = kernel, programs, num_warps
         # in the order of the signature, as the driver takes them
         self._constants = {name: constants[name] for name in kernel.arg_names if name in constants}
-        self._values = tuple(self._constants.values())
-        self._warps = num_warps
-        self._compiled: Any = None
-        self._stream: Any = None
+        self._numbers = numbers
+        self._rest = (*numbers, *self._constants.values())
+        self._launch: Any = None
+        self._between: tuple[Any, ...] = ()
 
-    def __call__(self, *arguments: Any) -> None:
-        """Launch with tensors and numbers; the numbers and the types and alignment of the tensors must not change."""
-        if self._compiled is not None:
-            self._compiled[self._grid](*arguments, *self._values, stream=self._stream())
+    def __call__(self, stream: int, *tensors: Tensor) -> None:
+        """Launch on the current stream, whose handle is given; types and alignment of the tensors must not change."""
+        if self._launch is not None:
+            self._launch(self._programs, 1, 1, stream, *self._between, *tensors, *self._rest)
             return
-        compiled = self._kernel[self._grid](*arguments, **self._constants, num_warps=self._warps)
-        driver = importlib.import_module("triton.runtime.driver").driver.active
-        self._stream = partial(driver.get_current_stream, driver.get_current_device())
-        self._compiled = compiled
+        grid = (self._programs, 1, 1)
+        compiled = self._kernel[grid](*tensors, *self._numbers, **self._constants, num_warps=self._warps)
+        self._launch, self._between = launcher(compiled)
+
+
+def launcher(compiled: Any) -> tuple[Callable[..., object], tuple[Any, ...]]:
+    """What launches a kernel that triton has compiled, and what that takes between the stream and the arguments.
+
+    ``compiled.run`` is Python around a function of C, which takes the same and some more: a few microseconds a launch.
+    So it is let call something that takes that down. Where it is not of that form it is taken itself.
+    """
+    run: Any = compiled.run
+    # no hooks for profilers
+    between = (compiled.function, compiled.packed_metadata, None, None, None)
+    needs_memory = any(getattr(run, name, 0) for name in ("global_scratch_size", "profile_scratch_size"))
+    if hasattr(run, "launch") and not needs_memory:
+        stream, argument = object(), object()
+        taken: list[Any] = []
+        twin = copy.copy(run)
+        twin.launch = lambda *arguments: taken.extend(arguments)
+        twin(1, 1, 1, stream, *between, argument)
+        if taken[:4] == [1, 1, 1, stream] and taken[-1] is argument:
+            return run.launch, tuple(taken[4:-1])
+    return run, between
 
 
 class Steps:
@@ -69,70 +102,81 @@ class Steps:
 
     Args:
         rows: N.
-        A: (2L, d_in, k).
-        B: (2Lk, d_out).
-        x_dtype, x_stride: of x, (N, d_in); its last axis is contiguous.
-        dtype: that products are computed in; float32 stands for tf32.
+        x_dtype, x_stride: of x, (N, d_in).
+        A_shape: (2L, d_in, k).
+        d_out: of B, (2Lk, d_out).
+        parameter_dtype: of the parameters and their gradients.
         bias_dtype: None without one.
-        parameter_dtype: of the gradients of S1s, S2s and the bias; A and B may have been cast.
-        device_processors: multiprocessors of the device.
+        dtype: that products are computed in; float32 stands for tf32.
+        device: its index.
+
+    Attributes:
+        copies_x: whether x has to be laid out anew first, since the entries of a row don't follow each other.
+        casts: whether A and B have to be cast first: tiles of them are read again for each block of rows.
     """
 
     def __init__(
         self,
         rows: int,
-        A: Tensor,
-        B: Tensor,
         x_dtype: torch.dtype,
-        x_stride: int,
-        dtype: torch.dtype,
-        bias_dtype: torch.dtype | None,
+        x_stride: tuple[int, ...],
+        A_shape: tuple[int, ...],
+        d_out: int,
         parameter_dtype: torch.dtype,
-        device_processors: int,
+        bias_dtype: torch.dtype | None,
+        dtype: torch.dtype,
+        device: int,
     ) -> None:
         self.kernels = triton_kernels()
         self.is_new = True
-        self.dtype, self.parameter_dtype = dtype, parameter_dtype
-        self.rows, self.x_stride = rows, x_stride
-        terms, self.d_in, self.k = A.shape
-        self.L = terms // 2
-        self.columns, self.d_out = B.shape
-        self.processors = device_processors
+        self.dtype, self.parameter_dtype, self.x_dtype = dtype, parameter_dtype, x_dtype
+        self.device, self.processors = device, processors(device)
+        terms, self.d_in, self.k = A_shape
+        self.rows, self.d_out = rows, d_out
+        self.L, self.columns = terms // 2, terms * self.k
+        self.copies_x = x_stride[1] != 1
+        self.x_stride = self.d_in if self.copies_x else x_stride[0]
+        self.casts = parameter_dtype != dtype and rows > tiles.FEW_BLOCKS_ROWS
         self.scale = 1 / terms
-        self.x_bytes, self.W_bytes = x_dtype.itemsize, A.dtype.itemsize
+        self.x_bytes, self.W_bytes = x_dtype.itemsize, (dtype if self.casts else parameter_dtype).itemsize
         # strides of a feature, a term and an entry of it
         self.A_strides = (self.k, self.d_in * self.k, 1)
-        self.B_strides = (1, self.k * self.d_out, self.d_out)
+        self.B_strides = (1, self.k * d_out, d_out)
         self.common = {
             "K": self.k,
             "DTYPE": getattr(self.kernels.tl, DTYPES[dtype]),
             "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
         }
-        shrink = tiles.shrink_tiles(rows, self.d_in, self.columns, self.x_bytes, self.W_bytes, device_processors)
-        self.splits, self.share = shrink.splits, shrink.share
+        shrink = tiles.shrink_tiles(rows, self.d_in, self.columns, self.x_bytes, self.W_bytes, self.processors)
+        self.splits = shrink.splits
         self.H_dtype = torch.float32 if self.splits > 1 else dtype
         H_bytes = self.H_dtype.itemsize * self.splits
-        expand = tiles.expand_tiles(rows, self.d_out, self.columns, H_bytes, self.W_bytes, device_processors)
-        self.rows_each = expand.rows_each
+        expand = tiles.expand_tiles(rows, d_out, self.columns, H_bytes, self.W_bytes, self.processors)
+        self._H = _layout((self.splits, rows, self.columns), self.H_dtype)
+        self._y = _layout((rows, d_out), dtype)
         self._shrink = Launch(
-            self.kernels.forward_shrink, shrink.programs, self.common | _shrink_constants(shrink), shrink.warps
+            self.kernels.forward_shrink,
+            shrink.programs,
+            (rows, self.d_in, self.columns, self.x_stride, *self.A_strides, shrink.share, self.scale),
+            self.common | _shrink_constants(shrink),
+            shrink.warps,
         )
-        constants = self.common | {"SPLITS": self.splits, "HAS_BIAS": bias_dtype is not None}
         self._expand = Launch(
-            self.kernels.forward_expand, expand.programs, constants | _expand_constants(expand), expand.warps
+            self.kernels.forward_expand,
+            expand.programs,
+            (rows, d_out, self.columns, *self.B_strides, expand.rows_each),
+            self.common | {"SPLITS": self.splits, "HAS_BIAS": bias_dtype is not None} | _expand_constants(expand),
+            expand.warps,
         )
         self._backward: dict[tuple[bool, ...], Backward] = {}
 
     def forward(self, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """The output, (N, d_out), and H = x @ A / (2L) in shares, (splits, N, 2Lk), for the way back."""
-        H = torch.empty((self.splits, self.rows, self.columns), dtype=self.H_dtype, device=x.device)
-        y = torch.empty((self.rows, self.d_out), dtype=self.dtype, device=x.device)
-        self._shrink(
-            x, A, H, self.rows, self.d_in, self.columns, self.x_stride, *self.A_strides, self.share, self.scale
-        )
-        self._expand(
-            H, B, y if bias is None else bias, y, self.rows, self.d_out, self.columns, *self.B_strides, self.rows_each
-        )
+        stream = _current_stream(self.device)
+        H = _empty(*self._H)
+        self._shrink(stream, x, A, H)
+        y = _empty(*self._y)
+        self._expand(stream, H, B, y if bias is None else bias, y)
         return y, H
 
     def backward(self, needs: tuple[bool, bool, bool, bool]) -> Backward:
@@ -147,59 +191,65 @@ class Backward:
     """The gradients of some of x, S1s, S2s and the bias."""
 
     def __init__(self, steps: Steps, needs: tuple[bool, bool, bool, bool]) -> None:
-        self.steps, self.needs = steps, needs
         self.is_new = True
+        self.device, self.needs = steps.device, needs
         needs_x, needs_S1, needs_S2, needs_bias = needs
         rows, half, itemsize = steps.rows, steps.columns // 2, steps.dtype.itemsize
         # without the gradient of x, only the learnable half of dH is used
-        self.columns = steps.columns if needs_x else half
-        shrink = tiles.shrink_tiles(rows, steps.d_out, self.columns, itemsize, steps.W_bytes, steps.processors)
-        self.splits, self.share = shrink.splits, shrink.share
-        self.shrinking = shrink.programs if needs_x or needs_S1 else 0
+        columns = steps.columns if needs_x else half
+        shrink = tiles.shrink_tiles(rows, steps.d_out, columns, itemsize, steps.W_bytes, steps.processors)
+        shrinking = shrink.programs if needs_x or needs_S1 else 0
         sums = tiles.reduce_tiles(rows, steps.d_out, half, itemsize, steps.H_dtype.itemsize * steps.splits)
-        constants = steps.common | {"H_SPLITS": steps.splits, "HAS_BIAS": needs_bias}
         self._first = Launch(
             steps.kernels.backward_shrink,
-            self.shrinking + (sums.programs if needs_S2 or needs_bias else 0),
-            constants | _shrink_constants(shrink) | _reduce_constants(sums),
+            shrinking + (sums.programs if needs_S2 or needs_bias else 0),
+            (
+                shrinking, rows, steps.d_out, columns, steps.columns, steps.d_out, *steps.B_strides, shrink.share,
+                steps.scale, *steps.B_strides,
+            ),
+            steps.common
+            | {"H_SPLITS": steps.splits, "HAS_BIAS": needs_bias}
+            | _shrink_constants(shrink)
+            | _reduce_constants(sums),
             shrink.warps,
-        )
-        self.dH_dtype = torch.float32 if self.splits > 1 else steps.dtype
-        dH_bytes = self.dH_dtype.itemsize * self.splits
-        expand = tiles.expand_tiles(rows, steps.d_in, self.columns, dH_bytes, steps.W_bytes, steps.processors)
-        self.rows_each = expand.rows_each
-        self.expanding = expand.programs if needs_x else 0
+        )  # fmt: skip
+        dH_dtype = torch.float32 if shrink.splits > 1 else steps.dtype
+        dH_bytes = dH_dtype.itemsize * shrink.splits
+        expand = tiles.expand_tiles(rows, steps.d_in, columns, dH_bytes, steps.W_bytes, steps.processors)
+        expanding = expand.programs if needs_x else 0
         sums = tiles.reduce_tiles(rows, steps.d_in, half, steps.x_bytes, dH_bytes)
         self._second = Launch(
             steps.kernels.backward_expand,
-            self.expanding + (sums.programs if needs_S1 else 0),
-            steps.common | {"SPLITS": self.splits} | _expand_constants(expand) | _reduce_constants(sums),
+            expanding + (sums.programs if needs_S1 else 0),
+            (
+                expanding, rows, steps.d_in, columns, half, steps.x_stride, *steps.A_strides, expand.rows_each,
+                *steps.A_strides,
+            ),
+            steps.common | {"SPLITS": shrink.splits} | _expand_constants(expand) | _reduce_constants(sums),
             expand.warps,
-        )
+        )  # fmt: skip
+        L, k, dtype = steps.L, steps.k, steps.parameter_dtype
+        self._dH = _layout((shrink.splits, rows, columns), dH_dtype)
+        self._dx = _layout((rows, steps.d_in), steps.x_dtype)
+        self._dS1 = _layout((L, steps.d_in, k), dtype)
+        self._dS2 = _layout((L, k, steps.d_out), dtype)
+        self._dbias = _layout((steps.d_out,), dtype)
 
     def __call__(
         self, grad: Tensor, x: Tensor, H: Tensor, A: Tensor, B: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, S1s, S2s and the bias; None for what was not asked for."""
-        steps, dtype = self.steps, self.steps.parameter_dtype
         needs_x, needs_S1, needs_S2, needs_bias = self.needs
-        L, k, rows = steps.L, steps.k, steps.rows
-        new, device = torch.empty, x.device
-        dH = new((self.splits, rows, self.columns), dtype=self.dH_dtype, device=device)
-        dS2 = new((L, k, steps.d_out), dtype=dtype, device=device) if needs_S2 or needs_bias else dH
-        dbias = new((steps.d_out,), dtype=dtype, device=device) if needs_bias else dS2
+        stream = _current_stream(self.device)
+        dH = _empty(*self._dH)
+        dS2 = _empty(*self._dS2) if needs_S2 or needs_bias else dH
+        dbias = _empty(*self._dbias) if needs_bias else dS2
         # a gradient at least is asked for, so there is something to launch
-        self._first(
-            grad, B, dH, H, dS2, dbias, self.shrinking, rows, steps.d_out, self.columns, steps.columns, steps.d_out,
-            *steps.B_strides, self.share, steps.scale, *steps.B_strides,
-        )  # fmt: skip
-        dx = new((rows, steps.d_in), dtype=x.dtype, device=device) if needs_x else dH
-        dS1 = new((L, steps.d_in, k), dtype=dtype, device=device) if needs_S1 else dH
+        self._first(stream, grad, B, dH, H, dS2, dbias)
+        dx = _empty(*self._dx) if needs_x else dH
+        dS1 = _empty(*self._dS1) if needs_S1 else dH
         if needs_x or needs_S1:
-            self._second(
-                dH, A, dx, x, dS1, self.expanding, rows, steps.d_in, self.columns, steps.columns // 2, steps.x_stride,
-                *steps.A_strides, self.rows_each, *steps.A_strides,
-            )  # fmt: skip
+            self._second(stream, dH, A, dx, x, dS1)
         return (
             dx if needs_x else None,
             dS1 if needs_S1 else None,
@@ -208,22 +258,10 @@ class Backward:
         )
 
 
-def prepared(
-    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, parameter_dtype: torch.dtype
-) -> Steps:
-    """The launches for inputs like these, made at the first call of their kind; arguments as for `Steps`."""
-    device = x.device.index
-    bias_dtype = None if bias is None else bias.dtype
-    rows, stride = len(x), x.stride(0)
-    # everything that a compiled kernel takes for granted
-    key = (rows, stride, x.dtype, A.shape, B.shape[1], A.dtype, bias_dtype, parameter_dtype, dtype, device)
-    steps = _STEPS.get(key)
-    if steps is None:
-        if len(_STEPS) >= _MOST_STEPS:
-            _STEPS.clear()
-        steps = Steps(rows, A, B, x.dtype, stride, dtype, bias_dtype, parameter_dtype, processors(device))
-        _STEPS[key] = steps
-    return steps
+def _layout(size: tuple[int, ...], dtype: torch.dtype) -> Layout:
+    """Size, strides and type of a contiguous tensor."""
+    stride = tuple(math.prod(size[axis + 1 :]) for axis in range(len(size)))
+    return size, stride, dtype
 
 
 def _shrink_constants(t: tiles.ShrinkTiles) -> dict[str, Any]:

@@ -127,12 +127,12 @@ def packed_linear(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, pack
     """
     A, B = packed.A, packed.B
     y: Tensor
-    dtype = None
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    dtype, device = None, x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         # as autocast does with the weights of nn.Linear; it leaves float64 alone
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = torch.get_autocast_dtype(device)
     rows = x if x.dim() == 2 else x.reshape(-1, A.shape[1])
-    if rows.is_cuda and A.device == rows.device and (dtype is not None or rows.dtype == A.dtype):
+    if device == "cuda" and A.device == x.device and (dtype is not None or x.dtype == A.dtype):
         # what does not fit together falls through, to the error that torch gives
         y = cuda.linear(rows, S1s, S2s, bias, A, B, A.dtype if dtype is None else dtype)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], B.shape[1])

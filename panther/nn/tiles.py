@@ -17,9 +17,10 @@ FEW_ROWS = 64
 # rows up to which casting the factors beforehand does not pay
 FEW_BLOCKS_ROWS = 1024
 # operations a second of forward and backward by our kernels, as measured, and the seconds up to which the launches
-# take longer: ours are four, the library's a dozen
+# take longer: ours are four, the library's a dozen; forward alone, in tf32, two and four
 RATES = {"half": 300e12, "tf32": 45e12}
 LAUNCHES_S = 0.4e-3
+FORWARD_LAUNCHES_S = 0.2e-3
 # bytes of shared memory that the tiles of a program may take, and that leave room for a second program beside it
 SHARED_BYTES = 210_000
 HALF_SHARED_BYTES = 100_000
@@ -54,9 +55,8 @@ def kernels_win(
         return True
     if captured:
         return half and captured_by_kernels(rows, columns)
-    if not (half or learning):
-        return False
-    return 5 * rows * columns * (d_in + d_out) / RATES[precision] <= LAUNCHES_S
+    launches_s = LAUNCHES_S if half or learning else FORWARD_LAUNCHES_S
+    return 5 * rows * columns * (d_in + d_out) / RATES[precision] <= launches_s
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import ast
 import itertools
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,31 +15,43 @@ from panther.nn import SKLinear, cuda, launch
 NAMES = ("forward_shrink", "forward_expand", "backward_shrink", "backward_expand")
 
 
+def signatures() -> dict[str, list[str]]:
+    """The arguments of the kernels, as they stand in the source: triton is not here."""
+    source = ast.parse(Path(launch.__file__).with_name("triton_kernels.py").read_text())
+    functions = (node for node in source.body if isinstance(node, ast.FunctionDef))
+    return {node.name: [argument.arg for argument in node.args.args] for node in functions if node.name in NAMES}
+
+
 @pytest.fixture
 def launched(monkeypatch):
-    """What was launched so far: the launch, and of each argument its type or, of a number, its value."""
+    """What was launched so far: the launch, and of each tensor its type, shape and strides."""
     seen: list[tuple[launch.Launch, tuple]] = []
 
-    def take_down(self, *arguments):
-        seen.append((self, tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)))
+    def take_down(self, _, *tensors):
+        assert len(tensors) + len(self._rest) == len(self._kernel.arg_names), "the driver takes them by their place"
+        seen.append((self, tuple((tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)))
 
     tl = types.SimpleNamespace(float16="fp16", bfloat16="bf16", float32="fp32")
-    constants = ["K", "DTYPE", "PRECISION", "SPLITS", "H_SPLITS", "HAS_BIAS", "STORE", "BM", "R_BR"]
-    kernels = {name: types.SimpleNamespace(arg_names=constants, name=name) for name in NAMES}
+    kernels = {name: types.SimpleNamespace(arg_names=names, name=name) for name, names in signatures().items()}
     monkeypatch.setattr(launch, "triton_kernels", lambda: types.SimpleNamespace(tl=tl, **kernels))
     monkeypatch.setattr(launch, "processors", lambda _: 132)
     monkeypatch.setattr(launch.Launch, "__call__", take_down)
-    monkeypatch.setattr(launch, "_STEPS", {})
-    monkeypatch.setattr(cuda, "_kernels", lambda *_, **__: True)
-    monkeypatch.setattr(cuda, "_on_device", lambda _: contextlib.nullcontext())
-    return seen
+    monkeypatch.setattr(launch, "_empty", lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype))
+    monkeypatch.setattr(launch, "_current_stream", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda, "_may_launch", lambda *_: True)
+    monkeypatch.setattr(cuda, "_current_device", lambda: None)
+    monkeypatch.setattr(cuda, "_backend", "kernels")
+    cuda._prepared.cache_clear()
+    yield seen
+    cuda._prepared.cache_clear()
 
 
 def run(layer: SKLinear, x: torch.Tensor, dtype: torch.dtype, needs=(True, True, True, True)) -> None:
     packed = layer._packed
     y, H, kept = cuda.forward(x, layer.bias, packed.A, packed.B, dtype)
     needs = (*needs[:3], needs[3] and layer.bias is not None)
-    gradients = cuda.backward(torch.empty_like(y), x, H, kept, layer.num_terms, needs, layer.S1s.dtype)
+    gradients = cuda.backward(torch.empty_like(y), x, H, kept, layer.num_terms, needs)
     wanted = (x, layer.S1s, layer.S2s, layer.bias)
     for gradient, tensor, need in zip(gradients, wanted, needs, strict=True):
         assert (gradient is not None) is need
@@ -59,8 +72,8 @@ def test_what_is_compiled_for_one_kind_of_inputs_is_not_used_for_another(launche
             run(layer, torch.zeros(64, rows, dtype=inputs).t(), computed)
             run(layer, torch.zeros(rows, 64, dtype=inputs), computed, (False, True, True, True))
     first: dict[launch.Launch, tuple] = {}
-    for launched_as, arguments in launched:
-        assert first.setdefault(launched_as, arguments) == arguments
+    for launched_as, tensors in launched:
+        assert first.setdefault(launched_as, tensors) == tensors
     assert len(first) < len(launched), "the second time round finds what the first one made"
 
 
@@ -75,7 +88,7 @@ def test_what_needs_no_gradient_launches_nothing_more(launched):
     assert [launched_as._kernel.name for launched_as, _ in launched] == list(NAMES[:3])
     first_backward = launched[-1][0]
     run(layer, x, torch.float16)
-    assert first_backward._grid < launched[-2][0]._grid
+    assert first_backward._programs < launched[-2][0]._programs
 
 
 @pytest.mark.parametrize(
@@ -98,9 +111,43 @@ def test_the_library_is_warmed_once_for_graphs_that_will_hold_products(launched,
     assert taken == ["_products_forward", "_products_forward", "_products_backward"] * warms
 
 
-def test_prepared_launches_are_few(launched, monkeypatch):
-    monkeypatch.setattr(launch, "_MOST_STEPS", 3)
+def test_what_is_asked_for_again_is_prepared_once(launched):
     layer = SKLinear(64, 48, 1, 4, dtype=torch.float16)
-    for rows in range(1, 9):
+    for rows in (1, 2, 1, 2):
         run(layer, torch.zeros(rows, 64, dtype=torch.float16), torch.float16)
-    assert len(launch._STEPS) <= 3
+    assert cuda._prepared.cache_info()[:2] == (2, 2)
+    assert cuda._prepared.cache_info().maxsize, "shapes that never end take memory that does"
+
+
+class Launcher:
+    """As triton's: Python around a function of C."""
+
+    def __init__(self, launch, scratch: int = 0) -> None:
+        self.launch, self.global_scratch_size = launch, scratch
+
+    def __call__(self, x, y, z, stream, function, *arguments):
+        memory = b"\0" * self.global_scratch_size if self.global_scratch_size else None
+        self.launch(x, y, z, stream, function, 0, memory, *arguments)
+
+
+class OtherLauncher(Launcher):
+    def __call__(self, x, y, z, stream, function, *arguments):
+        self.launch((x, y, z), stream, function, arguments)
+
+
+@pytest.mark.parametrize(
+    ("run", "direct"),
+    [(Launcher, True), (lambda launch: Launcher(launch, 8), False), (OtherLauncher, False)],
+    ids=["triton's", "with memory of its own", "of another form"],
+)
+def test_a_kernel_is_launched_as_its_launcher_would(run, direct):
+    calls: list[tuple] = []
+    compiled = types.SimpleNamespace(
+        run=run(lambda *arguments: calls.append(arguments)), function="function", packed_metadata="metadata"
+    )
+    compiled.run(7, 1, 1, "stream", "function", "metadata", None, None, None, "x", 3)
+    launcher, between = launch.launcher(compiled)
+    assert len(calls) == 1, "asking launches nothing"
+    launcher(7, 1, 1, "stream", *between, "x", 3)
+    assert calls[0] == calls[1]
+    assert (launcher is compiled.run.launch) is direct
