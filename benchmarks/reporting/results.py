@@ -1,8 +1,9 @@
-"""The results that were committed, and what they say of where they come from."""
+"""The results that were committed, what they say of where they come from, and how they are set."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,11 @@ def provenance(name: str, result: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in said["versions"].items())
     threads = "" if said["threads"] is None else f", threads: {said['threads']}"
     return f"`benchmarks/results/{name}.json`: commit `{str(said['commit'])[:9]}`, {where}{threads}; {versions}."
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> str:
+    """A Markdown table; numbers are set flush right."""
+    titles = list(head)
+    marks = ["---", *["--:" if numbers else "---"] * (len(titles) - 1)]
+    lines = [titles, marks, *([str(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

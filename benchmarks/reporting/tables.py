@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reporting.attacks import fuzz, soak
-from reporting.results import load, provenance
+from reporting.gpu import BLOCKS as GPU
+from reporting.results import load, provenance, table
 
 COMMAND = {
     "accuracy": "bench_accuracy.py",
@@ -28,14 +29,6 @@ COMMAND = {
 
 
 PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> str:
-    """A Markdown table; numbers are set flush right."""
-    titles = list(head)
-    marks = ["---", *["--:" if numbers else "---"] * (len(titles) - 1)]
-    lines = [titles, marks, *([str(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def block(name: str, make: Callable[[dict[str, Any]], str]) -> str:
@@ -358,5 +351,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         public_way,
         soak,
         fuzz,
+        *GPU,
     )
 }
