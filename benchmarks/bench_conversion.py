@@ -361,8 +361,12 @@ def main() -> None:
     report = json.loads(arguments.out.read_text()) if arguments.out is not None and arguments.out.exists() else {}
     report["environment"] = environment(arguments.threads)
     for name in arguments.only:
-        report[name] = parts[name]()
-        print(name, json.dumps(report[name], indent=1), flush=True)
+        found = parts[name]()
+        if found is None:
+            continue  # it can't be measured here: what was measured elsewhere stays
+        report[name] = found
+        report.setdefault("environments", {})[name] = report["environment"]
+        print(name, json.dumps(found, indent=1), flush=True)
         if arguments.out is not None:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")

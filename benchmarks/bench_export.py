@@ -257,6 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the cells up to 1024x1024, little time for each")
     parser.add_argument("--output", type=Path, help="JSON to write; benchmarks/results/export.json unless --quick")
+    parser.add_argument("--strict", action="store_true", help="exit 1 where a bound is missed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [cell for cell in CELLS if not arguments.quick or cell[0] * cell[1] <= 1024 * 1024]
@@ -293,7 +294,7 @@ def main() -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=1) + "\n")
     console.print("every bound is kept" if not failures else "\n".join(["missed:", *failures]))
-    raise SystemExit(1 if failures else 0)
+    raise SystemExit(1 if arguments.strict and failures else 0)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def proof() -> str:
                     f"{us['ours']:,.0f} µs; dense {us['dense']:,.0f} µs ({us['dense'] / us['ours']:.0f}×)",
                 )
             )
-    if conversion := load("conversion"):
+    if (conversion := load("conversion")) and "encoder" in conversion:
         half = next((row for row in conversion["encoder"]["mean_cosine"] if row["ratio"] == 0.5), None)
         if half is not None:
             rows.append(
