@@ -82,7 +82,10 @@ def gpu_precisions() -> str:
             largest = f"{found['max_relative_error']:.1e}" + ("" if told is None else f" (the server says {told:.1e})")
             times = (f"{us:.0f} µs" for us in found["median_us"].values())
             rows.append((name, largest, f"{found['mean_relative_error']:.1e}", *times))
-        sizes = (f"{rows} rows" for rows in next(iter(result["precisions"].values()))["median_us"])
+        sizes = (
+            f"{rows} row" if rows == "1" else f"{rows} rows"
+            for rows in next(iter(result["precisions"].values()))["median_us"]
+        )
         return table(("", "largest error", "mean error", *sizes), rows)
 
     return _block("gpu_serving", make)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from host_cuda import open_model
 from onnx import TensorProto, helper, numpy_helper
+from threads import at_once
 
 from app import cuda_buffers, cuda_runs
 from app.cuda import accelerate
@@ -386,11 +387,7 @@ def test_runs_of_several_threads_take_turns(tiny, runtime, sized):
             if not np.allclose(runner.run({"x": x}, ["logits"])[0], tiny.logits(x), rtol=1e-4, atol=1e-4):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, 4)
     assert wrong == []
 
 

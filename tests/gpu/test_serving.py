@@ -18,6 +18,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import onnx_model
+from threads import at_once
 
 from app.device import CUDA, CudaOptions, find_device
 from app.errors import DeviceError
@@ -102,11 +103,7 @@ def test_answers_stay_right_when_sizes_and_threads_mix(digits):
             if np.abs(answer - expected[index]).max() > 1e-4:
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, 4)
     assert wrong == []
 
 

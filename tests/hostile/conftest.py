@@ -17,18 +17,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+from onnx_models import onnx_model  # noqa: E402 - found by the line above
+
 WIDTH = 4
 
 
-def model(nodes: list, inputs: list, outputs: list, constants: list | None = None) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(*item) for item in inputs],
-        [helper.make_tensor_value_info(*item) for item in outputs],
-        constants or [],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+def model(*parts: list) -> onnx.ModelProto:
+    """Nodes, inputs, outputs and constants, whether they make a model or not."""
+    return onnx_model(*parts, valid=False)
 
 
 def matrix(rows: int = WIDTH, columns: int = 3, seed: int = 0) -> np.ndarray:
