@@ -66,9 +66,9 @@ def test_binary(drawn):
     content = binary.to_bytes(array, tensor.datatype)
     item = announced(tensor, array, parameters={"binary_data_size": len(content)})
     head = json.dumps({"inputs": [item]}).encode()
-    prepared, _ = Decoder(model_of(tensor)).decode(head + content, b"%d" % len(head))
-    assert same(prepared.feeds, {"x": array})
-    assert binary.to_bytes(prepared.feeds["x"], tensor.datatype) == content
+    call, _ = Decoder(model_of(tensor)).decode(head + content, b"%d" % len(head))
+    assert same(call.feeds, {"x": array})
+    assert binary.to_bytes(call.feeds["x"], tensor.datatype) == content
 
 
 @thorough
@@ -83,8 +83,8 @@ def test_json_of_the_protocol(drawn, nested):
         return
     if nested and array.size == 0 and 0 in array.shape[1:]:
         return  # lists of empty lists, which say less than the shape
-    prepared, _ = Decoder(model_of(tensor)).decode(body, None)
-    assert same(prepared.feeds, {"x": array})
+    call, _ = Decoder(model_of(tensor)).decode(body, None)
+    assert same(call.feeds, {"x": array})
 
 
 @thorough
@@ -94,7 +94,7 @@ def test_json_of_the_plain_api(drawn):
     if 0 in array.shape:
         return  # lists can't tell how long a dimension behind an empty one is
     body = json.dumps({"inputs": {"x": as_lists(tensor, array)}}).encode()
-    assert same(plain.decode(model_of(tensor), body).prepared.feeds, {"x": array})
+    assert same(plain.decode(model_of(tensor), body)[0].feeds, {"x": array})
 
 
 @thorough
@@ -115,8 +115,8 @@ def test_raw_bytes(drawn):
     tensor, array = drawn
     if tensor.shape.count(None) > 1 or tensor.datatype == "BYTES" or not array.size:
         return
-    prepared, _ = Decoder(model_of(tensor)).decode(binary.to_bytes(array, tensor.datatype), b"0")
-    assert same(prepared.feeds, {"x": array})
+    call, _ = Decoder(model_of(tensor)).decode(binary.to_bytes(array, tensor.datatype), b"0")
+    assert same(call.feeds, {"x": array})
 
 
 number = st.one_of(
@@ -140,7 +140,7 @@ def test_the_quick_and_the_precise_way_agree_in_answers_and_in_errors(text, data
 
     def told(read):
         try:
-            return read(model, body).prepared.feeds["x"], None
+            return read(model, body)[0].feeds["x"], None
         except InvalidRequestError as error:
             return None, str(error)
 

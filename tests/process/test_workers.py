@@ -61,6 +61,7 @@ def test_a_worker_that_says_nothing_is_replaced(tmp_path, kit):
     kit.put(tmp_path, kit.linear(1), "m", 1)
     with kit.running(tmp_path, workers=2) as server:
         victim = server.children()[0]
+        time.sleep(2.5)  # It is asked every second; before its first answer it is given more time.
         os.kill(victim, signal.SIGSTOP)
         server.wait_for(lambda: server.log.count("ready: ") == 3, 60)
         assert re.search(rf"worker {victim} is killed and replaced: it has said nothing for 3\d s", server.log)
