@@ -56,14 +56,10 @@ class InferenceCycle:
 
     def hold(self, count: int) -> None:
         """Take bytes of the body in hand; see ``Intake.hold``."""
-        intake = self.service.intake
-        more = count - self.held
-        if intake.held_bytes + more > intake.max_bytes:
-            raise intake.full(more)
-        intake.held_bytes += more
+        self.service.intake.hold(count - self.held)
         self.held = count
 
     def release(self) -> None:
         """The body is not needed any more."""
-        self.service.intake.held_bytes -= self.held
+        self.service.intake.release(self.held)
         self.held = 0

@@ -165,8 +165,7 @@ class InferenceService:
             if self.repository.starting:
                 # Which one is the only one is not known yet.
                 raise ModelUnavailableError(LOADING)
-            served = self.repository.names()
-            name = served[0] if len(served) == 1 else choose_default(served, None)
+            name = choose_default(self.repository.names(), None)
         return self.repository.get(name, target.version)
 
     def admit(self, headers: Headers) -> None:

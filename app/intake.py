@@ -41,15 +41,11 @@ class Intake:
             OverloadedError: too many are.
         """
         if self.held_bytes + count > self.max_bytes:
-            raise self.full(count)
+            raise OverloadedError(
+                f"the requests in hand hold {self.held_bytes} bytes, and this one's {count} would exceed "
+                f"max_queue_bytes ({self.max_bytes})"
+            )
         self.held_bytes += count
-
-    def full(self, count: int) -> OverloadedError:
-        """The error where so many bytes more would be too many."""
-        return OverloadedError(
-            f"the requests in hand hold {self.held_bytes} bytes, and this one's {count} would exceed "
-            f"max_queue_bytes ({self.max_bytes})"
-        )
 
     def release(self, count: int) -> None:
         """They are no longer in hand."""

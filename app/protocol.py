@@ -19,7 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.codec import HeaderList
+from app.codec import Body, HeaderList
 from app.cycle import InferenceCycle
 from app.errors import AppError, ModelUnavailableError
 from app.guarded import Lingering
@@ -215,7 +215,7 @@ class InferenceProtocol(ReceivingProtocol):
         self._inference = None
         self._start(cycle, chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
-    def _start(self, cycle: InferenceCycle, body: bytes | bytearray | memoryview) -> None:
+    def _start(self, cycle: InferenceCycle, body: Body) -> None:
         cycle.chunks = []
         self._answering = cycle
         intake = cycle.service.intake
@@ -225,7 +225,7 @@ class InferenceProtocol(ReceivingProtocol):
         self._start_now(cycle, body)
         intake.started()
 
-    def _start_now(self, cycle: InferenceCycle, body: bytes | bytearray | memoryview) -> None:
+    def _start_now(self, cycle: InferenceCycle, body: Body) -> None:
         if cycle.disconnected:
             return
         respond = partial(self._respond, cycle)

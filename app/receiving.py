@@ -6,6 +6,7 @@ from typing import Any
 import httptools
 
 from app.bodies import BodyBuffers
+from app.codec import Body
 from app.codec.oip import HEADER_LENGTH
 from app.cycle import InferenceCycle
 from app.errors import AppError, OverloadedError
@@ -36,7 +37,7 @@ class ReceivingProtocol(GuardedProtocol, ABC):
         self._rest: memoryview | None = None  # the part of the body that is still to come, in raw mode
 
     @abstractmethod
-    def _start(self, cycle: InferenceCycle, body: bytes | bytearray | memoryview) -> None:
+    def _start(self, cycle: InferenceCycle, body: Body) -> None:
         """Answer a request that is whole."""
 
     @abstractmethod
@@ -131,11 +132,7 @@ class ReceivingProtocol(GuardedProtocol, ABC):
         self._make_room(cycle, begun, min(self._length, 2 * len(begun)))
 
     def _make_room(
-        self,
-        cycle: InferenceCycle,
-        begun: bytes | bytearray | memoryview,
-        count: int,
-        used: bytearray | memoryview | None = None,
+        self, cycle: InferenceCycle, begun: Body, count: int, used: bytearray | memoryview | None = None
     ) -> None:
         """Have what comes next of a body put behind its beginning, in ``used`` or in ``count`` new bytes."""
         try:

@@ -41,8 +41,7 @@ class Results:
         array = self.arrays[index]
         if array.ndim == 2 and array.dtype.kind == "f" and stop - start == len(array):
             # All that ran is this one's: there is nothing to be cut.
-            text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-            return text if b"null" not in text else self._finite(index, text)
+            return self._dump(index, array)
         if self._by_rows(index):
             return self._finite(index, b"[[" + b"],[".join(self._rows(index)[start:stop]) + b"]]")
         return self._dump(index, self.values(index, start, stop))
