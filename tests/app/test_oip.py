@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, judged by the public client, unmodified."""
+"""Inference by the Open Inference Protocol, judged by the public client, unmodified."""
 
 import json
 import re
@@ -7,10 +7,8 @@ import zlib
 import ml_dtypes
 import numpy as np
 import pytest
+from oip_client import InferenceServerException, triton, tritonclient
 from onnx import TensorProto, helper
-
-tritonclient = pytest.importorskip("tritonclient.http")
-from tritonclient.utils import InferenceServerException  # noqa: E402
 
 TYPES = {
     "BOOL": (TensorProto.BOOL, np.bool_),
@@ -49,10 +47,6 @@ def sample(datatype, rows=2):
         array[0, 0], array[0, 1] = limits.min, limits.max
         return array
     return (np.arange(rows * 3).reshape(rows, 3) / 3 - 1).astype(dtype)
-
-
-def triton(client):
-    return tritonclient.InferenceServerClient(client.base_url.netloc.decode())
 
 
 @pytest.fixture(scope="module")
@@ -329,43 +323,6 @@ def test_classification_ranks_with_labels(client, tiny):
             assert float(value) == pytest.approx(row[index], abs=1e-4)
 
 
-def test_metadata_health_and_config(client):
-    server = triton(client)
-    assert server.is_server_live()
-    assert server.is_server_ready()
-    assert server.is_model_ready("tiny")
-    assert server.is_model_ready("tiny", "1")
-    assert not server.is_model_ready("tiny", "2")
-    metadata = server.get_server_metadata()
-    assert metadata["name"] == "panther"
-    assert {"binary_tensor_data", "statistics", "model_repository"} <= set(metadata["extensions"])
-    model = server.get_model_metadata("tiny")
-    assert (model["name"], model["versions"], model["platform"]) == ("tiny", ["1"], "onnx_onnxv1")
-    assert model["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 6]}]
-    assert model["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 3]}]
-    config = server.get_model_config("tiny", "1")
-    assert config["max_batch_size"] == 256
-    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [6]}]
-    assert client.get("/v2/health/live").json() == {"live": True}
-    assert client.get("/v2/health/ready").json() == {"ready": True}
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("/v2/models/none", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/models/tiny/versions/7", "model 'tiny' has no version '7'; there are: 1"),
-        ("/v2/models/none/config", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/models/none/ready", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/models/none/stats", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/nothing", "there is no path '/v2/nothing'; /docs lists those there are"),
-    ],
-)
-def test_unknown_is_404(client, path, message):
-    answer = client.get(path)
-    assert (answer.status_code, answer.json()) == (404, {"error": message})
-
-
 def test_errors_reach_the_public_client_in_words(client):
     tensor = tritonclient.InferInput("x", [1, 5], "FP32")
     tensor.set_data_from_numpy(np.zeros((1, 5), np.float32))
@@ -373,26 +330,6 @@ def test_errors_reach_the_public_client_in_words(client):
         triton(client).infer("tiny", [tensor])
     with pytest.raises(InferenceServerException, match="model 'none' is not loaded; loaded: tiny"):
         triton(client).get_model_metadata("none")
-
-
-def test_statistics_add_up(serve, tiny):
-    client = serve(tiny.graph())
-    server = triton(client)
-    for rows in (1, 2, 2):
-        tensor = tritonclient.InferInput("x", [rows, 6], "FP32")
-        tensor.set_data_from_numpy(np.zeros((rows, 6), np.float32))
-        server.infer("m", [tensor])
-    with pytest.raises(InferenceServerException):
-        server.infer("m", [tensor], outputs=[tritonclient.InferRequestedOutput("none")])
-    (stats,) = server.get_inference_statistics("m")["model_stats"]
-    assert stats == server.get_inference_statistics()["model_stats"][0]
-    assert (stats["name"], stats["version"], stats["inference_count"], stats["execution_count"]) == ("m", "1", 5, 3)
-    parts = stats["inference_stats"]
-    assert (parts["success"]["count"], parts["fail"]["count"]) == (3, 1)
-    inside = sum(parts[name]["ns"] for name in ("queue", "compute_input", "compute_infer", "compute_output"))
-    assert 0 < inside <= parts["success"]["ns"]
-    assert [(item["batch_size"], item["compute_infer"]["count"]) for item in stats["batch_stats"]] == [(1, 1), (2, 2)]
-    assert stats["last_inference"] > 1_600_000_000_000
 
 
 def test_a_timeout_in_the_past_is_dropped_before_it_is_run(serve, tiny):
@@ -407,56 +344,3 @@ def test_a_timeout_in_the_past_is_dropped_before_it_is_run(serve, tiny):
     assert fine.status_code == 200
     live = client.get("/stats").json()["models"][0]["live"]
     assert (live["executions"], live["failures_by_reason"]) == (1, {"DeadlineExceededError": 1})
-
-
-def test_model_control_is_off_unless_asked_for(client):
-    with pytest.raises(InferenceServerException, match="set PANTHER_MODEL_CONTROL=explicit"):
-        triton(client).load_model("tiny")
-    assert client.post("/v2/repository/models/tiny/unload").status_code == 403
-
-
-def test_model_control(tmp_path, build):
-    old, new = build.Tiny(seed=1), build.Tiny(seed=2)
-    build.put(tmp_path, old.graph(), "m", "1")
-    x = np.ones((1, 6), np.float32)
-
-    def ask(client):
-        tensor = tritonclient.InferInput("x", [1, 6], "FP32")
-        tensor.set_data_from_numpy(x)
-        result = triton(client).infer("m", [tensor])
-        return result.get_response()["model_version"], result.as_numpy("logits")
-
-    with build.running(tmp_path, model_control="explicit") as client:
-        server = triton(client)
-        assert server.get_model_repository_index() == [{"name": "m", "version": "1", "state": "READY", "reason": ""}]
-        build.put(tmp_path, new.graph(), "m", "2")
-        build.put(tmp_path, new.graph(), "other", "1")
-        states = {(item["name"], item["version"]): item["state"] for item in server.get_model_repository_index()}
-        assert states == {("m", "1"): "READY", ("m", "2"): "UNAVAILABLE", ("other", "1"): "UNAVAILABLE"}
-        server.load_model("m")
-        version, logits = ask(client)
-        assert version == "2"
-        np.testing.assert_allclose(logits, new.logits(x), rtol=1e-4, atol=1e-5)
-        assert client.get("/health/ready").json() == {"ready": True}
-
-        (tmp_path / "m" / "3").mkdir()
-        (tmp_path / "m" / "3" / "model.onnx").write_bytes(b"broken")
-        with pytest.raises(InferenceServerException, match="model 'm' version 3"):
-            server.load_model("m")
-        assert ask(client)[0] == "2"
-        (broken,) = [item for item in server.get_model_repository_index() if item["version"] == "3"]
-        assert broken["state"] == "UNAVAILABLE"
-        assert "version 3" in broken["reason"]
-
-        server.unload_model("m")
-        assert not server.is_model_ready("m")
-        with pytest.raises(InferenceServerException, match="model 'm' is not ready: unloaded"):
-            ask(client)
-        with pytest.raises(InferenceServerException, match="is not in the repository"):
-            server.load_model("nowhere")
-        with pytest.raises(InferenceServerException, match="is not in the repository"):
-            server.load_model("..")
-        body = {"parameters": {"config": "{}"}}
-        assert client.post("/v2/repository/models/m/load", json=body).status_code == 400
-        only = client.post("/v2/repository/index", json={"ready": True}).json()
-        assert [item["name"] for item in only] == []
