@@ -23,6 +23,7 @@ from app.inference import InferenceService
 from app.limits import Limits
 from app.peers import Peers
 from app.repository import Repository
+from app.retries import Retries
 from app.routes import benchmark, dashboard, docs, health, metrics, models, oip, predict, stats
 from app.serving import Loader
 from app.settings import Settings
@@ -98,7 +99,7 @@ async def _run(state: AppState, loading: asyncio.Task[None], watcher: Watcher | 
     """Follow the folder where that is wished, once it is loaded."""
     await loading
     if watcher is not None:
-        await state.watch(watcher)
+        await state.watch(watcher, Retries())
 
 
 async def _load(state: AppState) -> None:

@@ -1,4 +1,4 @@
-"""What the process holds in memory, as the kernel counts it."""
+"""What the process holds in memory, as the kernel counts it, and what is said where there is none left."""
 
 import ctypes
 import sys
@@ -10,6 +10,15 @@ _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+_SHORT = (
+    "bad_alloc", "BFCArena", "Failed to allocate memory", "MemoryError", "Unable to allocate", "Cannot allocate memory",
+    "out of memory", "ALLOC_FAILED",
+)  # fmt: skip
+
+
+def is_short(text: str) -> bool:
+    """Whether an error says that memory was short; the runtime gives no other sign of it than its words."""
+    return any(word in text for word in _SHORT)
 
 
 def resident_bytes() -> int | None:

@@ -243,6 +243,14 @@ class Repository:
         """Names of the models that are served."""
         return [name for name, entry in self.entries.items() if entry.served is not None]
 
+    def short_of_memory(self) -> dict[str, frozenset[str]]:
+        """The versions that could not be loaded for want of memory, by model."""
+        found = {
+            name: frozenset(item.version for item in entry.versions.values() if item.short_of_memory)
+            for name, entry in self.entries.items()
+        }
+        return {name: versions for name, versions in found.items() if versions}
+
     def serving_versions(self) -> dict[str, str]:
         """The versions served of each model, as a policy that selects just them."""
         return {name: ",".join(item.version for item in entry.ready()) for name, entry in self.entries.items()}

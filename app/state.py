@@ -15,6 +15,7 @@ from app.inference import InferenceService
 from app.memory import trim_memory
 from app.peers import CONTROL_TIMEOUT_S, STATISTICS_TIMEOUT_S, Peers
 from app.repository import LOADING, Repository
+from app.retries import Retries
 from app.serving import Loader, Serving
 from app.settings import Settings
 from app.statistics import Statistics
@@ -176,15 +177,21 @@ class AppState:
             finally:
                 self.let_go()
 
-    async def watch(self, watcher: Watcher) -> None:
+    async def watch(self, watcher: Watcher, retries: Retries) -> None:
         """Follow what changes in the folder, until cancelled."""
         while True:
             await asyncio.sleep(self.settings.watch_interval_s)
             try:
-                for change in await asyncio.to_thread(watcher.poll):
-                    await self.follow(change)
+                await self.look(watcher, retries)
             except Exception:  # whatever a file system may come up with: look again
                 log.exception("looking at the model folder failed")
+
+    async def look(self, watcher: Watcher, retries: Retries) -> None:
+        """Load what has changed in the folder, and once more what memory was short for."""
+        for change in await asyncio.to_thread(watcher.poll):
+            await self.follow(change)
+        for change in retries.due(self.repository.short_of_memory()):
+            await self.follow(change)
 
     async def follow(self, change: Change) -> None:
         """Do what a change of the folder asks for; what fails is logged and shown, and the old version stays."""

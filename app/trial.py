@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.errors import InferenceFailedError, LoadError
-from app.memory import available_bytes
+from app.memory import available_bytes, is_short
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ _IDLE_S = 20.0
 _START_S = 120.0
 _SHARE = 0.9  # of the memory that is there; the rest is for what the server does meanwhile
 _LONG_RUN_S = 0.25
-_MEMORY = ("bad_alloc", "BFCArena", "Failed to allocate memory", "MemoryError", "Unable to allocate")
 
 
 @dataclass(frozen=True)
@@ -255,9 +254,11 @@ def _watch(trial: Trial, limit: int | None, child: int, reader: int) -> str | No
     _, status = os.waitpid(child, 0)
     if said:
         problem: str | None = json.loads(said)
-        if problem is not None and limit is not None and _of_memory(problem):
+        if problem is not None and limit is not None and is_short(problem):
             return f"{trial.what} is not loaded: a trial needed more memory than there is ({limit} bytes): {problem}"
         return problem
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return f"{trial.what} is not loaded: a trial was killed, as the kernel does where it is out of memory"
     ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
     return f"{trial.what} is not loaded: a trial ended the process ({ended}); the file is damaged or hostile"
 
@@ -286,10 +287,6 @@ def _be_harmless(limit: int | None) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _of_memory(text: str) -> bool:
-    return any(word in text for word in _MEMORY)
-
-
 def _load(trial: Trial) -> str | None:
     from app.device import CPU, Device, open_session
     from app.model import Model
@@ -308,7 +305,7 @@ def _load(trial: Trial) -> str | None:
                 break
     except InferenceFailedError as error:
         # Random input is not always to a model's liking.
-        return str(error) if _of_memory(str(error)) else None
+        return str(error) if is_short(str(error)) else None
     except LoadError as error:
         return str(error)
     except MemoryError as error:

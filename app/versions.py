@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from app.errors import LoadError
+from app.memory import is_short
 from app.serving import Serving
 
 MAX_NAME_LENGTH = 128
@@ -25,6 +26,7 @@ class Version:
     """One version of a model: its state, the reason of that, and the loaded model when it is READY.
 
     ``failed`` says that what lies in the folder could not be loaded; a READY version then is the one from before.
+    ``short_of_memory`` says that it could not for want of memory, so that it may go well another time.
     """
 
     version: str
@@ -33,6 +35,7 @@ class Version:
     serving: Serving | None = None
     loaded_at: float | None = None
     failed: bool = False
+    short_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def unselected(version: str) -> Version:
 def failed(before: Entry, version: str, error: LoadError) -> Version:
     """What becomes of a version that could not be loaded: as it was where it is served, else unavailable."""
     known = before.versions.get(version)
+    short = is_short(f"{error}: {error.__cause__!r}")
     if known is not None and known.state is State.READY:
-        return replace(known, reason=f"reload failed: {error}", failed=True)
-    return Version(version, State.UNAVAILABLE, f"{error}", failed=True)
+        return replace(known, reason=f"reload failed: {error}", failed=True, short_of_memory=short)
+    return Version(version, State.UNAVAILABLE, f"{error}", failed=True, short_of_memory=short)

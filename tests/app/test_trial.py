@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.errors import LoadError
 from app.external import external_files
-from app.memory import available_bytes
+from app.memory import available_bytes, is_short
 from app.model_settings import ModelSettings
 from app.serving import Loader
 from app.settings import Settings
-from app.trial import Trial, Trials
+from app.trial import Trial, Trials, _watch
 
 FLOAT = TensorProto.FLOAT
 ROOT = Path(__file__).parents[2]
@@ -91,6 +91,19 @@ def test_a_trial_that_takes_too_long_is_ended(trials, tmp_path, build):
     with pytest.raises(LoadError, match=r"a trial took longer than trial_load_s \(0.5\)"):
         trials.run(trial(path, 0.5))
     assert time.monotonic() - began < 10
+
+
+def test_a_trial_that_the_kernel_kills_was_short_of_memory(tmp_path):
+    reader, writer = os.pipe()
+    killed = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], pass_fds=[writer])
+    os.close(writer)
+    problem = _watch(trial(tmp_path / "model.onnx"), None, killed.pid, reader)
+    os.close(reader)
+    killed.wait()
+    assert (
+        problem == "model 'm' version 1 is not loaded: a trial was killed, as the kernel does where it is out of memory"
+    )
+    assert is_short(problem)
 
 
 def test_without_rows_only_a_session_is_made(trials, filling, tmp_path):
