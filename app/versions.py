@@ -8,6 +8,7 @@ from app.errors import LoadError
 from app.memory import is_short
 from app.serving import Serving
 
+# As the exporter has it (panther/export/repository.py).
 MAX_NAME_LENGTH = 128
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}\Z|0\Z")
@@ -76,7 +77,7 @@ def selected(policy: str, versions: list[str]) -> list[str]:
 
 
 def valid_name(name: str) -> bool:
-    """Whether a name may be a model's: no separator, no leading dot, not too long."""
+    """Whether a name may be a model's: no separator, no leading dot or hyphen, not too long."""
     return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
 
 

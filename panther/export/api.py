@@ -88,7 +88,7 @@ def export_onnx(
         example_inputs: a tensor, one an argument of forward, or tensors by argument name: real rows to check on.
         path_or_repository: a path ending in ``.onnx``, or the folder of a model repository, where the file becomes
             the next version of ``name`` and a ``config.pbtxt`` for Triton lies beside it.
-        name: the model's name: letters, digits, ``.``, ``_``, ``-``.
+        name: the model's name: at most 128 letters, digits, ``.``, ``_``, ``-``; neither ``.`` nor ``-`` comes first.
         inputs: names and meaning of the inputs, in the order of example_inputs; the names of forward's arguments when
             None.
         outputs: names, meaning and labels of the outputs, in the order in which forward returns them; when None the

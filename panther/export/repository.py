@@ -18,7 +18,9 @@ from panther.export.errors import ExportError
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.pbtxt"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# As the server has it (app/versions.py): what is exported under a name is served under it.
+_MAX_NAME_LENGTH = 128
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[1-9]\d*")
 _ASIDE = ".writing-"
 _STALE_S = 24 * 3600
@@ -123,9 +125,10 @@ def staged(path_or_repository: Path, name: str) -> Iterator[Staged]:
 
 def check_name(name: str) -> None:
     """Raise ValueError unless name can be a folder of the repository and a part of a URL."""
-    if not _NAME.fullmatch(name) or len(name) > 100:
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise ValueError(
-            f"model name {name!r} must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+            f"model name {name!r} must be 1 to {_MAX_NAME_LENGTH} letters, digits, '.', '_' or '-', "
+            "beginning with none of '.' and '-'"
         )
 
 
