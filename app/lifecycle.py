@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_GRACE_S = 1.0
-"""How long a connection that is kept alive may still bring a request once the server drains."""
+"""How long a connection may still bring a request once nobody is let in any more."""
 CUT_S = 2.0
 """How long a process may take to end once its time for requests in hand is over."""
 _TURN_S = 0.02
@@ -139,15 +139,15 @@ class GracefulServer(uvicorn.Server):
         self.drain()
         log.info("shutting down; %d connections are open", len(self.server_state.connections))
         await self._stop_listening(sockets or [])
-        drained_since = self._drained_since or time.monotonic()
-        end = time.monotonic() + self._settings.shutdown_timeout_s
+        alone_since = time.monotonic()
+        end = alone_since + self._settings.shutdown_timeout_s
         while self._connections() or self.server_state.tasks:
             now = time.monotonic()
             if now >= end:
                 await self._cut()
                 break
             for connection in self._connections():
-                connection.drain(close_idle=now >= drained_since + IDLE_GRACE_S)
+                connection.drain(close_idle=now >= alone_since + IDLE_GRACE_S)
             await asyncio.sleep(_TURN_S)
         await self.lifespan.shutdown()
 

@@ -83,6 +83,20 @@ def test_a_connection_that_was_kept_alive_is_told_by_its_next_answer(models, kit
         assert server.process.wait(20) == 0
 
 
+def test_a_connection_made_late_in_the_delay_has_time_for_its_request(models, kit):
+    with kit.running(models, "--shutdown-delay-s", "1.5") as server:
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.connect()
+        server.wait_for(lambda: "shutting down; 1 connections are open" in server.log)
+        time.sleep(0.3)
+        connection.request("GET", "/health/live")
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert server.process.wait(20) == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_request_in_hand_is_answered(models, kit, workers):
     with kit.running(models, "--inline-run-us", "0", workers=workers) as server, ThreadPoolExecutor() as pool:
