@@ -152,6 +152,15 @@ class Server:
         answer = self.ask("POST", f"/models/{name}/predict", json={"inputs": [[0] * WIDTH]})
         return answer.json()["outputs"]["y"][0][0] if answer.status_code == 200 else answer.status_code
 
+    def runs_for(self, seconds: float) -> int:
+        """How often the model ``slow`` has to multiply to take so long, or longer where others have the machine."""
+        times = []
+        for _ in range(3):
+            began = time.monotonic()
+            assert self.ask("POST", "/models/slow/predict", json={"inputs": [100]}).status_code == 200
+            times.append(time.monotonic() - began)
+        return int(100 * seconds / min(times)) + 1
+
     def index(self) -> dict[tuple[str, str], tuple[str, str]]:
         found = self.ask("POST", "/v2/repository/index").json()
         return {(item["name"], item["version"]): (item["state"], item["reason"]) for item in found}
