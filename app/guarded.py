@@ -71,6 +71,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         _watch_of(self.server_state, self._limits).wake()
+        connected = getattr(self.server_state, "connected", None)
+        if connected is not None:
+            connected()
         beyond = len(self.connections) - self._limits.max_connections
         if beyond > 0:
             self._crowd(beyond)

@@ -1,18 +1,19 @@
 """How a serving process ends: not ready at once, what is in hand is answered, nothing is reset."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from uvicorn.server import ServerState
 
+from app.listening import Listening
 from app.protocol import InferenceProtocol
 from app.settings import Settings
 
@@ -33,11 +34,13 @@ class DrainingState(ServerState):
 
     Attributes:
         draining: whether each answer is the last one of its connection.
+        connected: called when a client has come; None where nobody wants to know.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.draining = False
+        self.connected: Callable[[], None] | None = None
 
 
 class GracefulServer(uvicorn.Server):
@@ -57,6 +60,7 @@ class GracefulServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, settings: Settings, *, supervised: bool = False) -> None:
         super().__init__(config)
         self.server_state = self._draining_state = DrainingState()
+        self._listening = Listening(self._serve_connection)
         self._settings = settings
         self._supervised = supervised
         self._drained_since: float | None = None
@@ -110,6 +114,8 @@ class GracefulServer(uvicorn.Server):
         """Begin to serve."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._listening.begin(sockets or [])
+        self._draining_state.connected = self._listening.look
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; whether it is time to end."""
@@ -134,14 +140,14 @@ class GracefulServer(uvicorn.Server):
                 log.warning("alive again: the run has ended")
         self._stuck = problem
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Let nobody in, see what is in hand through, and end."""
         self.drain()
         log.info("shutting down; %d connections are open", len(self.server_state.connections))
-        await self._stop_listening(sockets or [])
+        await self._listening.end(self.servers)
         alone_since = time.monotonic()
         end = alone_since + self._settings.shutdown_timeout_s
-        while self._connections() or self.server_state.tasks:
+        while self._connections() or self.server_state.tasks or self._listening.pending:
             now = time.monotonic()
             if now >= end:
                 await self._cut()
@@ -151,20 +157,10 @@ class GracefulServer(uvicorn.Server):
             await asyncio.sleep(_TURN_S)
         await self.lifespan.shutdown()
 
-    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
-        # The kernel resets connections that nobody has accepted when the socket goes: accept them first.
-        accepted = [own for sock in sockets for own in accept_all(sock)]
-        for server in self.servers:
-            server.close()
-        for sock in sockets:
-            sock.close()
-        for own in accepted:
-            await self._serve_connection(own)
-
     def adopt(self, sock: socket.socket) -> None:
         """Serve a connection that somebody else has accepted; may be called in any thread once it has started."""
         if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._serve_connection(sock), self._loop)
+            self._loop.call_soon_threadsafe(self._listening.adopt, sock)
 
     async def _serve_connection(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -193,16 +189,6 @@ class GracefulServer(uvicorn.Server):
 
     def _connections(self) -> list[InferenceProtocol]:
         return cast("list[InferenceProtocol]", list(self.server_state.connections))
-
-
-def accept_all(sock: socket.socket) -> list[socket.socket]:
-    """The connections that wait at a listening socket."""
-    accepted = []
-    sock.settimeout(0)
-    with contextlib.suppress(OSError):
-        while True:
-            accepted.append(sock.accept()[0])
-    return accepted
 
 
 def _give_up(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature

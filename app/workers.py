@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from app.errors import AppError
-from app.lifecycle import CUT_S, GracefulServer, accept_all
+from app.lifecycle import CUT_S, GracefulServer
+from app.listening import accept_all, keep_out
 from app.logs import configure_logging
 from app.main import Application, create_app
 from app.settings import Settings
@@ -230,6 +231,7 @@ class Supervisor:
     def _hand_over(self, slot: int) -> None:
         others = [other for other in self._workers if other is not None and other.serves and other.exitcode is None]
         if others:  # else what waits there waits for the successor
+            keep_out(self._sockets[slot])
             for number, connection in enumerate(accept_all(self._sockets[slot])):
                 others[number % len(others)].give(connection)
             self._sockets[slot].close()

@@ -1,4 +1,4 @@
-"""Clients that don't read what they asked for, and clients that send by drops: others don't notice."""
+"""Clients that don't read, clients that send by drops, clients that ask for much: others don't notice."""
 
 import json
 import signal
@@ -19,6 +19,7 @@ def models(tmp_path_factory, kit):
     kit.put(root, kit.linear(1), "m", 1)
     kit.put(root, kit.wide(ANSWER_BYTES // 4), "wide", 1)
     (root / "wide" / "panther.toml").write_text("max_batch_rows = 1")
+    kit.put(root, kit.slow(), "slow", 1)
     return root
 
 
@@ -84,3 +85,19 @@ def test_clients_that_send_by_drops_hold_up_nobody_and_no_end(models, kit):
         assert slow[0].recv(15) == b"HTTP/1.1 200 OK"
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
+
+
+def test_newcomers_are_let_in_together_while_the_server_is_busy(models, kit):
+    newcomers = 40
+    with kit.running(models, "--inline-run-us", "1000000000") as server, ExitStack() as stack:
+        document = {"inputs": [server.runs_for(0.03)]}
+        load = stack.enter_context(kit.Load(server.port, "/models/slow/predict", document, clients=2))
+        server.wait_for(lambda: len(load.answers) > 10)
+        before = len(load.answers)
+        socks = [connect(server, stack) for _ in range(newcomers)]
+        for sock in socks:
+            sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        for sock in socks:
+            assert sock.recv(15) == b"HTTP/1.1 200 OK"
+        # A turn of the event loop, in which it would let in one of them, takes it a run at least.
+        assert len(load.answers) - before < newcomers / 2
