@@ -1,11 +1,13 @@
 """What a client may take of the server: bytes and time of a request's head, time of its body, connections.
 
-Nothing is timed for each request. Each worker looks at its connections once a second, and a connection that has stood
-at the same point for too long is ended. So a limit of ten seconds ends a connection after ten to twelve.
+Nothing is timed for each request. Each worker looks at its connections twice a second, and when the time of one that it
+saw is over; it ends what has stood at the same point for too long. What was never seen there is seen half a second late
+at most, so that a limit of ten seconds ends a connection after ten to ten and a half.
 """
 
 import asyncio
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
@@ -15,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import BodyTooLargeError, RequestTimeoutError
 from app.settings import Settings
 
-LOOK_S = 1.0
+LOOK_S = 0.5
 PROGRESS_BYTES = 1024
 """A body that brings no more than this in its time, or a client that takes no more, does not get on."""
 RESERVED = 32
@@ -79,7 +81,7 @@ class Watched(Protocol):
 
 
 class Watch:
-    """Looks at the connections of a worker once a second, for as long as there are any.
+    """Looks at the connections of a worker twice a second, for as long as there are any.
 
     Args:
         connections: those that are open; looked at anew each time.
@@ -97,7 +99,10 @@ class Watch:
     def wake(self) -> None:
         """A connection was made."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._every_s, self._look)
+            self._look_in(self._every_s)
+
+    def _look_in(self, wait_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -107,7 +112,9 @@ class Watch:
             self._look_at(cast("Watched", connection), now, seen)
         self._seen = seen
         if seen or self._connections:
-            self.wake()
+            ends = [since + self._limits.time_s(standing) for standing, _, since in seen.values()]
+            # Many that are over one after the other must not make it look all the time.
+            self._look_in(min(self._every_s, max(self._every_s / 4, min(ends, default=math.inf) - now)))
 
     def _look_at(self, connection: Watched, now: float, seen: dict[object, tuple[Standing, object, float]]) -> None:
         found = connection.standing()

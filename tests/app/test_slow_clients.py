@@ -8,7 +8,7 @@ import time
 import pytest
 from raw_http import BODY, FAST, ROW, SLOW, answer, head, rest, wire
 
-from app.limits import Limits, Watch
+from app.limits import LOOK_S, Limits, Watch
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +183,48 @@ def test_a_watch_sleeps_while_there_are_no_connections():
         assert watch._timer is None
 
     asyncio.run(run())
+
+
+class Hurried(asyncio.SelectorEventLoop):
+    """An event loop that waits for nothing: its clock jumps to the next timer."""
+
+    now = 0.0
+
+    def time(self):
+        return self.now
+
+    def _run_once(self):
+        if self._scheduled and not self._ready:
+            self.now = max(self.now, self._scheduled[0].when())
+        super()._run_once()
+
+
+@pytest.mark.parametrize("limit_s", [2.7, 10, 10.1])
+@pytest.mark.parametrize("offset_s", [0, 0.01, 0.26, 0.49])
+def test_a_limit_is_kept_to_half_a_second(limit_s, offset_s):
+    class Connection:
+        def __init__(self, found=None):
+            self.found, self.ended_at = found, None
+
+        def standing(self):
+            return self.found
+
+        def time_out(self, standing):
+            connections.remove(self)
+            self.ended_at = asyncio.get_running_loop().time()
+
+    async def run():
+        watch = Watch(connections, Limits(header_timeout_s=limit_s))
+        connections.add(Connection())  # keeps the watch awake
+        watch.wake()
+        await asyncio.sleep(LOOK_S + offset_s)
+        began = asyncio.get_running_loop().time()
+        connections.add(stands := Connection(("head", began)))
+        watch.wake()
+        await asyncio.sleep(limit_s + 5)
+        return stands.ended_at - began
+
+    connections = set()
+    with asyncio.Runner(loop_factory=Hurried) as runner:
+        # A look comes no sooner than a quarter of the time between two after the last one.
+        assert limit_s <= runner.run(run()) <= limit_s + 1.25 * LOOK_S
