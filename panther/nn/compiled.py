@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from panther.nn import cuda, packed
+from panther import __version__
+from panther.nn import cuda
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
-# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`
-_LIBRARY.define(f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, str backend) -> Tensor")
-# y, and H in shares, (splits, N, 2Lk), of x (N, d_in)
+# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`; the version is there for
+# the compiler's cache on disk, in which what another one decided is not to be found
+_LIBRARY.define(f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, str backend, str version) -> Tensor")
+# y, and H in shares, (shares, N, 2Lk), of x (N, d_in)
 _LIBRARY.define(
-    f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int splits) -> (Tensor, Tensor)"
+    f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int shares, bool learning)"
+    " -> (Tensor, Tensor)"
 )
 # the gradients of x, S1s, S2s and the bias, those that are needed
 _LIBRARY.define(
@@ -46,7 +49,8 @@ def linear(
         plain: whether all are tensors as such, of no subclass.
     """
     if plain:
-        return torch.ops.panther.sketched_linear(x, S1s, U1s, U2s, S2s, bias, cuda.chosen_backend())  # type: ignore[no-any-return]
+        y: Tensor = torch.ops.panther.sketched_linear(x, S1s, U1s, U2s, S2s, bias, cuda.chosen_backend(), __version__)
+        return y
     return composed(x, S1s, U1s, U2s, S2s, bias)
 
 
@@ -65,15 +69,24 @@ def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias
 
 
 def _decided(
-    x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None, backend: str
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    backend: str,
+    version: str,  # noqa: ARG001
 ) -> Tensor:
     dtype = _dtype(x, S1s)
-    splits = 0 if dtype is None else _splits(x, S1s, S2s, bias, dtype, backend)
-    if not splits:
+    learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, S1s, S2s, bias))
+    shares = 0 if dtype is None else _shares(x, S1s, S2s, bias, dtype, backend, learning=learning)
+    if not shares:
         return composed(x, S1s, U1s, U2s, S2s, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    y, _ = torch.ops.panther.sketched_linear_forward(rows, S1s, U1s, U2s, S2s, bias, dtype, splits)
-    return y.view(*x.shape[:-1], S2s.shape[2])  # type: ignore[no-any-return]
+    y: Tensor = _ByKernels.apply(  # type: ignore[no-untyped-call]
+        x.reshape(-1, x.shape[-1]), S1s, U1s, U2s, S2s, bias, dtype, shares, learning
+    )
+    return y.view(*x.shape[:-1], S2s.shape[2])
 
 
 def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
@@ -84,7 +97,16 @@ def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
     return x.dtype if x.dtype == S1s.dtype else None
 
 
-def _splits(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, dtype: torch.dtype, backend: str) -> int:
+def _shares(
+    x: Tensor,
+    S1s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    backend: str,
+    *,
+    learning: bool,
+) -> int:
     """Shares of H where our kernels are to be used; 0 elsewhere."""
     L, d_in, k = S1s.shape
     if (
@@ -95,7 +117,6 @@ def _splits(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, dtype: tor
         or import_module("torch._inductor.config").triton.cudagraphs
     ):
         return 0
-    learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, S1s, S2s, bias))
     bias_dtype = None if bias is None else bias.dtype
     steps = cuda.planned(
         x,
@@ -108,14 +129,7 @@ def _splits(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, dtype: tor
         backend,
         learning=learning,
     )
-    return 0 if steps is None else steps.H.splits
-
-
-def _factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
-    """A (2L, d_in, k) and B (2Lk, d_out), as they lie where they lie side by side."""
-    A, B = packed.side_by_side(S1s, U2s), packed.side_by_side(U1s, S2s)
-    A = torch.cat([S1s, U2s]) if A is None else A
-    return A, (torch.cat([U1s, S2s]) if B is None else B).flatten(0, 1)
+    return 0 if steps is None else steps.H.length
 
 
 def _forward(
@@ -126,9 +140,10 @@ def _forward(
     S2s: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
-    splits: int,
+    shares: int,
+    learning: bool,
 ) -> tuple[Tensor, Tensor]:
-    return cuda.forward_in_shares(x, bias, *_factors(S1s, U1s, U2s, S2s), dtype, splits)
+    return cuda.forward_in_shares(x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning=learning)
 
 
 def _forward_fake(
@@ -139,11 +154,12 @@ def _forward_fake(
     S2s: Tensor,
     bias: Tensor | None,  # noqa: ARG001
     dtype: torch.dtype,
-    splits: int,
+    shares: int,
+    learning: bool,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     L, _, k = S1s.shape
-    H_dtype = torch.float32 if splits > 1 else dtype
-    return x.new_empty((len(x), S2s.shape[2]), dtype=dtype), x.new_empty((splits, len(x), 2 * L * k), dtype=H_dtype)
+    H_dtype = torch.float32 if shares > 1 else dtype
+    return x.new_empty((len(x), S2s.shape[2]), dtype=dtype), x.new_empty((shares, len(x), 2 * L * k), dtype=H_dtype)
 
 
 def _backward(
@@ -157,7 +173,7 @@ def _backward(
     dtype: torch.dtype,
     needs: tuple[bool, bool, bool, bool],
 ) -> list[Tensor]:
-    found = cuda.backward_in_shares(grad, x, H, *_factors(S1s, U1s, U2s, S2s), dtype, (*needs,))
+    found = cuda.backward_in_shares(grad, x, H, S1s, U1s, U2s, S2s, dtype, (*needs,))
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -176,18 +192,39 @@ def _backward_fake(
     return [gradient for gradient, need in zip(found, needs, strict=True) if need]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, S1s, U1s, U2s, S2s, _, ctx.dtype, _ = inputs
-    ctx.save_for_backward(x, output[1], S1s, U1s, U2s, S2s)
-    ctx.set_materialize_grads(False)
+class _ByKernels(torch.autograd.Function):
+    """The two operations as one with a derivative.
 
+    Not registered as the derivative of the first: torch would call it at each run, where no derivative is taken.
+    """
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    needs_x, needs_S1, _, _, needs_S2, needs_bias, _, _ = ctx.needs_input_grad
-    needs = (needs_x, needs_S1, needs_S2, needs_bias)
-    found = iter(torch.ops.panther.sketched_linear_backward(grad, *ctx.saved_tensors, ctx.dtype, needs))
-    dx, dS1, dS2, dbias = (next(found) if need else None for need in needs)
-    return dx, dS1, None, None, dS2, dbias, None, None
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        S1s: Tensor,
+        U1s: Tensor,
+        U2s: Tensor,
+        S2s: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        shares: int,
+        learning: bool,
+    ) -> Tensor:
+        y: Tensor
+        y, H = torch.ops.panther.sketched_linear_forward(x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning)
+        ctx.save_for_backward(x, H, S1s, U1s, U2s, S2s)
+        ctx.dtype = dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        needs_x, needs_S1, _, _, needs_S2, needs_bias, *_ = ctx.needs_input_grad
+        needs = (needs_x, needs_S1, needs_S2, needs_bias)
+        found = iter(torch.ops.panther.sketched_linear_backward(grad, *ctx.saved_tensors, ctx.dtype, needs))
+        dx, dS1, dS2, dbias = (next(found) if need else None for need in needs)
+        return dx, dS1, None, None, dS2, dbias, None, None, None
 
 
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
@@ -198,4 +235,3 @@ for _name, _function, _fake in (
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"panther::{_name}", _fake, lib=_LIBRARY)
-torch.library.register_autograd("panther::sketched_linear_forward", _differentiate, setup_context=_keep, lib=_LIBRARY)

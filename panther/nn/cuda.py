@@ -95,7 +95,7 @@ def _prepared(backend: str, learning: bool, captured: bool, *kind: Any) -> launc
         return None
     if launch.triton_kernels() is None or not launch.processors(device):
         return None
-    return launch.Steps(*kind)
+    return launch.Steps(learning, *kind)
 
 
 def planned(
@@ -142,13 +142,23 @@ def _steps(
     )  # fmt: skip
     if steps is None:
         return None
+    return steps if _are_aligned(steps, x, A, B, bias) else None
+
+
+def _are_aligned(steps: launch.Steps, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
     addresses = A.data_ptr() | B.data_ptr()
     if bias is not None:
         addresses |= bias.data_ptr()
     if not steps.copies_x:
         # a copy is aligned
         addresses |= x.data_ptr()
-    return None if addresses % 16 else steps
+    return addresses % 16 == 0
+
+
+def _aligned(grad: Tensor) -> Tensor:
+    if grad.is_contiguous() and grad.data_ptr() % 16 == 0:
+        return grad
+    return grad.clone(memory_format=torch.contiguous_format)
 
 
 class _Kept:
@@ -171,35 +181,86 @@ def forward(
 
 
 def forward_in_shares(
-    x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, splits: int
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shares: int,
+    *,
+    learning: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output and H, (splits, N, 2Lk), as our kernels make them where they still can; else by products."""
-    steps = _steps(x, A, B, bias, dtype, "kernels", learning=True)
-    if steps is not None and steps.H.splits == splits:
-        y, H, _ = _kernels_forward(steps, x, bias, A, B, dtype)
-        return y, H
-    y, H, _ = _products_forward(x, bias, A, B, dtype)
-    shares = H.new_zeros((splits, *H.shape), dtype=torch.float32 if splits > 1 else dtype)
-    shares[0] = H
-    return y, shares
+    """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products."""
+    found = _kernels_for(x, S1s, U1s, U2s, S2s, bias, dtype, learning=learning)
+    if found is not None and found[0].H.length == shares:
+        steps, A, B = found
+        return _run(steps, x, A, B, bias)
+    y, H, _ = _products_forward(x, bias, *_factors(S1s, U1s, U2s, S2s), dtype)
+    in_shares = H.new_zeros((shares, *H.shape), dtype=torch.float32 if shares > 1 else dtype)
+    in_shares[0] = H
+    return y, in_shares
 
 
 def backward_in_shares(
     grad: Tensor,
     x: Tensor,
     H: Tensor,
-    A: Tensor,
-    B: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
     dtype: torch.dtype,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients that `backward` gives, of what `forward_in_shares` was given and gave."""
-    steps = _steps(x, A, B, None, dtype, "kernels", learning=True)
-    if steps is None or steps.H.splits != len(H):
-        kept, H = _factors_of_products(A, B, dtype), H.sum(0).to(dtype)
+    found = _kernels_for(x, S1s, U1s, U2s, S2s, None, dtype, learning=True)
+    if found is not None and found[0].H.length == H.shape[0]:
+        steps, A, B = found
+        return steps.backward(needs)(_aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
+    kept = _factors_of_products(*_factors(S1s, U1s, U2s, S2s), dtype)
+    return _products_backward(grad, x, H.sum(0).to(dtype), kept, len(S1s), needs)
+
+
+def _kernels_for(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    learning: bool,
+) -> tuple[launch.Steps, Tensor, Tensor] | None:
+    """The launches of our kernels, and where they read A and B from; None for products."""
+    precision = _precision(x, dtype)
+    if precision is None:
+        return None
+    L, d_in, k = S1s.shape
+    steps = _prepared(
+        "kernels", learning, _NOT_CAPTURED, x.shape[0], x.dtype, x.stride(), (2 * L, d_in, k), S2s.shape[2],
+        S1s.dtype, None if bias is None else bias.dtype, dtype, precision, x.device.index,
+    )  # fmt: skip
+    if steps is None:
+        return None
+    if not steps.casts and _follows(S1s, U2s) and _follows(U1s, S2s):
+        # a kernel goes on from the first half into the second
+        A, B = S1s, U1s
     else:
-        kept = _Kept(*_cast(steps, A, B, dtype), A.dtype, steps)
-    return backward(grad, x, H, kept, len(A) // 2, needs)
+        A, B = _cast(steps, *_factors(S1s, U1s, U2s, S2s), dtype)
+    return (steps, A, B) if _are_aligned(steps, x, A, B, bias) else None
+
+
+def _follows(first: Tensor, second: Tensor) -> bool:
+    """Whether the second begins in memory where the first ends."""
+    return second.data_ptr() == first.data_ptr() + first.nbytes and first.is_contiguous() and second.is_contiguous()
+
+
+def _factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
+    """A (2L, d_in, k) and B (2Lk, d_out), laid side by side."""
+    return torch.cat([S1s, U2s]), torch.cat([U1s, S2s]).flatten(0, 1)
 
 
 def _cast(steps: launch.Steps, A: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -209,19 +270,22 @@ def _cast(steps: launch.Steps, A: Tensor, B: Tensor, dtype: torch.dtype) -> tupl
 def _kernels_forward(
     steps: launch.Steps, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, _Kept]:
-    if steps.copies_x:
-        x = x.contiguous()
     A, B = _cast(steps, A, B, dtype)
     if steps.is_new:
         steps.is_new = False
         if _graphs_take_products(steps):
             _products_forward(x, bias, A, B, dtype)
-    if steps.device == _current_device():
-        y, H = steps.forward(x, A, B, bias)
-    else:
-        with torch.cuda.device(steps.device):
-            y, H = steps.forward(x, A, B, bias)
+    y, H = _run(steps, x, A, B, bias)
     return y, H, _Kept(A, B, steps.parameter_dtype, steps)
+
+
+def _run(steps: launch.Steps, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    if steps.copies_x:
+        x = x.contiguous()
+    if steps.device == _current_device():
+        return steps.forward(x, A, B, bias)
+    with torch.cuda.device(steps.device):
+        return steps.forward(x, A, B, bias)
 
 
 def backward(
@@ -234,8 +298,7 @@ def backward(
     steps = kept.steps
     if steps is None:
         return _products_backward(grad, x, H, kept, L, needs)
-    if not grad.is_contiguous() or grad.data_ptr() % 16:
-        grad = grad.clone(memory_format=torch.contiguous_format)
+    grad = _aligned(grad)
     if steps.copies_x:
         x = x.contiguous()
     way_back = steps.backward(needs)

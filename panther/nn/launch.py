@@ -103,6 +103,7 @@ class Steps:
     """Forward and backward of a layer for inputs of one shape, type and stride.
 
     Args:
+        learning: whether there is a way back.
         rows: N.
         x_dtype, x_stride: of x, (N, d_in).
         A_shape: (2L, d_in, k).
@@ -120,6 +121,7 @@ class Steps:
 
     def __init__(
         self,
+        learning: bool,
         rows: int,
         x_dtype: torch.dtype,
         x_stride: tuple[int, ...],
@@ -132,7 +134,7 @@ class Steps:
         device: int,
     ) -> None:
         self.kernels = triton_kernels()
-        self.is_new = True
+        self.is_new, self.learning = True, learning
         self.dtype, self.parameter_dtype, self.x_dtype = dtype, parameter_dtype, x_dtype
         self.precision = precision
         self.device, self.processors = device, processors(device)
@@ -184,7 +186,7 @@ class Steps:
         self._backward: dict[tuple[bool, ...], Backward] = {}
 
     def forward(self, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The output, (N, d_out), and H = x @ A / (2L) in shares, (splits, N, 2Lk), for the way back."""
+        """The output, (N, d_out), and H = x @ A / (2L) in shares, (length, N, 2Lk), for the way back."""
         stream = _current_stream(self.device)
         H = self.H.empty()
         self._shrink(stream, x, A, H)
@@ -205,8 +207,9 @@ class Shares:
     """The product of a shrinking kernel: in shares that whoever reads it adds up, or added up at once.
 
     Attributes:
-        splits, dtype: of what is read, (splits, N, columns).
+        splits, dtype: of what is read.
         entry_bytes: what an entry takes to read.
+        length: of the tensor that is read, (length, N, columns); it begins with the shares that are read.
     """
 
     def __init__(self, steps: Steps, shrink: tiles.ShrinkTiles, columns: int) -> None:
@@ -217,16 +220,14 @@ class Shares:
         self.splits = 1 if shrink.summed else shrink.splits
         self.dtype = torch.float32 if self.splits > 1 else steps.dtype
         self.entry_bytes = self.dtype.itemsize * self.splits
+        # where nobody keeps it, the sum takes the place of the first share
+        in_place = shrink.summed and self.dtype == torch.float32 and not steps.learning
+        self.length = shrink.splits if in_place else self.splits
         self._sum: Launch | None = None
+        self._summed = None if in_place else _layout((1, steps.rows, columns), self.dtype)
         if shrink.summed:
-            self._summed = _layout((1, steps.rows, columns), self.dtype)
-            self._sum = Launch(
-                steps.kernels.sum_shares,
-                -(-size // SUM_BLOCK),
-                (size,),
-                {"SPLITS": shrink.splits, "BLOCK": SUM_BLOCK},
-                4,
-            )
+            constants = {"SPLITS": shrink.splits, "BLOCK": SUM_BLOCK}
+            self._sum = Launch(steps.kernels.sum_shares, -(-size // SUM_BLOCK), (size,), constants, 4)
 
     def empty(self) -> Tensor:
         """Memory for the shares."""
@@ -236,7 +237,7 @@ class Shares:
         """What is read, of the shares."""
         if self._sum is None:
             return shares
-        H = _empty(*self._summed)
+        H = shares if self._summed is None else _empty(*self._summed)
         self._sum(stream, shares, H)
         return H
 

@@ -132,6 +132,7 @@ def shrink_tiles(
     *,
     precision: str = "half",
     readers: int = 0,
+    learning: bool = True,
 ) -> ShrinkTiles:
     """Tiles of x @ W.
 
@@ -139,7 +140,7 @@ def shrink_tiles(
         rows, features, columns: of the product.
         x_bytes, W_bytes: an entry's size in memory.
         processors: multiprocessors of the device.
-        precision: as for `kernels_win`.
+        precision, learning: as for `kernels_win`.
         readers: features of what is made of the result: each panel of them reads all of it.
     """
     streamed, few, ieee = streams(rows, columns), rows <= FEW_ROWS, precision == "ieee"
@@ -156,8 +157,11 @@ def shrink_tiles(
     elif few:
         # who reads H adds the shares up, so they must not be many
         most = min(16, max(1, (8192 if ieee else 2048) // columns))
+    elif columns > FEW_COLUMNS and (precision == "half" or (precision == "tf32" and learning)):
+        # so few that adding them up needs no launch of its own: forward and backward, launches are what they cost
+        most = 4
     else:
-        most = 4 if precision == "half" and columns > FEW_COLUMNS else 8
+        most = 8
     large = _cdiv(rows, 128) * _cdiv(columns, BC) * (1 if W_bytes == 2 else most)
     if streamed or (rows > 64 and not ieee and 10 * large >= 9 * processors):
         BM = 128

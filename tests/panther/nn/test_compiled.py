@@ -34,7 +34,7 @@ def assert_same(y: torch.Tensor, expected: torch.Tensor, wanted: list[torch.Tens
 @pytest.fixture
 def kernels_win(monkeypatch):
     """Let H come in three shares wherever our kernels might be used."""
-    steps = type("Steps", (), {"H": type("H", (), {"splits": 3})})
+    steps = type("Steps", (), {"H": type("H", (), {"length": 3})})
     asked = []
     monkeypatch.setattr(cuda, "planned", lambda *a, **how: asked.append((a, how)) or steps)
     torch.compiler.reset()
@@ -71,19 +71,19 @@ def test_the_operation_is_the_definition(bias, lead, kernels_win):
     assert kernels_win
 
 
-@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("shares", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_operations_keep_the_rules_of_torch(bias, splits):
+def test_the_operations_keep_the_rules_of_torch(bias, shares):
     """Among them that what the compiler is told of the results (shapes, strides, types, aliases) is so."""
     layer = make(bias, torch.float32)
-    x = torch.randn(7, 40, requires_grad=True)
-    forward = (x, *terms(layer), torch.float32, splits)
+    x, *tensors = [None if t is None else t.detach() for t in (torch.randn(7, 40), *terms(layer))]
+    forward = (x, *tensors, torch.float32, shares, True)
     torch.library.opcheck(torch.ops.panther.sketched_linear_forward, forward)
     y, H = torch.ops.panther.sketched_linear_forward(*forward)
-    assert H.shape == (splits, 7, 12)
-    tensors = [t.detach() for t in (torch.randn_like(y), x, H, *terms(layer)[:4])]
+    assert H.shape == (shares, 7, 12)
+    back = (torch.randn_like(y), x, H, *tensors[:4], torch.float32)
     for needs in ((True, True, True, True), (True, False, False, False), (False, False, True, bias)):
-        torch.library.opcheck(torch.ops.panther.sketched_linear_backward, (*tensors, torch.float32, needs))
+        torch.library.opcheck(torch.ops.panther.sketched_linear_backward, (*back, needs))
 
 
 @quiet
@@ -98,10 +98,10 @@ def test_terms_that_lie_elsewhere_are_taken_as_they_are(kernels_win):
 def test_what_kernels_were_planned_for_is_still_right_when_they_can_be_used_no_more(monkeypatch):
     """One that was compiled for tf32 runs after that was forbidden: H comes in the shares that were promised."""
     layer, x = make(dtype=torch.float32), torch.randn(7, 40)
-    y, H = torch.ops.panther.sketched_linear_forward(x, *terms(layer), torch.float32, 4)
+    learning = True
+    y = compiled._ByKernels.apply(x, *terms(layer), torch.float32, 4, learning)
     expected = definition(layer, x)
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(H.sum(0), x @ layer.factors()[0] / 4)
     grad = torch.randn_like(y)
     wanted = [layer.S1s, layer.S2s, layer.bias]
     found = torch.autograd.grad(y, wanted, grad)
@@ -125,9 +125,9 @@ def test_sizes_that_change_are_left_to_the_compiler(kernels_win):
 def test_cuda_graphs_of_the_compiler_hold_plain_operations(kernels_win):
     layer, x = make(), torch.randn(7, 40, dtype=torch.float64)
     with torch._inductor.config.patch({"triton.cudagraphs": True}):
-        compiled._decided(x, *terms(layer), "auto")
+        compiled._decided(x, *terms(layer), "auto", "1.0")
     assert not kernels_win
-    compiled._decided(x, *terms(layer), "auto")
+    compiled._decided(x, *terms(layer), "auto", "1.0")
     assert kernels_win
 
 
@@ -144,7 +144,7 @@ def test_transformations_go_through_plain_operations(kernels_win):
 
 def test_types_that_do_not_fit_together_are_left_to_torch(kernels_win):
     with pytest.raises(RuntimeError, match=r"dtype|same type"):
-        compiled._decided(torch.zeros(3, 40), *terms(make()), "auto")
+        compiled._decided(torch.zeros(3, 40), *terms(make()), "auto", "1.0")
     assert not kernels_win
 
 
@@ -164,9 +164,9 @@ def test_whether_there_is_a_way_back_is_asked_for(kernels_win, learns, learning)
     layer, x = make(), torch.randn(7, 40, dtype=torch.float64, requires_grad=learns == "x")
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name == learns)
-    compiled._decided(x, *terms(layer), "auto")
+    compiled._decided(x, *terms(layer), "auto", "1.0")
     with torch.no_grad():
-        compiled._decided(x, *terms(layer), "auto")
+        compiled._decided(x, *terms(layer), "auto", "1.0")
     assert [how["learning"] for _, how in kernels_win] == [learning, False]
 
 

@@ -99,13 +99,16 @@ def test_tiles_cover_everything_and_fit(rows, features, columns, precision, item
 
 
 def test_shares_are_added_up_first_where_reading_them_takes_longer():
-    def summed(rows: int, columns: int, precision: str) -> bool:
-        shrink = tiles.shrink_tiles(rows, 4096, columns, 4, 4, 132, precision=precision, readers=4096)
+    def summed(rows: int, columns: int, precision: str, *, learning: bool = False) -> bool:
+        how = {"precision": precision, "readers": 4096, "learning": learning}
+        shrink = tiles.shrink_tiles(rows, 4096, columns, 4, 4, 132, **how)
         assert shrink.splits > 1
         return shrink.summed
 
     assert summed(512, 256, "tf32")
     assert not summed(32, 256, "tf32")
+    assert not summed(512, 256, "tf32", learning=True)
+    assert summed(512, 256, "ieee", learning=True)
     # 32 panels that read three more shares of 512 · 256 numbers: 50 MB
     assert not summed(512, 256, "half")
 

@@ -100,6 +100,17 @@ def test_shares_that_many_read_are_added_up_by_a_launch_of_their_own(launched, m
     assert [launched_as._kernel.name for launched_as, _ in launched] == [NAMES[0], SUM, *NAMES[1:3]]
 
 
+@pytest.mark.parametrize(("learning", "length"), [(True, 1), (False, 2)])
+def test_a_sum_that_nobody_keeps_takes_the_place_of_its_first_share(launched, monkeypatch, learning, length):
+    monkeypatch.setattr(tiles, "SUM_BYTES", 0)
+    layer = SKLinear(512, 512, 1, 4)
+    packed = layer._packed
+    _, H, kept = cuda.forward(torch.zeros(5, 512), layer.bias, packed.A, packed.B, torch.float32, learning=learning)
+    assert len(H) == kept.steps.H.length == length
+    assert [launched_as._kernel.name for launched_as, _ in launched] == [NAMES[0], SUM, NAMES[1]]
+    assert launched[2][0]._constants["SPLITS"] == 1
+
+
 def test_what_needs_no_gradient_launches_nothing_more(launched):
     layer, x = SKLinear(64, 48, 1, 4, dtype=torch.float16), torch.zeros(5, 64, dtype=torch.float16)
     run(layer, x, torch.float16, (False, False, False, True))
