@@ -20,9 +20,11 @@ from panther.nn import cuda
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
-# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`; the version is there for
-# the compiler's cache on disk, in which what another one decided is not to be found
-_LIBRARY.define(f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, str backend, str version) -> Tensor")
+# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`, from these arguments and from
+# what the compiler's cache on disk tells apart; that of torch 2.11 takes one type of autocast for another
+_LIBRARY.define(
+    f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, str backend, str version) -> Tensor"
+)
 # y, and H in shares, (shares, N, 2Lk), of x (N, d_in)
 _LIBRARY.define(
     f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int shares, bool learning)"
@@ -48,10 +50,13 @@ def linear(
     Args:
         plain: whether all are tensors as such, of no subclass.
     """
-    if plain:
-        y: Tensor = torch.ops.panther.sketched_linear(x, S1s, U1s, U2s, S2s, bias, cuda.chosen_backend(), __version__)
-        return y
-    return composed(x, S1s, U1s, U2s, S2s, bias)
+    dtype = _dtype(x, S1s)
+    if dtype is None or not plain:
+        return composed(x, S1s, U1s, U2s, S2s, bias)
+    y: Tensor = torch.ops.panther.sketched_linear(
+        x, S1s, U1s, U2s, S2s, bias, dtype, cuda.chosen_backend(), __version__
+    )
+    return y
 
 
 def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,12 +80,12 @@ def _decided(
     U2s: Tensor,
     S2s: Tensor,
     bias: Tensor | None,
+    dtype: torch.dtype,
     backend: str,
     version: str,  # noqa: ARG001
 ) -> Tensor:
-    dtype = _dtype(x, S1s)
     learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, S1s, S2s, bias))
-    shares = 0 if dtype is None else _shares(x, S1s, S2s, bias, dtype, backend, learning=learning)
+    shares = _shares(x, S1s, S2s, bias, dtype, backend, learning=learning)
     if not shares:
         return composed(x, S1s, U1s, U2s, S2s, bias)
     y: Tensor = _ByKernels.apply(  # type: ignore[no-untyped-call]

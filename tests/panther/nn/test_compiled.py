@@ -125,9 +125,9 @@ def test_sizes_that_change_are_left_to_the_compiler(kernels_win):
 def test_cuda_graphs_of_the_compiler_hold_plain_operations(kernels_win):
     layer, x = make(), torch.randn(7, 40, dtype=torch.float64)
     with torch._inductor.config.patch({"triton.cudagraphs": True}):
-        compiled._decided(x, *terms(layer), "auto", "1.0")
+        compiled._decided(x, *terms(layer), x.dtype, "auto", "1.0")
     assert not kernels_win
-    compiled._decided(x, *terms(layer), "auto", "1.0")
+    compiled._decided(x, *terms(layer), x.dtype, "auto", "1.0")
     assert kernels_win
 
 
@@ -144,7 +144,7 @@ def test_transformations_go_through_plain_operations(kernels_win):
 
 def test_types_that_do_not_fit_together_are_left_to_torch(kernels_win):
     with pytest.raises(RuntimeError, match=r"dtype|same type"):
-        compiled._decided(torch.zeros(3, 40), *terms(make()), "auto", "1.0")
+        compiled.linear(torch.zeros(3, 40), *terms(make()), plain=True)
     assert not kernels_win
 
 
@@ -159,14 +159,36 @@ def test_another_backend_compiles_anew(kernels_win):
     assert kernels_win[0][0][-1] == "auto"
 
 
+@quiet
+def test_another_type_of_autocast_is_another_graph(kernels_win, request):
+    """Also for the compiler's cache on disk, which in torch 2.11 does not tell them apart by itself."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    request.addfinalizer(lambda: torch.set_autocast_enabled("cuda", before[0]))
+    request.addfinalizer(lambda: torch.set_autocast_dtype("cuda", before[1]))
+    torch.set_autocast_enabled("cuda", True)  # noqa: FBT003
+    layer, x = make(dtype=torch.float32), torch.randn(7, 40)
+    found = []
+
+    def look(graph, _):
+        (call,) = [node for node in graph.graph.nodes if node.op == "call_function"]
+        found.append(call.args[6])
+        return graph
+
+    for dtype in (torch.bfloat16, torch.float16):
+        torch.set_autocast_dtype("cuda", dtype)
+        y = torch.compile(lambda x: compiled.linear(x, *terms(layer), plain=True), backend=look, fullgraph=True)(x)
+        assert y.dtype == dtype
+    assert found == [torch.bfloat16, torch.float16]
+
+
 @pytest.mark.parametrize(("learns", "learning"), [("S1s", True), ("x", True), (None, False)])
 def test_whether_there_is_a_way_back_is_asked_for(kernels_win, learns, learning):
     layer, x = make(), torch.randn(7, 40, dtype=torch.float64, requires_grad=learns == "x")
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name == learns)
-    compiled._decided(x, *terms(layer), "auto", "1.0")
+    compiled._decided(x, *terms(layer), x.dtype, "auto", "1.0")
     with torch.no_grad():
-        compiled._decided(x, *terms(layer), "auto", "1.0")
+        compiled._decided(x, *terms(layer), x.dtype, "auto", "1.0")
     assert [how["learning"] for _, how in kernels_win] == [learning, False]
 
 
