@@ -20,8 +20,8 @@ from panther.nn import cuda
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
-# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`, from these arguments and from
-# what the compiler's cache on disk tells apart; that of torch 2.11 takes one type of autocast for another
+# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`, from these arguments and
+# from what the cache on disk of the compiler tells apart; that of torch 2.11 takes one type of autocast for another
 _LIBRARY.define(
     f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, str backend, str version) -> Tensor"
 )
