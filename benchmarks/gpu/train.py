@@ -3,8 +3,9 @@
     python benchmarks/gpu/train.py --commit "$(git rev-parse HEAD)" --output benchmarks/results/gpu_train.json
 
 All sides answer the same rows first, outputs and gradients held to float64, and are then timed in turn: called one by
-one, as CUDA graphs, and, under bfloat16, by torch.compile. The parameters are float32; bfloat16 and float16 are by
-autocast, on activations of that type. Then the layer that is bound by memory, 8192² L1 k16 with parameters in
+one, as CUDA graphs, and, under bfloat16, by torch.compile: one layer, and eight in a row, since a call of what is
+compiled costs the host some hundred microseconds whatever it holds. The parameters are float32; bfloat16 and float16
+are by autocast, on activations of that type. Then the layer that is bound by memory, 8192² L1 k16 with parameters in
 bfloat16, against a copy of x on the device.
 """
 
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from bench_layer import geometric_mean
-from torch import Tensor
+from torch import Tensor, nn
 
 from panther.nn import SKLinear, cuda, launch
 
@@ -38,6 +39,8 @@ BATCHES = (32, 512, 8192)
 # computed in: allowed relative error against float64, in the Frobenius norm, of outputs and of gradients
 MODES = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 1.5e-2, "float16": 2e-3}
 COMPILED = "bfloat16"
+# layers in a row of each way
+LAYERS = {"called": 1, "graph": 1, "compiled": 1, "compiled, 8 layers": 8}
 PASSES = ("forward", "forward+backward")
 SIDES = ("ours", "batched", "dense")
 ROUNDS = 5
@@ -56,22 +59,29 @@ def batched_products(layer: SKLinear, x: Tensor) -> Tensor:
 
 
 class Cell:
-    """The sides of one layer and number of rows, in one mode."""
+    """The sides of some layers in a row and a number of rows, in one mode."""
 
-    def __init__(self, width: int, num_terms: int, low_rank: int, batch: int, mode: str) -> None:
+    def __init__(self, width: int, num_terms: int, low_rank: int, batch: int, mode: str, layers: int = 1) -> None:
         generator = torch.Generator(device="cuda").manual_seed(0)
-        self.layer = SKLinear(width, width, num_terms, low_rank, device="cuda", generator=generator)
-        self.dense = self.layer.to_linear()
+        self.layers = [
+            SKLinear(width, width, num_terms, low_rank, device="cuda", generator=generator) for _ in range(layers)
+        ]
         self.mode = mode
         self.autocast = getattr(torch, mode) if mode.endswith("float16") else None
         dtype = self.autocast or torch.float32
         self.x, self.grad = (torch.randn(batch, width, device="cuda", generator=generator).to(dtype) for _ in range(2))
         self.x.requires_grad_()
+        ours, dense = nn.Sequential(*self.layers), nn.Sequential(*(layer.to_linear() for layer in self.layers))
         self.functions = {
-            "ours": (self.layer, [*self.layer.parameters()]),
-            "batched": (lambda x: batched_products(self.layer, x), [*self.layer.parameters()]),
-            "dense": (self.dense, [*self.dense.parameters()]),
+            "ours": (ours[0] if layers == 1 else ours, [*ours.parameters()]),
+            "batched": (self.batched, [*ours.parameters()]),
+            "dense": (dense[0] if layers == 1 else dense, [*dense.parameters()]),
         }
+
+    def batched(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = batched_products(layer, x)
+        return x
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
@@ -104,21 +114,26 @@ class Cell:
 
     def prove_parity(self, sides: dict[str, list[Tensor]]) -> dict[str, float]:
         """The largest relative error of each side, over the output and the gradients that the sides share."""
-        layer = self.layer
-        x, S1s, U1s, U2s, S2s, bias = (
-            t.detach().double() for t in (self.x, layer.S1s, layer.U1s, layer.U2s, layer.S2s, layer.bias)
-        )
-        learning = [t.requires_grad_() for t in (x, S1s, S2s, bias)]
-        total = sum(x @ S1s[i] @ U1s[i] + x @ U2s[i] @ S2s[i] for i in range(layer.num_terms))
-        y = total / (2 * layer.num_terms) + bias
+        x = self.x.detach().double().requires_grad_()
+        y, learning = x, [x]
+        for layer in self.layers:
+            S1s, U1s, U2s, S2s, bias = (
+                t.detach().double() for t in (layer.S1s, layer.U1s, layer.U2s, layer.S2s, layer.bias)
+            )
+            learning += [t.requires_grad_() for t in (S1s, S2s, bias)]
+            total = sum(y @ S1s[i] @ U1s[i] + y @ U2s[i] @ S2s[i] for i in range(layer.num_terms))
+            y = total / (2 * layer.num_terms) + bias
         expected = [y.detach(), *torch.autograd.grad(y, learning, self.grad.double())]
         errors = {}
         for side, found in sides.items():
             shared = found[:2] if side == "dense" else found
             pairs = zip(shared, expected[: len(shared)], strict=True)
             errors[side] = max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
-            if not errors[side] <= MODES[self.mode]:
-                raise SystemExit(f"{side} is off by {errors[side]:.2g} in {self.mode} for {layer} at {len(x)} rows")
+            # the errors of layers in a row add up as squares
+            if not errors[side] <= MODES[self.mode] * len(self.layers) ** 0.5:
+                raise SystemExit(
+                    f"{side} is off by {errors[side]:.2g} in {self.mode} for {self.layers[0]} at {len(x)} rows"
+                )
         return errors
 
 
@@ -170,16 +185,16 @@ def timed(run: Run, repeats: int) -> float:
 
 
 def bench_cell(width: int, num_terms: int, low_rank: int, batch: int, mode: str, ways: tuple[str, ...]) -> list[dict]:
-    cell = Cell(width, num_terms, low_rank, batch, mode)
+    cell = Cell(width, num_terms, low_rank, batch, mode, LAYERS[ways[0]])
     rows = []
     with cell.precision():
         for way in ways:
-            compiled = way == "compiled"
+            compiled = way.startswith("compiled")
             errors = cell.prove_parity({side: cell.results(side, compiled=compiled) for side in SIDES})
             for direction in PASSES[1:] if compiled else PASSES:
                 runs = {side: cell.run(side, direction, compiled=compiled) for side in SIDES}
                 median = measure({side: as_graph(run) for side, run in runs.items()} if way == "graph" else runs)
-                count = cell.layer.parameter_count()
+                count = cell.layers[0].parameter_count()
                 rows.append(
                     {
                         "features": width,
@@ -206,8 +221,8 @@ def print_cell(rows: list[dict]) -> None:
     for row in rows:
         us, direction = row["median_us"], "fwd" if row["pass"] == "forward" else "f+b"
         print(
-            f"{head:<32}{row['way']:<9}{direction} ours {us['ours']:>9.1f}  batched {row['batched_over_ours']:>6.2f}x  "
-            f"dense {row['dense_over_ours']:>6.2f}x",
+            f"{head:<32}{row['way']:<19}{direction} ours {us['ours']:>9.1f} batched {row['batched_over_ours']:>5.2f}x "
+            f" dense {row['dense_over_ours']:>6.2f}x",
             flush=True,
         )
 
@@ -255,16 +270,16 @@ def bench_copy(batch: int) -> dict:
     return row
 
 
-def compile_ahead(width: int, num_terms: int, low_rank: int, batch: int) -> None:
+def compile_ahead(width: int, num_terms: int, low_rank: int, batch: int, layers: int) -> None:
     """Fill the caches on disk with what a cell compiles, so that the run itself only reads them."""
-    cell = Cell(width, num_terms, low_rank, batch, COMPILED)
+    cell = Cell(width, num_terms, low_rank, batch, COMPILED, layers)
     with cell.precision(), contextlib.suppress(Exception):
         for side in SIDES:
             cell.results(side)
             cell.results(side, compiled=True)
 
 
-def all_ahead(cells: list[tuple[int, int, int, int]]) -> None:
+def all_ahead(cells: list[tuple[int, ...]]) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=compile_ahead, args=cell) for cell in cells]
     for process in processes:
@@ -334,9 +349,11 @@ def main() -> None:
         "copy": [bench_copy(batch) for batch in COPY_BATCHES],
     }
     cells = [(*cell, batch) for batch in arguments.batches for cell in CELLS]
-    for ways, modes in ((("called", "graph"), tuple(MODES)), (("compiled",), (COMPILED,))):
+    parts = ((("called", "graph"), tuple(MODES)), (("compiled",), (COMPILED,)), (("compiled, 8 layers",), (COMPILED,)))
+    for ways, modes in parts:
         if ways == ("compiled",):
-            all_ahead(cells)
+            for layers in (1, 8):
+                all_ahead([(*cell, layers) for cell in cells])
         for cell in cells:
             for mode in modes:
                 rows += bench_cell(*cell, mode, ways)

@@ -131,6 +131,11 @@ def gpu_train_compiled() -> str:
     return _block("gpu_train", lambda result: _training(result, "compiled", "forward+backward"))
 
 
+def gpu_train_compiled_model() -> str:
+    """The same of eight layers in a row."""
+    return _block("gpu_train", lambda result: _training(result, "compiled, 8 layers", "forward+backward"))
+
+
 def gpu_train_means() -> str:
     """Geometric means over the cells."""
 
@@ -216,6 +221,7 @@ BLOCKS = (
     gpu_train_called,
     gpu_train_forward,
     gpu_train_compiled,
+    gpu_train_compiled_model,
     gpu_train_means,
     gpu_train_copy,
 )

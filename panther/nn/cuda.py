@@ -20,6 +20,7 @@ from panther.nn import functional, launch, tiles
 BACKENDS = ("auto", "kernels", "products")
 _HALF = (torch.float16, torch.bfloat16)
 _backend = "auto"
+_NOT_CAPTURED = False
 # torch.cuda.current_device asks first whether CUDA is initialised
 _current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
 
@@ -48,6 +49,11 @@ def backend(name: str) -> Iterator[None]:
         _backend = before
 
 
+def chosen_backend() -> str:
+    """The one that `backend` chose."""
+    return _backend
+
+
 def linear(
     x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
 ) -> Tensor:
@@ -59,25 +65,15 @@ def linear(
     return forward(x, bias, A, B, dtype, learning=False)[0]
 
 
-def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a sketched linear layer to x, (..., d_in), by as few plain operations as it takes, for torch.compile.
-
-    Both gradients of a product are computed, those of the fixed halves too; a graph is best left to be a graph.
-    """
-    d_in, d_out = S1s.shape[1], S2s.shape[2]
-    scale = 1 / (2 * len(S1s))
-    A = torch.cat([S1s.transpose(0, 1), U2s.transpose(0, 1)], 1).flatten(1)
-    B = torch.cat([U1s, S2s]).flatten(0, 1)
-    H = x.reshape(-1, d_in) @ A
-    y = (H * scale) @ B if bias is None else torch.addmm(bias, H, B, alpha=scale)
-    return y.reshape(*x.shape[:-1], d_out)
-
-
-def _may_launch(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether our kernels compute in dtype on the device of x."""
+def _precision(x: Tensor, dtype: torch.dtype) -> str | None:
+    """How our kernels compute in dtype on the device of x, in the terms of `tiles.kernels_win`; None: not at all."""
     if not x.is_cuda:
-        return False
-    return dtype in _HALF or (dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32")
+        return None
+    if dtype in _HALF:
+        return "half"
+    if dtype == torch.float32:
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return None
 
 
 @lru_cache(maxsize=4096)
@@ -90,39 +86,79 @@ def _prepared(backend: str, learning: bool, captured: bool, *kind: Any) -> launc
         captured: whether a CUDA graph is being captured.
         kind: the arguments of `launch.Steps`: everything that a compiled kernel takes for granted.
     """
-    rows, x_dtype, _, (terms, d_in, k), d_out, parameter_dtype, _, dtype, device = kind
+    rows, x_dtype, _, (terms, d_in, k), d_out, parameter_dtype, _, _, precision, device = kind
     if backend == "products" or not rows or x_dtype not in launch.DTYPES or parameter_dtype not in launch.DTYPES:
         return None
-    precision, columns = "half" if dtype in _HALF else "tf32", terms * k
     if backend == "auto" and not tiles.kernels_win(
-        rows, d_in, d_out, columns, precision, learning=learning, captured=captured
+        rows, d_in, d_out, terms * k, precision, learning=learning, captured=captured
     ):
         return None
     if launch.triton_kernels() is None or not launch.processors(device):
         return None
-    return launch.Steps(*kind)
+    return launch.Steps(learning, *kind)
+
+
+def planned(
+    x: Tensor,
+    rows: int,
+    A_shape: tuple[int, int, int],
+    d_out: int,
+    parameter_dtype: torch.dtype,
+    bias_dtype: torch.dtype | None,
+    dtype: torch.dtype,
+    backend: str,
+    *,
+    learning: bool,
+) -> launch.Steps | None:
+    """The launches of our kernels for aligned and contiguous tensors like these; None for products.
+
+    Args:
+        x: of which only type and device are looked at.
+        rows: N.
+        A_shape, d_out, parameter_dtype, bias_dtype, dtype: as for `launch.Steps`.
+        backend: as for `backend`.
+        learning: whether there is a way back.
+    """
+    precision = _precision(x, dtype)
+    if precision is None:
+        return None
+    return _prepared(
+        backend, learning, _NOT_CAPTURED, rows, x.dtype, (A_shape[1], 1), A_shape, d_out, parameter_dtype, bias_dtype,
+        dtype, precision, x.device.index,
+    )  # fmt: skip
 
 
 def _steps(
-    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, *, learning: bool
+    x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, backend: str, *, learning: bool
 ) -> launch.Steps | None:
     """The launches of our kernels for x, (N, d_in), A, (2L, d_in, k), and B, (2Lk, d_out); None for products."""
-    if not _may_launch(x, dtype):
+    precision = _precision(x, dtype)
+    if precision is None:
         return None
     steps = _prepared(
-        _backend, learning, torch.cuda.is_current_stream_capturing(),
-        x.shape[0], x.dtype, x.stride(), A.shape, B.shape[1], A.dtype, None if bias is None else bias.dtype, dtype,
-        x.device.index,
+        backend, learning, torch.cuda.is_current_stream_capturing(),
+        x.shape[0], x.dtype, x.stride(), A.shape, B.shape[1], A.dtype, None if bias is None else bias.dtype,
+        dtype, precision, x.device.index,
     )  # fmt: skip
     if steps is None:
         return None
+    return steps if _are_aligned(steps, x, A, B, bias) else None
+
+
+def _are_aligned(steps: launch.Steps, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
     addresses = A.data_ptr() | B.data_ptr()
     if bias is not None:
         addresses |= bias.data_ptr()
     if not steps.copies_x:
         # a copy is aligned
         addresses |= x.data_ptr()
-    return None if addresses % 16 else steps
+    return addresses % 16 == 0
+
+
+def _aligned(grad: Tensor) -> Tensor:
+    if grad.is_contiguous() and grad.data_ptr() % 16 == 0:
+        return grad
+    return grad.clone(memory_format=torch.contiguous_format)
 
 
 class _Kept:
@@ -138,23 +174,118 @@ def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
 ) -> tuple[Tensor, Tensor, _Kept]:
     """The output, H = x @ A / (2L) in the form that `backward` takes, and what else it needs."""
-    steps = _steps(x, A, B, bias, dtype, learning=learning)
+    steps = _steps(x, A, B, bias, dtype, _backend, learning=learning)
     if steps is None:
         return _products_forward(x, bias, A, B, dtype)
-    if steps.copies_x:
-        x = x.contiguous()
-    if steps.casts:
-        A, B = A.to(dtype), B.to(dtype)
+    return _kernels_forward(steps, x, bias, A, B, dtype)
+
+
+def forward_in_shares(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shares: int,
+    *,
+    learning: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products."""
+    found = _kernels_for(x, S1s, U1s, U2s, S2s, bias, dtype, learning=learning)
+    if found is not None and found[0].H.length == shares:
+        steps, A, B = found
+        return _run(steps, x, A, B, bias)
+    y, H, _ = _products_forward(x, bias, *_factors(S1s, U1s, U2s, S2s), dtype)
+    in_shares = H.new_zeros((shares, *H.shape), dtype=torch.float32 if shares > 1 else dtype)
+    in_shares[0] = H
+    return y, in_shares
+
+
+def backward_in_shares(
+    grad: Tensor,
+    x: Tensor,
+    H: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients that `backward` gives, of what `forward_in_shares` was given and gave."""
+    found = _kernels_for(x, S1s, U1s, U2s, S2s, None, dtype, learning=True)
+    if found is not None and found[0].H.length == H.shape[0]:
+        steps, A, B = found
+        return steps.backward(needs)(_aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
+    kept = _factors_of_products(*_factors(S1s, U1s, U2s, S2s), dtype)
+    return _products_backward(grad, x, H.sum(0).to(dtype), kept, len(S1s), needs)
+
+
+def _kernels_for(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    learning: bool,
+) -> tuple[launch.Steps, Tensor, Tensor] | None:
+    """The launches of our kernels, and where they read A and B from; None for products."""
+    precision = _precision(x, dtype)
+    if precision is None:
+        return None
+    L, d_in, k = S1s.shape
+    steps = _prepared(
+        "kernels", learning, _NOT_CAPTURED, x.shape[0], x.dtype, x.stride(), (2 * L, d_in, k), S2s.shape[2],
+        S1s.dtype, None if bias is None else bias.dtype, dtype, precision, x.device.index,
+    )  # fmt: skip
+    if steps is None:
+        return None
+    if not steps.casts and _follows(S1s, U2s) and _follows(U1s, S2s):
+        # a kernel goes on from the first half into the second
+        A, B = S1s, U1s
+    else:
+        A, B = _cast(steps, *_factors(S1s, U1s, U2s, S2s), dtype)
+    return (steps, A, B) if _are_aligned(steps, x, A, B, bias) else None
+
+
+def _follows(first: Tensor, second: Tensor) -> bool:
+    """Whether the second begins in memory where the first ends."""
+    return second.data_ptr() == first.data_ptr() + first.nbytes and first.is_contiguous() and second.is_contiguous()
+
+
+def _factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
+    """A (2L, d_in, k) and B (2Lk, d_out), laid side by side."""
+    return torch.cat([S1s, U2s]), torch.cat([U1s, S2s]).flatten(0, 1)
+
+
+def _cast(steps: launch.Steps, A: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return (A.to(dtype), B.to(dtype)) if steps.casts else (A, B)
+
+
+def _kernels_forward(
+    steps: launch.Steps, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, _Kept]:
+    A, B = _cast(steps, A, B, dtype)
     if steps.is_new:
         steps.is_new = False
-        if _graphs_take_products(x, B, dtype):
+        if _graphs_take_products(steps):
             _products_forward(x, bias, A, B, dtype)
-    if steps.device == _current_device():
-        y, H = steps.forward(x, A, B, bias)
-    else:
-        with torch.cuda.device(steps.device):
-            y, H = steps.forward(x, A, B, bias)
+    y, H = _run(steps, x, A, B, bias)
     return y, H, _Kept(A, B, steps.parameter_dtype, steps)
+
+
+def _run(steps: launch.Steps, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    if steps.copies_x:
+        x = x.contiguous()
+    if steps.device == _current_device():
+        return steps.forward(x, A, B, bias)
+    with torch.cuda.device(steps.device):
+        return steps.forward(x, A, B, bias)
 
 
 def backward(
@@ -167,37 +298,40 @@ def backward(
     steps = kept.steps
     if steps is None:
         return _products_backward(grad, x, H, kept, L, needs)
-    if not grad.is_contiguous() or grad.data_ptr() % 16:
-        grad = grad.clone(memory_format=torch.contiguous_format)
+    grad = _aligned(grad)
     if steps.copies_x:
         x = x.contiguous()
     way_back = steps.backward(needs)
     if way_back.is_new:
         way_back.is_new = False
-        if _graphs_take_products(x, kept.B, grad.dtype):
+        if _graphs_take_products(steps):
             _, H_again, again = _products_forward(x, None, kept.A, kept.B, grad.dtype)
             _products_backward(grad, x, H_again, again, L, needs)
     return way_back(grad, x, H, kept.A, kept.B)
 
 
-def _graphs_take_products(x: Tensor, B: Tensor, dtype: torch.dtype) -> bool:
+def _graphs_take_products(steps: launch.Steps) -> bool:
     """Whether a CUDA graph that is captured later would hold products, which the library has to be warm for by then."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
-    return dtype not in _HALF or not tiles.captured_by_kernels(len(x), len(B))
+    return not tiles.captured_by_kernels(steps.rows, steps.columns, steps.precision)
 
 
 def _products_forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, _Kept]:
+    kept = _factors_of_products(A, B, dtype)
+    H = x.to(dtype) @ kept.A
+    y = H @ kept.B if bias is None else torch.addmm(bias.to(dtype), H, kept.B)
+    return y, H, kept
+
+
+def _factors_of_products(A: Tensor, B: Tensor, dtype: torch.dtype) -> _Kept:
     # laid side by side, cast and scaled in one pass: with the scale here, H, dx and the gradient of S2s have it
-    parameter_dtype, (terms, d_in, k) = A.dtype, A.shape
+    terms, d_in, k = A.shape
     A_scaled = torch.empty((d_in, terms, k), dtype=dtype, device=A.device)
     A_scaled = torch.mul(A.transpose(0, 1), 1 / terms, out=A_scaled).view(d_in, terms * k)
-    B = B.to(dtype)
-    H = x.to(dtype) @ A_scaled
-    y = H @ B if bias is None else torch.addmm(bias.to(dtype), H, B)
-    return y, H, _Kept(A_scaled, B, parameter_dtype)
+    return _Kept(A_scaled, B.to(dtype), A.dtype)
 
 
 def _products_backward(

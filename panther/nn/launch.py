@@ -16,6 +16,8 @@ from torch import Tensor
 from panther.nn import tiles
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+# entries that a program adds up
+SUM_BLOCK = 1024
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
@@ -101,13 +103,15 @@ class Steps:
     """Forward and backward of a layer for inputs of one shape, type and stride.
 
     Args:
+        learning: whether there is a way back.
         rows: N.
         x_dtype, x_stride: of x, (N, d_in).
         A_shape: (2L, d_in, k).
         d_out: of B, (2Lk, d_out).
         parameter_dtype: of the parameters and their gradients.
         bias_dtype: None without one.
-        dtype: that products are computed in; float32 stands for tf32.
+        dtype: that products are computed in.
+        precision: ``"half"``, ``"tf32"`` or ``"ieee"``, how the units of the device take that type.
         device: its index.
 
     Attributes:
@@ -117,6 +121,7 @@ class Steps:
 
     def __init__(
         self,
+        learning: bool,
         rows: int,
         x_dtype: torch.dtype,
         x_stride: tuple[int, ...],
@@ -125,11 +130,13 @@ class Steps:
         parameter_dtype: torch.dtype,
         bias_dtype: torch.dtype | None,
         dtype: torch.dtype,
+        precision: str,
         device: int,
     ) -> None:
         self.kernels = triton_kernels()
-        self.is_new = True
+        self.is_new, self.learning = True, learning
         self.dtype, self.parameter_dtype, self.x_dtype = dtype, parameter_dtype, x_dtype
+        self.precision = precision
         self.device, self.processors = device, processors(device)
         terms, self.d_in, self.k = A_shape
         self.rows, self.d_out = rows, d_out
@@ -145,14 +152,22 @@ class Steps:
         self.common = {
             "K": self.k,
             "DTYPE": getattr(self.kernels.tl, DTYPES[dtype]),
-            "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
+            "PRECISION": "tf32" if precision == "tf32" else "ieee",
         }
-        shrink = tiles.shrink_tiles(rows, self.d_in, self.columns, self.x_bytes, self.W_bytes, self.processors)
-        self.splits = shrink.splits
-        self.H_dtype = torch.float32 if self.splits > 1 else dtype
-        H_bytes = self.H_dtype.itemsize * self.splits
-        expand = tiles.expand_tiles(rows, d_out, self.columns, H_bytes, self.W_bytes, self.processors)
-        self._H = _layout((self.splits, rows, self.columns), self.H_dtype)
+        shrink = tiles.shrink_tiles(
+            rows,
+            self.d_in,
+            self.columns,
+            self.x_bytes,
+            self.W_bytes,
+            self.processors,
+            precision=precision,
+            readers=d_out,
+        )
+        self.H = Shares(self, shrink, self.columns)
+        expand = tiles.expand_tiles(
+            rows, d_out, self.columns, self.H.entry_bytes, self.W_bytes, self.processors, precision=precision
+        )
         self._y = _layout((rows, d_out), dtype)
         self._shrink = Launch(
             self.kernels.forward_shrink,
@@ -165,16 +180,17 @@ class Steps:
             self.kernels.forward_expand,
             expand.programs,
             (rows, d_out, self.columns, *self.B_strides, expand.rows_each),
-            self.common | {"SPLITS": self.splits, "HAS_BIAS": bias_dtype is not None} | _expand_constants(expand),
+            self.common | {"SPLITS": self.H.splits, "HAS_BIAS": bias_dtype is not None} | _expand_constants(expand),
             expand.warps,
         )
         self._backward: dict[tuple[bool, ...], Backward] = {}
 
     def forward(self, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The output, (N, d_out), and H = x @ A / (2L) in shares, (splits, N, 2Lk), for the way back."""
+        """The output, (N, d_out), and H = x @ A / (2L) in shares, (length, N, 2Lk), for the way back."""
         stream = _current_stream(self.device)
-        H = _empty(*self._H)
+        H = self.H.empty()
         self._shrink(stream, x, A, H)
+        H = self.H.summed(stream, H)
         y = _empty(*self._y)
         self._expand(stream, H, B, y if bias is None else bias, y)
         return y, H
@@ -187,6 +203,45 @@ class Steps:
         return backward
 
 
+class Shares:
+    """The product of a shrinking kernel: in shares that whoever reads it adds up, or added up at once.
+
+    Attributes:
+        splits, dtype: of what is read.
+        entry_bytes: what an entry takes to read.
+        length: of the tensor that is read, (length, N, columns); it begins with the shares that are read.
+    """
+
+    def __init__(self, steps: Steps, shrink: tiles.ShrinkTiles, columns: int) -> None:
+        size = steps.rows * columns
+        self._shares = _layout(
+            (shrink.splits, steps.rows, columns), torch.float32 if shrink.splits > 1 else steps.dtype
+        )
+        self.splits = 1 if shrink.summed else shrink.splits
+        self.dtype = torch.float32 if self.splits > 1 else steps.dtype
+        self.entry_bytes = self.dtype.itemsize * self.splits
+        # where nobody keeps it, the sum takes the place of the first share
+        in_place = shrink.summed and self.dtype == torch.float32 and not steps.learning
+        self.length = shrink.splits if in_place else self.splits
+        self._sum: Launch | None = None
+        self._summed = None if in_place else _layout((1, steps.rows, columns), self.dtype)
+        if shrink.summed:
+            constants = {"SPLITS": shrink.splits, "BLOCK": SUM_BLOCK}
+            self._sum = Launch(steps.kernels.sum_shares, -(-size // SUM_BLOCK), (size,), constants, 4)
+
+    def empty(self) -> Tensor:
+        """Memory for the shares."""
+        return _empty(*self._shares)
+
+    def summed(self, stream: int, shares: Tensor) -> Tensor:
+        """What is read, of the shares."""
+        if self._sum is None:
+            return shares
+        H = shares if self._summed is None else _empty(*self._summed)
+        self._sum(stream, shares, H)
+        return H
+
+
 class Backward:
     """The gradients of some of x, S1s, S2s and the bias."""
 
@@ -197,9 +252,12 @@ class Backward:
         rows, half, itemsize = steps.rows, steps.columns // 2, steps.dtype.itemsize
         # without the gradient of x, only the learnable half of dH is used
         columns = steps.columns if needs_x else half
-        shrink = tiles.shrink_tiles(rows, steps.d_out, columns, itemsize, steps.W_bytes, steps.processors)
+        shrink = tiles.shrink_tiles(
+            rows, steps.d_out, columns, itemsize, steps.W_bytes, steps.processors,
+            precision=steps.precision, readers=(needs_x + needs_S1) * steps.d_in,
+        )  # fmt: skip
         shrinking = shrink.programs if needs_x or needs_S1 else 0
-        sums = tiles.reduce_tiles(rows, steps.d_out, half, itemsize, steps.H_dtype.itemsize * steps.splits)
+        sums = tiles.reduce_tiles(rows, steps.d_out, half, itemsize, steps.H.entry_bytes, precision=steps.precision)
         self._first = Launch(
             steps.kernels.backward_shrink,
             shrinking + (sums.programs if needs_S2 or needs_bias else 0),
@@ -208,16 +266,20 @@ class Backward:
                 steps.scale, *steps.B_strides,
             ),
             steps.common
-            | {"H_SPLITS": steps.splits, "HAS_BIAS": needs_bias}
+            | {"H_SPLITS": steps.H.splits, "HAS_BIAS": needs_bias}
             | _shrink_constants(shrink)
             | _reduce_constants(sums),
             shrink.warps,
         )  # fmt: skip
-        dH_dtype = torch.float32 if shrink.splits > 1 else steps.dtype
-        dH_bytes = dH_dtype.itemsize * shrink.splits
-        expand = tiles.expand_tiles(rows, steps.d_in, columns, dH_bytes, steps.W_bytes, steps.processors)
+        self._dH = Shares(steps, shrink, columns)
+        expand = tiles.expand_tiles(
+            rows, steps.d_in, columns, self._dH.entry_bytes, steps.W_bytes, steps.processors,
+            precision=steps.precision, beside=needs_S1,
+        )  # fmt: skip
         expanding = expand.programs if needs_x else 0
-        sums = tiles.reduce_tiles(rows, steps.d_in, half, steps.x_bytes, dH_bytes)
+        sums = tiles.reduce_tiles(
+            rows, steps.d_in, half, steps.x_bytes, self._dH.entry_bytes, precision=steps.precision
+        )
         self._second = Launch(
             steps.kernels.backward_expand,
             expanding + (sums.programs if needs_S1 else 0),
@@ -225,11 +287,10 @@ class Backward:
                 expanding, rows, steps.d_in, columns, half, steps.x_stride, *steps.A_strides, expand.rows_each,
                 *steps.A_strides,
             ),
-            steps.common | {"SPLITS": shrink.splits} | _expand_constants(expand) | _reduce_constants(sums),
+            steps.common | {"SPLITS": self._dH.splits} | _expand_constants(expand) | _reduce_constants(sums),
             expand.warps,
         )  # fmt: skip
         L, k, dtype = steps.L, steps.k, steps.parameter_dtype
-        self._dH = _layout((shrink.splits, rows, columns), dH_dtype)
         self._dx = _layout((rows, steps.d_in), steps.x_dtype)
         self._dS1 = _layout((L, steps.d_in, k), dtype)
         self._dS2 = _layout((L, k, steps.d_out), dtype)
@@ -241,11 +302,13 @@ class Backward:
         """The gradients of x, S1s, S2s and the bias; None for what was not asked for."""
         needs_x, needs_S1, needs_S2, needs_bias = self.needs
         stream = _current_stream(self.device)
-        dH = _empty(*self._dH)
+        dH = self._dH.empty()
         dS2 = _empty(*self._dS2) if needs_S2 or needs_bias else dH
         dbias = _empty(*self._dbias) if needs_bias else dS2
         # a gradient at least is asked for, so there is something to launch
         self._first(stream, grad, B, dH, H, dS2, dbias)
+        if needs_x or needs_S1:
+            dH = self._dH.summed(stream, dH)
         dx = _empty(*self._dx) if needs_x else dH
         dS1 = _empty(*self._dS1) if needs_S1 else dH
         if needs_x or needs_S1:

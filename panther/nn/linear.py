@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from panther.efficiency import ParameterCount, count_parameters
-from panther.nn import cuda, functional, packed
+from panther.nn import compiled, functional, packed
 from panther.nn.fit import best_terms, terms_of_factors
 from panther.sketch import SKETCHES, Sketch, draw_sketches
 from panther.svd import truncated_svd
@@ -222,8 +222,9 @@ class SKLinear(nn.Module):
                 if self._packed.holds(S1s, U1s, U2s, S2s):
                     bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  self.bias is slow
                     return packed.packed_linear(x, S1s, S2s, bias, self._packed)  # type: ignore[arg-type]
-            if x.is_cuda and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
-                return cuda.composed(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias)
+            if x.is_cuda and compiled.by_torch_compile():
+                plain = self._packed is not None and type(x) is Tensor
+                return compiled.linear(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias, plain=plain)
         # also for what is no Tensor, such as a proxy of torch.fx
         return functional.sketched_linear(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias)
 

@@ -148,6 +148,17 @@ def _reduce_rows(
 
 
 @triton.jit
+def sum_shares(part, H, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """H = the sum of the shares of part, of that many entries each."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.load(part + at, mask=inside, other=0.0)
+    for s in tl.static_range(1, SPLITS):
+        total += tl.load(part + at + s * size, mask=inside, other=0.0)
+    tl.store(H + at, total.to(H.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def forward_shrink(
     x, A, part, rows, d_in, columns, x_stride, A_feature, A_term, A_rank, share, scale,
     K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from panther.nn import SKLinear, cuda, launch
+from panther.nn import SKLinear, cuda, launch, tiles
 
 NAMES = ("forward_shrink", "forward_expand", "backward_shrink", "backward_expand")
+SUM = "sum_shares"
 
 
 def signatures() -> dict[str, list[str]]:
     """The arguments of the kernels, as they stand in the source: triton is not here."""
     source = ast.parse(Path(launch.__file__).with_name("triton_kernels.py").read_text())
     functions = (node for node in source.body if isinstance(node, ast.FunctionDef))
-    return {node.name: [argument.arg for argument in node.args.args] for node in functions if node.name in NAMES}
+    return {
+        node.name: [argument.arg for argument in node.args.args] for node in functions if node.name in (*NAMES, SUM)
+    }
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(launch, "_empty", lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype))
     monkeypatch.setattr(launch, "_current_stream", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(cuda, "_may_launch", lambda *_: True)
+    monkeypatch.setattr(cuda, "_precision", lambda _, dtype: "ieee" if dtype == torch.float32 else "half")
     monkeypatch.setattr(cuda, "_current_device", lambda: None)
     monkeypatch.setattr(cuda, "_backend", "kernels")
     cuda._prepared.cache_clear()
@@ -82,6 +85,32 @@ def test_two_launches_forward_and_two_backward(launched):
     assert [launched_as._kernel.name for launched_as, _ in launched] == list(NAMES)
 
 
+def test_shares_that_many_read_are_added_up_by_a_launch_of_their_own(launched, monkeypatch):
+    monkeypatch.setattr(tiles, "SUM_BYTES", 0)
+    layer = SKLinear(1024, 1024, 1, 4, dtype=torch.float16)
+    run(layer, torch.zeros(5, 1024, dtype=torch.float16), torch.float16)
+    names = [launched_as._kernel.name for launched_as, _ in launched]
+    assert names == [NAMES[0], SUM, *NAMES[1:3], SUM, NAMES[3]]
+    (shares, _), (summed, _) = [tensors[0][1:] for _, tensors in launched[1:3]]
+    assert shares[1:] == summed[1:] == (5, 8)
+    assert shares[0] > summed[0] == 1
+    # who needs the gradient of the bias alone reads none
+    launched.clear()
+    run(layer, torch.zeros(5, 1024, dtype=torch.float16), torch.float16, (False, False, False, True))
+    assert [launched_as._kernel.name for launched_as, _ in launched] == [NAMES[0], SUM, *NAMES[1:3]]
+
+
+@pytest.mark.parametrize(("learning", "length"), [(True, 1), (False, 2)])
+def test_a_sum_that_nobody_keeps_takes_the_place_of_its_first_share(launched, monkeypatch, learning, length):
+    monkeypatch.setattr(tiles, "SUM_BYTES", 0)
+    layer = SKLinear(512, 512, 1, 4)
+    packed = layer._packed
+    _, H, kept = cuda.forward(torch.zeros(5, 512), layer.bias, packed.A, packed.B, torch.float32, learning=learning)
+    assert len(H) == kept.steps.H.length == length
+    assert [launched_as._kernel.name for launched_as, _ in launched] == [NAMES[0], SUM, NAMES[1]]
+    assert launched[2][0]._constants["SPLITS"] == 1
+
+
 def test_what_needs_no_gradient_launches_nothing_more(launched):
     layer, x = SKLinear(64, 48, 1, 4, dtype=torch.float16), torch.zeros(5, 64, dtype=torch.float16)
     run(layer, x, torch.float16, (False, False, False, True))
@@ -95,8 +124,9 @@ def test_what_needs_no_gradient_launches_nothing_more(launched):
     ("rows", "dtype", "warms"),
     [
         (40, torch.float16, False),
-        (40, torch.float32, True),
-        (100, torch.float16, True),
+        (40, torch.float32, False),
+        (100, torch.float32, True),
+        (200, torch.float16, True),
         (5000, torch.float16, False),
     ],
 )
@@ -105,9 +135,9 @@ def test_the_library_is_warmed_once_for_graphs_that_will_hold_products(launched,
     for name in ("_products_forward", "_products_backward"):
         plain = getattr(cuda, name)
         monkeypatch.setattr(cuda, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a))
-    layer = SKLinear(64, 48, 1, 4, dtype=dtype)
+    layer = SKLinear(96, 96, 1, 20, dtype=dtype)
     for _ in range(3):
-        run(layer, torch.zeros(rows, 64, dtype=dtype), dtype)
+        run(layer, torch.zeros(rows, 96, dtype=dtype), dtype)
     assert taken == ["_products_forward", "_products_forward", "_products_backward"] * warms
 
 

@@ -1,0 +1,242 @@
+"""How a sketched layer computes on a CUDA device under torch.compile.
+
+Where our kernels win, the layer is one operation of torch forward and one backward, which the compiler calls as they
+are: under it, too, what such a layer costs is the host's time, and that grows with the number of launches. Elsewhere
+(sizes known at run time only, CUDA graphs, transformations, subclasses of Tensor) it is plain operations, which the
+compiler fuses.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panther import __version__
+from panther.nn import cuda
+
+_TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
+_LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
+# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`, from these arguments and
+# from what the cache on disk of the compiler tells apart; that of torch 2.11 takes one type of autocast for another
+_LIBRARY.define(
+    f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, str backend, str version) -> Tensor"
+)
+# y, and H in shares, (shares, N, 2Lk), of x (N, d_in)
+_LIBRARY.define(
+    f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int shares, bool learning)"
+    " -> (Tensor, Tensor)"
+)
+# the gradients of x, S1s, S2s and the bias, those that are needed
+_LIBRARY.define(
+    f"sketched_linear_backward(Tensor grad, Tensor x, Tensor H, {_TERMS}, ScalarType dtype, bool[4] needs) -> Tensor[]"
+)
+
+
+def by_torch_compile() -> bool:
+    """Whether torch.compile is tracing, and not for an export, which is to hold operations that all know."""
+    # what torch.compiler.is_exporting() returns is always true there in torch 2.11
+    return torch.compiler.is_dynamo_compiling() and not getattr(torch.compiler, "_is_exporting_flag", False)
+
+
+def linear(
+    x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None, *, plain: bool
+) -> Tensor:
+    """Apply a sketched linear layer to x, (..., d_in), in code that torch.compile traces.
+
+    Args:
+        plain: whether all are tensors as such, of no subclass.
+    """
+    dtype = _dtype(x, S1s)
+    if dtype is None or not plain:
+        return composed(x, S1s, U1s, U2s, S2s, bias)
+    y: Tensor = torch.ops.panther.sketched_linear(
+        x, S1s, U1s, U2s, S2s, bias, dtype, cuda.chosen_backend(), __version__
+    )
+    return y
+
+
+def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a sketched linear layer to x, (..., d_in), by as few plain operations as it takes.
+
+    Both gradients of a product are computed, those of the fixed halves too; a graph is best left to be a graph.
+    """
+    d_in, d_out = S1s.shape[1], S2s.shape[2]
+    scale = 1 / (2 * len(S1s))
+    A = torch.cat([S1s.transpose(0, 1), U2s.transpose(0, 1)], 1).flatten(1)
+    B = torch.cat([U1s, S2s]).flatten(0, 1)
+    H = x.reshape(-1, d_in) @ A
+    y = (H * scale) @ B if bias is None else torch.addmm(bias, H, B, alpha=scale)
+    return y.reshape(*x.shape[:-1], d_out)
+
+
+def _decided(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    backend: str,
+    version: str,  # noqa: ARG001
+) -> Tensor:
+    learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, S1s, S2s, bias))
+    shares = _shares(x, S1s, S2s, bias, dtype, backend, learning=learning)
+    if not shares:
+        return composed(x, S1s, U1s, U2s, S2s, bias)
+    y: Tensor = _ByKernels.apply(  # type: ignore[no-untyped-call]
+        x.reshape(-1, x.shape[-1]), S1s, U1s, U2s, S2s, bias, dtype, shares, learning
+    )
+    return y.view(*x.shape[:-1], S2s.shape[2])
+
+
+def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
+    """What is computed in; None where the types do not fit together, of which torch tells best."""
+    if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
+        # as autocast does with the weights of nn.Linear; it leaves float64 alone
+        return torch.get_autocast_dtype("cuda")
+    return x.dtype if x.dtype == S1s.dtype else None
+
+
+def _shares(
+    x: Tensor,
+    S1s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    backend: str,
+    *,
+    learning: bool,
+) -> int:
+    """Shares of H where our kernels are to be used; 0 elsewhere."""
+    L, d_in, k = S1s.shape
+    if (
+        # a symbol, whose value may be another at each call
+        not all(type(size) is int for size in x.shape)
+        or torch._C._are_functorch_transforms_active()
+        # CUDA graphs that torch.compile will make, in which launches cost nothing
+        or import_module("torch._inductor.config").triton.cudagraphs
+    ):
+        return 0
+    bias_dtype = None if bias is None else bias.dtype
+    steps = cuda.planned(
+        x,
+        math.prod(x.shape[:-1]),
+        (2 * L, d_in, k),
+        S2s.shape[2],
+        S1s.dtype,
+        bias_dtype,
+        dtype,
+        backend,
+        learning=learning,
+    )
+    return 0 if steps is None else steps.H.length
+
+
+def _forward(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shares: int,
+    learning: bool,
+) -> tuple[Tensor, Tensor]:
+    return cuda.forward_in_shares(x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning=learning)
+
+
+def _forward_fake(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,  # noqa: ARG001
+    U2s: Tensor,  # noqa: ARG001
+    S2s: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    dtype: torch.dtype,
+    shares: int,
+    learning: bool,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    L, _, k = S1s.shape
+    H_dtype = torch.float32 if shares > 1 else dtype
+    return x.new_empty((len(x), S2s.shape[2]), dtype=dtype), x.new_empty((shares, len(x), 2 * L * k), dtype=H_dtype)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    H: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool, bool, bool],
+) -> list[Tensor]:
+    found = cuda.backward_in_shares(grad, x, H, S1s, U1s, U2s, S2s, dtype, (*needs,))
+    return [gradient for gradient in found if gradient is not None]
+
+
+def _backward_fake(
+    grad: Tensor,  # noqa: ARG001
+    x: Tensor,
+    H: Tensor,  # noqa: ARG001
+    S1s: Tensor,
+    U1s: Tensor,  # noqa: ARG001
+    U2s: Tensor,  # noqa: ARG001
+    S2s: Tensor,
+    dtype: torch.dtype,  # noqa: ARG001
+    needs: tuple[bool, bool, bool, bool],
+) -> list[Tensor]:
+    found = (x.new_empty(x.shape), S1s.new_empty(S1s.shape), S2s.new_empty(S2s.shape), S2s.new_empty(S2s.shape[2:]))
+    return [gradient for gradient, need in zip(found, needs, strict=True) if need]
+
+
+class _ByKernels(torch.autograd.Function):
+    """The two operations as one with a derivative.
+
+    Not registered as the derivative of the first: torch would call it at each run, where no derivative is taken.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        S1s: Tensor,
+        U1s: Tensor,
+        U2s: Tensor,
+        S2s: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        shares: int,
+        learning: bool,
+    ) -> Tensor:
+        y: Tensor
+        y, H = torch.ops.panther.sketched_linear_forward(x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning)
+        ctx.save_for_backward(x, H, S1s, U1s, U2s, S2s)
+        ctx.dtype = dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        needs_x, needs_S1, _, _, needs_S2, needs_bias, *_ = ctx.needs_input_grad
+        needs = (needs_x, needs_S1, needs_S2, needs_bias)
+        found = iter(torch.ops.panther.sketched_linear_backward(grad, *ctx.saved_tensors, ctx.dtype, needs))
+        dx, dS1, dS2, dbias = (next(found) if need else None for need in needs)
+        return dx, dS1, None, None, dS2, dbias, None, None, None
+
+
+for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
+    _LIBRARY.impl("sketched_linear", _decided, _key)
+for _name, _function, _fake in (
+    ("sketched_linear_forward", _forward, _forward_fake),
+    ("sketched_linear_backward", _backward, _backward_fake),
+):
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"panther::{_name}", _fake, lib=_LIBRARY)
