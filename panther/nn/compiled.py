@@ -137,62 +137,17 @@ def _shares(
     return 0 if steps is None else steps.H.length
 
 
-def _forward(
-    x: Tensor,
-    S1s: Tensor,
-    U1s: Tensor,
-    U2s: Tensor,
-    S2s: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    shares: int,
-    learning: bool,
-) -> tuple[Tensor, Tensor]:
-    return cuda.forward_in_shares(x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning=learning)
-
-
-def _forward_fake(
-    x: Tensor,
-    S1s: Tensor,
-    U1s: Tensor,  # noqa: ARG001
-    U2s: Tensor,  # noqa: ARG001
-    S2s: Tensor,
-    bias: Tensor | None,  # noqa: ARG001
-    dtype: torch.dtype,
-    shares: int,
-    learning: bool,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """Tensors like those of `cuda.forward_in_shares`."""
+    _, _, S2s, _, dtype, shares, _ = others
     L, _, k = S1s.shape
     H_dtype = torch.float32 if shares > 1 else dtype
     return x.new_empty((len(x), S2s.shape[2]), dtype=dtype), x.new_empty((shares, len(x), 2 * L * k), dtype=H_dtype)
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    H: Tensor,
-    S1s: Tensor,
-    U1s: Tensor,
-    U2s: Tensor,
-    S2s: Tensor,
-    dtype: torch.dtype,
-    needs: tuple[bool, bool, bool, bool],
-) -> list[Tensor]:
-    found = cuda.backward_in_shares(grad, x, H, S1s, U1s, U2s, S2s, dtype, (*needs,))
-    return [gradient for gradient in found if gradient is not None]
-
-
-def _backward_fake(
-    grad: Tensor,  # noqa: ARG001
-    x: Tensor,
-    H: Tensor,  # noqa: ARG001
-    S1s: Tensor,
-    U1s: Tensor,  # noqa: ARG001
-    U2s: Tensor,  # noqa: ARG001
-    S2s: Tensor,
-    dtype: torch.dtype,  # noqa: ARG001
-    needs: tuple[bool, bool, bool, bool],
-) -> list[Tensor]:
+def _backward_fake(_: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
+    """Tensors like those of `cuda.backward_in_shares`."""
+    _, S1s, _, _, S2s, _, needs = others
     found = (x.new_empty(x.shape), S1s.new_empty(S1s.shape), S2s.new_empty(S2s.shape), S2s.new_empty(S2s.shape[2:]))
     return [gradient for gradient, need in zip(found, needs, strict=True) if need]
 
@@ -204,22 +159,11 @@ class _ByKernels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        S1s: Tensor,
-        U1s: Tensor,
-        U2s: Tensor,
-        S2s: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        shares: int,
-        learning: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
         y: Tensor
-        y, H = torch.ops.panther.sketched_linear_forward(x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning)
+        y, H = torch.ops.panther.sketched_linear_forward(*arguments)
+        x, S1s, U1s, U2s, S2s, _, ctx.dtype, _, _ = arguments
         ctx.save_for_backward(x, H, S1s, U1s, U2s, S2s)
-        ctx.dtype = dtype
         return y
 
     @staticmethod
@@ -235,8 +179,8 @@ class _ByKernels(torch.autograd.Function):
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
     _LIBRARY.impl("sketched_linear", _decided, _key)
 for _name, _function, _fake in (
-    ("sketched_linear_forward", _forward, _forward_fake),
-    ("sketched_linear_backward", _backward, _backward_fake),
+    ("sketched_linear_forward", cuda.forward_in_shares, _forward_fake),
+    ("sketched_linear_backward", cuda.backward_in_shares, _backward_fake),
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"panther::{_name}", _fake, lib=_LIBRARY)

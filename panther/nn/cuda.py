@@ -189,7 +189,6 @@ def forward_in_shares(
     bias: Tensor | None,
     dtype: torch.dtype,
     shares: int,
-    *,
     learning: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products."""
@@ -212,15 +211,18 @@ def backward_in_shares(
     U2s: Tensor,
     S2s: Tensor,
     dtype: torch.dtype,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients that `backward` gives, of what `forward_in_shares` was given and gave."""
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those gradients that `backward` gives, of what `forward_in_shares` was given and gave."""
+    asked = needs[0], needs[1], needs[2], needs[3]
     found = _kernels_for(x, S1s, U1s, U2s, S2s, None, dtype, learning=True)
     if found is not None and found[0].H.length == H.shape[0]:
         steps, A, B = found
-        return steps.backward(needs)(_aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
-    kept = _factors_of_products(*_factors(S1s, U1s, U2s, S2s), dtype)
-    return _products_backward(grad, x, H.sum(0).to(dtype), kept, len(S1s), needs)
+        gradients = steps.backward(asked)(_aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
+    else:
+        kept = _factors_of_products(*_factors(S1s, U1s, U2s, S2s), dtype)
+        gradients = _products_backward(grad, x, H.sum(0).to(dtype), kept, len(S1s), asked)
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _kernels_for(
