@@ -286,6 +286,25 @@ def overload() -> str:
     return block("overload", make)
 
 
+def overload_clients() -> str:
+    """The shipped model, kept busy by more and more clients."""
+
+    def make(result: dict[str, Any]) -> str:
+        rows = (
+            (
+                clients.removesuffix(" clients"),
+                f"{found['rate']:,.0f}",
+                f"{found['p99_us'] / 1000:,.0f}",
+                f"{found['probe']['max_ms']:,.0f}",
+                f"{found['resident_mib']:.0f}",
+            )
+            for clients, found in result["shipped model"].items()
+        )
+        return table(("clients", "requests/s", "99th percentile, ms", "slowest probe, ms", "memory, MiB"), rows)
+
+    return block("overload", make)
+
+
 def peers() -> str:
     """The figures of the page that compares: one row a server, as far as it was installed."""
 
@@ -347,6 +366,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         serving_rules,
         reload,
         overload,
+        overload_clients,
         peers,
         public_way,
         soak,
