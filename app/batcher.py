@@ -175,7 +175,11 @@ class Batcher:
     def close(self) -> None:
         """Take no new calls; what waits is still run."""
         self._closed = True
-        if self._thread is not None and not self.running:
+        self._end_thread()
+
+    def _end_thread(self) -> None:
+        """End the owner thread once nothing is left for it."""
+        if self._closed and self.idle and self._thread is not None:
             self._thread.shutdown(wait=False)
 
     def _schedule(self) -> None:
@@ -219,6 +223,8 @@ class Batcher:
             self._drop_late()
         if self.running or not self._queue:
             self._answer_left()
+            if self._closed:
+                self._end_thread()
             return
         batch, rows = self._queue.take(self.max_rows if self.together else 1)
         if self._expected_ns(rows) <= self.inline_ns:
@@ -243,6 +249,8 @@ class Batcher:
             future.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._ran, batch, ended))
             return
         self._schedule()
+        if self._closed:
+            self._end_thread()
 
     def _answer_left(self) -> None:
         """Answer the batch before, if that is still to be done."""
@@ -256,8 +264,7 @@ class Batcher:
         self._run_began_ns = 0
         self._finish(batch, ended.result())
         self._schedule()
-        if self._closed and self.idle and self._thread is not None:
-            self._thread.shutdown(wait=False)
+        self._end_thread()
 
     def _execute(self, batch: list[Call], rows: int, options: ort.RunOptions | None = None) -> "list[_Outcome]":
         """Run a batch, in the loop or on the owner thread; one outcome for each call."""

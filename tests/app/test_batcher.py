@@ -333,3 +333,29 @@ def test_a_model_that_gathers_gets_the_requests_apart_and_its_copies_are_no_time
     assert (runs, output_ns) == (1, 50)
     assert input_ns >= 300
     assert infer_ns == results[0][1].infer_ns
+
+
+@pytest.mark.parametrize("inline_ns", [0, 10**12])
+def test_what_waits_between_two_runs_is_run_after_the_batcher_was_closed(inline_ns):
+    """A version that is replaced at that moment ends its thread only once nothing waits."""
+    model, results = Doubler(), []
+
+    async def run():
+        batcher = Batcher(model, 1, 0)  # the first on the owner thread
+        x = np.zeros((1, 2), np.float32)
+
+        def close(*ended):
+            results.append(("first", *ended))
+            batcher.inline_ns = inline_ns
+            batcher.close()
+
+        batcher.submit(Call({"x": x}, ("y",), 1, ("y", (2,)), close))
+        for name in ("second", "third"):
+            batcher.submit(call(x, results, name))
+        await asyncio.wait_for(settle(batcher), 10)
+        return batcher._thread
+
+    thread = asyncio.run(run())
+    assert [(name, error) for name, _, _, error in results] == [("first", None), ("second", None), ("third", None)]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        thread.submit(print)
