@@ -163,6 +163,7 @@ class Steps:
             self.processors,
             precision=precision,
             readers=d_out,
+            learning=learning,
         )
         self.H = Shares(self, shrink, self.columns)
         expand = tiles.expand_tiles(

@@ -111,6 +111,17 @@ def test_a_sum_that_nobody_keeps_takes_the_place_of_its_first_share(launched, mo
     assert launched[2][0]._constants["SPLITS"] == 1
 
 
+@pytest.mark.parametrize(("learning", "summed"), [(True, False), (False, True)])
+def test_tf32_forward_alone_takes_a_launch_more_for_a_longer_sum(launched, monkeypatch, learning, summed):
+    """Beside a way back, launches count for more: fewer shares, which whoever reads them adds up."""
+    monkeypatch.setattr(cuda, "_precision", lambda *_: "tf32")
+    layer = SKLinear(4096, 4096, 2, 64)
+    packed = layer._packed
+    cuda.forward(torch.zeros(512, 4096), layer.bias, packed.A, packed.B, torch.float32, learning=learning)
+    names = [launched_as._kernel.name for launched_as, _ in launched]
+    assert names == [NAMES[0], *([SUM] if summed else []), NAMES[1]]
+
+
 def test_what_needs_no_gradient_launches_nothing_more(launched):
     layer, x = SKLinear(64, 48, 1, 4, dtype=torch.float16), torch.zeros(5, 64, dtype=torch.float16)
     run(layer, x, torch.float16, (False, False, False, True))
