@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from panther import __version__
-from panther.nn import cuda
+from panther.nn import cuda, launch
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -137,8 +137,93 @@ def _shares(
     return 0 if steps is None else steps.H.length
 
 
+def forward_in_shares(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    shares: int,
+    learning: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products."""
+    found = _kernels_for(x, S1s, U1s, U2s, S2s, bias, dtype, learning=learning)
+    if found is not None and found[0].H.length == shares:
+        steps, A, B = found
+        return cuda._run(steps, x, A, B, bias)
+    y, H, _ = cuda._products_forward(x, bias, *_factors(S1s, U1s, U2s, S2s), dtype)
+    in_shares = H.new_zeros((shares, *H.shape), dtype=torch.float32 if shares > 1 else dtype)
+    in_shares[0] = H
+    return y, in_shares
+
+
+def backward_in_shares(
+    grad: Tensor,
+    x: Tensor,
+    H: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Those gradients that `cuda.backward` gives, of what `forward_in_shares` was given and gave."""
+    asked = needs[0], needs[1], needs[2], needs[3]
+    found = _kernels_for(x, S1s, U1s, U2s, S2s, None, dtype, learning=True)
+    if found is not None and found[0].H.length == H.shape[0]:
+        steps, A, B = found
+        gradients = steps.backward(asked)(cuda._aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
+    else:
+        kept = cuda._factors_of_products(*_factors(S1s, U1s, U2s, S2s), dtype)
+        gradients = cuda._products_backward(grad, x, H.sum(0).to(dtype), kept, len(S1s), asked)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _kernels_for(
+    x: Tensor,
+    S1s: Tensor,
+    U1s: Tensor,
+    U2s: Tensor,
+    S2s: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    learning: bool,
+) -> tuple[launch.Steps, Tensor, Tensor] | None:
+    """The launches of our kernels, and where they read A and B from; None for products."""
+    precision = cuda._precision(x, dtype)
+    if precision is None:
+        return None
+    L, d_in, k = S1s.shape
+    steps = cuda._prepared(
+        "kernels", learning, cuda._NOT_CAPTURED, x.shape[0], x.dtype, x.stride(), (2 * L, d_in, k), S2s.shape[2],
+        S1s.dtype, None if bias is None else bias.dtype, dtype, precision, x.device.index,
+    )  # fmt: skip
+    if steps is None:
+        return None
+    if not steps.casts and _follows(S1s, U2s) and _follows(U1s, S2s):
+        # a kernel goes on from the first half into the second
+        A, B = S1s, U1s
+    else:
+        A, B = cuda._cast(steps, *_factors(S1s, U1s, U2s, S2s), dtype)
+    return (steps, A, B) if cuda._are_aligned(steps, x, A, B, bias) else None
+
+
+def _follows(first: Tensor, second: Tensor) -> bool:
+    """Whether the second begins in memory where the first ends."""
+    return second.data_ptr() == first.data_ptr() + first.nbytes and first.is_contiguous() and second.is_contiguous()
+
+
+def _factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
+    """A (2L, d_in, k) and B (2Lk, d_out), laid side by side."""
+    return torch.cat([S1s, U2s]), torch.cat([U1s, S2s]).flatten(0, 1)
+
+
 def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    """Tensors like those of `cuda.forward_in_shares`."""
+    """Tensors like those of `forward_in_shares`."""
     _, _, S2s, _, dtype, shares, _ = others
     L, _, k = S1s.shape
     H_dtype = torch.float32 if shares > 1 else dtype
@@ -146,7 +231,7 @@ def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> tuple[Tensor, Tensor]
 
 
 def _backward_fake(_: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
-    """Tensors like those of `cuda.backward_in_shares`."""
+    """Tensors like those of `backward_in_shares`."""
     _, S1s, _, _, S2s, _, needs = others
     found = (x.new_empty(x.shape), S1s.new_empty(S1s.shape), S2s.new_empty(S2s.shape), S2s.new_empty(S2s.shape[2:]))
     return [gradient for gradient, need in zip(found, needs, strict=True) if need]
@@ -179,8 +264,8 @@ class _ByKernels(torch.autograd.Function):
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
     _LIBRARY.impl("sketched_linear", _decided, _key)
 for _name, _function, _fake in (
-    ("sketched_linear_forward", cuda.forward_in_shares, _forward_fake),
-    ("sketched_linear_backward", cuda.backward_in_shares, _backward_fake),
+    ("sketched_linear_forward", forward_in_shares, _forward_fake),
+    ("sketched_linear_backward", backward_in_shares, _backward_fake),
 ):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"panther::{_name}", _fake, lib=_LIBRARY)
