@@ -7,6 +7,9 @@ one, as CUDA graphs, and, under bfloat16, by torch.compile: one layer, and eight
 compiled costs the host some hundred microseconds whatever it holds. The parameters are float32; bfloat16 and float16
 are by autocast, on activations of that type. Then the layer that is bound by memory, 8192² L1 k16 with parameters in
 bfloat16, against a copy of x on the device.
+
+The host of a virtual machine may be slow for seconds, so all cells are visited several times, minutes apart; a figure
+is the median over the rounds of all visits.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ COMPILED = "bfloat16"
 LAYERS = {"called": 1, "graph": 1, "compiled": 1, "compiled, 8 layers": 8}
 PASSES = ("forward", "forward+backward")
 SIDES = ("ours", "batched", "dense")
-ROUNDS = 5
+# of each visit
+ROUNDS = 7
 TURN_S = 0.006
 COPY_BATCHES = (8192, 32768)
 Run = Callable[[], object]
@@ -156,8 +160,8 @@ def as_graph(run: Run) -> Run:
     return replay
 
 
-def measure(runs: dict[str, Run]) -> dict[str, float]:
-    """Time the sides in turn, in an order that changes: the median over the rounds of the microseconds a call.
+def measure(runs: dict[str, Run]) -> dict[str, list[float]]:
+    """Time the sides in turn, in an order that changes: the seconds a call, of each round.
 
     A turn is as many calls, one after the other, as take TURN_S, until the device is done with all.
     """
@@ -172,7 +176,11 @@ def measure(runs: dict[str, Run]) -> dict[str, float]:
         for name in order:
             times[name].append(timed(runs[name], repeats[name]))
         order = order[1:] + order[:1]
-    return {name: round(statistics.median(values) * 1e6, 1) for name, values in times.items()}
+    return times
+
+
+def median_us(times: list[float], digits: int = 1) -> float:
+    return round(statistics.median(times) * 1e6, digits)
 
 
 def timed(run: Run, repeats: int) -> float:
@@ -184,47 +192,67 @@ def timed(run: Run, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def bench_cell(width: int, num_terms: int, low_rank: int, batch: int, mode: str, ways: tuple[str, ...]) -> list[dict]:
-    cell = Cell(width, num_terms, low_rank, batch, mode, LAYERS[ways[0]])
-    rows = []
-    with cell.precision():
-        for way in ways:
-            compiled = way.startswith("compiled")
-            errors = cell.prove_parity({side: cell.results(side, compiled=compiled) for side in SIDES})
-            for direction in PASSES[1:] if compiled else PASSES:
-                runs = {side: cell.run(side, direction, compiled=compiled) for side in SIDES}
-                median = measure({side: as_graph(run) for side, run in runs.items()} if way == "graph" else runs)
-                count = cell.layers[0].parameter_count()
-                rows.append(
-                    {
-                        "features": width,
-                        "num_terms": num_terms,
-                        "low_rank": low_rank,
-                        "stored_over_dense": round(count.stored / count.dense, 4),
-                        "batch": batch,
-                        "mode": mode,
-                        "way": way,
-                        "pass": direction,
-                        "median_us": median,
-                        "batched_over_ours": round(median["batched"] / median["ours"], 3),
-                        "dense_over_ours": round(median["dense"] / median["ours"], 3),
-                        "max_relative_error": {side: float(f"{error:.2g}") for side, error in errors.items()},
-                    }
-                )
-    print_cell(rows)
-    return rows
+class Measured:
+    """What was measured of each cell so far.
+
+    Attributes:
+        times: seconds a call of each side, of each round.
+        errors: the largest of each side.
+    """
+
+    def __init__(self) -> None:
+        self.times: dict[tuple[object, ...], dict[str, list[float]]] = {}
+        self.errors: dict[tuple[object, ...], dict[str, float]] = {}
+
+    def visit(self, shape: tuple[int, int, int], batch: int, mode: str, ways: tuple[str, ...]) -> None:
+        """Measure a cell once more; at the first visit, prove before that all sides answer the same."""
+        cell = Cell(*shape, batch, mode, LAYERS[ways[0]])
+        with cell.precision():
+            for way in ways:
+                compiled = way.startswith("compiled")
+                if (*shape, batch, mode, way) not in self.errors:
+                    results = {side: cell.results(side, compiled=compiled) for side in SIDES}
+                    self.errors[*shape, batch, mode, way] = cell.prove_parity(results)
+                for direction in PASSES[1:] if compiled else PASSES:
+                    key = (*shape, batch, mode, way, direction)
+                    runs = {side: cell.run(side, direction, compiled=compiled) for side in SIDES}
+                    found = measure({side: as_graph(run) for side, run in runs.items()} if way == "graph" else runs)
+                    times = self.times.setdefault(key, {side: [] for side in SIDES})
+                    for side in SIDES:
+                        times[side] += found[side]
+                    print_row(self.row(key))
+
+    def row(self, key: tuple[object, ...]) -> dict:
+        width, num_terms, low_rank, batch, mode, way, direction = key
+        count = SKLinear(width, width, num_terms, low_rank, device="meta").parameter_count()
+        median = {side: median_us(times) for side, times in self.times[key].items()}
+        return {
+            "features": width,
+            "num_terms": num_terms,
+            "low_rank": low_rank,
+            "stored_over_dense": round(count.stored / count.dense, 4),
+            "batch": batch,
+            "mode": mode,
+            "way": way,
+            "pass": direction,
+            "median_us": median,
+            "batched_over_ours": round(median["batched"] / median["ours"], 3),
+            "dense_over_ours": round(median["dense"] / median["ours"], 3),
+            "max_relative_error": {side: float(f"{error:.2g}") for side, error in self.errors[key[:-1]].items()},
+        }
+
+    def rows(self) -> list[dict]:
+        return [self.row(key) for key in self.times]
 
 
-def print_cell(rows: list[dict]) -> None:
-    first = rows[0]
-    head = f"{first['features']}² L{first['num_terms']} k{first['low_rank']} x {first['batch']} {first['mode']}"
-    for row in rows:
-        us, direction = row["median_us"], "fwd" if row["pass"] == "forward" else "f+b"
-        print(
-            f"{head:<32}{row['way']:<19}{direction} ours {us['ours']:>9.1f} batched {row['batched_over_ours']:>5.2f}x "
-            f" dense {row['dense_over_ours']:>6.2f}x",
-            flush=True,
-        )
+def print_row(row: dict) -> None:
+    head = f"{row['features']}² L{row['num_terms']} k{row['low_rank']} x {row['batch']} {row['mode']}"
+    us, direction = row["median_us"], "fwd" if row["pass"] == "forward" else "f+b"
+    print(
+        f"{head:<32}{row['way']:<19}{direction} ours {us['ours']:>9.1f} batched {row['batched_over_ours']:>5.2f}x "
+        f" dense {row['dense_over_ours']:>6.2f}x",
+        flush=True,
+    )
 
 
 def bench_copy(batch: int) -> dict:
@@ -256,7 +284,7 @@ def bench_copy(batch: int) -> dict:
             "ours_called": ten(lambda: layer(x)),
             "products": as_graph(ten(products)),
         }
-        median = {side: round(us / 10, 2) for side, us in measure(runs).items()}
+        median = {side: median_us([seconds / 10 for seconds in times], 2) for side, times in measure(runs).items()}
     row = {
         "features": 8192,
         "num_terms": 1,
@@ -326,12 +354,13 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=int, nargs="+", default=BATCHES, help="of the cells; all of them when not given"
     )
+    parser.add_argument("--visits", type=int, default=3, help="of each cell; 3 when not given")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     kernels = launch.triton_kernels()
-    rows: list[dict] = []
+    measured = Measured()
     result = {
         "benchmark": "gpu_train",
         "commit": arguments.commit,
@@ -346,24 +375,27 @@ def main() -> None:
             "cuda": torch.version.cuda,
             "triton": kernels.triton.__version__ if kernels is not None else None,
         },
+        "rounds": arguments.visits * ROUNDS,
         "copy": [bench_copy(batch) for batch in COPY_BATCHES],
     }
     cells = [(*cell, batch) for batch in arguments.batches for cell in CELLS]
     parts = ((("called", "graph"), tuple(MODES)), (("compiled",), (COMPILED,)), (("compiled, 8 layers",), (COMPILED,)))
-    for ways, modes in parts:
-        if ways == ("compiled",):
-            for layers in (1, 8):
-                all_ahead([(*cell, layers) for cell in cells])
-        for cell in cells:
-            for mode in modes:
-                rows += bench_cell(*cell, mode, ways)
-                gc.collect()
-                torch.cuda.empty_cache()
-                torch.compiler.reset()
-            # after each, so that a run that is cut short leaves what it has
+    for visit in range(arguments.visits):
+        for ways, modes in parts:
+            if ways == ("compiled",) and not visit:
+                for layers in (1, 8):
+                    all_ahead([(*cell, layers) for cell in cells])
+            for *shape, batch in cells:
+                for mode in modes:
+                    measured.visit(tuple(shape), batch, mode, ways)
+                    gc.collect()
+                    torch.cuda.empty_cache()
+                    torch.compiler.reset()
+            # after each part, so that a run that is cut short leaves what it has
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            rows = measured.rows()
             arguments.output.write_text(json.dumps({**result, "summary": summary(rows), "rows": rows}, indent=1) + "\n")
-        print(f"{', '.join(ways)} after {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"visit {visit + 1}: {', '.join(ways)} after {time.perf_counter() - started:.0f} s", flush=True)
     print(json.dumps(summary(rows), indent=1))
 
 

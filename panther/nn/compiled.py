@@ -9,6 +9,7 @@ compiler fuses.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from panther import __version__
 from panther.nn import cuda, launch
+from panther.nn.packed import side_by_side
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -25,14 +27,15 @@ _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-
 _LIBRARY.define(
     f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, str backend, str version) -> Tensor"
 )
-# y, and H in shares, (shares, N, 2Lk), of x (N, d_in)
+# y, and H in shares, (shares, N, 2Lk), of x (N, d_in); A and B too, where they are cast and there is a way back
 _LIBRARY.define(
     f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int shares, bool learning)"
-    " -> (Tensor, Tensor)"
+    " -> Tensor[]"
 )
-# the gradients of x, S1s, S2s and the bias, those that are needed
+# the gradients of x, S1s, S2s and the bias, those that are needed; factors: A and B as they were cast, or four terms
 _LIBRARY.define(
-    f"sketched_linear_backward(Tensor grad, Tensor x, Tensor H, {_TERMS}, ScalarType dtype, bool[4] needs) -> Tensor[]"
+    "sketched_linear_backward(Tensor grad, Tensor x, Tensor H, Tensor[] factors, ScalarType dtype,"
+    " ScalarType parameter_dtype, bool[4] needs) -> Tensor[]"
 )
 
 
@@ -147,49 +150,55 @@ def forward_in_shares(
     dtype: torch.dtype,
     shares: int,
     learning: bool,
-) -> tuple[Tensor, Tensor]:
-    """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products."""
-    found = _kernels_for(x, S1s, U1s, U2s, S2s, bias, dtype, learning=learning)
+) -> list[Tensor]:
+    """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products.
+
+    And A and B, where they had to be cast and there is a way back.
+    """
+    terms = (S1s, U1s, U2s, S2s)
+    found = _kernels_for(x, terms, bias, dtype, S1s.dtype, learning=learning)
     if found is not None and found[0].H.length == shares:
         steps, A, B = found
-        return cuda._run(steps, x, A, B, bias)
-    y, H, _ = cuda._products_forward(x, bias, *_factors(S1s, U1s, U2s, S2s), dtype)
-    in_shares = H.new_zeros((shares, *H.shape), dtype=torch.float32 if shares > 1 else dtype)
-    in_shares[0] = H
-    return y, in_shares
+        y, H_in_shares = cuda._run(steps, x, A, B, bias)
+    else:
+        A, B = _whole(terms)
+        y, H, _ = cuda._products_forward(x, bias, A, B, dtype)
+        H_in_shares = H.new_zeros((shares, *H.shape), dtype=torch.float32 if shares > 1 else dtype)
+        H_in_shares[0] = H
+    if learning and launch.casts(len(x), S1s.dtype, dtype):
+        return [y, H_in_shares, A.to(dtype), B.to(dtype)]
+    return [y, H_in_shares]
 
 
 def backward_in_shares(
     grad: Tensor,
     x: Tensor,
     H: Tensor,
-    S1s: Tensor,
-    U1s: Tensor,
-    U2s: Tensor,
-    S2s: Tensor,
+    factors: list[Tensor],
     dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
     needs: list[bool],
 ) -> list[Tensor]:
     """Those gradients that `cuda.backward` gives, of what `forward_in_shares` was given and gave."""
     asked = needs[0], needs[1], needs[2], needs[3]
-    found = _kernels_for(x, S1s, U1s, U2s, S2s, None, dtype, learning=True)
+    found = _kernels_for(x, factors, None, dtype, parameter_dtype, learning=True)
     if found is not None and found[0].H.length == H.shape[0]:
         steps, A, B = found
         gradients = steps.backward(asked)(cuda._aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
     else:
-        kept = cuda._factors_of_products(*_factors(S1s, U1s, U2s, S2s), dtype)
-        gradients = cuda._products_backward(grad, x, H.sum(0).to(dtype), kept, len(S1s), asked)
+        A, B = _whole(factors)
+        kept = cuda._factors_of_products(A, B, dtype)
+        kept.parameter_dtype = parameter_dtype
+        gradients = cuda._products_backward(grad, x, H.sum(0).to(dtype), kept, len(A) // 2, asked)
     return [gradient for gradient in gradients if gradient is not None]
 
 
 def _kernels_for(
     x: Tensor,
-    S1s: Tensor,
-    U1s: Tensor,
-    U2s: Tensor,
-    S2s: Tensor,
+    factors: Sequence[Tensor],
     bias: Tensor | None,
     dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
     *,
     learning: bool,
 ) -> tuple[launch.Steps, Tensor, Tensor] | None:
@@ -197,18 +206,19 @@ def _kernels_for(
     precision = cuda._precision(x, dtype)
     if precision is None:
         return None
-    L, d_in, k = S1s.shape
+    A, B = factors[:2]
+    are_terms = len(factors) == 4
+    count, d_in, k = A.shape
     steps = cuda._prepared(
-        "kernels", learning, cuda._NOT_CAPTURED, x.shape[0], x.dtype, x.stride(), (2 * L, d_in, k), S2s.shape[2],
-        S1s.dtype, None if bias is None else bias.dtype, dtype, precision, x.device.index,
+        "kernels", learning, cuda._NOT_CAPTURED, x.shape[0], x.dtype, x.stride(),
+        (2 * count if are_terms else count, d_in, k), B.shape[-1], parameter_dtype,
+        None if bias is None else bias.dtype, dtype, precision, x.device.index,
     )  # fmt: skip
     if steps is None:
         return None
-    if not steps.casts and _follows(S1s, U2s) and _follows(U1s, S2s):
-        # a kernel goes on from the first half into the second
-        A, B = S1s, U1s
-    else:
-        A, B = cuda._cast(steps, *_factors(S1s, U1s, U2s, S2s), dtype)
+    if are_terms and (steps.casts or not (_follows(A, factors[2]) and _follows(B, factors[3]))):
+        # otherwise a kernel goes on from the first half into the second
+        A, B = cuda._cast(steps, *_whole(factors), dtype)
     return (steps, A, B) if cuda._are_aligned(steps, x, A, B, bias) else None
 
 
@@ -217,23 +227,33 @@ def _follows(first: Tensor, second: Tensor) -> bool:
     return second.data_ptr() == first.data_ptr() + first.nbytes and first.is_contiguous() and second.is_contiguous()
 
 
-def _factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
-    """A (2L, d_in, k) and B (2Lk, d_out), laid side by side."""
-    return torch.cat([S1s, U2s]), torch.cat([U1s, S2s]).flatten(0, 1)
+def _whole(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """A (2L, d_in, k) and B (2Lk, d_out), of themselves or of the four terms."""
+    if len(factors) == 2:
+        return factors[0], factors[1]
+    S1s, U1s, U2s, S2s = factors
+    A, B = side_by_side(S1s, U2s), side_by_side(U1s, S2s)
+    return torch.cat([S1s, U2s]) if A is None else A, (torch.cat([U1s, S2s]) if B is None else B).flatten(0, 1)
 
 
-def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> list[Tensor]:
     """Tensors like those of `forward_in_shares`."""
-    _, _, S2s, _, dtype, shares, _ = others
-    L, _, k = S1s.shape
+    _, _, S2s, _, dtype, shares, learning = others
+    (L, d_in, k), d_out = S1s.shape, S2s.shape[2]
     H_dtype = torch.float32 if shares > 1 else dtype
-    return x.new_empty((len(x), S2s.shape[2]), dtype=dtype), x.new_empty((shares, len(x), 2 * L * k), dtype=H_dtype)
+    found = [x.new_empty((len(x), d_out), dtype=dtype), x.new_empty((shares, len(x), 2 * L * k), dtype=H_dtype)]
+    if learning and launch.casts(len(x), S1s.dtype, dtype):
+        found += [x.new_empty((2 * L, d_in, k), dtype=dtype), x.new_empty((2 * L * k, d_out), dtype=dtype)]
+    return found
 
 
-def _backward_fake(_: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
+def _backward_fake(_: Tensor, x: Tensor, H: Tensor, *others: Any) -> list[Tensor]:
     """Tensors like those of `backward_in_shares`."""
-    _, S1s, _, _, S2s, _, needs = others
-    found = (x.new_empty(x.shape), S1s.new_empty(S1s.shape), S2s.new_empty(S2s.shape), S2s.new_empty(S2s.shape[2:]))
+    (A, B, *_), _, dtype, needs = others
+    (_, d_in, k), d_out = A.shape, B.shape[-1]
+    L = H.shape[2] // (2 * k)
+    sizes = (L, d_in, k), (L, k, d_out), (d_out,)
+    found = (x.new_empty(x.shape), *(x.new_empty(size, dtype=dtype) for size in sizes))
     return [gradient for gradient, need in zip(found, needs, strict=True) if need]
 
 
@@ -246,9 +266,10 @@ class _ByKernels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         y: Tensor
-        y, H = torch.ops.panther.sketched_linear_forward(*arguments)
-        x, S1s, U1s, U2s, S2s, _, ctx.dtype, _, _ = arguments
-        ctx.save_for_backward(x, H, S1s, U1s, U2s, S2s)
+        y, H, *cast = torch.ops.panther.sketched_linear_forward(*arguments)
+        x, *terms, _, ctx.dtype, _, _ = arguments
+        ctx.parameter_dtype = terms[0].dtype
+        ctx.save_for_backward(x, H, *(cast or terms))
         return y
 
     @staticmethod
@@ -256,7 +277,10 @@ class _ByKernels(torch.autograd.Function):
         (grad,) = gradients
         needs_x, needs_S1, _, _, needs_S2, needs_bias, *_ = ctx.needs_input_grad
         needs = (needs_x, needs_S1, needs_S2, needs_bias)
-        found = iter(torch.ops.panther.sketched_linear_backward(grad, *ctx.saved_tensors, ctx.dtype, needs))
+        x, H, *factors = ctx.saved_tensors
+        found = iter(
+            torch.ops.panther.sketched_linear_backward(grad, x, H, factors, ctx.dtype, ctx.parameter_dtype, needs)
+        )
         dx, dS1, dS2, dbias = (next(found) if need else None for need in needs)
         return dx, dS1, None, None, dS2, dbias, None, None, None
 

@@ -52,6 +52,11 @@ def processors(device: int) -> int:
     return int(properties.multi_processor_count) if fits else 0
 
 
+def casts(rows: int, parameter_dtype: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether A and B have to be cast to dtype first: tiles of them are read again for each block of rows."""
+    return parameter_dtype != dtype and rows > tiles.FEW_BLOCKS_ROWS
+
+
 class Launch:
     """A kernel with its grid, numbers and constants. The first call compiles it, the next ones go to the driver."""
 
@@ -116,7 +121,7 @@ class Steps:
 
     Attributes:
         copies_x: whether x has to be laid out anew first, since the entries of a row don't follow each other.
-        casts: whether A and B have to be cast first: tiles of them are read again for each block of rows.
+        casts: whether A and B have to be cast first.
     """
 
     def __init__(
@@ -143,7 +148,7 @@ class Steps:
         self.L, self.columns = terms // 2, terms * self.k
         self.copies_x = x_stride[1] != 1
         self.x_stride = self.d_in if self.copies_x else x_stride[0]
-        self.casts = parameter_dtype != dtype and rows > tiles.FEW_BLOCKS_ROWS
+        self.casts = casts(rows, parameter_dtype, dtype)
         self.scale = 1 / terms
         self.x_bytes, self.W_bytes = x_dtype.itemsize, (dtype if self.casts else parameter_dtype).itemsize
         # strides of a feature, a term and an entry of it

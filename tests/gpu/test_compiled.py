@@ -50,17 +50,28 @@ def check(function, layer: SKLinear, rows: int, autocast: torch.dtype | None = N
         assert ((value.double() - right).norm() / right.norm()).item() < (1e-5 if autocast is None else 1e-2)
 
 
+@pytest.mark.parametrize("rows", [64, 2048])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
-def test_kernels_are_launched_where_they_win(layer, launched, autocast):
+def test_kernels_are_launched_where_they_win(layer, launched, autocast, rows):
     compiled = torch.compile(layer, fullgraph=True)
     for _ in range(3):
         launched.clear()
-        check(compiled, layer, 64, autocast)
+        check(compiled, layer, rows, autocast)
         assert len(launched) == 4
     with torch.no_grad():
         launched.clear()
         compiled(torch.zeros(64, 1024, device="cuda"))
         assert len(launched) == 2
+
+
+def test_factors_are_cast_once_where_there_is_a_way_back(layer, monkeypatch):
+    compiled = torch.compile(layer, fullgraph=True)
+    check(compiled, layer, 2048, torch.bfloat16)
+    cast: list[bool] = []
+    plain = cuda._cast
+    monkeypatch.setattr(cuda, "_cast", lambda steps, A, *rest: cast.append(steps.casts) or plain(steps, A, *rest))
+    check(compiled, layer, 2048, torch.bfloat16)
+    assert cast == [True]
 
 
 def test_products_are_used_where_kernels_were_switched_off_since(layer, launched):
