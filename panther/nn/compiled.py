@@ -27,7 +27,7 @@ _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-
 _LIBRARY.define(
     f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, str backend, str version) -> Tensor"
 )
-# y, and H in shares, (shares, N, 2Lk), of x (N, d_in); A and B too, where they are cast and there is a way back
+# y, and H in shares, (shares, N, 2Lk), of N rows; A and B too, where they are cast and there is a way back
 _LIBRARY.define(
     f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int shares, bool learning)"
     " -> Tensor[]"
@@ -92,9 +92,9 @@ def _decided(
     if not shares:
         return composed(x, S1s, U1s, U2s, S2s, bias)
     y: Tensor = _ByKernels.apply(  # type: ignore[no-untyped-call]
-        x.reshape(-1, x.shape[-1]), S1s, U1s, U2s, S2s, bias, dtype, shares, learning
+        x, S1s, U1s, U2s, S2s, bias, dtype, shares, learning
     )
-    return y.view(*x.shape[:-1], S2s.shape[2])
+    return y
 
 
 def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
@@ -153,19 +153,23 @@ def forward_in_shares(
 ) -> list[Tensor]:
     """The output and H, (shares, N, 2Lk), as our kernels make them where they still can; else by products.
 
-    And A and B, where they had to be cast and there is a way back.
+    And A and B, where they had to be cast and there is a way back. Axes before the last one are laid together here, not
+    in the graph: the compiler has a way around views that takes the host more time.
     """
     terms = (S1s, U1s, U2s, S2s)
-    found = _kernels_for(x, terms, bias, dtype, S1s.dtype, learning=learning)
+    rows = _rows(x)
+    found = _kernels_for(rows, terms, bias, dtype, S1s.dtype, learning=learning)
     if found is not None and found[0].H.length == shares:
         steps, A, B = found
-        y, H_in_shares = cuda._run(steps, x, A, B, bias)
+        y, H_in_shares = cuda._run(steps, rows, A, B, bias)
     else:
         A, B = _whole(terms)
-        y, H, _ = cuda._products_forward(x, bias, A, B, dtype)
+        y, H, _ = cuda._products_forward(rows, bias, A, B, dtype)
         H_in_shares = H.new_zeros((shares, *H.shape), dtype=torch.float32 if shares > 1 else dtype)
         H_in_shares[0] = H
-    if learning and launch.casts(len(x), S1s.dtype, dtype):
+    if x.dim() != 2:
+        y = y.view(*x.shape[:-1], y.shape[1])
+    if learning and launch.casts(len(rows), S1s.dtype, dtype):
         return [y, H_in_shares, A.to(dtype), B.to(dtype)]
     return [y, H_in_shares]
 
@@ -181,16 +185,24 @@ def backward_in_shares(
 ) -> list[Tensor]:
     """Those gradients that `cuda.backward` gives, of what `forward_in_shares` was given and gave."""
     asked = needs[0], needs[1], needs[2], needs[3]
-    found = _kernels_for(x, factors, None, dtype, parameter_dtype, learning=True)
+    rows, grad = _rows(x), _rows(grad)
+    found = _kernels_for(rows, factors, None, dtype, parameter_dtype, learning=True)
     if found is not None and found[0].H.length == H.shape[0]:
         steps, A, B = found
-        gradients = steps.backward(asked)(cuda._aligned(grad), x.contiguous() if steps.copies_x else x, H, A, B)
+        rows = rows.contiguous() if steps.copies_x else rows
+        dx, *others = steps.backward(asked)(cuda._aligned(grad), rows, H, A, B)
     else:
         A, B = _whole(factors)
         kept = cuda._factors_of_products(A, B, dtype)
         kept.parameter_dtype = parameter_dtype
-        gradients = cuda._products_backward(grad, x, H.sum(0).to(dtype), kept, len(A) // 2, asked)
-    return [gradient for gradient in gradients if gradient is not None]
+        dx, *others = cuda._products_backward(grad, rows, H.sum(0).to(dtype), kept, len(A) // 2, asked)
+    if dx is not None and x.dim() != 2:
+        dx = dx.view(x.shape)
+    return [gradient for gradient in (dx, *others) if gradient is not None]
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _kernels_for(
@@ -239,10 +251,12 @@ def _whole(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> list[Tensor]:
     """Tensors like those of `forward_in_shares`."""
     _, _, S2s, _, dtype, shares, learning = others
-    (L, d_in, k), d_out = S1s.shape, S2s.shape[2]
+    (L, d_in, k), d_out, rows = S1s.shape, S2s.shape[2], math.prod(x.shape[:-1])
     H_dtype = torch.float32 if shares > 1 else dtype
-    found = [x.new_empty((len(x), d_out), dtype=dtype), x.new_empty((shares, len(x), 2 * L * k), dtype=H_dtype)]
-    if learning and launch.casts(len(x), S1s.dtype, dtype):
+    found = [
+        x.new_empty((*x.shape[:-1], d_out), dtype=dtype), x.new_empty((shares, rows, 2 * L * k), dtype=H_dtype)
+    ]  # fmt: skip
+    if learning and launch.casts(rows, S1s.dtype, dtype):
         found += [x.new_empty((2 * L, d_in, k), dtype=dtype), x.new_empty((2 * L * k, d_out), dtype=dtype)]
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -71,18 +72,22 @@ def test_the_operation_is_the_definition(bias, lead, kernels_win):
     assert kernels_win
 
 
-@pytest.mark.parametrize(("rows", "dtype"), [(7, torch.float32), (7, torch.bfloat16), (1025, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    ("lead", "dtype"),
+    [((7,), torch.float32), ((2, 0), torch.float32), ((), torch.bfloat16), ((41, 25), torch.bfloat16)],
+)
 @pytest.mark.parametrize("shares", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_operations_keep_the_rules_of_torch(bias, shares, rows, dtype):
+def test_the_operations_keep_the_rules_of_torch(bias, shares, lead, dtype):
     """Among them that what the compiler is told of the results (shapes, strides, types, aliases) is so."""
     layer = make(bias, torch.float32)
-    x, *tensors = [None if t is None else t.detach() for t in (torch.randn(rows, 40), *terms(layer))]
+    x, *tensors = [None if t is None else t.detach() for t in (torch.randn(*lead, 40), *terms(layer))]
+    rows = math.prod(lead)
     forward = (x, *tensors, dtype, shares)
     for learning in (False, True):
         torch.library.opcheck(torch.ops.panther.sketched_linear_forward, (*forward, learning))
     y, H, *cast = torch.ops.panther.sketched_linear_forward(*forward, learning)
-    assert H.shape == (shares, rows, 12)
+    assert (y.shape, H.shape) == ((*lead, 30), (shares, rows, 12))
     assert [(factor.dtype, factor.shape) for factor in cast] == (
         [(dtype, (4, 40, 3)), (dtype, (12, 30))] if rows > 1024 else []
     )
