@@ -230,7 +230,9 @@ def _kernels_for(
         return None
     if are_terms and (steps.casts or not (_follows(A, factors[2]) and _follows(B, factors[3]))):
         # otherwise a kernel goes on from the first half into the second
-        A, B = cuda._cast(steps, *_whole(factors), dtype)
+        A, B = _whole(factors)
+        if steps.casts:
+            A, B = A.to(dtype), B.to(dtype)
     return (steps, A, B) if cuda._are_aligned(steps, x, A, B, bias) else None
 
 

@@ -102,7 +102,13 @@ def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
 
 def applicable(x: Tensor) -> bool:
     """Whether plain eager computation is going on, of a kind that `packed_linear` can take part in."""
-    return type(x) in _PLAIN and x.layout == torch.strided and not _transformed()
+    return (
+        type(x) in _PLAIN
+        and x.layout == torch.strided
+        and not _transformed()
+        # left over from a transformation that is done, with no memory of its own
+        and not torch._C._functorch.is_dead_tensor_wrapper(x)  # type: ignore[attr-defined]
+    )
 
 
 def _transformed() -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from panther.nn import SKLinear, cuda, launch
+from panther.nn import compiled as compiled_module
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,11 +68,11 @@ def test_kernels_are_launched_where_they_win(layer, launched, autocast, rows):
 def test_factors_are_cast_once_where_there_is_a_way_back(layer, monkeypatch):
     compiled = torch.compile(layer, fullgraph=True)
     check(compiled, layer, 2048, torch.bfloat16)
-    cast: list[bool] = []
-    plain = cuda._cast
-    monkeypatch.setattr(cuda, "_cast", lambda steps, A, *rest: cast.append(steps.casts) or plain(steps, A, *rest))
+    laid_together: list[int] = []
+    plain = compiled_module._whole
+    monkeypatch.setattr(compiled_module, "_whole", lambda factors: laid_together.append(len(factors)) or plain(factors))
     check(compiled, layer, 2048, torch.bfloat16)
-    assert cast == [True]
+    assert laid_together == [4]
 
 
 def test_products_are_used_where_kernels_were_switched_off_since(layer, launched):

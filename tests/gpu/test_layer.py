@@ -177,6 +177,15 @@ def test_inputs_in_any_form(rows, backend):
             assert relative_error(value.reshape(right.shape), right) < 4e-3, form
 
 
+def test_what_a_transformation_left_over(backend):
+    layer, left = make(64, 48, 2, 4), []
+    x = torch.randn(3, 64, device="cuda")
+    torch.func.grad(lambda x: left.append(x) or x.sum())(x)
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            torch.testing.assert_close(layer(left[0]), layer(x), rtol=1e-4, atol=1e-5)
+
+
 def test_second_derivatives(backend):
     layer = make(64, 48, 2, 4)
     x = torch.randn(5, 64, device="cuda", requires_grad=True)
