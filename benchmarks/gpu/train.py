@@ -330,20 +330,16 @@ def summary(rows: list[dict]) -> dict:
         for name, group in groups.items()
     }
     names = ("features", "num_terms", "low_rank", "batch", "mode", "way", "pass")
-    slower_than_batched = [row for row in rows if row["batched_over_ours"] < 1]
-    slower_than_dense = [
-        row for row in rows if row["stored_over_dense"] <= 0.25 and row["batch"] >= 512 and row["dense_over_ours"] < 1
-    ]
+
+    def slower_than(side: str, among: list[dict]) -> list[dict]:
+        ratio = f"{side}_over_ours"
+        return [{name: row[name] for name in (*names, ratio)} for row in among if row[ratio] < 1]
+
+    asked = [row for row in rows if row["stored_over_dense"] <= 0.25 and row["batch"] >= 512]
     return {
         "geometric_means": means,
-        "slower_than_batched": [
-            {name: row[name] for name in names} | {"batched_over_ours": row["batched_over_ours"]}
-            for row in slower_than_batched
-        ],
-        "slower_than_dense_at_512_rows_and_more_with_a_quarter_of_its_parameters": [
-            {name: row[name] for name in names} | {"dense_over_ours": row["dense_over_ours"]}
-            for row in slower_than_dense
-        ],
+        "slower_than_batched": slower_than("batched", rows),
+        "slower_than_dense_at_512_rows_and_more_with_a_quarter_of_its_parameters": slower_than("dense", asked),
     }
 
 
