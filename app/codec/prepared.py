@@ -20,12 +20,12 @@ def prepare(model: Model, feeds: dict[str, Array], output_names: tuple[str, ...]
                 )
     if not model.batched:
         return Call(feeds, output_names, 1, None)
-    arrays = list(feeds.values())
+    arrays = [feeds[spec.name] for spec in model.inputs]  # in one order, whatever order the request has them in
     rows = arrays[0].shape[0]
     if len(arrays) > 1:
         for name, array in feeds.items():
             if array.shape[0] != rows:
-                first = next(iter(feeds))
+                first = model.inputs[0].name
                 raise InvalidRequestError(
                     f"input {name!r} has {array.shape[0]} rows and input {first!r} has {rows}; "
                     "all must have the same number"

@@ -1,5 +1,6 @@
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from app.batcher import Batcher
 from app.calls import Call
-from app.errors import DeadlineExceededError, InferenceFailedError, ModelUnavailableError
+from app.codec.prepared import prepare
+from app.errors import DeadlineExceededError, InferenceFailedError, InvalidRequestError, ModelUnavailableError
 from app.tensors import TensorSpec
 
 
@@ -136,6 +138,19 @@ def test_a_defect_of_ours_leaves_nobody_waiting(inline_ns, caplog):
     asyncio.run(run(Doubler(), broken))
     assert [(name, error) for name, _, _, error in results] == [("second", None)]
     assert "could not be answered" in caplog.text
+
+
+def test_inputs_in_another_order_are_of_another_shape_all_the_same():
+    named = [TensorSpec(name, "FP32", np.dtype(np.float32), (None, None), ("batch", None)) for name in "ab"]
+    model = SimpleNamespace(inputs=named, batched=True, takes_empty=True, fixed_rows=False)
+
+    def key(**feeds):
+        return prepare(model, {name: np.zeros((1, width)) for name, width in feeds.items()}, ("y",)).key
+
+    assert key(a=2, b=3) == key(b=3, a=2)
+    assert key(a=2, b=3) != key(b=2, a=3)
+    with pytest.raises(InvalidRequestError, match="input 'b' has 2 rows and input 'a' has 1"):
+        prepare(model, {"b": np.zeros((2, 1)), "a": np.zeros((1, 1))}, ("y",))
 
 
 def test_what_arrives_in_one_turn_runs_together():
