@@ -70,12 +70,15 @@ class OipWriter:
         output = results.output_names[index]
         labelled = self._model.labelled
         labels = labelled.labels if labelled is not None and labelled.name == output else None
-        count = min(count, values.shape[-1])
-        order = np.argsort(-values.astype(np.float64), axis=-1, kind="stable")[..., :count]
+        values = np.atleast_1d(values)  # a scalar is ranked as the only one
+        # Integers are turned round bit by bit: as float64 large ones would be alike, and the least has no negative.
+        descending = np.invert(values) if values.dtype.kind in "iu" else -values.astype(np.float64)
+        order = np.argsort(descending, axis=-1, kind="stable")[..., : min(count, values.shape[-1])]
         texts = np.empty(order.shape, dtype=object)
         for place in np.ndindex(order.shape):
             best = int(order[place])
-            text = f"{values[(*place[:-1], best)]:f}:{best}"
+            value = values[(*place[:-1], best)]
+            text = f"{value:d}:{best}" if values.dtype.kind in "iu" else f"{value:f}:{best}"
             texts[place] = f"{text}:{labels[best]}" if labels else text
         return texts
 

@@ -323,6 +323,26 @@ def test_classification_ranks_with_labels(client, tiny):
             assert float(value) == pytest.approx(row[index], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "ranked"),
+    [
+        ("INT64", [1, 3], [2**53, 2**53 + 1, -(2**63)], ["9007199254740993:1", "9007199254740992:0"]),
+        ("UINT64", [1, 3], [2**64 - 2, 0, 2**64 - 1], ["18446744073709551615:2", "18446744073709551614:0"]),
+        ("INT8", [1, 3], [-128, -1, 0], ["0:2", "-1:1"]),
+        ("UINT8", [1, 3], [0, 255, 1], ["255:1", "1:2"]),
+        ("FP64", [1, 3], [0.5, -1.5, 2.25], ["2.250000:2", "0.500000:0"]),
+        ("FP32", [], [0.5], ["0.500000:0"]),
+        ("INT32", [], [7], ["7:0"]),
+    ],
+)
+def test_classification_tells_numbers_apart_and_as_they_are(serve, build, datatype, shape, data, ranked):
+    client = serve(identity(build, TYPES[datatype][0], ("batch", 3) if shape else ()))
+    item = {"name": "x", "shape": shape, "datatype": datatype, "data": data}
+    asked = [{"name": "y", "parameters": {"classification": 2}}]
+    answer = client.post("/v2/models/m/infer", json={"inputs": [item], "outputs": asked}).json()
+    assert answer["outputs"][0]["data"] == ranked
+
+
 def test_errors_reach_the_public_client_in_words(client):
     tensor = tritonclient.InferInput("x", [1, 5], "FP32")
     tensor.set_data_from_numpy(np.zeros((1, 5), np.float32))
