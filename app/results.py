@@ -65,9 +65,11 @@ class Results:
         return rows
 
     def _dump(self, index: int, array: Array) -> bytes:
-        if array.dtype.kind == "O" or not array.ndim:
+        if array.dtype.kind == "O":
             return orjson.dumps(array.tolist())
         text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+        if not array.ndim:
+            text = text[1:-1]  # numpy has made one element of the scalar
         return self._finite(index, text) if array.dtype.kind == "f" else text
 
     def _finite(self, index: int, text: bytes) -> bytes:

@@ -79,7 +79,7 @@ def to_npy(array: Array) -> bytes:
     if array.dtype.kind == "O":
         array = array.astype(str)
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -90,8 +90,9 @@ def _feeds(model: Model, inputs: Any, expected: str) -> dict[str, Array]:
                 raise InvalidRequestError(f"input {name!r} is missing; expected {expected}")
         return {spec.name: array_from_json(inputs[spec.name], spec, f"inputs.{spec.name}") for spec in model.inputs}
     if len(model.inputs) != 1:
+        count = "several inputs" if model.inputs else "no inputs"
         raise InvalidRequestError(
-            f"'inputs' is {describe(inputs)}; model {model.name!r} has several inputs: expected {expected}"
+            f"'inputs' is {describe(inputs)}; model {model.name!r} has {count}: expected {expected}"
         )
     spec = model.inputs[0]
     return {spec.name: array_from_json(inputs, spec, "inputs")}

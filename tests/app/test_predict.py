@@ -1,3 +1,4 @@
+import io
 import json
 import re
 
@@ -179,6 +180,17 @@ def test_a_nan_that_the_model_makes_is_never_written_as_null(serve, build):
     assert client.post("/predict", json={"inputs": [[1.0, 1.0]]}).json()["outputs"] == {"y": [[0.0, 0.0]]}
 
 
+def test_a_scalar_is_written_as_any_other_number(serve, build):
+    scalar = [TensorProto.FLOAT, []]
+    client = serve(build.onnx_model([helper.make_node("Log", ["x"], ["y"])], [("x", *scalar)], [("y", *scalar)]))
+    assert client.post("/predict", json={"inputs": 2}).json()["outputs"] == {"y": 0.6931472}
+    for value in (0, -1):
+        answer = client.post("/predict", json={"inputs": value})
+        assert (answer.status_code, "holds NaN or infinity" in answer.json()["error"]) == (500, True)
+    answer = client.post("/predict", json={"inputs": 2}, headers={"accept": "application/x-npy"})
+    assert np.load(io.BytesIO(answer.content)).shape == ()
+
+
 def test_a_model_with_a_fixed_batch_of_one_is_served_unbatched(serve, tiny):
     client = serve(tiny.graph(batch=1))
     body = client.post("/predict", json={"inputs": [ROW]}).json()
@@ -196,6 +208,16 @@ def test_a_model_that_mixes_its_rows_is_not_batched(serve, build):
     client = serve(build.onnx_model(nodes, [("x", *tensor)], [("y", *tensor)]))
     assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is False
     assert client.post("/predict", json={"inputs": [[1, 2], [3, 6]]}).json()["outputs"]["y"] == [[-2, -1], [0, 3]]
+
+
+def test_a_model_without_inputs_is_asked_with_none(serve, build):
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [2], [1, 2])
+    client = serve(
+        build.onnx_model([helper.make_node("Constant", [], ["y"], value=constant)], [], [("y", TensorProto.FLOAT, [2])])
+    )
+    assert client.post("/predict", json={"inputs": {}}).json()["outputs"] == {"y": [1, 2]}
+    refused = client.post("/predict", json={"inputs": []})
+    assert "model 'm' has no inputs: expected" in refused.json()["error"]
 
 
 def test_several_inputs_of_several_types(serve, build):
