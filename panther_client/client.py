@@ -203,8 +203,8 @@ class Client(_Common):
             ClientError: or one of its kinds.
         """
         key = (model, None if version is None else str(version))
-        if key not in self._metadata:
-            self._metadata[key] = self.metadata(model, version)
+        known = self._metadata.get(key)
+        metadata = self._metadata[key] = known or self.metadata(model, version)
         options = {
             "outputs": outputs,
             "request_id": request_id,
@@ -212,7 +212,16 @@ class Client(_Common):
             "timeout_us": timeout_us,
             "binary": binary,
         }
-        result: InferResult = self._send(_infer_call(self._metadata[key], model, version, inputs, options))
+        try:
+            result: InferResult = self._send(_infer_call(metadata, model, version, inputs, options))
+        except InvalidRequestError:
+            if known is None:
+                raise
+            # The model may have been replaced by one of other tensors since.
+            metadata = self._metadata[key] = self.metadata(model, version)
+            if metadata == known:
+                raise
+            result = self._send(_infer_call(metadata, model, version, inputs, options))
         return result
 
     def predict(
@@ -329,8 +338,8 @@ class AsyncClient(_Common):
     ) -> InferResult:
         """Ask a model by the Open Inference Protocol; see ``Client.infer``."""
         key = (model, None if version is None else str(version))
-        if key not in self._metadata:
-            self._metadata[key] = await self.metadata(model, version)
+        known = self._metadata.get(key)
+        metadata = self._metadata[key] = known or await self.metadata(model, version)
         options = {
             "outputs": outputs,
             "request_id": request_id,
@@ -338,7 +347,16 @@ class AsyncClient(_Common):
             "timeout_us": timeout_us,
             "binary": binary,
         }
-        result: InferResult = await self._send(_infer_call(self._metadata[key], model, version, inputs, options))
+        try:
+            result: InferResult = await self._send(_infer_call(metadata, model, version, inputs, options))
+        except InvalidRequestError:
+            if known is None:
+                raise
+            # The model may have been replaced by one of other tensors since.
+            metadata = self._metadata[key] = await self.metadata(model, version)
+            if metadata == known:
+                raise
+            result = await self._send(_infer_call(metadata, model, version, inputs, options))
         return result
 
     async def predict(

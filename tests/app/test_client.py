@@ -91,6 +91,33 @@ def test_texts_and_brain_floats(tmp_path, build):
         np.testing.assert_array_equal(own.infer("brain", [[1.5, -2.0]])["y"], np.array([[1.5, -2.0]], np.float32))
 
 
+def test_a_model_that_was_replaced_by_another_is_asked_in_its_own_types(tmp_path, build):
+    node = helper.make_node("Identity", ["x"], ["y"])
+
+    def graph(kind):
+        return build.onnx_model([node], [("x", kind, ["batch", 2])], [("y", kind, ["batch", 2])])
+
+    path = build.put(tmp_path, graph(TensorProto.FLOAT), "m")
+    with build.running(tmp_path, model_control="explicit") as server, Client(str(server.base_url)) as own:
+
+        async def ask_many():
+            async with AsyncClient(str(server.base_url)) as several:
+                assert (await several.infer("m", [[1, 2]]))["y"].dtype == np.float64
+                path.write_bytes(graph(TensorProto.INT64).SerializeToString())
+                server.post("/v2/repository/models/m/load").raise_for_status()
+                answers = await asyncio.gather(*(several.infer("m", [[1, 2]]) for _ in range(5)))
+                assert {answer["y"].dtype for answer in answers} == {np.dtype(np.int64)}
+
+        assert own.infer("m", [[1, 2]])["y"].dtype == np.float32
+        path.write_bytes(graph(TensorProto.DOUBLE).SerializeToString())
+        server.post("/v2/repository/models/m/load").raise_for_status()
+        assert own.infer("m", [[1, 2]])["y"].dtype == np.float64
+        with pytest.raises(InvalidRequestError, match=r"has shape \[1, 3\]"):
+            own.infer("m", [[1, 2, 3]])
+        asyncio.run(ask_many())
+        np.testing.assert_array_equal(own.infer("m", [[2**53 + 1, 2]])["y"], [[2**53 + 1, 2]])
+
+
 def test_the_asynchronous_client_answers_many_at_once(client, tiny):
     async def ask():
         async with AsyncClient(str(client.base_url)) as own:
