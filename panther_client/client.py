@@ -197,7 +197,7 @@ class Client(_Common):
             request_id: echoed in the result.
             priority: 1 is the highest.
             timeout_us: the server drops the request after it has waited for that long.
-            binary: send and ask for binary tensors (JSON numbers otherwise).
+            binary: send and ask for binary tensors (JSON numbers otherwise, but for half and brain floats).
 
         Raises:
             ClientError: or one of its kinds.

@@ -31,6 +31,7 @@ DTYPES: dict[str, Any] = {
 }
 HEADER_LENGTH = "inference-header-content-length"
 _LENGTH = struct.Struct("<I")
+_BINARY_ONLY = ("FP16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def encode_infer(
         inputs: an array for the only input, or a mapping of input names to arrays.
         outputs: names of the outputs to return; None for all.
         request_id, priority, timeout_us: see the protocol.
-        binary: whether tensors travel as bytes or as JSON numbers.
+        binary: whether tensors travel as bytes or as JSON numbers; half and brain floats always do as bytes.
 
     Raises:
         InvalidRequestError: the inputs don't fit the model's metadata.
@@ -118,8 +119,9 @@ def encode_infer(
         document["id"] = request_id
     if parameters:
         document["parameters"] = parameters
-    if outputs is not None:
-        document["outputs"] = [{"name": name} for name in outputs]
+    wanted = _wanted(metadata, outputs, binary=binary)
+    if wanted is not None:
+        document["outputs"] = wanted
     try:
         head = json.dumps(document, allow_nan=False).encode()
     except ValueError:
@@ -130,15 +132,30 @@ def encode_infer(
     return headers, b"".join((head, *tails))
 
 
+def _wanted(metadata: Mapping[str, Any], names: Sequence[str] | None, *, binary: bool) -> list[dict[str, Any]] | None:
+    """The outputs to ask for; None for all of them as they come."""
+    types = {spec["name"]: spec["datatype"] for spec in metadata.get("outputs") or ()}
+    forced = set() if binary else {name for name in types if types[name] in _BINARY_ONLY}
+    if names is None and not forced:
+        return None
+    return [
+        {"name": name, "parameters": {"binary_data": True}} if name in forced else {"name": name}
+        for name in (types if names is None else names)
+    ]
+
+
 def _tensor(spec: Mapping[str, Any], array: Array, *, binary: bool) -> tuple[dict[str, Any], bytes | None]:
     datatype = spec["datatype"]
     item: dict[str, Any] = {"name": spec["name"], "shape": list(array.shape), "datatype": datatype}
-    if binary or datatype in ("FP16", "BF16"):
-        tail = to_bytes(array, datatype)
-        item["parameters"] = {"binary_data_size": len(tail)}
-        return item, tail
-    flat = array.reshape(-1)
-    item["data"] = [_text(element) for element in flat] if datatype == "BYTES" else flat.tolist()
+    try:
+        if binary or datatype in _BINARY_ONLY:
+            tail = to_bytes(array, datatype)
+            item["parameters"] = {"binary_data_size": len(tail)}
+            return item, tail
+        flat = array.reshape(-1)
+        item["data"] = [_text(element) for element in flat] if datatype == "BYTES" else flat.tolist()
+    except UnicodeError as error:
+        raise InvalidRequestError(f"input {spec['name']!r} holds a text that is not UTF-8: {error}") from None
     return item, None
 
 
@@ -146,7 +163,8 @@ def _matched(metadata: Mapping[str, Any], inputs: Any) -> Iterator[tuple[Mapping
     specs = {spec["name"]: spec for spec in metadata["inputs"]}
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
-            raise InvalidRequestError(f"the model has several inputs; give a mapping of {', '.join(specs)} to arrays")
+            names = f"several inputs; give a mapping of {', '.join(specs)} to arrays" if specs else "no inputs; give {}"
+            raise InvalidRequestError(f"the model has {names}")
         inputs = {next(iter(specs)): inputs}
     for name in inputs:
         if name not in specs:
@@ -171,11 +189,19 @@ def _cast(array: Array, spec: Mapping[str, Any]) -> Array:
     fits = np.can_cast(array.dtype, wanted, "same_kind") or (array.dtype.kind in "iu" and wanted.kind in "iuf")
     with np.errstate(over="ignore", invalid="ignore"):
         cast = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape) if fits else array
-    if not fits or (wanted.kind in "iu" and not np.array_equal(cast, array)):
+    if not fits or (not np.array_equal(cast, array) if wanted.kind in "iu" else _overflows(cast, array)):
         raise InvalidRequestError(
             f"input {spec['name']!r} takes {datatype}; the array is {array.dtype} and does not fit"
         )
     return cast
+
+
+def _overflows(cast: Array, array: Array) -> bool:
+    """Whether finite numbers became infinite."""
+    if cast.dtype.kind != "f" or cast.dtype == array.dtype:
+        return False
+    infinite = np.isinf(cast)
+    return bool(infinite.any()) and bool(np.isfinite(array[infinite]).any())
 
 
 def _text(element: Any) -> str:
@@ -191,8 +217,10 @@ def to_bytes(array: Array, datatype: str) -> bytes:
             parts += (_LENGTH.pack(len(data)), data)
         return b"".join(parts)
     if datatype == "BF16" and array.dtype.name != "bfloat16":
-        bits = array.view(np.uint32).astype(np.uint64)  # to nearest even
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+        bits = array.view(np.uint32).astype(np.uint64)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest even
+        # What lies behind a NaN's first bits must not carry over into its sign and exponent.
+        return np.where(np.isnan(array), bits >> 16 | 0x40, nearest).astype("<u2").tobytes()
     return array.tobytes()
 
 
@@ -239,7 +267,8 @@ def decode_infer(headers: Mapping[str, str], body: bytes) -> InferResult:
                 outputs[item["name"]] = from_bytes(body[at : at + size], item["datatype"], item["shape"])
                 at += size
             elif item["datatype"] == "BYTES":
-                texts = [text.encode() for text in item["data"]]
+                flat = np.array(item["data"], dtype=object).reshape(-1)  # it may be nested
+                texts = [text.encode() for text in flat]
                 outputs[item["name"]] = np.array(texts, dtype=object).reshape(item["shape"])
             else:
                 outputs[item["name"]] = np.array(item["data"], DTYPES[item["datatype"]]).reshape(item["shape"])
@@ -255,9 +284,16 @@ def decode_infer(headers: Mapping[str, str], body: bytes) -> InferResult:
 
 
 def encode_npy(array: Any) -> bytes:
-    """An array as a .npy file."""
+    """An array as a .npy file.
+
+    Raises:
+        InvalidRequestError: an array of Python objects, which that format can't hold.
+    """
+    array = np.asarray(array)
+    if array.dtype.hasobject:
+        raise InvalidRequestError("the plain API takes numbers; the array holds Python objects")
     buffer = io.BytesIO()
-    np.save(buffer, np.asarray(array), allow_pickle=False)
+    np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
 """The Python client against the real server, and against servers that misbehave."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from panther_client import (
     Retries,
     ServerError,
 )
+from panther_client.wire import decode_infer
 
 X = np.random.default_rng(0).standard_normal((3, 6))
 
@@ -89,6 +91,50 @@ def test_texts_and_brain_floats(tmp_path, build):
             result = own.infer("text", np.array([["é", b"b"]], dtype=object), binary=binary)
             assert result["y"].tolist() == [["é".encode(), b"b"]]
         np.testing.assert_array_equal(own.infer("brain", [[1.5, -2.0]])["y"], np.array([[1.5, -2.0]], np.float32))
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory, build):
+    root = tmp_path_factory.mktemp("identities")
+    kinds = {"text": "STRING", "brain": "BFLOAT16", "half": "FLOAT16", "single": "FLOAT"}
+    for name, kind in kinds.items():
+        tensor = [getattr(TensorProto, kind), ["batch", 2]]
+        node = helper.make_node("Identity", ["x"], ["y"])
+        build.put(root, build.onnx_model([node], [("x", *tensor)], [("y", *tensor)]), name)
+    with build.running(root) as server, Client(str(server.base_url)) as own:
+        yield own
+
+
+@pytest.mark.parametrize("outputs", [None, ["y"]])
+@pytest.mark.parametrize("model", ["half", "brain", "single"])
+def test_half_and_brain_floats_come_without_binary_data_too(identities, model, outputs):
+    np.testing.assert_array_equal(identities.infer(model, [[1.5, -2]], binary=False, outputs=outputs)["y"], [[1.5, -2]])
+
+
+def test_a_brain_float_nan_stays_one_whatever_its_bits(identities):
+    bits = np.array([[0x7FFFFFFF, 0x7F800001], [0xFFFFFFFF, 0x7FC00000]], np.uint32)  # the first is CUDA's
+    assert np.isnan(identities.infer("brain", bits.view(np.float32))["y"]).all()
+
+
+@pytest.mark.parametrize(("model", "value"), [("half", 70000), ("half", -7e4), ("single", 1e39)])
+def test_a_number_that_is_too_large_is_refused_and_infinity_is_not(identities, model, value):
+    with pytest.raises(InvalidRequestError, match="and does not fit"):
+        identities.infer(model, [[1, value]])
+    np.testing.assert_array_equal(identities.infer(model, [[1, -np.inf]])["y"], [[1, -np.inf]])
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_what_is_no_text_or_no_number_is_said(identities, binary):
+    for element in (b"\xff", "\ud800"):
+        with pytest.raises(InvalidRequestError):
+            identities.infer("text", np.array([[element, "a"]], dtype=object), binary=binary)
+    with pytest.raises(InvalidRequestError, match="the plain API takes numbers"):
+        identities.predict(np.array([["a", "b"]], dtype=object), model="text")
+
+
+def test_texts_may_be_nested_in_another_servers_answer():
+    body = {"outputs": [{"name": "y", "datatype": "BYTES", "shape": [1, 2], "data": [["a", "b"]]}], "model_name": "m"}
+    assert decode_infer({}, json.dumps(body).encode())["y"].tolist() == [[b"a", b"b"]]
 
 
 def test_a_model_that_was_replaced_by_another_is_asked_in_its_own_types(tmp_path, build):
