@@ -157,7 +157,7 @@ class InferenceProtocol(ReceivingProtocol):
         self._in_head = False
         if self._head_bytes or self._limits.max_header_bytes < SCRATCH_BYTES:
             self.measure_head()
-        if self._ended:
+        if self._ended or self.parser.should_upgrade():  # see data_received
             return
         previous: Any = self.cycle
         path, _, query = self.url.partition(b"?")
@@ -203,6 +203,8 @@ class InferenceProtocol(ReceivingProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self.parser.should_upgrade():
+            return
         self._between = True
         cycle = self._inference
         if cycle is None:

@@ -17,6 +17,7 @@ from app.inference import HEAD_BYTES, InferenceService
 _BUFFER = bytearray(32 * 1024)
 _SCRATCH = memoryview(_BUFFER)
 _CLAIM_BYTES = 64 * 1024  # of a longer body no more is believed than twice what has come
+_OFFERS = {b"upgrade", b"http2-settings"}
 SCRATCH_BYTES = len(_BUFFER)
 BODIES = BodyBuffers()
 
@@ -61,6 +62,44 @@ class ReceivingProtocol(GuardedProtocol, ABC):
         cycle.keep_alive = False
         cycle.chunks = []
         self._fail(cycle, error)
+
+    def data_received(self, data: bytes) -> None:
+        """Have the parser read.
+
+        Who offers to go on by another protocol, as Java's client does with HTTP/2, is answered by HTTP/1.1. The parser
+        stops behind such a head and takes no body for it: it is given the head once more, without the offer.
+        """
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+            except httptools.HttpParserUpgrade as offer:
+                if self.parser.get_method() == b"CONNECT":
+                    self.send_400_response("")
+                    return
+                self._head = None
+                data = self._without_offer() + bytes(data[offer.args[0] :])
+                self._renew_parser()
+                continue
+            return
+
+    def _without_offer(self) -> bytes:
+        """The head that was read last, with nothing in it of another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                lines.append(name + b": " + b", ".join([option for option in options if option.lower() not in _OFFERS]))
+            elif name not in _OFFERS:
+                lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _renew_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the loop is to put what it reads."""
@@ -151,8 +190,7 @@ class ReceivingProtocol(GuardedProtocol, ABC):
         cycle = self._inference
         body, self._body, self._rest, self._inference = self._body, bytearray(), None, None
         if not self._between:
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._renew_parser()
             self._between = True
         if cycle is not None and not cycle.response_complete:
             if isinstance(body, bytearray):
