@@ -163,7 +163,9 @@ class InferenceProtocol(ReceivingProtocol):
         path, _, query = self.url.partition(b"?")
         service = self._service
         if service is not None and (previous is None or previous.response_complete):
-            target = service.target(path.decode("latin-1")) if self.parser.get_method() == b"POST" else None
+            # What is percent-encoded is decoded on uvicorn's own way.
+            ours = self.parser.get_method() == b"POST" and b"%" not in path
+            target = service.target(path.decode("latin-1")) if ours else None
             if target is not None and not (service.cross_origin and self._comes_from_page()):
                 self._begin(service, target, query)
                 self._head = None

@@ -210,6 +210,12 @@ def test_a_model_that_mixes_its_rows_is_not_batched(serve, build):
     assert client.post("/predict", json={"inputs": [[1, 2], [3, 6]]}).json()["outputs"]["y"] == [[-2, -1], [0, 3]]
 
 
+@pytest.mark.parametrize("path", ["/models/t%69ny/predict", "/models/tiny/versions/%31/predict", "/predic%74"])
+def test_a_path_that_is_percent_encoded_is_the_same_path(client, path):
+    answer = client.post(path, json={"inputs": [ROW]})
+    assert (answer.status_code, answer.json()["model"]) == (200, "tiny")
+
+
 def test_a_model_without_inputs_is_asked_with_none(serve, build):
     constant = helper.make_tensor("c", TensorProto.FLOAT, [2], [1, 2])
     client = serve(
