@@ -75,8 +75,6 @@ class Load:
             self.failure = self.failure or error
             self._fresh[version] = failed(self.before, version, error)
             return
-        if known is not None and known.serving is not None:
-            serving.batcher.statistics = known.serving.batcher.statistics
         self._fresh[version] = Version(version, State.READY, "", serving, time.time())
 
     def _any_ready(self) -> bool:

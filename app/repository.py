@@ -55,6 +55,7 @@ class Repository:
         self.entries: dict[str, Entry] = {}
         self.loads: Counter[tuple[str, str]] = Counter()
         self._retired: list[Serving] = []
+        self._counted: dict[tuple[str, str], Statistics] = {}
         self._ending = False
         self.starting = False
 
@@ -161,6 +162,9 @@ class Repository:
 
     def _swap(self, before: Entry, entry: Entry) -> None:
         self._put(entry)
+        self._counted = {
+            key: item for key, item in self._counted.items() if key[0] != entry.name or key[1] in entry.versions
+        }
         staying = {id(item.serving) for item in entry.versions.values()}
         known = [item.serving for item in before.versions.values() if item.serving is not None]
         self._retired += [serving for serving in known if id(serving) not in staying]
@@ -189,6 +193,7 @@ class Repository:
             return
         self._retired += [item.serving for item in before.versions.values() if item.serving is not None]
         self.entries = {key: entry for key, entry in self.entries.items() if key != name}
+        self._counted = {key: item for key, item in self._counted.items() if key[0] != name}
         for outcome in ("success", "failure"):
             self.loads.pop((name, outcome), None)
         log.info("unloaded model %s: its folder is gone", name)
@@ -229,6 +234,10 @@ class Repository:
     def statistics(self) -> dict[tuple[str, str], Statistics]:
         """Live figures of every loaded version, by name and version."""
         return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+
+    def counted(self) -> dict[tuple[str, str], Statistics]:
+        """The same of every version that was ever loaded and is still known: one that comes back counts on."""
+        return {**self._counted, **self.statistics()}
 
     def index(self) -> list[Entry]:
         """What is known and what lies in the folder besides, by name."""
@@ -299,6 +308,9 @@ class Repository:
             log.exception("loading model %s version %s failed", name, version)
             raise LoadError(f"model {name!r} version {version} can't be loaded: {type(error).__name__}") from error
         self.loads[name, "success"] += 1
+        before = self._counted.get((name, version), serving.batcher.statistics)
+        serving.batcher.statistics = before
+        self._counted = {**self._counted, (name, version): before}
         return serving
 
 

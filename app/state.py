@@ -79,7 +79,7 @@ class AppState:
     def figures(self) -> dict[str, Any]:
         """What this worker counts, as plain data."""
         return {
-            "statistics": [[*key, item.snapshot()] for key, item in self.repository.statistics().items()],
+            "statistics": [[*key, item.snapshot()] for key, item in self.repository.counted().items()],
             "unrouted": [[*key, count] for key, count in self.service.unrouted.items()],
             "loads": [[*key, count] for key, count in list(self.repository.loads.items())],
             "process": process_figures(),

@@ -10,7 +10,7 @@ from app.versions import Entry, State, Version, make_entry
 
 
 def serving(label):
-    return SimpleNamespace(label=label, batcher=SimpleNamespace(statistics=f"statistics of {label}"))
+    return SimpleNamespace(label=label)
 
 
 def entry(served=(), failed=(), idle=()):
@@ -98,12 +98,6 @@ def test_a_broken_file_that_did_not_change_is_not_tried_again():
 def test_while_a_broken_version_is_the_newest_a_change_of_the_served_one_is_followed():
     after, tried, _ = run(entry(["1"], failed=["2"]), ["2"], ["1", "2"], ["2"], changed=["1"])
     assert (tried, labels(after)) == (["1"], {"1": "new 1"})
-
-
-def test_figures_go_on_with_the_same_version():
-    after, *_ = run(entry(["1"]), ["1", "2"], ["1", "2"])
-    assert after.versions["1"].serving.batcher.statistics == "statistics of old 1"
-    assert after.versions["2"].serving.batcher.statistics == "statistics of new 2"
 
 
 def test_new_versions_are_shown_as_being_loaded_beside_what_is_served():

@@ -1,5 +1,7 @@
 import asyncio
 import gc
+import json
+import shutil
 import weakref
 
 import numpy as np
@@ -104,3 +106,31 @@ def test_a_model_that_was_replaced_goes_without_the_collector(tmp_path, build, t
         assert asyncio.run(reload()) == [None] * 4
     finally:
         gc.enable()
+
+
+def test_figures_go_on_with_the_same_version(tmp_path, build, tiny):
+    for version in ("1", "2"):
+        build.put(tmp_path, tiny.graph(), "m", version)
+    with build.running(tmp_path, model_control="explicit") as client:
+
+        def control(action, version=None):
+            config = json.dumps({"version_policy": {"specific": {"versions": [version]}}})
+            body = {} if version is None else {"parameters": {"config": config}}
+            client.post(f"/v2/repository/models/m/{action}", json=body).raise_for_status()
+
+        def ask():
+            assert client.post("/predict", json={"inputs": ROW.tolist()}).status_code == 200
+            live = [item["live"] for item in client.get("/stats").json()["models"] if "live" in item]
+            return live[0]["requests"]
+
+        found = []
+        for action, version in [("load", 2), ("load", 1), ("load", 1), ("load", 2), ("unload", None), ("load", 1)]:
+            control(action, version)
+            if action == "load":
+                found.append((version, ask()))
+        assert found == [(2, 1), (1, 1), (1, 2), (2, 2), (1, 3)]
+        shutil.rmtree(tmp_path / "m" / "2")
+        control("load")
+        build.put(tmp_path, tiny.graph(), "m", "2")
+        control("load")
+        assert ask() == 1  # another model than was known by that number
