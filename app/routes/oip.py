@@ -227,9 +227,14 @@ def load_policy(document: dict[str, Any]) -> str | None:
 def _policies(kind: str, value: dict[str, Any]) -> str:
     if kind == "all" or (kind == "latest" and value.get("num_versions", 1) == 1):
         return kind
-    if kind != "specific" or not value["versions"]:
+    versions = value["versions"] if kind == "specific" else None
+    if not isinstance(versions, list) or not versions:
         raise ValueError(kind)
-    return ",".join(str(int(version)) for version in value["versions"])
+    for version in versions:
+        # Protocol buffers write whole numbers as texts, too.
+        if isinstance(version, bool) or (isinstance(version, float) and not version.is_integer()):
+            raise ValueError(version)
+    return ",".join(str(int(version)) for version in versions)
 
 
 _INDEX_BODY = {

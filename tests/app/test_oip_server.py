@@ -1,8 +1,13 @@
 """What the Open Inference Protocol tells of a server and changes in it, judged by the public client, unmodified."""
 
+import json
+
 import numpy as np
 import pytest
 from oip_client import InferenceServerException, triton, tritonclient
+
+from app.errors import InvalidRequestError
+from app.routes.oip import load_policy
 
 
 def test_metadata_health_and_config(client):
@@ -60,6 +65,18 @@ def test_statistics_add_up(serve, tiny):
     assert 0 < inside <= parts["success"]["ns"]
     assert [(item["batch_size"], item["compute_infer"]["count"]) for item in stats["batch_stats"]] == [(1, 1), (2, 2)]
     assert stats["last_inference"] > 1_600_000_000_000
+
+
+@pytest.mark.parametrize("versions", ["10", [1.5], [True], [None], [[1]], {"1": 1}, [], None, ["one"], [1e400]])
+def test_versions_to_load_are_whole_numbers(versions):
+    config = json.dumps({"version_policy": {"specific": {"versions": versions}}})
+    with pytest.raises(InvalidRequestError, match="parameter 'config' must be JSON such as"):
+        load_policy({"parameters": {"config": config}})
+
+
+def test_versions_to_load_may_be_written_as_protocol_buffers_write_them():
+    config = json.dumps({"version_policy": {"specific": {"versions": [1, "2", 3.0]}}})
+    assert load_policy({"parameters": {"config": config}}) == "1,2,3"
 
 
 def test_model_control_is_off_unless_asked_for(client):
