@@ -305,13 +305,23 @@ def decode_predict(body: bytes) -> PredictResult:
     """
     try:
         document = json.loads(body)
-        outputs = {name: np.array(values) for name, values in document["outputs"].items()}
+        outputs = {name: _array(values) for name, values in document["outputs"].items()}
         predictions = None
         if "predictions" in document:
             predictions = [_prediction(item) for item in document["predictions"]]
         return PredictResult(document["model"], document["version"], outputs, predictions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(f"the answer is not one of the plain API: {error!r}") from None
+
+
+def _array(values: Any) -> Array:
+    array: Array = np.array(values)
+    if array.dtype.kind == "f" and (np.abs(array) >= 2.0**63).any():
+        # numpy makes floats of small integers together with some that only 64 bits without a sign can hold.
+        exact = np.array(values, dtype=object)
+        if all(type(item) is int for item in exact.reshape(-1)):
+            return exact.astype(np.uint64)
+    return array
 
 
 def _prediction(item: Mapping[str, Any]) -> Prediction:

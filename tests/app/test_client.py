@@ -24,7 +24,7 @@ from panther_client import (
     Retries,
     ServerError,
 )
-from panther_client.wire import decode_infer
+from panther_client.wire import decode_infer, decode_predict
 
 X = np.random.default_rng(0).standard_normal((3, 6))
 
@@ -130,6 +130,13 @@ def test_what_is_no_text_or_no_number_is_said(identities, binary):
             identities.infer("text", np.array([[element, "a"]], dtype=object), binary=binary)
     with pytest.raises(InvalidRequestError, match="the plain API takes numbers"):
         identities.predict(np.array([["a", "b"]], dtype=object), model="text")
+
+
+def test_large_integers_of_the_plain_api_stay_integers():
+    body = {"model": "m", "version": "1", "outputs": {"n": [[2**63 + 1, 1]], "x": [[2.0**63, 1]], "y": [1e300, 2]}}
+    outputs = decode_predict(json.dumps(body).encode()).outputs
+    assert outputs["n"].tolist() == [[2**63 + 1, 1]]
+    assert (outputs["x"].dtype, outputs["y"].dtype) == (np.float64, np.float64)
 
 
 def test_texts_may_be_nested_in_another_servers_answer():
