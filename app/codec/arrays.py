@@ -6,6 +6,7 @@ import numpy as np
 
 from app.codec import Body, binary
 from app.codec.oip import raw_feeds
+from app.codec.preferences import preferences
 from app.errors import InvalidRequestError
 from app.model import Model
 from app.tensors import Array
@@ -13,6 +14,20 @@ from app.tensors import Array
 OCTETS = b"application/octet-stream"
 NPY = (b"application/x-npy", b"application/npy")
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def wanted_form(accept: bytes) -> bytes | None:
+    """The binary form that an Accept asks for; None for JSON.
+
+    Of forms that are liked as well as one another numpy's comes first and JSON last.
+    """
+    accept = accept.lower()
+    if b"octet-stream" not in accept and b"npy" not in accept:
+        return None
+    weights = dict(preferences(accept))
+    form = max((*NPY, OCTETS), key=lambda name: weights.get(name, 0.0))
+    liked = weights.get(form, 0.0)
+    return form if liked > 0 and liked >= weights.get(b"application/json", 0.0) else None
 
 
 def from_octets(model: Model, body: Body) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 import zlib
 
 from app.codec import Body
+from app.codec.preferences import preferences
 from app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -62,19 +63,8 @@ def _inflate(body: Body, coding: bytes, limit: int) -> bytes:
 def accepted(header: bytes) -> bytes | None:
     """The coding to answer with: the liked better of gzip and deflate, or None where neither is accepted."""
     best: tuple[float, bytes] | None = None
-    for part in header.lower().split(b","):
-        name, _, parameters = part.partition(b";")
-        coding = name.strip()
-        if coding not in (b"gzip", b"deflate"):
-            continue
-        quality = 1.0
-        key, _, value = parameters.partition(b"=")
-        if key.strip() == b"q":
-            try:
-                quality = float(value)
-            except ValueError:
-                quality = 0.0
-        if quality > 0 and (best is None or quality > best[0]):
+    for coding, quality in preferences(header):
+        if coding in (b"gzip", b"deflate") and quality > 0 and (best is None or quality > best[0]):
             best = (quality, coding)
     return None if best is None else best[1]
 

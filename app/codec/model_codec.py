@@ -54,9 +54,9 @@ class ModelCodec:
         output = None
         if query:
             top_k, output = self._query(query, top_k)
-        wanted = headers.get(b"accept", b"")
-        if b"octet-stream" in wanted or b"npy" in wanted:
-            call.reply = self._binary_reply(call.output_names, wanted, output)
+        form = arrays.wanted_form(headers.get(b"accept", b""))
+        if form is not None:
+            call.reply = self._binary_reply(call.output_names, form, output)
         else:
             call.reply = self._default_reply if top_k is None else partial(self._plain_writer.encode, top_k)
         return call
@@ -78,14 +78,14 @@ class ModelCodec:
             return [JSON_HEADER], body
         return [(b"content-type", arrays.OCTETS), (HEADER_LENGTH, b"%d" % length)], body
 
-    def _binary_reply(self, names: tuple[str, ...], accept: bytes, output: str | None) -> Reply:
+    def _binary_reply(self, names: tuple[str, ...], form: bytes, output: str | None) -> Reply:
         if output is None and len(names) != 1:
             raise InvalidRequestError(
                 f"a binary answer holds one output; choose it with ?output=NAME: {', '.join(names)}"
             )
         index = 0 if output is None else names.index(output)
         datatype = self._model.output_by_name[names[index]].datatype
-        as_npy = b"npy" in accept
+        as_npy = form in arrays.NPY
 
         def reply(results: Results, start: int, stop: int) -> tuple[HeaderList, bytes]:
             if as_npy:

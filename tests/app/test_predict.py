@@ -210,6 +210,26 @@ def test_a_model_that_mixes_its_rows_is_not_batched(serve, build):
     assert client.post("/predict", json={"inputs": [[1, 2], [3, 6]]}).json()["outputs"]["y"] == [[-2, -1], [0, 3]]
 
 
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("*/*", "application/json"),
+        ("application/octet-stream", "application/octet-stream"),
+        ("Application/Octet-Stream; Q=0.5, text/html", "application/octet-stream"),
+        ("application/json, application/octet-stream;q=0.1", "application/json"),
+        ("application/json;q=0.1, application/octet-stream;q=0.5", "application/octet-stream"),
+        ("application/octet-stream;q=0, */*", "application/json"),
+        ("application/octet-stream, application/x-npy;q=0.9", "application/octet-stream"),
+        ("application/json, application/octet-stream, application/x-npy", "application/x-npy"),
+        ("application/npy;v=1;q=0.5", "application/x-npy"),
+        ("application/npy;q=much", "application/json"),
+    ],
+)
+def test_the_answer_has_the_form_that_is_liked_best(client, accept, form):
+    answer = client.post("/predict", json={"inputs": [ROW]}, headers={"accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, form)
+
+
 @pytest.mark.parametrize("path", ["/models/t%69ny/predict", "/models/tiny/versions/%31/predict", "/predic%74"])
 def test_a_path_that_is_percent_encoded_is_the_same_path(client, path):
     answer = client.post(path, json={"inputs": [ROW]})
