@@ -246,6 +246,26 @@ def test_a_model_without_inputs_is_asked_with_none(serve, build):
     assert "model 'm' has no inputs: expected" in refused.json()["error"]
 
 
+@pytest.mark.parametrize("mixes", [True, False])
+@pytest.mark.parametrize(("kind", "scale"), [("BFLOAT16", 1.0), ("BFLOAT16", 1e-3), ("FLOAT", 1e-3), ("FLOAT16", 1e-3)])
+def test_a_mix_of_rows_shows_in_every_type_and_however_small(serve, build, kind, scale, mixes):
+    kind = getattr(TensorProto, kind)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["f", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["f", "mean"], ["d"]),
+        helper.make_node("Mul", ["d", "scale"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=kind),
+    ]
+    constants = [
+        helper.make_tensor("axis", TensorProto.INT64, [1], [0 if mixes else 1]),
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
+    ]
+    tensor = [kind, ["batch", 5]]
+    client = serve(build.onnx_model(nodes, [("x", *tensor)], [("y", *tensor)], constants))
+    assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is not mixes
+
+
 def test_several_inputs_of_several_types(serve, build):
     nodes = [
         helper.make_node("Cast", ["n"], ["nf"], to=TensorProto.FLOAT),
