@@ -286,13 +286,14 @@ def _run_values(
 def _random_rows(spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:
     first = () if not spec.shape else (rows if spec.shape[0] is None else spec.shape[0],)
     shape = (*first, *(2 if size is None else size for size in spec.shape[1:]))
-    if spec.datatype == "BYTES":
-        return np.full(shape, "0", dtype=object)
     if spec.datatype == "BF16":
         return (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     if spec.dtype.kind == "f":
         return rng.standard_normal(shape).astype(spec.dtype)
-    return rng.integers(0, 2, shape).astype(spec.dtype)
+    numbers = rng.integers(0, 2, shape)
+    if shape and shape[0] > 1:
+        numbers[0] = 1 - numbers[1]  # so few might come out alike, and then no mix of rows would show
+    return numbers.astype(str).astype(object) if spec.datatype == "BYTES" else numbers.astype(spec.dtype)
 
 
 def _alike(left: Array, right: Array, spec: TensorSpec) -> bool:

@@ -266,6 +266,21 @@ def test_a_mix_of_rows_shows_in_every_type_and_however_small(serve, build, kind,
     assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is not mixes
 
 
+@pytest.mark.parametrize("mixes", [True, False])
+@pytest.mark.parametrize("shape", [["batch"], ["batch", 1], ["batch", "width"]])
+@pytest.mark.parametrize("kind", ["INT64", "UINT8", "BOOL", "STRING"])
+def test_a_mix_of_rows_shows_where_inputs_are_few_and_no_fractions(serve, build, kind, shape, mixes):
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["f", "axis"], ["largest"], keepdims=1),
+        helper.make_node("Sub", ["f", "largest" if mixes else "f"], ["y"]),
+    ]
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [0])
+    inputs, outputs = [("x", getattr(TensorProto, kind), shape)], [("y", TensorProto.FLOAT, shape)]
+    client = serve(build.onnx_model(nodes, inputs, outputs, [axis]))
+    assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is not mixes
+
+
 def test_several_inputs_of_several_types(serve, build):
     nodes = [
         helper.make_node("Cast", ["n"], ["nf"], to=TensorProto.FLOAT),
