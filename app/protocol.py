@@ -159,6 +159,8 @@ class InferenceProtocol(ReceivingProtocol):
             self.measure_head()
         if self._ended or self.parser.should_upgrade():  # see data_received
             return
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such a client does not know what it would be told
         previous: Any = self.cycle
         path, _, query = self.url.partition(b"?")
         service = self._service

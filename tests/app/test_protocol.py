@@ -250,6 +250,13 @@ def test_expect_100_continue(client):
         assert wire.answer()[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v2/repository/index"])
+def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(client, path):
+    with Wire(client) as wire:
+        wire.socket.sendall(request(BODY, path, ["Expect: 100-continue"], version="1.0"))
+        assert wire.answer()[0] == 200
+
+
 @pytest.mark.parametrize(("version", "headers"), [("1.1", ["Connection: close"]), ("1.0", [])])
 def test_the_connection_is_closed_where_the_client_asks_for_it(client, version, headers):
     with Wire(client) as wire:
