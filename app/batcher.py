@@ -333,7 +333,11 @@ class Batcher:
             )
             for at in range(0, rows, self.max_rows)
         ]
-        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+        outputs = list(zip(*pieces, strict=True))
+        if any(len({part.shape[1:] for part in parts}) > 1 for parts in outputs):
+            # What is in the rows decides on an output's shape: only all together have one.
+            return self.model.run(feeds, output_names, options)
+        return [np.concatenate(parts) for parts in outputs]
 
     def _finish(self, batch: list[Call], outcomes: "list[_Outcome]") -> None:
         for call, outcome in zip(batch, outcomes, strict=True):

@@ -236,6 +236,21 @@ def test_a_path_that_is_percent_encoded_is_the_same_path(client, path):
     assert (answer.status_code, answer.json()["model"]) == (200, "tiny")
 
 
+def test_more_rows_than_a_batch_holds_of_which_each_piece_has_another_shape(serve, build):
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=1),
+        helper.make_node("Cast", ["largest"], ["width"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["width", "minus"], ["widths"]),
+        helper.make_node("Concat", ["one", "widths"], ["repeats"], axis=0),
+        helper.make_node("Tile", ["x", "repeats"], ["y"]),
+    ]
+    constants = [helper.make_tensor(name, TensorProto.INT64, [1], [n]) for name, n in (("one", 1), ("minus", -1))]
+    x, y = ("x", TensorProto.FLOAT, ["batch", 1]), ("y", TensorProto.FLOAT, ["batch", "width"])
+    client = serve(build.onnx_model(nodes, [x], [y], constants), max_batch_rows=4)
+    answer = client.post("/predict", json={"inputs": [[2]] * 4 + [[3]]})
+    assert (answer.status_code, answer.json()["outputs"]["y"]) == (200, [[2.0] * 3] * 4 + [[3.0] * 3])
+
+
 def test_a_model_without_inputs_is_asked_with_none(serve, build):
     constant = helper.make_tensor("c", TensorProto.FLOAT, [2], [1, 2])
     client = serve(
