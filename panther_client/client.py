@@ -17,6 +17,7 @@ from panther_client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidRequestError,
+    ServerError,
     error_of,
 )
 from panther_client.wire import InferResult, PredictResult
@@ -66,7 +67,7 @@ def _json(response: httpx.Response) -> Any:
     try:
         return json.loads(response.content)
     except ValueError:
-        raise error_of(500, response.content) from None
+        raise ServerError(f"the server answered {response.status_code}, but no JSON: {response.text[:200]}") from None
 
 
 def _model_path(model: str, version: str | int | None) -> str:

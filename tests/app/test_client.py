@@ -236,7 +236,7 @@ def test_retries_end(monkeypatch):
     [
         (httpx.Response(500, json={"error": "broke"}), ServerError, "broke"),
         (httpx.Response(502, text="<html>bad gateway"), ServerError, "the server answered 502: <html>bad gateway"),
-        (httpx.Response(200, text="no JSON"), ServerError, "the server answered 500: no JSON"),
+        (httpx.Response(200, text="no JSON"), ServerError, "the server answered 200, but no JSON: no JSON"),
         (httpx.Response(413, json={"error": "long"}), InvalidRequestError, "long"),
         (httpx.ReadTimeout("slow"), DeadlineExceededError, "did not answer in time"),
         (httpx.ReadError("gone"), ConnectionFailedError, "can't be reached: gone"),
