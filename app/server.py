@@ -27,6 +27,11 @@ class BindError(AppError):
     """The address can't be listened on."""
 
 
+def authority(host: str) -> str:
+    """A host as URLs have it: an address of IPv6 stands in brackets there."""
+    return f"[{host}]" if ":" in host else host
+
+
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket.
 
@@ -39,14 +44,16 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         BindError: the port is taken, or the host is not one of this machine; says what to do.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = f"{authority(host)}:{port}"
     try:
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared)
+    except TypeError:  # so Python says that no host can have this name
+        raise BindError(f"can't listen on {place!r}: a host's name holds no null character") from None
     except OSError as error:
         known = error.errno is not None and error.errno > 0
         reason = os.strerror(error.errno) if known and error.errno else error.strerror or str(error)
         raise BindError(
-            f"can't listen on {host}:{port}: {reason}; "
-            "choose another with --host and --port (PANTHER_HOST, PANTHER_PORT)"
+            f"can't listen on {place}: {reason}; choose another with --host and --port (PANTHER_HOST, PANTHER_PORT)"
         ) from None
     sock.set_inheritable(True)
     return sock
@@ -93,7 +100,7 @@ def serve(settings: Settings) -> int:
     sockets = bind_many(settings.host, settings.port, settings.workers)
     workers = f", {settings.workers} workers" if settings.workers > 1 else ""
     port = sockets[0].getsockname()[1]
-    log.info("listening on http://%s:%d (docs at /docs)%s", settings.host, port, workers)
+    log.info("listening on http://%s:%d (docs at /docs)%s", authority(settings.host), port, workers)
     if settings.workers > 1:
         return serve_workers(settings, sockets, functools.partial(make_config, settings=settings))
     if settings.trial_load_s:

@@ -142,6 +142,24 @@ def test_a_taken_port_ends_it_with_a_word(tiny_dir, workers):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_address_of_ipv6_is_told_as_urls_have_it(tiny_dir, workers):
+    command = [sys.executable, "-m", "app", "--host", "::1", "--port", "0", "--workers", str(workers)]
+    with subprocess.Popen(
+        [*command, "--model-dir", str(tiny_dir)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            told = next(line for line in process.stderr if "listening on" in line)
+            url = re.search(r"listening on (http://\[::1\]:\d+) ", told)[1]
+            again = [*command[:-3], url.rpartition(":")[2], "--workers", "1"]
+            ended = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+            assert f"error: can't listen on {url.removeprefix('http://')}: Address already in use" in ended.stderr
+            process.terminate()
+            process.stderr.read()
+        finally:
+            process.kill()
+
+
 def test_threads_are_shared_out_among_workers(monkeypatch):
     from app import settings as settings_module
 
