@@ -45,7 +45,7 @@ class Keys:
         file: one key a line; empty lines and those that begin with # don't count.
 
     Raises:
-        SettingsError: a key is too short, or the file can't be read or holds none; keys are never in the message.
+        SettingsError: a key is too short, the file can't be read, or there is none; keys are never in the message.
     """
 
     def __init__(self, setting: str, given: str | None, file: Path | None) -> None:
@@ -58,6 +58,10 @@ class Keys:
             self._digests = self._given | self._read(file)
             if not self._digests:
                 raise SettingsError(f"{str(file)!r} ({setting}_file) holds no keys; it needs one a line")
+        elif not self._digests:
+            raise SettingsError(
+                f"{setting} holds no keys, so that nobody would be let in; leave it out to ask for none"
+            )
 
     def has(self, digest: bytes) -> bool:
         """Whether a key of that digest is one of these."""
@@ -89,7 +93,7 @@ class Keys:
     def _read(self, file: Path) -> frozenset[bytes]:
         try:
             self._stamp = _stamp(file)
-            lines = file.read_text().splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise SettingsError(f"the file of keys {str(file)!r} can't be read: {reason}") from None

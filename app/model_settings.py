@@ -1,12 +1,12 @@
 """``NAME/panther.toml``: what one model wants otherwise than the server's settings say."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.errors import LoadError
+from app.settings_file import read_toml
 
 SETTINGS_FILE = "panther.toml"
 
@@ -57,13 +57,12 @@ def read_model_settings(name: str, folder: Path) -> ModelSettings:
     """
     where = f"model {name!r}: {SETTINGS_FILE}"
     try:
-        with (folder / SETTINGS_FILE).open("rb") as stream:
-            document: dict[str, Any] = tomllib.load(stream)
+        document = read_toml(folder / SETTINGS_FILE)
     except FileNotFoundError:
         return ModelSettings()
     except OSError as error:
         raise LoadError(f"{where} can't be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise LoadError(f"{where} is not TOML: {error}") from None
     try:
         return ModelSettings.model_validate(document)

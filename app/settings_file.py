@@ -22,6 +22,23 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return found[0] if found else None
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds; a byte order mark, with which some editors begin a file, is no part of it.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no TOML; says where and why.
+    """
+    text = path.read_bytes().decode("utf-8-sig")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+
+
 def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
     """The settings in a file.
 
@@ -33,11 +50,10 @@ def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
         SettingsError: it can't be read, is no TOML, or holds a key that is not known; names the nearest that is.
     """
     try:
-        with path.open("rb") as stream:
-            document = tomllib.load(stream)
+        document = read_toml(path)
     except OSError as error:
         raise SettingsError(f"the settings file {str(path)!r} can't be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SettingsError(f"the settings file {str(path)!r} is not valid TOML: {error}") from None
     known = set(known)
     for key in document:

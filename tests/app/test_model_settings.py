@@ -30,12 +30,26 @@ def test_without_a_file_the_server_s_settings_hold(tmp_path):
         ),
         ("max_rows = 3", r"max_rows is no setting of a model; there are batching, max_batch_rows, batch_delay_us"),
         ("batching", r" is not TOML: "),
+        ("max_batch_rows = " + 5000 * "9", r" is not TOML: .*4300 digits"),
+        ("max_batch_rows = " + 5000 * "[", r" is not TOML: .*nested too deep"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, text, message):
     (tmp_path / "panther.toml").write_text(text)
     with pytest.raises(LoadError, match=rf"^model 'm': panther.toml.*{message}"):
         read_model_settings("m", tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_it(tmp_path):
+    (tmp_path / "panther.toml").write_bytes("max_batch_rows = 3\r\n".encode("utf-8-sig"))
+    assert read_model_settings("m", tmp_path).max_batch_rows == 3
+
+
+def test_a_file_that_cannot_be_parsed_keeps_no_other_model_from_being_served(tmp_path, build):
+    build.put(tmp_path, build.Tiny().graph(), "other")
+    with serve(build, tmp_path, "max_batch_rows = " + 5000 * "[") as client:
+        assert client.post("/models/other/predict", json={"inputs": [ROW]}).status_code == 200
+        assert "m: model 'm': panther.toml is not TOML: " in client.get("/health/ready").json()["error"]
 
 
 def burst(client, count, rows=1):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app import cpus
+from app.access import Access
 from app.server import BindError, bind
 from app.settings import Settings, SettingsError, effective, ignored_variables, read_settings
 
@@ -101,11 +102,31 @@ def test_the_environment_may_name_the_file(monkeypatch, tmp_path):
         ("port = ", r"the settings file .*panther.toml' is not valid TOML: Invalid value"),
         ('port = "abc"', r"port in the settings file: 'abc' is not accepted: input should be a valid integer"),
         ("port = 99999", r"port in the settings file: 99999 is not accepted: .*less than or equal to 65535"),
+        ("port = " + 5000 * "9", r"the settings file .*panther.toml' is not valid TOML: .*4300 digits"),
+        ("port = " + 5000 * "[", r"the settings file .*panther.toml' is not valid TOML: .*nested too deep"),
+        ("predict_keys = []", r"predict_keys holds no keys, so that nobody would be let in"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(tmp_path, text, said):
     with pytest.raises(SettingsError, match=said):
-        read_settings(["--config", write(tmp_path / "panther.toml", text)])
+        Access.of(read_settings(["--config", write(tmp_path / "panther.toml", text)]))
+
+
+def test_files_as_windows_editors_write_them_are_read(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_bytes("# the shop\r\na-key-0123456789\r\n".encode("utf-8-sig"))
+    config = tmp_path / "panther.toml"
+    config.write_bytes(f"port = 9003\r\npredict_keys_file = '{keys}'\r\n".encode("utf-8-sig"))
+    settings = read_settings(["--config", str(config)])
+    assert settings.port == 9003
+    Access.of(settings).check_predict({b"x-api-key": b"a-key-0123456789"})
+    keys.write_bytes("a-key-9876543210\r\n".encode("utf-8-sig"))
+    Access.of(settings).check_predict({b"x-api-key": b"a-key-9876543210"})
+
+
+def test_keys_that_are_none_are_refused():
+    with pytest.raises(SettingsError, match=r"^control_keys holds no keys"):
+        Access.of(read_settings(["--control-keys", ","]))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -232,6 +253,12 @@ def test_a_wrong_value_ends_the_program_without_a_traceback():
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: PANTHER_PORT (or --port): 'abc' is not accepted")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_host_that_no_machine_can_have_is_said_clearly(tmp_path):
+    ended = run("--config", write(tmp_path / "panther.toml", 'host = "a\\u0000b"'))
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+    assert r"error: can't listen on 'a\x00b:8000': a host's name holds no null character" in ended.stderr
 
 
 def test_a_port_already_taken_is_said_clearly():
