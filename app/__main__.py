@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from app.access import Access, warn_of_open_doors
 from app.errors import AppError
-from app.logs import configure_logging, log_settings
+from app.logs import configure_logging, log_settings, open_standard_streams
 from app.settings import effective, ignored_variables, read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve with the settings of the command line, the environment and a file; the exit status."""
+    open_standard_streams()
     try:
         # 'panther serve' runs this program under its own name.
         program = os.environ.pop("_PANTHER_PROGRAM", "python -m app")

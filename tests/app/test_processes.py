@@ -1,8 +1,10 @@
 """Real server processes: one and several workers, signals, and figures that add up."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -140,6 +142,29 @@ def test_a_taken_port_ends_it_with_a_word(tiny_dir, workers):
     assert ended.returncode == 1
     assert "Address already in use; choose another with --host and --port" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_standard_streams_it_serves_and_ends_well(tiny_dir, workers):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f"exec {sys.executable} -m app --port {port} --workers {workers} --model-dir '{tiny_dir}' 0<&- >&- 2>&-"
+    with subprocess.Popen(["bash", "-c", command], cwd=ROOT) as process:
+        try:
+
+            def ready():
+                with contextlib.suppress(httpx.TransportError):
+                    return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+                return False
+
+            wait_for(ready, "no log")
+            for pid in (process.pid, *children(process)):
+                opened = [str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)]
+                assert opened == 3 * [os.devnull]  # no client is at the other end
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
