@@ -238,7 +238,8 @@ class Model:
             for row in range(3):
                 alone = self.run({name: array[row : row + 1] for name, array in feeds.items()}, self.output_names)
                 for spec, whole, single in zip(self.outputs, together, alone, strict=True):
-                    if whole.shape[:1] != (3,) or single.shape[:1] != (1,) or not _alike(whole[row], single[0], spec):
+                    # A slice and not an element, which of a row of texts would be no array but a text.
+                    if whole.shape[:1] != (3,) or not _alike(whole[row : row + 1], single, spec):
                         log.warning("model %s is not batched: its rows depend on one another", self.name)
                         return False
         except InferenceFailedError as error:

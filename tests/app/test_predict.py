@@ -296,6 +296,23 @@ def test_a_mix_of_rows_shows_where_inputs_are_few_and_no_fractions(serve, build,
     assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is not mixes
 
 
+def test_a_text_for_each_row_as_classifiers_answer(serve, build):
+    constants = [
+        helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+        helper.make_tensor("good", TensorProto.STRING, [], [b"ham"]),
+        helper.make_tensor("bad", TensorProto.STRING, [], [b"spam"]),
+    ]
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["yes"]),
+        helper.make_node("Where", ["yes", "good", "bad"], ["y"]),
+    ]
+    sides = [("x", TensorProto.FLOAT, ["batch"])], [("y", TensorProto.STRING, ["batch"])]
+    client = serve(build.onnx_model(nodes, *sides, constants))
+    assert client.get("/stats").json()["models"][0]["runtime"]["batched"] is True
+    answer = client.post("/predict", json={"inputs": [1, -1, 0.5]})
+    assert answer.json()["outputs"] == {"y": ["ham", "spam", "ham"]}
+
+
 def test_several_inputs_of_several_types(serve, build):
     nodes = [
         helper.make_node("Cast", ["n"], ["nf"], to=TensorProto.FLOAT),
