@@ -221,6 +221,15 @@ def test_the_grafana_dashboard_uses_what_is_exposed(build, exposed):
             check_expression(variable["query"]["query"], exposed)
 
 
+def test_what_a_file_holds_is_not_multiplied_by_the_servers_that_serve_it(build):
+    dashboard = json.loads((build.root / "deploy" / "grafana" / "panther.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    of_files = [expr for expr in expressions if re.search(r"panther_model_(parameters|\w*_bytes)", expr)]
+    assert len(of_files) >= 5
+    for expr in of_files:
+        assert not re.search(r"sum[^(]*\(panther_model_|sum by \([^)]*\) \(panther_model_", expr), expr
+
+
 def test_the_docs_list_every_metric_and_its_labels(build, exposed):
     text = (build.root / "docs" / "metrics.md").read_text()
     listed = {}
