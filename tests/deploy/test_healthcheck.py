@@ -1,10 +1,33 @@
 import http.server
 import os
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
+
+
+class OnIPv6(http.server.HTTPServer):
+    address_family = socket.AF_INET6
+
+
+@contextmanager
+def serving(address, handler):
+    if ":" in address[0]:
+        try:
+            socket.create_server(address, family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    with (OnIPv6 if ":" in address[0] else http.server.HTTPServer)(address, handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield httpd.server_port
+        finally:
+            httpd.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -23,18 +46,14 @@ def server():
         def log_message(self, *args):
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield httpd.server_port, Handler
-        httpd.shutdown()
-        thread.join()
+    with serving(("127.0.0.1", 0), Handler) as port:
+        yield port, Handler
 
 
-def check(root, port):
+def check(root, port, **environment):
     return subprocess.run(
         [sys.executable, "-I", "-S", root / "deploy/healthcheck.py"],
-        env=os.environ | {"PANTHER_PORT": str(port)},
+        env=os.environ | {"PANTHER_PORT": str(port)} | environment,
         check=False,
         capture_output=True,
         text=True,
@@ -49,6 +68,18 @@ def test_only_the_status_200_is_healthy(root, server, status, code):
     answer = check(root, port)
     assert (answer.returncode, answer.stderr) == (code, "")
     assert "see the status" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("::", "::1"), ("::1", "::1"), ("127.0.0.2", "127.0.0.2"), ("0.0.0.0", "127.0.0.1"), ("", "127.0.0.1")],
+)
+def test_the_server_is_asked_where_it_listens(root, server, host, address):
+    with serving((address, 0), server[1]) as port:
+        assert check(root, port, PANTHER_HOST=host).returncode == 0
+    answer = check(root, port, PANTHER_HOST=host)
+    where = f"[{address}]" if ":" in address else address
+    assert (answer.returncode, f"{where}:{port} does not answer: " in answer.stdout) == (1, True)
 
 
 def test_nobody_listening_is_unhealthy_and_says_so(root, free_port):
