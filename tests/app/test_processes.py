@@ -167,6 +167,13 @@ def test_without_standard_streams_it_serves_and_ends_well(tiny_dir, workers):
             process.kill()
 
 
+def has_ipv6():
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_address_of_ipv6_is_told_as_urls_have_it(tiny_dir, workers):
     command = [sys.executable, "-m", "app", "--host", "::1", "--port", "0", "--workers", str(workers)]
