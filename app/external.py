@@ -12,6 +12,11 @@ _GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
 
 
 def external_files(path: Path) -> dict[str, bytes]:
+    """What the files of weights hold that a model names, by the name that it gives them."""
+    return {name: file.read_bytes() for name, file in external_paths(path).items()}
+
+
+def external_paths(path: Path) -> dict[str, Path]:
     """The files of weights that a model names, by the name that it gives them.
 
     A name that leads out of the model's folder is left out: onnxruntime refuses the model for it. So does it where a
@@ -28,7 +33,7 @@ def external_files(path: Path) -> dict[str, bytes]:
     for name in sorted(names):
         file = path.parent / name
         if not Path(name).is_absolute() and file.is_file() and file.resolve().is_relative_to(folder):
-            found[name] = file.read_bytes()
+            found[name] = file
     return found
 
 

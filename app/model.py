@@ -19,6 +19,7 @@ from app.cuda_runner import CudaRunner, relative_error
 from app.cuda_runs import Meanwhile, Parts, Plain
 from app.device import CUDA, Device, open_session
 from app.errors import CardError, InferenceFailedError, LoadError, without_folders
+from app.external import external_paths
 from app.placement import find_placement
 from app.tensors import Array, TensorSpec, tensor_spec
 
@@ -312,8 +313,9 @@ def _alike(left: Array, right: Array, spec: TensorSpec) -> bool:
 
 
 def _file_bytes(path: Path) -> int:
-    """Bytes on disk: the file and the external data beside it, which exporters name after it."""
-    return sum(part.stat().st_size for part in path.parent.glob(path.name + "*") if part.is_file())
+    """Bytes on disk: the file and the external data that it names, whatever else lies beside it."""
+    parts = {path, *(file.resolve() for file in external_paths(path).values())}
+    return sum(part.stat().st_size for part in parts)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -73,6 +74,16 @@ def test_what_the_card_says_is_shown(client, tiny_dir, build):
     assert report["training"]["seed"] is None
     assert report["bytes"]["file_bytes"] == (tiny_dir / "tiny" / "1" / "model.onnx").stat().st_size
     assert report["bytes"]["dense_twin_weight_bytes"] == 212
+
+
+@pytest.mark.parametrize("weights", ["model.onnx.data", "weights.bin"])
+def test_the_bytes_of_a_file_are_its_own_and_those_of_the_data_that_it_names(tmp_path, build, weights):
+    path = build.put(tmp_path, build.Tiny().graph(), "m")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=weights, size_threshold=0)
+    (path.parent / "model.onnx.bak").write_bytes(bytes(10_000))
+    with build.running(tmp_path) as client:
+        (report,) = client.get("/stats").json()["models"]
+    assert report["bytes"]["file_bytes"] == path.stat().st_size + (path.parent / weights).stat().st_size
 
 
 def test_unknown_is_null_and_never_zero(serve, tiny):
