@@ -252,7 +252,7 @@ def warn_of_open_doors(settings: Settings) -> None:
             "set PANTHER_PREDICT_KEYS_FILE, or see that the network keeps others away",
             settings.host,
         )
-    if settings.model_control != "none" and not control and not predict:
+    if settings.model_control == "explicit" and not control and not predict:
         log.warning(
             "model_control is %s without API keys on %s: whoever reaches the port may load and unload models; "
             "set PANTHER_CONTROL_KEYS_FILE",

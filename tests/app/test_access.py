@@ -377,6 +377,7 @@ def test_a_wrong_type_of_key_in_the_file_is_masked(tmp_path):
         ({"host": "::"}, 1),
         ({"host": "10.1.2.3"}, 1),
         ({"host": "0.0.0.0", "model_control": "explicit"}, 2),
+        ({"host": "0.0.0.0", "model_control": "watch"}, 1),
         ({"host": "0.0.0.0", "predict_keys": PREDICT}, 0),
         ({"host": "0.0.0.0", "predict_keys": PREDICT, "model_control": "explicit"}, 0),
     ],
