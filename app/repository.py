@@ -74,7 +74,12 @@ class Repository:
     @staticmethod
     def _versions_of(folder: Path) -> list[str]:
         try:
-            versions = [item.name for item in folder.iterdir() if valid_version(item.name) and _file(item).is_file()]
+            versions = [
+                item.name for item in folder.iterdir() if valid_version(item.name) and _may_be_file(_file(item))
+            ]
+        except PermissionError as error:
+            log.error("model %s is passed over: its folder can't be read: %s", folder.name, error.strerror)
+            return []
         except OSError:  # no folder, or gone since it was seen
             return []
         return sorted(versions, key=int)
@@ -316,3 +321,11 @@ class Repository:
 
 def _file(version_folder: Path) -> Path:
     return version_folder / MODEL_FILE
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a file is there, as far as may be seen: of one that is shut off the load tells why it can't be read."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True

@@ -3,11 +3,14 @@ import gc
 import json
 import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.errors import LoadError
 from app.main import create_app
+from app.repository import Repository
 from app.settings import Settings
 from app.versions import selected, valid_name
 
@@ -83,6 +86,32 @@ def test_a_broken_file_is_named_and_the_others_are_served(tmp_path, build, tiny)
         assert "model 'bad' is not ready" in refused.json()["error"]
         states = {model["name"]: model["state"] for model in client.get("/models").json()["models"]}
         assert states == {"good": "READY", "bad": "UNAVAILABLE"}
+
+
+def test_what_may_not_be_read_is_told_of_and_not_passed_over_in_silence(tmp_path, build, tiny, monkeypatch, caplog):
+    for name, version in (("open", "1"), ("open", "2"), ("shut", "1")):
+        build.put(tmp_path, tiny.graph(), name, version)
+    is_file, iterdir = Path.is_file, Path.iterdir
+
+    # Instead of 'chmod', which does not keep root out.
+    def refuse(path, shut, look):
+        if path.match(shut):
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path, "open/2/model.onnx", is_file))
+    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(path, "shut", iterdir))
+    tried = []
+
+    def load(name, version, *_):
+        tried.append((name, version))
+        raise LoadError("it can't be read")
+
+    repository = Repository(tmp_path, "latest", load)
+    repository.load_all()
+    assert tried == [("open", "2"), ("open", "1")]
+    assert "model shut is passed over: its folder can't be read: Permission denied" in caplog.messages
+    assert repository.problems() == ["open: it can't be read"]
 
 
 def test_a_model_that_was_replaced_goes_without_the_collector(tmp_path, build, tiny):
