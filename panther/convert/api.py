@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from panther.convert import plan
-from panther.convert.calls import Forward, batches_of, evaluating
+from panther.convert.calls import Forward, batches_of, check_differentiable, evaluating
 from panther.convert.errors import ConversionError
 from panther.convert.moments import Moments, collect
 from panther.convert.outputs import Deviation, Reference
@@ -22,6 +22,7 @@ from panther.convert.units import Filter, find_units, sketched_from
 _SEARCH_STEPS = 8
 
 
+@torch.inference_mode(mode=False)
 def sketch_(
     model: nn.Module,
     *,
@@ -73,6 +74,8 @@ def sketch_(
     if not units:
         raise ConversionError("the model has no linear layer to convert" + _left_out(filter_fn, skip))
     batches = None if calibration is None else batches_of(calibration)
+    if batches is not None:
+        check_differentiable(model)
     with evaluating(model):
         reference, moments = None, None
         if batches is not None:
@@ -95,7 +98,7 @@ def sketch_(
             )
             reference = Reference(model, batches, forward)
             if not reference.has_outputs:
-                raise ConversionError("calibration: the model put out no floating-point tensor to compare")
+                raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
         candidates = plan.candidates(units, moments, report_step)
         budgets = plan.Budgets(model, units, candidates, in_bytes=max_bytes is not None)
         if max_error is not None:
@@ -111,7 +114,7 @@ def sketch_(
     swap = _swap(model, chosen)
     swap.do()
     try:
-        return _report(model, units, chosen, before, deviation, _notes(moments, probes))
+        return _report(model, units, chosen, before, deviation, _notes(moments, reference, probes))
     except BaseException:
         swap.undo()
         raise
@@ -207,12 +210,15 @@ def _report(
     )
 
 
-def _notes(moments: Mapping[int, Moments] | None, probes: int) -> tuple[str, ...]:
-    if moments is None:
+def _notes(moments: Mapping[int, Moments] | None, reference: Reference | None, probes: int) -> tuple[str, ...]:
+    if moments is None or reference is None:
         return ("without calibration inputs: each layer is the truncated SVD of its weight",)
+    notes = []
     if probes and all(seen.sensitivity is None for seen in moments.values()):
-        return ("the outputs have no derivatives: each layer was fitted to its own outputs",)
-    return ()
+        notes.append("the outputs have no derivatives: each layer was fitted to its own outputs")
+    if not reference.all_finite:
+        notes.append("some of the original's outputs are infinite or NaN; the others were compared")
+    return tuple(notes)
 
 
 def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) -> None:

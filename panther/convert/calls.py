@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from panther.convert.errors import ConversionError
 
@@ -24,7 +26,7 @@ def batches_of(calibration: Any, argument: str = "calibration") -> list[Any]:
     Raises:
         ConversionError: there are none, or it can't be iterated over.
     """
-    if isinstance(calibration, Tensor | Mapping):
+    if isinstance(calibration, Tensor | Mapping | PackedSequence):
         return [calibration]
     if not isinstance(calibration, Iterable):
         raise ConversionError(
@@ -48,14 +50,28 @@ def call(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     if forward is not None:
         return forward(model, batch)
     if isinstance(batch, Mapping):
-        parameters = inspect.signature(model.forward).parameters
+        parameters = parameters_of(model)
         any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         return model(
             **{key: value for key, value in batch.items() if key not in _TARGETS and (any_name or key in parameters)}
         )
-    if isinstance(batch, tuple | list):
+    if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         return model(*batch[: max(1, _required(model))])
     return model(batch)
+
+
+def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What the forward of a model takes, or of the module within that a wrapper passes all its arguments on to.
+
+    Such wrappers are DistributedDataParallel, DataParallel, AveragedModel, and what torch.compile returns.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    if all(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
+        for attribute in ("module", "_orig_mod"):
+            inner = model._modules.get(attribute)
+            if inner is not None:
+                return parameters_of(inner)
+    return parameters
 
 
 def outputs_of(result: Any, batch: Any = None) -> list[tuple[Tensor, Tensor | None]]:
@@ -73,14 +89,30 @@ def outputs_of(result: Any, batch: Any = None) -> list[tuple[Tensor, Tensor | No
     return found
 
 
+def check_differentiable(model: nn.Module) -> None:
+    """Refuse a model whose parameters take part in no derivative.
+
+    Raises:
+        ConversionError: a parameter was made under torch.inference_mode.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ConversionError(
+                f"{name} was made under torch.inference_mode and takes part in no derivative; "
+                "make or load the model outside of it"
+            )
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, its parameters frozen, and the fused kernels off that read weights past the modules."""
+    """The model in eval mode, its parameters frozen, and off what sees no hooks: compiled code, and fused kernels."""
     modes = [(module, module.training) for module in model.modules()]
     frozen = [
         parameter
         for parameter in model.parameters()
-        if parameter.requires_grad and not isinstance(parameter, nn.parameter.UninitializedParameter)
+        if parameter.requires_grad
+        and not isinstance(parameter, nn.parameter.UninitializedParameter)
+        and not parameter.is_inference()
     ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -88,7 +120,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for parameter in frozen:
             parameter.requires_grad_(False)  # noqa: FBT003
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with _uncompiled():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for parameter in frozen:
@@ -97,19 +130,36 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """What torch.compile made runs as it was written."""
+    if "torch._dynamo" not in sys.modules:
+        # nothing is compiled, and the import takes a second
+        return contextlib.nullcontext()
+    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
 def _required(model: nn.Module) -> int:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return sum(parameter.kind in kinds and parameter.default is parameter.empty for parameter in parameters)
+    return sum(
+        parameter.kind in kinds and parameter.default is parameter.empty for parameter in parameters_of(model).values()
+    )
 
 
 def _moved(batch: Any, device: torch.device | None) -> Any:
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        # the caller's graph is left alone, and a tensor of inference mode could not be saved for the backward pass
+        return batch.clone().to(device) if batch.is_inference() else batch.detach().to(device)
+    if isinstance(batch, PackedSequence):
+        # its lengths stay on the CPU, as it knows
+        return batch if device is None else batch.to(device)  # type: ignore[arg-type]
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
     if isinstance(batch, tuple | list):
-        return [_moved(value, device) for value in batch]
+        moved = [_moved(value, device) for value in batch]
+        return moved if isinstance(batch, list) else tuple(moved)
     return batch
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from panther.convert.calls import Forward, batches_of, call, evaluating, outputs_of
+from panther.convert.calls import Forward, batches_of, call, check_differentiable, evaluating, outputs_of
 from panther.convert.errors import ConversionError
 from panther.convert.outputs import Reference
 from panther.nn import SKLinear
@@ -51,6 +51,8 @@ class _Targets(NamedTuple):
     hidden: dict[str, Tensor]
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def distill_(
     student: nn.Module,
     teacher: nn.Module,
@@ -101,6 +103,7 @@ def distill_(
     parameters = _trained(student)
     if not parameters:
         raise ConversionError("student has no sketched layer to train; convert it with panther.sketch_ first")
+    check_differentiable(student)
     started = time.perf_counter()
     train, held_out = _split(batches_of(loader, "loader"), validation)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
@@ -111,7 +114,7 @@ def distill_(
         with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as advance:
             reference = Reference(teacher, held_out or train, forward)
             if not reference.has_outputs:
-                raise ConversionError("the teacher put out no floating-point tensor to learn from")
+                raise ConversionError("the teacher put out no finite floating-point numbers to learn from")
             run = _Run(student, teacher, train, names, hidden_weight, forward)
             result = _train(run, parameters, reference, steps, lr, patience, generator, advance)
     except BaseException:
@@ -197,14 +200,14 @@ def _train(
     step = 0
     for step in range(1, steps + 1):
         if not order:
-            order = torch.randperm(len(run.batches), generator=generator).tolist()
+            order = torch.randperm(len(run.batches), generator=generator, device=generator.device).tolist()
         for parameter in parameters:
             parameter.requires_grad_(True)  # noqa: FBT003
         loss = run.loss(order.pop())
         if not bool(torch.isfinite(loss)):
             raise ConversionError(f"the loss became {loss.item()} at step {step}; try a smaller lr than {lr}")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(inputs=list(parameters))  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()
@@ -290,11 +293,14 @@ def _mask_of(batch: Any) -> Tensor | None:
 
 
 def _relative(y: Tensor, y_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """‖y - ŷ‖² / ‖y‖² in float32, over the rows that count."""
+    """‖y - ŷ‖² / ‖y‖² in float32, over the rows that count where y is not infinite."""
     if mask is not None and y.dim() > 2 and y.shape[:2] == mask.shape:
         mask = mask.to(y.device)
         y, y_hat = y[mask], y_hat[mask]
     y, y_hat = y.float(), y_hat.float()
+    infinite = y.isinf()
+    if bool(infinite.any()):
+        y, y_hat = y[~infinite], y_hat[~infinite]
     return (y - y_hat).square().sum() / y.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 

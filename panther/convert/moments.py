@@ -154,8 +154,12 @@ def _empty(unit: Unit) -> Moments:
 
 def _probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     """A random v whose outer product weighs the relative squared error of y, times the examples in the batch."""
-    v = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y.device)
+    v = torch.randn(y.shape, generator=generator, dtype=torch.float32, device=generator.device).to(y.device)
     counted = y.float()
+    infinite = counted.isinf()
+    if bool(infinite.any()):
+        # scores that the model sets to -inf, say: no change of a layer moves them
+        v, counted = v.masked_fill(infinite, 0.0), counted.masked_fill(infinite, 0.0)
     if mask is not None:
         v *= mask.unsqueeze(-1)
         counted = counted[mask]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ _MOST_BYTES = 2**28
 
 
 class Deviation(NamedTuple):
-    """Of a model's outputs from the original's.
+    """Of a model's outputs from the original's, where these are finite: some scores may be masked by -inf.
 
     Attributes:
         error: √(Σ ‖y - ŷ‖² / Σ ‖y‖²), the root mean square over outputs where there are several.
@@ -48,20 +49,27 @@ class Reference:
     @property
     def has_outputs(self) -> bool:
         """Whether there is anything to compare."""
-        return any(outputs for _, outputs in self._batches)
+        return any(bool(y.isfinite().any()) for _, outputs in self._batches for y in outputs)
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether all of the original's outputs could be compared."""
+        return all(bool(y.isfinite().all()) for _, outputs in self._batches for y in outputs)
 
     def deviation(self, model: nn.Module) -> Deviation:
         """Compare what a model makes of the same batches."""
         sums: dict[int, list[float]] = {}
         for batch, expected in self._batches:
             for i, (y, y_hat) in enumerate(zip(expected, _rows(model, batch, self._forward), strict=True)):
-                reference, found = y.double(), y_hat.double()
+                finite = y.isfinite()
+                reference, found = y.double().where(finite, 0.0), y_hat.double().where(finite, 0.0)
                 entry = sums.setdefault(i, [0.0, 0.0, 0.0, 0.0])
-                entry[0] += (reference - found).square().sum().item()
+                # a model that overflows is further off than any other, also beside a NaN
+                entry[0] += (reference - found).nan_to_num(nan=math.inf, posinf=math.inf).square().sum().item()
                 entry[1] += reference.square().sum().item()
                 entry[2] += nn.functional.cosine_similarity(reference, found, dim=-1).sum().item()
-                entry[3] += len(reference)
-        errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, _ in sums.values()]
+                entry[3] += int(finite.any(dim=-1).sum())
+        errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, rows in sums.values() if rows]
         cosines = [cosine / rows for _, _, cosine, rows in sums.values() if rows]
         return Deviation((sum(errors) / len(errors)) ** 0.5, sum(cosines) / len(cosines))
 
