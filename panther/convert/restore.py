@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from panther import checkpoint
 from panther.convert.swap import Swap
-from panther.convert.units import Place, is_conv1d, weight_of
+from panther.convert.units import Place, is_conv1d, take_hooks, weight_of
 from panther.nn import SKLinear
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
@@ -63,7 +63,8 @@ def _replacements(model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[P
             L,
             k,
             bias=module.bias is not None,
-            dtype=S1s.dtype,
+            # a model that is loaded keeps its own type
+            dtype=weight.dtype,
             device="meta",
             sketch="orthonormal",
         ).to_empty(device="cpu" if device.type == "meta" else device)
@@ -75,5 +76,6 @@ def _replacements(model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[P
         shared.setdefault(key, layer)
         layer.S1s.requires_grad_(weight.requires_grad)
         layer.S2s.requires_grad_(weight.requires_grad)
+        take_hooks(layer, module)
         places[id(module)] = (Place(module, [name]), layer.train(module.training))
     return list(places.values())

@@ -195,6 +195,14 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one re
     plain = type(weight.data) is Tensor and weight.layout is torch.strided
     if not (plain and weight.is_floating_point()):
         return f"its weight is a {type(weight.data).__name__} of {weight.dtype}, not an ordinary floating-point tensor"
+    more = [
+        name
+        for held in (module._parameters, module._buffers, module._modules)
+        for name in held
+        if name not in ("weight", "bias")
+    ]
+    if more:
+        return f"{kind} holds more than nn.Linear does: {', '.join(more)}"
     own_forward = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
     if own_forward or "forward" in module.__dict__:
         return f"{kind} does more than nn.Linear in its forward"
@@ -238,7 +246,12 @@ def sketched_from(unit: Unit, left: Tensor, right: Tensor, biases: dict[int, Ten
             for other, old in zip(layers, unit.places, strict=False):
                 if bias_of(old.module) is bias:
                     layer.bias = other.bias
-        for hooks in _HOOKS:
-            setattr(layer, hooks, getattr(module, hooks))
+        take_hooks(layer, module)
         layers.append(layer.train(module.training))
     return layers
+
+
+def take_hooks(layer: SKLinear, module: nn.Module) -> None:
+    """Give a new layer the hooks of the module that it stands for; their handles go on working."""
+    for hooks in _HOOKS:
+        setattr(layer, hooks, getattr(module, hooks))

@@ -128,6 +128,21 @@ def test_restore_refuses_what_does_not_fit_and_leaves_the_model(tmp_path):
         pr.restore_(other, tmp_path / "no.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_restore_keeps_the_type_and_the_hooks_of_the_model(tmp_path, dtype):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)).bfloat16()
+    again = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)).to(dtype)
+    calls = []
+    again[0].register_forward_hook(lambda *_: calls.append(1))
+    pr.sketch_(model, ratio=0.7)
+    pr.save(model, tmp_path / "m.safetensors")
+    assert pr.restore_(again, tmp_path / "m.safetensors") == ("0",)
+    assert {tensor.dtype for tensor in again.state_dict().values()} == {dtype}
+    x = torch.randn(3, 64).bfloat16()
+    torch.testing.assert_close(again(x.to(dtype)), model(x).to(dtype), rtol=0.05, atol=0.05)
+    assert calls == [1]
+
+
 def test_restore_keeps_tied_layers_tied(tmp_path):
     def build():
         model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()

@@ -155,6 +155,12 @@ def replaced_forward():
     return linear
 
 
+def adapted():
+    linear = nn.Linear(64, 64)
+    linear.adapter = nn.Linear(64, 2)
+    return linear
+
+
 def not_finite():
     linear = nn.Linear(64, 64)
     linear.weight.data[0, 0] = torch.nan
@@ -168,6 +174,7 @@ def not_finite():
         (spectral, "parametrised"),
         (pruned, "weight is no parameter"),
         (lambda: Scaled(64, 64), "Scaled does more than nn.Linear"),
+        (adapted, "Linear holds more than nn.Linear does: adapter"),
         (replaced_forward, "more than nn.Linear in its forward"),
         (not_finite, "not finite"),
         (lambda: nn.Linear(64, 64, device="meta"), "'meta'"),
