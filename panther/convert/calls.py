@@ -96,7 +96,7 @@ def check_differentiable(model: nn.Module) -> None:
         ConversionError: a parameter was made under torch.inference_mode.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_inference():
+        if not _uninitialised(parameter) and parameter.is_inference():
             raise ConversionError(
                 f"{name} was made under torch.inference_mode and takes part in no derivative; "
                 "make or load the model outside of it"
@@ -110,9 +110,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     frozen = [
         parameter
         for parameter in model.parameters()
-        if parameter.requires_grad
-        and not isinstance(parameter, nn.parameter.UninitializedParameter)
-        and not parameter.is_inference()
+        if parameter.requires_grad and not (_uninitialised(parameter) or parameter.is_inference())
     ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -137,6 +135,10 @@ def _uncompiled() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager
+
+
+def _uninitialised(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
 def _required(model: nn.Module) -> int:

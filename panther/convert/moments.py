@@ -163,17 +163,21 @@ def _probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor
     if mask is not None:
         v *= mask.unsqueeze(-1)
         counted = counted[mask]
-    norm = counted.square().sum().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-    scaled: Tensor = v * (len(y) ** 0.5 / norm)
+    norm = counted.double().square().sum().sqrt()
+    # nothing is relative to an output of zeros alone
+    scale = torch.where(norm == 0, 0.0, len(y) ** 0.5 / norm)
+    scaled: Tensor = v.double() * scale
     return scaled.to(y.dtype)
 
 
 def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
-    moves = g.square().sum(1)
+    moves = g.abs().sum(1)
     record.moves = moves if record.moves is None else record.moves + moves
-    # summed in float64; within one batch float32 is enough for a weighting
-    product = (g.t() @ g).double() / probes
+    # summed in float64; within one batch float32 is enough for a weighting, once the squares are in its range
+    size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
+    g = g / size.float()
+    product = (g.t() @ g).double() * (size.square() / probes)
     sensitivity = record.moments.sensitivity
     record.moments.sensitivity = product if sensitivity is None else sensitivity + product
 

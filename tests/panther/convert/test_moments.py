@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+import panther as pr
 from panther.convert import ConversionError
 from panther.convert.calls import evaluating
 from panther.convert.moments import collect
@@ -115,3 +116,43 @@ def test_refuses_inputs_that_are_not_finite(mlp, inputs):
     with pytest.raises(ConversionError, match="inputs of 0 hold values that are not finite"):
         moments_of(mlp, [inputs])
     assert not mlp[0]._forward_hooks
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 8), nn.Linear(64, 8)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+        self.factor = factor
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return self.factor * self.first(hidden), self.second(hidden)
+
+
+def test_an_output_of_zeros_alone_weighs_nothing():
+    torch.manual_seed(0)
+    x = torch.randn(100, 64)
+    found = moments_of(TwoHeads(1.0), [x])
+    assert found["second"].sensitivity.abs().max() == 0
+    assert found["body"].rows == 100
+    assert found["body"].sensitivity.trace() > 0
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_outputs_of_any_size_weigh_the_same(factor):
+    torch.manual_seed(0)
+    x, model = torch.randn(100, 64), TwoHeads(1.0)
+    expected = moments_of(model, [x])
+    model.factor = factor
+    found = moments_of(model, [x])
+    for name in ("body", "first"):
+        assert found[name].rows == 100
+        torch.testing.assert_close(found[name].sensitivity, expected[name].sensitivity, rtol=1e-3, atol=1e-6)
+
+
+def test_layers_that_are_not_initialised_yet_are_by_the_first_batch():
+    model = nn.Sequential(nn.Linear(64, 64), nn.LazyLinear(64))
+    report = pr.sketch_(model, ratio=0.8, calibration=torch.randn(50, 64))
+    assert report.replaced == ("0",)
