@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from panther import checkpoint
 from panther.convert.swap import Swap
-from panther.convert.units import Place, is_conv1d, take_hooks, weight_of
+from panther.convert.units import Place, is_conv1d, weight_of
 from panther.nn import SKLinear
+from panther.nn.hooks import take_hooks
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
 

@@ -11,18 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from panther.nn import SKLinear
+from panther.nn.hooks import take_hooks
 
 Filter = Callable[[nn.Module, str], bool]
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 @dataclass
@@ -249,9 +240,3 @@ def sketched_from(unit: Unit, left: Tensor, right: Tensor, biases: dict[int, Ten
         take_hooks(layer, module)
         layers.append(layer.train(module.training))
     return layers
-
-
-def take_hooks(layer: SKLinear, module: nn.Module) -> None:
-    """Give a new layer the hooks of the module that it stands for; their handles go on working."""
-    for hooks in _HOOKS:
-        setattr(layer, hooks, getattr(module, hooks))

@@ -29,11 +29,16 @@ def random_like(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dic
     for name, tensor in inputs.items():
         if tensor.is_floating_point():
             mean, spread = (tensor.mean(), tensor.std(unbiased=False)) if tensor.numel() else (0.0, 1.0)
-            result[name] = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * spread + mean
+            result[name] = (
+                torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=generator.device) * spread
+                + mean
+            )
         elif _is_mask(tensor):
             result[name] = tensor
         else:
-            chosen = torch.randint(max(tensor.numel(), 1), (tensor.numel(),), generator=generator)
+            chosen = torch.randint(
+                max(tensor.numel(), 1), (tensor.numel(),), generator=generator, device=generator.device
+            )
             result[name] = tensor.flatten()[chosen].reshape(tensor.shape)
     return result
 

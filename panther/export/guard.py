@@ -63,7 +63,7 @@ def check_graph(
                 f"layer {site.name!r}: onnxruntime folded its factors into a dense {dense[0]}x{dense[1]} matrix; "
                 "nothing was written"
             )
-    leftover = sorted(set(_constant_nodes(optimized.graph)))
+    leftover = sorted(set(_unpacking_nodes(optimized.graph)))
     if leftover:
         raise ExportError(
             f"onnxruntime computes constants anew at every run: {', '.join(leftover)}; nothing was written"
@@ -90,23 +90,35 @@ def product_shapes(graph: onnx.GraphProto) -> Counter[Shape]:
 def constant_products(graph: ir.Graph) -> Counter[Shape]:
     """The same for a graph that is still being made."""
     seen: dict[int, Shape] = {}
+    # also what is computed from constants alone, as a parametrised weight is, and folded at load
+    constant: set[int] = set()
     for node in graph.all_nodes():
+        if all(value is None or value.const_value is not None or id(value) in constant for value in node.inputs):
+            constant.update(map(id, node.outputs))
         if node.op_type not in _PRODUCTS or len(node.inputs) < 2 or node.inputs[1] is None:
             continue
-        matrix, transposed = node.inputs[1], "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        matrix = node.inputs[1]
+        transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
         producer = matrix.producer()
         if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
             matrix, transposed = producer.inputs[0], not transposed
-        if matrix.const_value is not None and len(matrix.const_value.shape) == 2:
-            rows, columns = matrix.const_value.shape.numpy()
+        shape = matrix.shape
+        known = matrix.const_value is not None or id(matrix) in constant
+        if known and shape is not None and shape.rank() == 2 and shape.is_static():
+            rows, columns = shape.numpy()
             seen[id(matrix)] = (columns, rows) if transposed else (rows, columns)
     return Counter(seen.values())
 
 
-def _constant_nodes(graph: onnx.GraphProto) -> Iterator[str]:
-    constants = {initializer.name for initializer in graph.initializer}
+def _unpacking_nodes(graph: onnx.GraphProto) -> Iterator[str]:
+    """Nodes that compute something from a constant matrix and other constants, such as packed signs.
+
+    Where the CPU has no kernel for float16, it casts scalars and vectors to float32 at every run; they cost nothing.
+    """
+    rank = {initializer.name: len(initializer.dims) for initializer in graph.initializer}
     for node in graph.node:
-        if node.input and all(name in constants for name in node.input if name):
+        names = [name for name in node.input if name]
+        if all(name in rank for name in names) and any(rank[name] == 2 for name in names):
             yield f"{node.op_type} {node.name!r}"
 
 

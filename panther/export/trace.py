@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from panther.export.errors import ExportError, first_line
 from panther.nn import SKLinear
+from panther.nn.hooks import computes_weights, take_hooks
 
 OPSET = 20
 DOMAIN, OP = "panther", "SketchedLinear"
@@ -51,6 +52,8 @@ class Placeholder(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.num_terms, self.low_rank = layer.num_terms, layer.low_rank
         self.name = name
+        if not computes_weights(layer):
+            take_hooks(self, layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Leave one node in the graph."""
