@@ -6,8 +6,8 @@ import html
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Analysis:
 
     Attributes:
         layers: in the order of ``named_modules``; a layer in several places is there once.
-        total: over the layers. Its latencies are sums.
+        total: over the layers, what tied ones share counted once. Its latencies are sums.
         other_parameters: of the model outside its sketched layers.
         batch_size: rows at which latency was measured; None where it was not.
     """
@@ -185,13 +185,10 @@ def analyze(model_or_layer: nn.Module, *, batch_size: int | None = 1) -> Analysi
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size ({batch_size}) must be at least 1, or None")
-    layers = tuple(
-        _analyze_layer(name, module, batch_size)
-        for name, module in model_or_layer.named_modules()
-        if isinstance(module, SKLinear)
-    )
+    sketched = {name: module for name, module in model_or_layer.named_modules() if isinstance(module, SKLinear)}
+    layers = tuple(_analyze_layer(name, module, batch_size) for name, module in sketched.items())
     every = sum(parameter.numel() for parameter in model_or_layer.parameters())
-    total = _sum(layer.costs for layer in layers)
+    total = _sum(_own(sketched.values(), layers))
     return Analysis(layers, total, every - total.parameters.learnable, batch_size)
 
 
@@ -331,6 +328,29 @@ def median_latency_us(
     while len(times) < 5 or time.perf_counter() < end:
         times.append(once())
     return statistics.median(times)
+
+
+def _own(sketched: Iterable[SKLinear], layers: Iterable[LayerAnalysis]) -> Iterator[Costs]:
+    """What each layer costs, less what it shares with one before it; the work it does all the same."""
+    seen: set[int] = set()
+    for module, layer in zip(sketched, layers, strict=True):
+        costs, size = layer.costs, module.S1s.element_size()
+        terms = {id(term) for term in (module.S1s, module.S2s, module.U1s, module.U2s)}
+        tied = terms <= seen
+        bias = layer.bias_parameters if id(module.bias) not in seen else 0
+        shared = layer.bias_parameters - bias
+        seen |= {*terms, id(module.bias)}
+        count = costs.parameters
+        own = ParameterCount(count.dense - shared, count.learnable - shared, count.fixed)
+        if tied:
+            own = ParameterCount(bias, bias, 0)
+        yield replace(
+            costs,
+            parameters=own,
+            bytes_in_memory=size * own.stored,
+            dense_bytes_in_memory=size * own.dense,
+            bytes_on_disk=size * bias if tied else costs.bytes_on_disk - size * shared,
+        )
 
 
 def _sum(costs: Iterable[Costs]) -> Costs:

@@ -133,20 +133,29 @@ def fit(
 def evaluate(model: nn.Module, batches: Batches) -> float:
     """The share of rows, 0 to 1, whose largest output is at the index y; the processes of a run share the work.
 
-    The model is in eval mode meanwhile, and in the mode that it was in afterwards.
+    The model is in eval mode meanwhile; afterwards each of its modules is in the mode that it was in.
+
+    Raises:
+        ValueError: there are no rows.
     """
     device = next(model.parameters()).device
     whole_batches = not isinstance(batches.sampler, DistributedSampler)
-    correct, rows, training = 0, 0, model.training
+    correct, rows = 0, 0
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    with torch.no_grad():
-        for x, y in batches:
-            x_share, y_share = (distributed.share_of(x), distributed.share_of(y)) if whole_batches else (x, y)
-            if len(x_share):
-                correct += int((model(x_share.to(device)).argmax(dim=-1) == y_share.to(device)).sum())
-            rows += len(x_share)
-    model.train(training)
+    try:
+        with torch.no_grad():
+            for x, y in batches:
+                x_share, y_share = (distributed.share_of(x), distributed.share_of(y)) if whole_batches else (x, y)
+                if len(x_share):
+                    correct += int((model(x_share.to(device)).argmax(dim=-1) == y_share.to(device)).sum())
+                rows += len(x_share)
+    finally:
+        for module, training in modes:
+            module.training = training
     correct_of_all, rows_of_all = distributed.add_up(correct, rows, device=device)
+    if not rows_of_all:
+        raise ValueError("batches holds no row")
     return correct_of_all / rows_of_all
 
 

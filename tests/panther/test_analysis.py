@@ -107,3 +107,29 @@ def test_wrong_arguments():
         pr.approximation_quality(nn.Linear(2, 2, bias=False), nn.Linear(2, 2), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="holds no batch"):
         pr.approximation_quality(nn.Linear(2, 2), nn.Linear(2, 2), [])
+
+
+def test_what_tied_layers_share_counts_once_in_all(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 96), nn.Linear(96, 96, bias=False)).double()
+    model[2].weight = model[3].weight = model[0].weight
+    twin = sum(parameter.numel() for parameter in model.parameters())
+    pr.sketch_(model, ratio=0.7)
+    assert model[0].S1s is model[2].S1s is model[3].S1s
+    analysis = pr.analyze(model, batch_size=None)
+    total, buffers = analysis.total, {id(buffer): buffer.numel() for buffer in model.buffers()}
+    assert total.parameters.dense == twin
+    assert total.parameters.learnable == sum(parameter.numel() for parameter in model.parameters())
+    assert total.parameters.fixed == sum(buffers.values())
+    assert analysis.other_parameters == 0
+    assert total.bytes_in_memory == total.bytes_on_disk == 8 * total.parameters.stored
+    assert total.multiply_adds_per_row == 3 * analysis.layers[0].costs.multiply_adds_per_row
+
+
+def test_a_shared_bias_counts_once_in_all():
+    model = nn.Sequential(SKLinear(64, 64, 1, 8), SKLinear(64, 64, 1, 8))
+    model[1].bias = model[0].bias
+    analysis = pr.analyze(model, batch_size=None)
+    assert analysis.total.parameters.learnable == sum(parameter.numel() for parameter in model.parameters())
+    assert analysis.total.parameters.dense == 2 * 64 * 64 + 64
+    assert analysis.other_parameters == 0

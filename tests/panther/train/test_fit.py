@@ -202,6 +202,25 @@ def test_no_batches():
         fit(network(), empty, epochs=1)
 
 
+def test_evaluate_leaves_the_mode_of_every_module():
+    model = nn.Sequential(nn.BatchNorm1d(16), SKLinear(16, 4, 1, 1), nn.Dropout())
+    model[0].eval()
+    evaluate(model, rows_of(16))
+    assert [module.training for module in (model, *model)] == [True, False, True, True]
+    with pytest.raises(RuntimeError):
+        evaluate(model, rows_of(5))
+    assert [module.training for module in (model, *model)] == [True, False, True, True]
+
+
+def test_evaluate_refuses_batches_without_rows():
+    with pytest.raises(ValueError, match="batches holds no row"):
+        evaluate(SKLinear(16, 4, 1, 1), rows_of(16, rows=0))
+
+
+def rows_of(width, rows=8):
+    return DataLoader(TensorDataset(torch.zeros(rows, width), torch.zeros(rows, dtype=torch.long)), batch_size=4)
+
+
 def test_evaluate_leaves_the_mode():
     model = network().eval()
     evaluate(model, batches())
