@@ -27,6 +27,7 @@ FORMAT = "1"
 _FORMAT_KEY, _DIGEST_KEY = "panther.format", "panther.digest"
 _SIGNS_KEY, _SAME_KEY = "panther.signs", "panther.same"
 _SUFFIX = ".signs"
+_LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
 class CheckpointError(Exception):
@@ -44,7 +45,8 @@ def save(model: nn.Module, path: str | Path) -> int:
         The bytes written.
 
     Raises:
-        CheckpointError: the state holds what is not a tensor or lies on ``meta``, or the file can't be written.
+        CheckpointError: the state holds what is no strided tensor with values, as on ``meta``, or the file can't be
+            written.
     """
     import safetensors.torch
 
@@ -53,21 +55,25 @@ def save(model: nn.Module, path: str | Path) -> int:
     same: dict[str, str] = {}
     stored: dict[str, Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
     fixed = _keys_of_fixed_matrices(model)
     for key, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"the state of {key!r} is a {type(value).__name__}; only tensors can be saved")
-        if value.is_meta:
-            raise CheckpointError(f"{key!r} lies on the device 'meta' and has no values to save")
-        identity = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (key,)
+        _check_storable(key, value)
+        # conjugate and negative views have the address of what they are views of
+        bits = (value.is_conj(), value.is_neg())
+        identity = (value.data_ptr(), value.shape, value.stride(), value.dtype, *bits) if value.numel() else (key,)
         if identity in seen:
             same[key] = seen[identity]
             continue
         seen[identity] = key
         magnitude = sign_magnitude(value) if key in fixed else None
         if magnitude is None:
-            # a copy where it shares memory with others: safetensors stores each tensor by itself
-            stored[key] = value.detach().cpu().contiguous()
+            stored[key] = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
+            storage = stored[key].untyped_storage().data_ptr()
+            if storage in storages:
+                # safetensors stores each tensor by itself, and refuses what overlaps
+                stored[key] = stored[key].clone()
+            storages.add(storage)
         else:
             stored[key + _SUFFIX] = pack_signs(value)
             signs[key] = {"shape": list(value.shape), "dtype": _name(value.dtype), "magnitude": magnitude}
@@ -118,7 +124,8 @@ def load(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadResu
         )
     growing = _keys_that_grow(model, state)
     for key in sorted(own.keys() & state.keys() - growing):
-        if own[key].shape != state[key].shape:
+        # a lazy module takes its sizes from the file, as load_state_dict has it
+        if not isinstance(own[key], _LAZY) and own[key].shape != state[key].shape:
             raise CheckpointError(
                 f"{path} does not fit {type(model).__name__}: {key!r} is {tuple(state[key].shape)} in the file and "
                 f"{tuple(own[key].shape)} in the module"
@@ -164,6 +171,17 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r} in its description of sign matrices") from error
     return stored
+
+
+def _check_storable(key: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"the state of {key!r} is a {type(value).__name__}; only tensors can be saved")
+    if isinstance(value, _LAZY):
+        raise CheckpointError(f"{key!r} is not initialised and has no values to save; call the module first")
+    if value.is_meta:
+        raise CheckpointError(f"{key!r} lies on the device 'meta' and has no values to save")
+    if value.layout != torch.strided:
+        raise CheckpointError(f"{key!r} is of layout {value.layout}; only strided tensors can be saved")
 
 
 def _keys_of_fixed_matrices(model: nn.Module) -> set[str]:

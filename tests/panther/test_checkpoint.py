@@ -207,3 +207,42 @@ def test_an_older_file_stays_when_writing_fails(tmp_path, monkeypatch):
         pr.save(nn.Linear(2, 2), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_views_of_one_tensor_are_saved_each_for_itself(tmp_path):
+    torch.manual_seed(0)
+    whole, complex_ = torch.randn(4, 4), torch.randn(3, dtype=torch.complex64)
+    views = {
+        "whole": whole,
+        "rows": whole[:2],
+        "flat": whole.view(16),
+        "turned": whole.t(),
+        "z": complex_,
+        "conjugate": complex_.conj(),
+        "negative": torch._neg_view(complex_.real),
+    }
+    saved, loaded = nn.Module(), nn.Module()
+    for name, view in views.items():
+        saved.register_buffer(name, view)
+        loaded.register_buffer(name, torch.zeros(view.shape, dtype=view.dtype))
+    pr.save(saved, tmp_path / "views.safetensors")
+    pr.load(loaded, tmp_path / "views.safetensors")
+    for name, view in views.items():
+        assert torch.equal(loaded.get_buffer(name), view), name
+
+
+def test_lazy_layers_take_their_sizes_from_the_file_and_cannot_be_saved_before(tmp_path):
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(CheckpointError, match=r"'0\.weight' is not initialised"):
+        pr.save(lazy, tmp_path / "a.safetensors")
+    linear = nn.Sequential(nn.Linear(4, 3))
+    pr.save(linear, tmp_path / "a.safetensors")
+    pr.load(lazy, tmp_path / "a.safetensors")
+    assert torch.equal(lazy[0].weight, linear[0].weight)
+
+
+def test_sparse_tensors_are_refused_by_name(tmp_path):
+    module = nn.Module()
+    module.register_buffer("mask", torch.eye(3).to_sparse())
+    with pytest.raises(CheckpointError, match=r"'mask' is of layout torch\.sparse_coo"):
+        pr.save(module, tmp_path / "a.safetensors")
