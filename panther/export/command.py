@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from panther.export.errors import ExportError, first_line
 
 # what a dynamic axis is in the example inputs; two different sizes, so that none is taken for another
 _EXAMPLE_SIZES = (4, 6, 10, 14)
+# of what a checkpoint and a model differ in
+_LONGEST, _MOST_LINES = 200, 4
 _SPEC = re.compile(r"(?P<name>[A-Za-z_]\w*):(?P<dtype>\w+)\[(?P<shape>[^\]]*)\]")
 _DTYPES = {
     name: getattr(torch, name) for name in ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
@@ -81,6 +84,8 @@ def load_model(factory: str, checkpoint: Path | None) -> nn.Module:
     finally:
         sys.path.pop(0)
     build = getattr(module, attribute, None)
+    if isinstance(build, nn.Module):
+        raise ExportError(f"{factory} is a model itself; name a function that returns one")
     if not callable(build):
         raise ExportError(f"module {module_name!r} has no callable {attribute!r}")
     try:
@@ -111,10 +116,25 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         model.load_state_dict(state)
     except FileNotFoundError:
         raise ExportError(f"checkpoint {checkpoint} does not exist") from None
+    except pickle.UnpicklingError as error:
+        raise ExportError(
+            f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: it is damaged, or holds more than "
+            "tensors, as a whole model does; write it by torch.save(model.state_dict(), ...)"
+        ) from error
     except Exception as error:
         raise ExportError(
-            f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: {first_line(error)}"
+            f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: {_differences(error)}"
         ) from error
+
+
+def _differences(error: Exception) -> str:
+    """What load_state_dict has to say; its first line is a heading."""
+    heading, *lines = str(error).splitlines() or [""]
+    found = [line.strip().rstrip(".") for line in lines if line.strip()]
+    if not (heading.startswith("Error(s) in loading") and found):
+        return first_line(error)
+    shown = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in found[:_MOST_LINES]]
+    return "; ".join(shown) + (f"; and {len(found) - _MOST_LINES} more" if len(found) > _MOST_LINES else "")
 
 
 def example_tensors(specs: Sequence[InputSpec], data: Path | None, seed: int = 0) -> dict[str, Tensor]:

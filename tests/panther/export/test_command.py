@@ -3,11 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from panther import cli
 from panther.export import command
 from panther.export.command import InputSpec, example_tensors
+from panther.nn import SKLinear
 
 MODULE = """
 import torch
@@ -23,6 +25,7 @@ def choosing():
 def broken():
     raise RuntimeError("no such thing")
 
+instance = nn.Linear(64, 32)
 number = 3
 def not_a_model():
     return number
@@ -98,6 +101,10 @@ ERRORS = [
     (["mynet:number", *ONE], "has no callable 'number'"),
     (["mynet:broken", *ONE], "broken failed: RuntimeError: no such thing"),
     (["mynet:not_a_model", *ONE], "returned int; a torch.nn.Module is needed"),
+    (["mynet:instance", *ONE], "is a model itself; name a function that returns one"),
+    (["mynet:net", *ONE, "--checkpoint", "whole.pt"], "or holds more than tensors, as a whole model does"),
+    (["mynet:net", *ONE, "--checkpoint", "parallel.pt"], 'Unexpected key(s) in state_dict: "module.0.S1s"'),
+    (["mynet:net", *ONE, "--checkpoint", "sizes.pt"], "; and 6 more"),
     (["mynet:net", "--input", "x"], "input 'x' must be NAME:DTYPE[SIZE,...]"),
     (["mynet:net", "--input", "x:float99[batch]"], "type 'float99' must be one of"),
     (["mynet:net", "--input", "x:float32[0,64]"], "'0' must be a positive size"),
@@ -120,6 +127,11 @@ ERRORS = [
 def test_errors_are_lines(arguments, message, panther, tmp_path):
     (tmp_path / "mynet.txt").write_text("")
     (tmp_path / "bad.pt").write_text("no weights")
+    net = nn.Sequential(SKLinear(64, 48, 1, 8), nn.ReLU(), SKLinear(48, 32, 1, 8))
+    torch.save(net, tmp_path / "whole.pt")
+    torch.save(nn.DataParallel(net).state_dict(), tmp_path / "parallel.pt")
+    other = nn.Sequential(SKLinear(32, 24, 1, 4), nn.ReLU(), SKLinear(24, 16, 1, 4))
+    torch.save(other.state_dict(), tmp_path / "sizes.pt")
     (tmp_path / "bad.safetensors").write_text("no weights")
     np.savez(tmp_path / "other.npz", y=np.zeros((2, 3), np.float32))
     result = panther("export", *arguments, *(QUICK if "--plan" not in arguments else ["--name", "net"]))
