@@ -16,7 +16,7 @@ from panther.convert.outputs import Deviation, Reference
 from panther.convert.plan import Candidate, Plan
 from panther.convert.report import ConversionReport
 from panther.convert.swap import Swap
-from panther.convert.units import Filter, find_units, sketched_from
+from panther.convert.units import Filter, Unit, find_units, sketched_from
 
 # steps of the search for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
@@ -98,7 +98,10 @@ def sketch_(
             )
             reference = Reference(model, batches, forward)
             if not reference.has_outputs:
-                raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
+                raise ConversionError(
+                    "calibration: the model put out no finite floating-point numbers to compare; scalars are left out, "
+                    "and what is no tensor, mapping, tuple or list (forward may return others)"
+                )
         candidates = plan.candidates(units, moments, report_step)
         budgets = plan.Budgets(model, units, candidates, in_bytes=max_bytes is not None)
         if max_error is not None:
@@ -114,7 +117,7 @@ def sketch_(
     swap = _swap(model, chosen)
     swap.do()
     try:
-        return _report(model, units, chosen, before, deviation, _notes(moments, reference, probes))
+        return _report(model, units, chosen, before, deviation, _notes(units, moments, reference, probes))
     except BaseException:
         swap.undo()
         raise
@@ -210,12 +213,19 @@ def _report(
     )
 
 
-def _notes(moments: Mapping[int, Moments] | None, reference: Reference | None, probes: int) -> tuple[str, ...]:
+def _notes(
+    units: Sequence[Unit], moments: Mapping[int, Moments] | None, reference: Reference | None, probes: int
+) -> tuple[str, ...]:
     if moments is None or reference is None:
         return ("without calibration inputs: each layer is the truncated SVD of its weight",)
     notes = []
     if probes and all(seen.sensitivity is None for seen in moments.values()):
         notes.append("the outputs have no derivatives: each layer was fitted to its own outputs")
+    elif probes:
+        seen = {unit.name: moments[id(unit)] for unit in units if id(unit) in moments}
+        without = [name for name, found in seen.items() if found.rows and found.sensitivity is None]
+        if without:
+            notes.append(f"fitted to their own outputs, which run without derivatives: {', '.join(without)}")
     if not reference.all_finite:
         notes.append("some of the original's outputs are infinite or NaN; the others were compared")
     return tuple(notes)

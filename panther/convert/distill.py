@@ -207,7 +207,7 @@ def _train(
         if not bool(torch.isfinite(loss)):
             raise ConversionError(f"the loss became {loss.item()} at step {step}; try a smaller lr than {lr}")
         optimizer.zero_grad()
-        loss.backward(inputs=list(parameters))  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()

@@ -49,6 +49,8 @@ class _Call:
     moments: Moments
     x: Tensor
     moves: Tensor | None = None
+    # whether its effect on the outputs can be seen; not within torch.no_grad
+    watched: bool = True
 
 
 def collect(
@@ -117,6 +119,7 @@ class _Watch:
             record = _Call(moments, x.detach().reshape(-1, x.shape[-1]))
             self._calls.append(record)
             if not torch.is_grad_enabled():
+                record.watched = False
                 return out
             key = (out.device, out.dtype)
             if key not in self._anchors:
@@ -185,7 +188,7 @@ def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
 def _add(record: _Call, *, moved: bool) -> None:
     x, moments = record.x, record.moments
     moments.calls += 1
-    if moved:
+    if moved and record.watched:
         x = x[:0] if record.moves is None else x[record.moves != 0]
     x = x.double()
     moments.second += x.t() @ x

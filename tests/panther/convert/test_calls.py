@@ -164,3 +164,25 @@ def test_a_model_that_overflows_where_the_original_does_not_is_never_within_the_
     report = pr.sketch_(mlp, max_error=0.5, calibration=inputs, filter_fn=lambda _, name: name == "2", forward=forward)
     assert report.replaced == ()
     assert report.output_error == 0
+
+
+class FrozenEncoder(nn.Module):
+    def __init__(self, context):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(96, 96), nn.Linear(96, 96)
+        self.context = context
+
+    def forward(self, x):
+        with self.context():
+            hidden = self.encoder(x)
+        return self.head(hidden.clone())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_part_that_runs_without_derivatives_is_fitted_to_its_own_outputs(inputs, context):
+    torch.manual_seed(0)
+    model = FrozenEncoder(context)
+    report = pr.sketch_(model, ratio=0.5, calibration=inputs)
+    assert report.replaced == ("encoder", "head")
+    assert report.notes == ("fitted to their own outputs, which run without derivatives: encoder",)
+    assert report.output_error < 0.7
