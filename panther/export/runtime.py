@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,8 @@ import onnx
 from panther.export.errors import ExportError, first_line
 
 _CGROUP = Path("/sys/fs/cgroup")
+# exit status of the process that optimises a graph, where onnxruntime says no
+_REFUSED = 3
 DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -135,8 +140,48 @@ def load(
 
 
 def optimized_graph(model: Path, target: Target) -> onnx.ModelProto:
-    """The graph that onnxruntime runs, without the contents of large constants."""
+    """The graph that onnxruntime runs, without the contents of large constants.
+
+    On the CPU a process of its own makes it: there are models that end the process which loads them, such as an LSTM in
+    float16 before a linear layer (onnxruntime 1.32), and no exception comes of it.
+
+    Raises:
+        ExportError: onnxruntime does not take the model, or ends the process.
+    """
     with tempfile.TemporaryDirectory(prefix="panther-") as folder:
         path = Path(folder) / "optimized.onnx"
-        load(model, target, optimized_path=path)
+        if target.device == "cpu":
+            _optimize_apart(model, path)
+        else:
+            load(model, target, optimized_path=path)
         return onnx.load(path, load_external_data=False)
+
+
+def _optimize_apart(model: Path, path: Path) -> None:
+    python_path = os.pathsep.join(entry for entry in sys.path if entry)
+    child = subprocess.run(  # noqa: S603 - this very interpreter  # nosec B603
+        [sys.executable, "-P", "-m", __name__, str(model), str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": python_path},
+        check=False,
+    )
+    if child.returncode == _REFUSED:
+        raise ExportError(child.stdout.strip())
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        raise ExportError(
+            f"onnxruntime ends the process that loads the model ({name}): it can't do what some layer asks for in this "
+            "precision; try another"
+        )
+    if child.returncode:
+        said = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+        raise ExportError(f"the process that loads the model failed: {said[-1]}")
+
+
+if __name__ == "__main__":
+    try:
+        load(Path(sys.argv[1]), Target(), optimized_path=Path(sys.argv[2]))
+    except ExportError as error:
+        sys.stdout.write(str(error))
+        sys.exit(_REFUSED)

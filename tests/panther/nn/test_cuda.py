@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from panther.nn import SKLinear, cuda, functional, launch, tiles
+from panther.nn import SKLinear, cuda, functional, launch, packed, tiles
 
 NEEDS = [(True,) * 4, (True, False, False, False), (False, True, True, True), (False, False, False, True)]
 without_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is here")
@@ -166,3 +166,14 @@ def test_derivatives_of_the_function(learns):
     learning = [tensor for tensor in (x, *layer.parameters()) if tensor.requires_grad]
     assert torch.autograd.gradcheck(function, learning, check_forward_ad=False)
     assert torch.autograd.gradgradcheck(function, learning)
+
+
+def test_what_a_transformation_left_over_is_taken_as_it_is():
+    """It is a Tensor by type, and has no memory of its own that a kernel could read."""
+    layer, x, left = make(), rows(), []
+    torch.func.grad(lambda x: left.append(x) or x.sum())(x)
+    assert type(left[0]) is torch.Tensor
+    assert not packed.applicable(left[0])
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning):
+            torch.testing.assert_close(layer(left[0]), definition(layer, x))

@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 
 from panther.bits import sign_magnitude
 from panther.nn import SKLinear, functional
-from panther.nn.packed import applicable, pack
+from panther.nn.packed import pack
 
 
 def make(**options) -> SKLinear:
@@ -209,17 +209,6 @@ def test_forward_mode_and_forward_over_reverse():
         dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
         tangent = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
     torch.testing.assert_close(tangent, torch.ones_like(x) @ layer.dense_weight().t())
-
-
-def test_what_a_transformation_left_over_is_taken_as_it_is():
-    """It is a Tensor by type, and has no memory of its own that a kernel could read."""
-    layer, left = make(), []
-    grad(lambda x: left.append(x) or x.sum())(rows(3))
-    assert type(left[0]) is torch.Tensor
-    assert not applicable(left[0])
-    for learning in (True, False):
-        with torch.set_grad_enabled(learning):
-            torch.testing.assert_close(layer(left[0]), definition(layer, rows(3)))
 
 
 def test_deepcopy_and_pickle_are_independent_and_packed():
