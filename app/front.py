@@ -109,6 +109,9 @@ class Front:
             response.headers["connection"] = "close"  # what comes of a body is not read
             await response(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # As GET is; the server beneath knows what was asked and leaves the body out.
+            scope = {**scope, "method": "GET"}
         await self._behind(scope, self._limited(receive), send)
 
     def _check_page(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
