@@ -82,13 +82,22 @@ class Settings(BaseSettings):
         default=4096, ge=1, description="most open connections of each worker; others get 503 at once, but for probes"
     )
     header_timeout_s: float = Field(
-        default=10.0, gt=0, description="how long a new connection may take to send the whole head of a request"
+        default=10.0,
+        ge=0.05,
+        le=86400,
+        description="how long a new connection may take to send the whole head of a request",
     )
     body_timeout_s: float = Field(
-        default=20.0, gt=0, description="how long a body may bring no more than 1 KiB before the request is given up"
+        default=20.0,
+        ge=0.05,
+        le=86400,
+        description="how long a body may bring no more than 1 KiB before the request is given up",
     )
     write_timeout_s: float = Field(
-        default=30.0, gt=0, description="how long a client may leave its answer unread before it is cut off"
+        default=30.0,
+        ge=0.05,
+        le=86400,
+        description="how long a client may leave its answer unread before it is cut off",
     )
     compression_min_bytes: int = Field(
         default=1024, ge=0, description="answers shorter than this are never compressed, whatever the client accepts"
@@ -154,7 +163,7 @@ class Settings(BaseSettings):
         ge=0,
         description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
     )
-    keep_alive_s: int = Field(default=30, ge=1, description="how long an idle connection is kept open")
+    keep_alive_s: int = Field(default=30, ge=1, le=86400, description="how long an idle connection is kept open")
     shutdown_delay_s: float = Field(
         default=0.0,
         ge=0,
@@ -162,11 +171,15 @@ class Settings(BaseSettings):
         description="how long after SIGTERM new requests are still taken, so that load balancers see it not ready",
     )
     shutdown_timeout_s: int = Field(
-        default=30, ge=1, description="how long requests in hand may take to finish after SIGTERM and that delay"
+        default=30,
+        ge=1,
+        le=86400,
+        description="how long requests in hand may take to finish after SIGTERM and that delay",
     )
     stuck_run_s: float = Field(
         default=120.0,
         ge=0,
+        le=86400,
         description="a run of a model that takes longer fails the liveness probe, and where there are several workers "
         "its worker is replaced; 0 for never",
     )

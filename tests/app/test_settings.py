@@ -43,6 +43,8 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
         ("DEVICE", "tpu", "input should be 'auto', 'cpu' or 'cuda'"),
         ("NUM_THREADS", "0", "input should be greater than or equal to 1"),
         ("MAX_BODY_BYTES", "-1", "input should be greater than or equal to 1024"),
+        ("SHUTDOWN_TIMEOUT_S", "100000", "input should be less than or equal to 86400"),
+        ("BODY_TIMEOUT_S", "1e-9", "input should be greater than or equal to 0.05"),
         ("VERSION_POLICY", "newest", "must be latest, all, or version numbers"),
         ("LOG_FORMAT", "xml", "input should be 'console' or 'json'"),
     ],
