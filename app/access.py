@@ -254,9 +254,8 @@ def warn_of_open_doors(settings: Settings) -> None:
         )
     if settings.model_control == "explicit" and not control and not predict:
         log.warning(
-            "model_control is %s without API keys on %s: whoever reaches the port may load and unload models; "
+            "model_control is explicit without API keys on %s: whoever reaches the port may load and unload models; "
             "set PANTHER_CONTROL_KEYS_FILE",
-            settings.model_control,
             settings.host,
         )
 

@@ -13,11 +13,9 @@ from threads import at_once
 from app import cuda_buffers, cuda_runs
 from app.cuda import accelerate
 from app.cuda_buffers import Bodies, LoanPool
-from app.cuda_runner import CudaRunner, NoBuffersError, check_buffers, relative_error
-from app.cuda_runs import batch_sizes, size_index
+from app.cuda_runner import CudaRunner
 from app.cudart import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Copy
 from app.device import CUDA, CudaOptions, Device
-from app.tensors import TensorSpec
 
 FLOAT = TensorProto.FLOAT
 
@@ -41,21 +39,6 @@ def quicken(model, runtime, max_rows=20, *, graphs=True, plain=None, bodies=None
         return session.run(names, given)
 
     return accelerate(session, inputs, outputs, max_rows, device, 7, feeds, plain or run)
-
-
-@pytest.mark.parametrize(
-    ("max_rows", "expected"),
-    [(1, (1,)), (2, (1, 2)), (5, (1, 2, 4, 5)), (8, (1, 2, 4, 8)), (100, (1, 2, 4, 8, 16, 32, 64, 100))],
-)
-def test_batch_sizes_are_powers_of_two_and_the_maximum(max_rows, expected):
-    assert batch_sizes(max_rows) == expected
-
-
-@pytest.mark.parametrize("max_rows", [1, 2, 3, 7, 8, 9, 100, 256])
-def test_the_smallest_size_that_holds_the_rows_is_taken(max_rows):
-    sizes = batch_sizes(max_rows)
-    for rows in range(1, max_rows + 1):
-        assert sizes[size_index(rows)] == min(size for size in sizes if size >= rows)
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -174,21 +157,6 @@ def test_what_else_is_to_be_done_is_done_while_the_device_is_at_work(tiny, runti
     assert runner.aside_ns == 0
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 100])
-@pytest.mark.parametrize("row_bytes", [1, 100, 70_000, 1_000_000])
-def test_pieces_hold_all_rows_in_their_order(rows, row_bytes):
-    x = np.arange(rows)
-    for parts in (x, [x[: rows // 2], x[rows // 2 :]], [x[at : at + 1] for at in range(rows)]):
-        pieces = list(cuda_runs._pieces(parts, rows, row_bytes))
-        assert [size for _, size in pieces] == [len(cuda_runs._joined(piece)) for piece, _ in pieces]
-        np.testing.assert_array_equal(np.concatenate([cuda_runs._joined(piece) for piece, _ in pieces]), x)
-
-
-def test_the_last_pieces_are_small():
-    sizes = [size for _, size in cuda_runs._pieces(np.zeros((1024, 1)), 1024, 1024)]
-    assert sizes == [512, 256, 128, 64, 64]
-
-
 def test_more_rows_of_several_requests_than_the_largest_batch(tiny, runtime):
     _, runner = quicken(tiny.graph(), runtime)
     parts = [np.full((15, 6), value, np.float32) for value in (1, 2)]
@@ -281,25 +249,6 @@ def test_a_single_number_has_a_buffer_too(build, runtime, sized):
     model = build.onnx_model([helper.make_node("Neg", ["x"], ["y"])], [("x", FLOAT, [])], [("y", FLOAT, [])])
     _, runner = quicken(model, runtime, None)
     assert runner.run({"x": np.float32(3)}, ["y"])[0] == -3
-
-
-def spec(name="x", datatype="FP32", shape=(None, 4)):
-    dtype = np.dtype(object) if datatype == "BYTES" else np.dtype(np.float32)
-    return TensorSpec(name, datatype, dtype, shape, tuple("n" if size is None else None for size in shape))
-
-
-@pytest.mark.parametrize(
-    ("tensor", "batched", "reason"),
-    [
-        (spec("words", "BYTES"), True, "'words' holds strings"),
-        (spec(shape=(None, None)), True, r"'x' has more dynamic dimensions than the batch: \(n, n\)"),
-        (spec(), False, r"'x' has more dynamic dimensions than the batch: \(n, 4\)"),
-        (spec(shape=(None, 0)), True, r"'x' is empty: \(n, 0\)"),
-    ],
-)
-def test_tensors_that_can_have_no_buffer(tensor, batched, reason):
-    with pytest.raises(NoBuffersError, match=reason):
-        check_buffers([spec("good")] if batched else [spec("good", shape=(3,))], [tensor], batched=batched)
 
 
 def test_a_model_of_unknown_shape_runs_from_the_host_and_says_why(build, runtime):
@@ -397,18 +346,3 @@ def test_without_the_runtime_it_runs_from_the_host(tiny):
     report, runner = accelerate(session, inputs, outputs, 8, device, None, dict, list)
     assert (runner, report.mode) == (None, "host")
     assert report.reason == "no buffers: libcudart.so.13 can't be loaded"
-
-
-@pytest.mark.parametrize(
-    ("mine", "expected", "error"),
-    [
-        ([1.0, 2.0], [1.0, 4.0], 0.5),
-        ([np.nan, 4.0], [np.nan, 4.0], 0.0),
-        ([1.0, 4.0], [np.nan, 4.0], np.inf),
-        ([np.inf], [np.inf], 0.0),
-        ([np.nan], [1.0], np.nan),
-    ],
-)
-def test_relative_errors(mine, expected, error):
-    found = relative_error(np.array(mine, np.float32), np.array(expected, np.float32), spec())
-    assert found == error or (np.isnan(error) and np.isnan(found))

@@ -1,21 +1,14 @@
 """The server on a real GPU: right answers in every mode, and the truth about which mode that is."""
 
-import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from on_cuda import DIGITS, ROOT, close, on_cpu
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import onnx_model
 from threads import at_once
@@ -25,8 +18,6 @@ from app.errors import DeviceError
 from app.model import Model
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).parents[2]
-DIGITS = sorted(ROOT.glob("models/digits/*/model.onnx"))[-1]
 FLOAT = TensorProto.FLOAT
 
 if CUDA not in ort.get_available_providers():
@@ -58,10 +49,6 @@ def load(path, max_rows=64, device=None, **options):
     return model
 
 
-def on_cpu(path, feeds):
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, feeds)
-
-
 @pytest.fixture(scope="module")
 def device():
     return find_device("cuda")
@@ -70,10 +57,6 @@ def device():
 @pytest.fixture(scope="module")
 def digits(device):
     return load(DIGITS, 100, device)
-
-
-def close(mine, expected, limit=1e-5):
-    assert np.abs(mine - expected).max() <= limit * np.abs(expected).max()
 
 
 def test_every_node_of_digits_is_on_cuda_and_in_a_graph(digits):
@@ -299,110 +282,3 @@ def test_a_memory_limit_that_is_too_small_is_an_error_or_a_reason(tmp_path):
     model = load(path, 8, find_device("auto", options))
     assert model.provider == "CPUExecutionProvider"
     assert "could not be started" in model.device_reason
-
-
-class Server:
-    """``python -m app`` in a process."""
-
-    def __init__(self, *arguments, **environment):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "app",
-            "--port",
-            str(self.port),
-            "--model-dir",
-            str(ROOT / "models"),
-            *arguments,
-        ]
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE)
-
-    def get(self, path, body=None):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-    def settled(self):
-        """Readiness once the models are loaded or given up."""
-        for _ in range(600):
-            try:
-                status, answer = self.get("/health/ready")
-            except (urllib.error.URLError, ConnectionError):
-                assert self.process.poll() is None, self.process.stderr.read().decode()
-            else:
-                if answer.get("error") != "models are being loaded":
-                    return status, answer
-            time.sleep(0.1)
-        raise TimeoutError
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-
-
-def test_the_server_becomes_ready_on_cuda_and_says_so():
-    with Server("--device", "cuda") as server:
-        assert server.settled()[0] == 200
-        x = np.random.default_rng(0).random((3, 784)).astype(np.float32)
-        status, answer = server.get("/predict", json.dumps({"inputs": x.tolist()}).encode())
-        assert status == 200
-        close(np.array(answer["outputs"]["logits"]), on_cpu(DIGITS, {"x": x})[0])
-        _, stats = server.get("/stats?nodes=true")
-    runtime = stats["models"][0]["runtime"]
-    assert runtime["provider"] == CUDA
-    assert runtime["cuda"]["mode"] == "graph"
-    (part,) = runtime["placement"]
-    assert part["provider"] == CUDA
-    assert part["nodes"] == len(part["node_names"])
-    gpu = stats["server"]["device"]["gpu"]
-    assert "NVIDIA" in gpu["name"]
-    assert 0 < gpu["free_bytes"] < gpu["total_bytes"]
-
-
-@pytest.mark.parametrize(("device", "status"), [("cuda", 503), ("auto", 200)])
-def test_without_a_visible_gpu_strict_is_never_ready_and_automatic_says_why(device, status):
-    with Server("--device", device, CUDA_VISIBLE_DEVICES="") as server:
-        got, answer = server.settled()
-        _, stats = server.get("/stats")
-    assert got == status
-    said = answer["error"] if device == "cuda" else json.dumps(stats)
-    assert "there is no device 0; there are: none" in said or "could not be started" in said
-
-
-def test_two_workers_share_one_gpu():
-    with Server("--device", "cuda", "--workers", "2", "--cuda-devices", "all") as server:
-        assert server.settled()[0] == 200
-        for _ in range(100):  # each of them says for itself
-            if {server.get("/health/ready")[0] for _ in range(20)} == {200}:
-                break
-            time.sleep(0.1)
-        x = json.dumps({"inputs": np.zeros((1, 784)).tolist()}).encode()
-        assert {server.get("/predict", x)[0] for _ in range(20)} == {200}
-
-
-def test_many_clients_at_once_get_their_own_answers():
-    from concurrent.futures import ThreadPoolExecutor
-
-    rng = np.random.default_rng(0)
-    inputs = [rng.random((int(rows), 784)).astype(np.float32) for rows in rng.integers(1, 60, 200)]
-    with Server("--device", "cuda", "--log-level", "warning") as server:
-        assert server.settled()[0] == 200
-
-        def ask(x):
-            return server.get("/predict", json.dumps({"inputs": x.tolist()}).encode())
-
-        with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(ask, inputs))
-    for x, (status, answer) in zip(inputs, answers, strict=True):
-        assert status == 200
-        close(np.array(answer["outputs"]["logits"]), on_cpu(DIGITS, {"x": x})[0])

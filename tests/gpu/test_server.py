@@ -1,0 +1,130 @@
+"""The whole server on a real GPU: ready when it should be, right under load, and truthful about the device."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from on_cuda import DIGITS, ROOT, close, on_cpu
+
+from app.device import CUDA
+
+pytestmark = pytest.mark.gpu
+
+if CUDA not in ort.get_available_providers():
+    pytest.skip("needs onnxruntime-gpu", allow_module_level=True)
+
+
+class Server:
+    """``python -m app`` in a process."""
+
+    def __init__(self, *arguments, **environment):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        command = [
+            sys.executable,
+            "-m",
+            "app",
+            "--port",
+            str(self.port),
+            "--model-dir",
+            str(ROOT / "models"),
+            *arguments,
+        ]
+        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+
+    def get(self, path, body=None):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def settled(self):
+        """Readiness once the models are loaded or given up."""
+        for _ in range(600):
+            try:
+                status, answer = self.get("/health/ready")
+            except (urllib.error.URLError, ConnectionError):
+                assert self.process.poll() is None, self.process.stderr.read().decode()
+            else:
+                if answer.get("error") != "models are being loaded":
+                    return status, answer
+            time.sleep(0.1)
+        raise TimeoutError
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=60)
+
+
+def test_the_server_becomes_ready_on_cuda_and_says_so():
+    with Server("--device", "cuda") as server:
+        assert server.settled()[0] == 200
+        x = np.random.default_rng(0).random((3, 784)).astype(np.float32)
+        status, answer = server.get("/predict", json.dumps({"inputs": x.tolist()}).encode())
+        assert status == 200
+        close(np.array(answer["outputs"]["logits"]), on_cpu(DIGITS, {"x": x})[0])
+        _, stats = server.get("/stats?nodes=true")
+    runtime = stats["models"][0]["runtime"]
+    assert runtime["provider"] == CUDA
+    assert runtime["cuda"]["mode"] == "graph"
+    (part,) = runtime["placement"]
+    assert part["provider"] == CUDA
+    assert part["nodes"] == len(part["node_names"])
+    gpu = stats["server"]["device"]["gpu"]
+    assert "NVIDIA" in gpu["name"]
+    assert 0 < gpu["free_bytes"] < gpu["total_bytes"]
+
+
+@pytest.mark.parametrize(("device", "status"), [("cuda", 503), ("auto", 200)])
+def test_without_a_visible_gpu_strict_is_never_ready_and_automatic_says_why(device, status):
+    with Server("--device", device, CUDA_VISIBLE_DEVICES="") as server:
+        got, answer = server.settled()
+        _, stats = server.get("/stats")
+    assert got == status
+    said = answer["error"] if device == "cuda" else json.dumps(stats)
+    assert "there is no device 0; there are: none" in said or "could not be started" in said
+
+
+def test_two_workers_share_one_gpu():
+    with Server("--device", "cuda", "--workers", "2", "--cuda-devices", "all") as server:
+        assert server.settled()[0] == 200
+        for _ in range(100):  # each of them says for itself
+            if {server.get("/health/ready")[0] for _ in range(20)} == {200}:
+                break
+            time.sleep(0.1)
+        x = json.dumps({"inputs": np.zeros((1, 784)).tolist()}).encode()
+        assert {server.get("/predict", x)[0] for _ in range(20)} == {200}
+
+
+def test_many_clients_at_once_get_their_own_answers():
+    from concurrent.futures import ThreadPoolExecutor
+
+    rng = np.random.default_rng(0)
+    inputs = [rng.random((int(rows), 784)).astype(np.float32) for rows in rng.integers(1, 60, 200)]
+    with Server("--device", "cuda", "--log-level", "warning") as server:
+        assert server.settled()[0] == 200
+
+        def ask(x):
+            return server.get("/predict", json.dumps({"inputs": x.tolist()}).encode())
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(ask, inputs))
+    for x, (status, answer) in zip(inputs, answers, strict=True):
+        assert status == 200
+        close(np.array(answer["outputs"]["logits"]), on_cpu(DIGITS, {"x": x})[0])
