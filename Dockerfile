@@ -1,6 +1,6 @@
 # The server on onnxruntime, without torch, pip or a compiler; for the CPU, or by '--target gpu' for CUDA.
 #   docker build -t panther-sketch:cpu .
-#   docker run -p 127.0.0.1:8000:8000 -v "$PWD/models:/models:ro" --read-only --tmpfs /tmp panther-sketch:cpu
+#   docker run -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 -v "$PWD/models:/models:ro" --read-only --tmpfs /tmp panther-sketch:cpu
 # The target 'train' is the other half, with torch: docs/training.md.
 
 FROM python:3.11-slim-bookworm AS tools
@@ -41,10 +41,11 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     ORT_DISABLE_TELEMETRY=1 \
     PANTHER_MODEL_DIR=/models \
     PANTHER_HOST=0.0.0.0 \
-    PANTHER_PORT=8000
+    PANTHER_PORT=8000 \
+    PANTHER_GRPC_PORT=8001
 USER 10001:10001
 WORKDIR /
-EXPOSE 8000
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 \
     CMD ["/opt/venv/bin/python", "-I", "-S", "/opt/healthcheck.py"]
@@ -52,7 +53,7 @@ CMD ["python", "-m", "app"]
 ARG VERSION=0.1.0
 ARG REVISION
 LABEL org.opencontainers.image.title="panther-sketch" \
-    org.opencontainers.image.description="Serves sketched ONNX models over HTTP." \
+    org.opencontainers.image.description="Serves sketched ONNX models over HTTP and gRPC." \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}"
@@ -95,4 +96,6 @@ LABEL org.opencontainers.image.title="panther-sketch training" \
 
 FROM base AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv
+# Its onnxruntime has no CUDA, of which "auto" would warn at each start.
+ENV PANTHER_DEVICE=cpu
 RUN --mount=type=bind,source=deploy/image,target=/mnt ["/opt/venv/bin/python", "/mnt/check.py", "cpu"]

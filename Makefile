@@ -18,8 +18,15 @@ export ORT_DISABLE_TELEMETRY := 1
 serve_env := $(if $(filter cuda,$(DEVICE)),.venv-serve-gpu,.venv-serve)
 serve_extra := $(if $(filter cuda,$(DEVICE)),gpu,cpu)
 python := .venv/bin/python
+# The core of the server and the library; a minute or two.
+lowest_python := $(if $(shell python3.11 -c 'print(1)' 2>/dev/null),python3.11,$(PYTHON))
+lowest_tests := tests/unit/app/config tests/unit/app/engine tests/unit/app/grpc tests/unit/app/http \
+  tests/unit/app/telemetry/test_tracing.py tests/integration/test_predict.py tests/integration/test_oip.py tests/integration/test_openapi.py \
+  tests/integration/test_stats.py tests/unit/panther/linalg tests/unit/panther/nn/test_linear.py \
+  tests/unit/panther/test_checkpoint.py tests/unit/panther/convert/test_from_linear.py tests/unit/panther/export/verify
 
-.PHONY: help run test lint format check test-make test-compose soak fuzz docs bench report hooks lock audit serve-env dev-env clean
+.PHONY: help run test test-lowest lint format check test-make test-compose soak fuzz docs bench report hooks lock audit \
+  serve-env dev-env lowest-env clean
 
 help: ## list the targets
 	@echo 'usage: make TARGET [NAME=value …]'
@@ -32,26 +39,29 @@ run: serve-env ## serve models/ on port 8000, Ctrl-C stops; DEVICE=cuda, PANTHER
 test: dev-env ## run all tests; ARGS="-k name" chooses
 	@exec $(python) -m pytest $(ARGS)
 
+test-lowest: lowest-env ## run the core tests with the lowest versions that pyproject.toml allows
+	@exec .venv-lowest/bin/python -m pytest -W default::DeprecationWarning $(lowest_tests) $(ARGS)
+
 lint: dev-env ## check style and types
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 	$(python) -m bandit --quiet --recursive --configfile pyproject.toml app panther panther_client deploy
 
-format: dev-env ## mend what can be mended of the style
+format: dev-env ## fix what can be fixed of the style
 	$(python) -m ruff check --fix-only .
 	$(python) -m ruff format .
 
-check: lint test docs test-make test-compose ## everything that CI runs; needs Docker
+check: lint test test-lowest docs test-make test-compose ## everything that CI runs; needs Docker
 
 test-make: dev-env ## test the environments, and 'make run' as a user starts it
-	@exec $(python) -m pytest -m environment tests/deploy $(ARGS)
+	@exec $(python) -m pytest -m environment tests/packaging/deploy $(ARGS)
 
 test-compose: dev-env ## build the images, run, scale, kill, train and ask by Docker Compose; needs Docker
-	@exec $(python) -m pytest -m docker tests/deploy $(ARGS)
+	@exec $(python) -m pytest -m docker tests/packaging/deploy $(ARGS)
 
 soak: dev-env ## 20 minutes of mixed traffic, every answer compared; MINUTES=…
-	@exec $(python) tests/soak/traffic.py --minutes $(MINUTES) --output benchmarks/results/soak.json
+	@PYTHONPATH=benchmarks exec $(python) tests/robustness/soak/traffic.py --minutes $(MINUTES) --output benchmarks/results/soak.json
 
 docs: dev-env ## build the documentation into site/; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 exec $(python) -m mkdocs build --strict $(ARGS)
@@ -63,13 +73,14 @@ report: dev-env ## put the results of the benchmarks into the tables and picture
 	@exec $(python) benchmarks/report.py $(ARGS)
 
 fuzz: dev-env ## two million odd inputs, models and requests; some ten minutes, INPUTS=… for another number
-	@exec $(python) tests/fuzz/run.py --inputs $(INPUTS) --output benchmarks/results/fuzz.json
+	@PYTHONPATH=tests:benchmarks exec $(python) tests/robustness/fuzz/run.py --inputs $(INPUTS) --output benchmarks/results/fuzz.json
 
-hooks: dev-env ## check each commit by pre-commit
-	$(python) -m pre_commit install
+hooks: dev-env ## install the hooks that check each commit and its message
+	$(python) -m pre_commit install --hook-type pre-commit --hook-type commit-msg
 
-lock: ## write the hashed locks of the images' packages, and their bills of materials, anew
+lock: ## write the hashed locks of the images' packages, their bills of materials, and the lowest versions
 	@scripts/lock
+	@scripts/lowest
 
 audit: ## look up known vulnerabilities of what the images install; needs the internet
 	@scripts/audit
@@ -77,9 +88,15 @@ audit: ## look up known vulnerabilities of what the images install; needs the in
 serve-env:
 	@scripts/environment $(serve_env) $(serve_extra)
 
+# timm and torchvision stay apart, without what they depend on: benchmarks/architectures/packages.py says why.
 dev-env:
 	@scripts/environment .venv train,cpu,dev,docs
+	@[ -d .venv/vision ] || $(python) -I -m pip install -qq --no-deps -c constraints.txt --target .venv/vision timm torchvision || \
+	  echo 'timm and torchvision could not be installed: the tests of their architectures are skipped'
+
+lowest-env:
+	@PYTHON=$(lowest_python) scripts/environment .venv-lowest client,cpu,grpc,otel,test,train requirements/lowest.txt
 
 clean: ## remove the environments and what tools left
-	rm -rf .venv .venv-serve .venv-serve-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf .venv .venv-lowest .venv-serve .venv-serve-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from app.access import Access, warn_of_open_doors
+from app.config.settings import effective, ignored_variables, read_settings
 from app.errors import AppError
-from app.logs import configure_logging, log_settings, open_standard_streams
-from app.settings import effective, ignored_variables, read_settings
+from app.service.access import Access, warn_of_open_doors
+from app.telemetry.logs import configure_logging, log_settings, open_standard_streams, say_and_end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,15 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Access.of(settings)  # what is wrong with the keys is told before anything is started
         warn_of_open_doors(settings)
         # Imported late, so that --help and a wrong setting answer at once.
-        from app.server import serve
-        from app.tuning import raise_file_limit
+        from app.process.serve import serve
+        from app.system.tuning import raise_file_limit
 
         too_few = raise_file_limit(settings.max_connections)
         if too_few is not None:
             logging.getLogger(__name__).warning("%s", too_few)
         return serve(settings)
     except AppError as error:
-        sys.stderr.write(f"error: {error}\n")
+        say_and_end(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:  # Ctrl-C: stopping on request is a success
         return 0

@@ -2,11 +2,16 @@
 
 import re
 
+import orjson
+
 _FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s\"'/:]+/)+")
 
 
 class AppError(Exception):
-    """An error whose message is written for the caller."""
+    """An error whose message is written for the caller; it never ends in a newline, as those of libraries do."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message.rstrip())
 
 
 class InvalidRequestError(AppError):
@@ -69,6 +74,13 @@ class InferenceFailedError(AppError):
     """The runtime failed on this request."""
 
 
+class InternalError(AppError):
+    """A defect of the server, of which a client learns nothing and the log all."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error")
+
+
 class BenchmarkError(AppError):
     """The model can't be measured beside a dense twin."""
 
@@ -81,8 +93,12 @@ class LoadError(AppError):
     """A model file can't be served."""
 
 
+class LoadTimeoutError(LoadError):
+    """Loading a model took too long; it may go well another time."""
+
+
 class DeviceError(LoadError):
-    """The device that was asked for can't be had."""
+    """The device that was asked for is not available."""
 
 
 STATUS: dict[type[AppError], int] = {
@@ -96,12 +112,18 @@ STATUS: dict[type[AppError], int] = {
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
     InferenceFailedError: 500,
+    InternalError: 500,
     LoadError: 500,
     ModelUnavailableError: 503,
     OverloadedError: 503,
     DeviceError: 503,
     DeadlineExceededError: 504,
 }
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """A text for a message, cut where it is long."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def without_folders(message: str) -> str:
@@ -132,3 +154,8 @@ def error_headers(error: AppError) -> list[tuple[bytes, bytes]]:
         reason = b', error="invalid_token"' if error.key_sent else b""
         headers.append((b"www-authenticate", b'Bearer realm="panther"' + reason))
     return headers
+
+
+def error_body(message: str) -> bytes:
+    """Encode ``{"error": message}``, the body of every error response."""
+    return orjson.dumps({"error": message})

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 import panther as pr
 from panther.convert import plan
-from panther.convert.calls import batches_of, evaluating
-from panther.convert.moments import collect
-from panther.convert.units import find_units
+from panther.convert.calibration import collect
+from panther.convert.forward import batches_of, evaluating
+from panther.convert.layers import find_units
+from panther.linalg.sketch import draw_sketches
+from panther.linalg.svd import randomized_svd
 from panther.nn import SKLinear
-from panther.sketch import draw_sketches
-from panther.svd import randomized_svd
 from panther.train import load_digits
 
 RATIOS = (0.75, 0.5, 0.25)

@@ -36,8 +36,8 @@ from rich.table import Table
 from torch import nn
 
 from panther.export import export_onnx
-from panther.export.measure import clock_of, undisturbed_medians
-from panther.export.runtime import Target, load
+from panther.export.ort import Target, load
+from panther.export.planning.measure import clock_of, undisturbed_medians
 from panther.nn import SKLinear
 
 CELLS = (

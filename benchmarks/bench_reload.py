@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from bench_serving import Cell, parity
 from serving import sides as known
-from serving.machine import about
+from serving.machine import about, conclude, print_rules
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -201,13 +201,9 @@ def main():
         folder = Path(name)
         with (folder / "server.log").open("w") as log:
             report = run(arguments, folder, log)
-    for item in report["must_reach"]:
-        print(f"{'reached' if item['reached'] else 'MISSED '}  {item['what']}: {item['value']} ({item['rule']})")
+    print_rules(report)
     print(f"p50, p99 in ms: {report['p50_ms']}, {report['p99_ms']}; a reload took {report['reload_median_ms']} ms")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    return 1 if arguments.strict and not all(item["reached"] for item in report["must_reach"]) else 0
+    return conclude(report, arguments)
 
 
 if __name__ == "__main__":

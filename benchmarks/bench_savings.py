@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from serving.machine import ROOT, about
 
-from panther.efficiency import count_parameters
+from panther.counting import count_parameters
 from panther.export import inspect_file
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import onnxruntime as ort
 from serving import sides as known
-from serving.machine import about
+from serving.machine import about, conclude, print_rules
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -96,8 +96,8 @@ def server_cpu_s(side):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def drive(side, cell, core, seconds, folder):
-    """One run of wrk."""
+def drive(side, cell, core, seconds, folder, cpu_s=server_cpu_s):
+    """One run of wrk; ``cpu_s`` gives the processor seconds of a side."""
     path, encode, _ = side.make[cell.kind]
     x = np.random.default_rng(3).random((cell.rows, 784), np.float32)
     headers, body = encode(x, cell.text) if cell.kind == "json" else encode(x)
@@ -116,7 +116,7 @@ def drive(side, cell, core, seconds, folder):
         "10s",
         "--latency",
     ]
-    before = server_cpu_s(side)
+    before = cpu_s(side)
     out = subprocess.run(
         [*command, "-s", str(HERE / "serving" / "wrk.lua"), side.url(path)],
         env=environment, check=True, capture_output=True, text=True, timeout=seconds + 30,
@@ -125,7 +125,7 @@ def drive(side, cell, core, seconds, folder):
     if result["bad_status"] or result["errors"]:
         raise RuntimeError(f"{side.name}, {cell.name}: {result}")
     rate = 1e6 * result["requests"] / result["duration_us"]
-    cpu_us = 1e6 * (server_cpu_s(side) - before) / max(1, result["requests"])
+    cpu_us = 1e6 * (cpu_s(side) - before) / max(1, result["requests"])
     return {"rate": rate, "p50_us": result["p50_us"], "p99_us": result["p99_us"], "cpu_us": cpu_us}
 
 
@@ -249,14 +249,10 @@ def main():
         with (folder / "servers.log").open("w") as log:
             report = run(sides, left_out, arguments, folder, log)
     print_table(report["median"], CELLS, report["raw_session_run_32_rows_per_s"])
-    for item in report["must_reach"]:
-        print(f"{'reached' if item['reached'] else 'MISSED '}  {item['what']}: {item['value']} ({item['rule']})")
+    print_rules(report)
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    return 1 if arguments.strict and not all(item["reached"] for item in report["must_reach"]) else 0
+    return conclude(report, arguments)
 
 
 def begin(side, arguments, log):

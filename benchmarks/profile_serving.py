@@ -15,6 +15,7 @@ import os
 import pstats
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -26,13 +27,13 @@ import uvloop  # noqa: E402
 from serving.sides import oip_binary, rows_json  # noqa: E402
 from uvicorn.server import ServerState  # noqa: E402
 
-from app.codec import numbers  # noqa: E402
-from app.main import create_app  # noqa: E402
-from app.protocol import Connection  # noqa: E402
-from app.results import Results  # noqa: E402
-from app.server import make_config  # noqa: E402
-from app.settings import Settings  # noqa: E402
-from app.tuning import freeze_collector, tune_allocator  # noqa: E402
+from app.application import create_app  # noqa: E402
+from app.config.settings import Settings  # noqa: E402
+from app.engine.codec import numbers  # noqa: E402
+from app.engine.results import BatchResult, InferenceResult  # noqa: E402
+from app.http.connection.protocol import Connection  # noqa: E402
+from app.process.worker import make_config  # noqa: E402
+from app.system.tuning import freeze_collector  # noqa: E402
 
 
 class Transport:
@@ -65,46 +66,48 @@ def request(path, headers, body):
 
 def best_us(function, repeats):
     best = float("inf")
-    for _ in range(repeats):
+    for _ in range(max(1, round(repeats))):
         began = time.perf_counter()
         function()
         best = min(best, time.perf_counter() - began)
     return 1e6 * best
 
 
-def stages(serving, requests):
-    """(name, µs) of what a request consists of."""
+def stages(serving, requests, share):
+    """(name, µs) of what a request consists of; of the usual repeats only a share."""
     model, codec = serving.model, serving.codec
     found = []
     for rows in (1, 32):
         headers, body = requests["json", rows]
         headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
-        repeats = 3000 // rows
+        repeats = share * 3000 / rows
         found.append((f"simdjson alone, {rows} rows", best_us(lambda body=body: numbers.parse(body), repeats)))
-        found.append(
-            (f"decode JSON, {rows} rows", best_us(lambda h=headers, body=body: codec.plain(h, b"", body), repeats))
-        )
+        found.append((f"decode JSON, {rows} rows", best_us(partial(codec.read, headers, b"", body, "plain"), repeats)))
     headers, body = requests["binary", 32]
     headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
-    found.append(("decode binary, 32 rows", best_us(lambda: codec.oip(headers, body), 1000)))
-    decoded = codec.plain({}, b"", requests["json", 1][1])
+    found.append(("decode binary, 32 rows", best_us(partial(codec.read, headers, b"", body, "oip"), share * 1000)))
+    encode_result = codec.encoder(
+        *codec.read({b"content-type": b"application/json"}, b"", requests["json", 1][1], "plain")
+    )
     for rows in (1, 32, 64, 256):
         x = np.random.default_rng(0).random((rows, 784), np.float32)
         feeds = {model.inputs[0].name: x}
-        found.append((f"session.run, {rows} rows", best_us(lambda f=feeds: model.run(f, model.output_names), 200)))
-        outputs = model.run(feeds, model.output_names)
+        found.append(
+            (f"session.run, {rows} rows", best_us(lambda f=feeds: model.run(f, model.output_names), share * 200))
+        )
+        outputs = model.run(feeds, model.output_names).arrays
         if rows in (1, 64):
 
             def encode(rows=rows, outputs=outputs):
-                results = Results(model, model.output_names, outputs)
+                batch = BatchResult(model, model.output_names, outputs)
                 for row in range(rows):
-                    decoded.reply(results, row, row + 1)
+                    encode_result(InferenceResult(batch, row, row + 1))
 
-            found.append((f"encode JSON with labels, a row of {rows}", best_us(encode, 500) / rows))
+            found.append((f"encode JSON with labels, a row of {rows}", best_us(encode, share * 500) / rows))
     return found
 
 
-async def whole(config, requests, profiler):
+async def whole(config, requests, profiler, share):
     """(name, µs) of a request from the first byte to the last, many at a time."""
     state = ServerState()
     state.default_headers = [(b"date", b"Mon, 01 Jan 2026 00:00:00 GMT")]
@@ -123,7 +126,7 @@ async def whole(config, requests, profiler):
             connection.connection_made(Transport())
             connections.append(connection)
         best = float("inf")
-        for _ in range(repeats):
+        for _ in range(max(1, round(share * repeats))):
             Transport.answers = 0
             if profiler and clients == 64:
                 profiler.enable()
@@ -155,22 +158,23 @@ def main():
     parser.add_argument("--model-dir", type=Path, default=ROOT / "models")
     parser.add_argument("--functions", action="store_true")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help="one repeat of each: a smoke test, not a measurement")
     arguments = parser.parse_args()
+    share = 0 if arguments.quick else 1
     settings = Settings(model_dir=arguments.model_dir, num_threads=1, device="cpu")
     application = create_app(settings)
     state = application.state.panther
     state.repository.load_all()
-    state.repository.starting = False
+    state.repository.started()
     config = make_config(application, settings)
     config.load()
-    tune_allocator()
     freeze_collector()
     rng = np.random.default_rng(3)
     requests = {("json", rows): rows_json(rng.random((rows, 784), np.float32), "float64") for rows in (1, 32)}
     requests["binary", 32] = oip_binary(rng.random((32, 784), np.float32))
     profiler = cProfile.Profile() if arguments.functions else None
-    found = [] if profiler else stages(state.repository.get("digits"), requests)
-    found += uvloop.run(whole(config, requests, profiler))
+    found = [] if profiler else stages(state.repository.get("digits"), requests, share)
+    found += uvloop.run(whole(config, requests, profiler, share))
     if profiler:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
     elif arguments.json:

@@ -5,6 +5,8 @@
 
 A table stands between ``<!-- report: NAME -->`` and ``<!-- end of report -->``; NAME is a function in
 reporting/tables.py.
+
+See docs/decisions/0065-results-in-documents.md.
 """
 
 from __future__ import annotations

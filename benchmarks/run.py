@@ -54,9 +54,15 @@ BENCHMARKS = (
     Benchmark("layer", ("--out", "benchmarks/results/bench_layer.json"), result="bench_layer", quick=False),
     Benchmark("export"),
     Benchmark("conversion", ("--out", "benchmarks/results/conversion.json"), quick=False),
+    Benchmark("conv", ("--out", "benchmarks/results/conv.json"), quick=False),
+    Benchmark("architectures"),
+    Benchmark("compress", ("--out", "benchmarks/results/compress.json"), quick=False),
     Benchmark("serving", needs=("wrk", "taskset")),
+    Benchmark("grpc", needs=("wrk", "taskset")),
+    Benchmark("ablation", needs=("wrk", "taskset")),
     Benchmark("overload", needs=("wrk", "taskset")),
     Benchmark("reload", needs=("taskset",)),
+    Benchmark("foreign", needs=("taskset",)),
     Benchmark("scaling", needs=("docker", "wrk")),
 )
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import panther as pr
-from panther.export import Input, Output, Training, export_onnx
+from panther.export import Column, Input, Output, Training, export_onnx
 from panther.train import evaluate, fit
 
 
@@ -99,7 +99,7 @@ def main() -> None:
         test_x,
         arguments.to,
         name="table",
-        inputs=[Input("x", "columns in this order: " + ", ".join(columns))],
+        inputs=[Input("x", "measurements of one row", tuple(map(Column, columns)))],
         outputs=[Output("logits", "one score a class", kind="logits", labels=tuple(classes))],
         training=Training(
             dataset=path.name, train_rows=len(train_x), test_rows=len(test_x), metrics={"test_accuracy": accuracy}

@@ -11,17 +11,23 @@ torch.Size([2, 784, 64])
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from panther import analysis as analysis
     from panther import bits as bits
     from panther import checkpoint as checkpoint
+    from panther import compression as compression
     from panther import convert as convert
     from panther import efficiency as efficiency
     from panther import export as export
+    from panther import linalg as linalg
     from panther import nn as nn
+    from panther import quantize as quantize
     from panther import sketch as sketch
     from panther import train as train
     from panther.analysis import analyze as analyze
@@ -29,6 +35,9 @@ if TYPE_CHECKING:
     from panther.checkpoint import CheckpointError as CheckpointError
     from panther.checkpoint import load as load
     from panther.checkpoint import save as save
+    from panther.compression import Compressed as Compressed
+    from panther.compression import CompressionReport as CompressionReport
+    from panther.compression import compress as compress
     from panther.convert import ConversionError as ConversionError
     from panther.convert import ConversionReport as ConversionReport
     from panther.convert import distill_ as distill_
@@ -37,21 +46,43 @@ if TYPE_CHECKING:
     from panther.efficiency import check_parameter_efficiency as check_parameter_efficiency
     from panther.efficiency import suggest as suggest
     from panther.nn import sketched_mlp as sketched_mlp
+    from panther.quantize import QuantizationReport as QuantizationReport
+    from panther.quantize import quantize_ as quantize_
     from panther.train import param_groups as param_groups
 
 __version__ = "0.1.0"
 
-_SUBMODULES = frozenset({"analysis", "bits", "checkpoint", "convert", "efficiency", "export", "nn", "sketch", "train"})
+_SUBMODULES = frozenset(
+    {
+        "analysis",
+        "bits",
+        "checkpoint",
+        "compression",
+        "convert",
+        "efficiency",
+        "export",
+        "linalg",
+        "nn",
+        "quantize",
+        "sketch",
+        "train",
+    }
+)
 _HOME = {
     "CheckpointError": "panther.checkpoint",
+    "Compressed": "panther.compression",
+    "CompressionReport": "panther.compression",
     "ConversionError": "panther.convert",
     "ConversionReport": "panther.convert",
+    "QuantizationReport": "panther.quantize",
     "analyze": "panther.analysis",
     "approximation_quality": "panther.analysis",
     "check_parameter_efficiency": "panther.efficiency",
+    "compress": "panther.compression",
     "distill_": "panther.convert",
     "load": "panther.checkpoint",
     "param_groups": "panther.train",
+    "quantize_": "panther.quantize",
     "restore_": "panther.convert",
     "save": "panther.checkpoint",
     "sketch_": "panther.convert",
@@ -61,21 +92,29 @@ _HOME = {
 
 __all__ = [
     "CheckpointError",
+    "Compressed",
+    "CompressionReport",
     "ConversionError",
     "ConversionReport",
+    "QuantizationReport",
     "analysis",
     "analyze",
     "approximation_quality",
     "bits",
     "check_parameter_efficiency",
     "checkpoint",
+    "compress",
+    "compression",
     "convert",
     "distill_",
     "efficiency",
     "export",
+    "linalg",
     "load",
     "nn",
     "param_groups",
+    "quantize",
+    "quantize_",
     "restore_",
     "save",
     "sketch",
@@ -84,6 +123,37 @@ __all__ = [
     "suggest",
     "train",
 ]
+
+
+class _RegistersWithTransformers(importlib.abc.MetaPathFinder):
+    """Makes converted models known to transformers' from_pretrained, once and only where transformers is imported."""
+
+    _TARGET = "transformers.quantizers.auto"
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:  # noqa: ARG002
+        if fullname != self._TARGET:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            # a transformers without this extension point is left as it is
+            with contextlib.suppress(ImportError):
+                importlib.import_module("panther.huggingface")
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if _RegistersWithTransformers._TARGET in sys.modules:
+    with contextlib.suppress(ImportError):
+        importlib.import_module("panther.huggingface")
+elif not any(type(finder).__name__ == _RegistersWithTransformers.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _RegistersWithTransformers())
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
-from panther.bits import sign_magnitude
-from panther.efficiency import ParameterCount, multiply_adds_per_row
+from panther.counting import ParameterCount, multiply_adds_per_row
+from panther.linalg.sign_bits import sign_magnitude
 from panther.nn import SKLinear
+from panther.nn.sketched_conv import SketchedConv
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,16 @@ class Costs:
 
 @dataclass(frozen=True)
 class LayerAnalysis:
-    """One sketched layer.
+    """One sketched layer; its many fields are the columns of the report.
 
     Attributes:
         name: its dotted name in the model; empty for the module itself.
-        in_features, out_features, num_terms, low_rank: its sizes.
+        in_features, out_features, num_terms, low_rank: its sizes; of a convolution the channels.
         sketch: the distribution of U.
-        S1s_parameters, S2s_parameters, U1s_parameters, U2s_parameters, bias_parameters: entries of each tensor.
+        S1s_parameters, S2s_parameters, U1s_parameters, U2s_parameters, bias_parameters: entries, 0 of none.
         S1s_mean, S1s_std, S2s_mean, S2s_std: of the values of S; None on the device ``meta``.
-        costs: what it costs beside its dense twin.
+        costs: what it costs beside its dense twin; of a convolution for one position of its output, without a latency.
+        kernel_size: of a convolution; None for a linear layer.
     """
 
     name: str
@@ -71,6 +73,7 @@ class LayerAnalysis:
     S2s_mean: float | None
     S2s_std: float | None
     costs: Costs
+    kernel_size: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,8 @@ class Analysis:
 
     def _costs_table(self) -> Table:
         table = Table(title="Sketched layers beside their dense twins", title_justify="left")
-        headings = [
-            "layer",
-            "learnable",
-            "fixed",
-            "stored",
-            "dense",
-            "on disk",
-            "in memory",
-            "dense",
-            "mult-adds/row",
-            "dense",
-        ]
+        stored = ("layer", "learnable", "fixed", "stored", "dense", "on disk", "in memory", "dense")
+        headings = [*stored, "mult-adds/row", "dense"]
         if self.batch_size is not None:
             headings += [f"µs, batch {self.batch_size}", "dense"]
         for heading in headings:
@@ -139,25 +132,14 @@ class Analysis:
 
     def _terms_table(self) -> Table:
         table = Table(title="Their terms", title_justify="left")
-        for heading in (
-            "layer",
-            "in → out",
-            "terms",
-            "rank",
-            "sketch",
-            "S1s",
-            "S2s",
-            "U1s",
-            "U2s",
-            "bias",
-            "S1s",
-            "S2s",
-        ):
+        tensors = ("S1s", "S2s", "U1s", "U2s", "bias", "S1s", "S2s")
+        for heading in ("layer", "in → out", "terms", "rank", "sketch", *tensors):
             table.add_column(heading, justify="left" if heading in ("layer", "sketch") else "right")
         for layer in self.layers:
             table.add_row(
                 layer.name or "(module)",
-                f"{layer.in_features} → {layer.out_features}",
+                f"{layer.in_features} → {layer.out_features}"
+                + ("" if layer.kernel_size is None else f", {'x'.join(map(str, layer.kernel_size))}"),
                 str(layer.num_terms),
                 str(layer.low_rank),
                 layer.sketch,
@@ -185,7 +167,8 @@ def analyze(model_or_layer: nn.Module, *, batch_size: int | None = 1) -> Analysi
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size ({batch_size}) must be at least 1, or None")
-    sketched = {name: module for name, module in model_or_layer.named_modules() if isinstance(module, SKLinear)}
+    kinds = (SKLinear, SketchedConv)
+    sketched = {name: module for name, module in model_or_layer.named_modules() if isinstance(module, kinds)}
     layers = tuple(_analyze_layer(name, module, batch_size) for name, module in sketched.items())
     every = sum(parameter.numel() for parameter in model_or_layer.parameters())
     total = _sum(_own(sketched.values(), layers))
@@ -245,25 +228,27 @@ def approximation_quality(
     return ApproximationQuality(statistics.fmean(errors), max(errors), cosines / rows, rows)
 
 
-def _analyze_layer(name: str, layer: SKLinear, batch_size: int | None) -> LayerAnalysis:
-    (S1s_mean, S1s_std), (S2s_mean, S2s_std) = _mean_std(layer.S1s), _mean_std(layer.S2s)
-    sizes = (layer.in_features, layer.out_features, layer.num_terms, layer.low_rank)
+def _analyze_layer(name: str, layer: SKLinear | SketchedConv, batch_size: int | None) -> LayerAnalysis:
+    S1s, S2s, U1s, U2s, bias = layer.S1s, layer.S2s, layer.U1s, layer.U2s, layer.bias
+    (S1s_mean, S1s_std), (S2s_mean, S2s_std) = _mean_std(S1s), _mean_std(S2s)
     count = layer.parameter_count()
-    size = layer.S1s.element_size()
+    size = next(layer.parameters()).element_size()
     fixed_on_disk = sum(
         U.numel() * size if U.is_meta or sign_magnitude(U) is None else (U.numel() + 7) // 8
-        for U in (layer.U1s, layer.U2s)
+        for U in (U1s, U2s)
+        if U is not None
     )
-    ours, dense = _latencies(layer, batch_size)
+    ours, dense = (None, None) if isinstance(layer, SketchedConv) else _latencies(layer, batch_size)
+    ours_per_row, dense_per_row = _multiply_adds(layer)
     return LayerAnalysis(
         name,
-        *sizes,
+        *(*_features(layer), layer.num_terms, layer.low_rank),
         sketch=layer.sketch,
-        S1s_parameters=layer.S1s.numel(),
-        S2s_parameters=layer.S2s.numel(),
-        U1s_parameters=layer.U1s.numel(),
-        U2s_parameters=layer.U2s.numel(),
-        bias_parameters=0 if layer.bias is None else layer.bias.numel(),
+        S1s_parameters=_entries(S1s),
+        S2s_parameters=_entries(S2s),
+        U1s_parameters=_entries(U1s),
+        U2s_parameters=_entries(U2s),
+        bias_parameters=_entries(bias),
         S1s_mean=S1s_mean,
         S1s_std=S1s_std,
         S2s_mean=S2s_mean,
@@ -273,16 +258,34 @@ def _analyze_layer(name: str, layer: SKLinear, batch_size: int | None) -> LayerA
             bytes_in_memory=size * count.stored,
             dense_bytes_in_memory=size * count.dense,
             bytes_on_disk=size * count.learnable + fixed_on_disk,
-            multiply_adds_per_row=multiply_adds_per_row(*sizes),
-            dense_multiply_adds_per_row=layer.in_features * layer.out_features,
+            multiply_adds_per_row=ours_per_row,
+            dense_multiply_adds_per_row=dense_per_row,
             latency_us=ours,
             dense_latency_us=dense,
         ),
+        kernel_size=layer.kernel_size if isinstance(layer, SketchedConv) else None,
     )
 
 
-def _mean_std(S: Tensor) -> tuple[float | None, float | None]:
-    if S.is_meta:
+def _features(layer: SKLinear | SketchedConv) -> tuple[int, int]:
+    if isinstance(layer, SketchedConv):
+        return layer.in_channels, layer.out_channels
+    return layer.in_features, layer.out_features
+
+
+def _multiply_adds(layer: SKLinear | SketchedConv) -> tuple[int, int]:
+    if isinstance(layer, SketchedConv):
+        return layer.multiply_adds_per_position()
+    d_in, d_out = layer.in_features, layer.out_features
+    return multiply_adds_per_row(d_in, d_out, layer.num_terms, layer.low_rank), d_in * d_out
+
+
+def _entries(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel()
+
+
+def _mean_std(S: Tensor | None) -> tuple[float | None, float | None]:
+    if S is None or S.is_meta:
         return None, None
     values = S.detach().float()
     return values.mean().item(), values.std().item() if values.numel() > 1 else 0.0
@@ -330,14 +333,14 @@ def median_latency_us(
     return statistics.median(times)
 
 
-def _own(sketched: Iterable[SKLinear], layers: Iterable[LayerAnalysis]) -> Iterator[Costs]:
+def _own(sketched: Iterable[SKLinear | SketchedConv], layers: Iterable[LayerAnalysis]) -> Iterator[Costs]:
     """What each layer costs, less what it shares with one before it; the work it does all the same."""
     seen: set[int] = set()
     for module, layer in zip(sketched, layers, strict=True):
-        costs, size = layer.costs, module.S1s.element_size()
-        terms = {id(term) for term in (module.S1s, module.S2s, module.U1s, module.U2s)}
+        costs, size = layer.costs, next(module.parameters()).element_size()
+        terms = {id(term) for term in (module.S1s, module.S2s, module.U1s, module.U2s) if term is not None}
         tied = terms <= seen
-        bias = layer.bias_parameters if id(module.bias) not in seen else 0
+        bias = layer.bias_parameters if module.bias is not None and id(module.bias) not in seen else 0
         shared = layer.bias_parameters - bias
         seen |= {*terms, id(module.bias)}
         count = costs.parameters

@@ -4,6 +4,8 @@ A file holds a module's state_dict under its own keys. A fixed matrix of values 
 the order of `panther.bits`; the file's metadata says of each its shape, type and c, which keys are the same tensor, and
 a digest of everything, so that a damaged file is noticed. All else is as safetensors has it, and a plain safetensors
 file of a state_dict loads too.
+
+See docs/decisions/0040-checkpoint-formats.md.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from panther.bits import pack_signs, sign_magnitude, unpack_signs
-from panther.nn import ProgressiveSKLinear, SKLinear
+from panther.linalg.sign_bits import pack_signs, sign_magnitude, unpack_signs
+from panther.nn import ProgressiveSKLinear, SKConv1d, SKConv2d, SKLinear
 
 FORMAT = "1"
 _FORMAT_KEY, _DIGEST_KEY = "panther.format", "panther.digest"
@@ -114,6 +116,7 @@ def load(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadResu
     path = Path(path)
     state = read(path)
     own = model.state_dict()
+    _add_tied(own, state)
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
@@ -121,6 +124,7 @@ def load(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadResu
         raise CheckpointError(
             f"{path} does not fit {type(model).__name__}: "
             + "; ".join(f"{said} {_some(keys)}" for said, keys in sides if keys)
+            + _advice(model, unexpected)
         )
     growing = _keys_that_grow(model, state)
     for key in sorted(own.keys() & state.keys() - growing):
@@ -173,6 +177,31 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return stored
 
 
+def _add_tied(own: Mapping[str, Any], state: dict[str, Tensor]) -> None:
+    """Fill in keys that a file lacks where another key of the module is the same tensor: transformers writes one."""
+    addresses = {key: _address(value) for key, value in own.items()}
+    held = {addresses[key]: key for key in own if key in state and addresses[key] is not None}
+    for key in own.keys() - state.keys():
+        if addresses[key] in held:
+            state[key] = state[held[addresses[key]]]
+
+
+def _address(value: Any) -> tuple[Any, ...] | None:
+    if not isinstance(value, Tensor) or isinstance(value, _LAZY) or value.is_meta or not value.numel():
+        return None
+    return (value.data_ptr(), value.shape, value.stride(), value.dtype)
+
+
+def _advice(model: nn.Module, unexpected: list[str]) -> str:
+    """What to do where a file of a converted model was to be loaded into the dense one."""
+    dense = dict(model.named_modules())
+    converted = {key.rpartition(".")[0] for key in unexpected if key.rpartition(".")[2] == "S1s"}
+    found = sorted(name for name in converted if isinstance(dense.get(name), nn.Module))
+    if not found:
+        return ""
+    return f"; {_some(found)} is sketched in the file and not in the module: panther.restore_(model, path) replaces it"
+
+
 def _check_storable(key: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise CheckpointError(f"the state of {key!r} is a {type(value).__name__}; only tensors can be saved")
@@ -188,7 +217,7 @@ def _keys_of_fixed_matrices(model: nn.Module) -> set[str]:
     return {
         f"{name}.{buffer}" if name else buffer
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, SKLinear)
+        if isinstance(module, SKLinear | SKConv1d | SKConv2d)
         for buffer in ("U1s", "U2s")
     }
 

@@ -81,8 +81,9 @@ def _predict_call(inputs: Any, model: str | None, version: str | int | None, top
     path = "/predict" if model is None else _model_path(model, version).removeprefix("/v2") + "/predict"
     if top_k is not None:
         path += f"?top_k={top_k}"
-    headers = {"content-type": "application/x-npy", "accept": "application/json"}
-    return _Call("POST", path, lambda r: wire.decode_predict(r.content), headers, wire.encode_npy(inputs))
+    content_type, content = wire.encode_rows(inputs)
+    headers = {"content-type": content_type, "accept": "application/json"}
+    return _Call("POST", path, lambda r: wire.decode_predict(r.content), headers, content)
 
 
 def _infer_call(metadata: Any, model: str, version: str | int | None, inputs: Any, options: dict[str, Any]) -> _Call:
@@ -231,7 +232,8 @@ class Client(_Common):
         """Ask the plain API: outputs, and labels where the model has them.
 
         Args:
-            inputs: an array for the model's only input.
+            inputs: an array for the model's only input; or a table: a list of dicts, a dict of lists by the names of
+                the columns, a pandas DataFrame, or CSV as text whose first line names the columns.
             model: its name; the server's default model if left out.
             version: of the model; the server's default if left out.
             top_k: how many labels to rank.

@@ -37,17 +37,12 @@ def run(
     Raises:
         CommandError: the file can't be read or written, or the server refuses.
     """
-    try:
-        array = np.load(rows, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CommandError(f"{rows} can't be read as a .npy file: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise CommandError(f"{rows} holds several arrays; a .npy file of one is needed")
+    inputs = _read(rows)
     if not url.startswith(("http://", "https://")):
         raise CommandError(f"URL ({url}) must begin with http:// or https://")
     try:
         with Client(url, api_key=api_key) as client:
-            result = client.predict(array, model=model, version=version, top_k=top_k)
+            result = client.predict(inputs, model=model, version=version, top_k=top_k)
     except AccessDeniedError as error:
         hint = "" if api_key else "; give it by --api-key or PANTHER_API_KEY"
         raise CommandError(f"{error}{hint}") from None
@@ -59,6 +54,28 @@ def run(
         _print_json(result)
     else:
         _print_table(result, console)
+
+
+def _read(path: Path) -> Any:
+    """The rows of a file: the text of a CSV file, an array of a .npy file, a table or rows of a JSON file."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".npy", ".json"):
+        raise CommandError(f"{path} must end in .csv, .npy or .json")
+    try:
+        if suffix == ".csv":
+            return path.read_text(encoding="utf-8-sig")
+        if suffix == ".json":
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return document["inputs"] if isinstance(document, dict) and "inputs" in document else document
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if "allow_pickle" in reason:
+            reason = "it is no array of numbers in numpy's format"
+        raise CommandError(f"{path} can't be read as a {suffix} file: {reason}") from None
+    if not isinstance(array, np.ndarray):
+        raise CommandError(f"{path} holds several arrays; a .npy file of one is needed")
+    return array
 
 
 def _write(result: PredictResult, output: Path) -> None:

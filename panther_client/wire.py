@@ -297,6 +297,32 @@ def encode_npy(array: Any) -> bytes:
     return buffer.getvalue()
 
 
+def encode_rows(inputs: Any) -> tuple[str, bytes]:
+    """The body for the plain API, and its content type: CSV of a text, JSON of a table, .npy of anything else.
+
+    Raises:
+        InvalidRequestError: a value that can't be sent.
+    """
+    if isinstance(inputs, str):
+        return "text/csv", inputs.encode()
+    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):  # a DataFrame, of pandas or alike
+        inputs = inputs.to_dict("list")
+    records = isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], Mapping)
+    if not records and not isinstance(inputs, Mapping):
+        return "application/x-npy", encode_npy(inputs)
+    try:
+        return "application/json", json.dumps({"inputs": inputs}, default=_number, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"the table can't be sent as JSON: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    """A number or an array of numpy as JSON has it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__} is no number and no text")
+
+
 def decode_predict(body: bytes) -> PredictResult:
     """The answer of the plain API.
 

@@ -1,4 +1,4 @@
-"""Writes app/dashboard/samples/digits.json: real digits for the page at / to try, none of them seen in training.
+"""Writes app/http/dashboard/samples/digits.json: real digits for the page at / to try, none of them seen in training.
 
 usage: python scripts/digit_samples.py
 
@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from panther.train.data import TEST_FRACTION
 
-OUTPUT = Path(__file__).parents[1] / "app" / "dashboard" / "samples" / "digits.json"
+OUTPUT = Path(__file__).parents[1] / "app" / "http" / "dashboard" / "samples" / "digits.json"
 OF_EACH = 2
 DIGITS = "0123456789abcdefg"
 

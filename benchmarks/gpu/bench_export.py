@@ -30,8 +30,8 @@ from bench_export import CELLS, PARITY, TermByTerm
 from torch import nn
 
 from panther.export import export_onnx
-from panther.export.measure import median_us, runner
-from panther.export.runtime import Target, load
+from panther.export.ort import Target, load
+from panther.export.planning.measure import median_us, runner
 from panther.nn import SKLinear
 
 BATCH_SIZES = (1, 8, 64, 256)

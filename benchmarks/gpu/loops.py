@@ -14,9 +14,9 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from app.cudart import DEVICE_TO_HOST, HOST_TO_DEVICE
-from app.device import CUDA, CudaOptions, find_device
-from app.model import Model
+from app.runtime.cuda.cudart import DEVICE_TO_HOST, HOST_TO_DEVICE
+from app.runtime.device import CUDA, CudaOptions, find_device
+from app.runtime.model import OnnxModel
 from panther.export import export_onnx
 from panther.nn import SKLinear
 
@@ -148,14 +148,14 @@ def in_process(made, dense, device, seconds):
         ("mlp", newest(made, "mlp"), WIDTH),
         ("dense twin of mlp", dense, WIDTH),
     ):
-        model = Model(name, "1", path, device, 1)
+        model = OnnxModel(name, "1", path, device, 1)
         model.prepare(max(ROWS))
         source = model.inputs[0]
         for rows in ROWS:
             x = np.random.default_rng(rows).random((rows, source.shape[1]), np.float32)
             feeds = {source.name: x}
             expected = bare_session(path).run(None, feeds)[0]
-            error = np.abs(model.run(feeds, model.output_names)[0] - expected).max() / np.abs(expected).max()
+            error = np.abs(model.run(feeds, model.output_names).arrays[0] - expected).max() / np.abs(expected).max()
             if not error <= PARITY:
                 raise SystemExit(f"{name}, {rows} rows: off by {error:.2g}; nothing was timed")
             runs, keep = bare_loops(path, x, columns, device.runtime)
@@ -163,8 +163,8 @@ def in_process(made, dense, device, seconds):
 
             def ours(model=model, feeds=feeds, spent=spent):
                 began = time.perf_counter_ns()
-                model.run(feeds, model.output_names)
-                spent.append(time.perf_counter_ns() - began - sum(model.copy_ns))
+                run = model.run(feeds, model.output_names)
+                spent.append(time.perf_counter_ns() - began - run.input_ns - run.output_ns)
 
             runs["ours"] = ours
             found, means = times_us(runs, seconds)
@@ -192,10 +192,10 @@ def precisions(made, network, seconds):
         ("tf32", newest(made, "mlp"), True),
         ("float16", newest(made, "mlp16"), False),
     ):
-        model = Model(name, "1", path, find_device("cuda", CudaOptions(tf32=tf32)), 1)
+        model = OnnxModel(name, "1", path, find_device("cuda", CudaOptions(tf32=tf32)), 1)
         model.prepare(256)
         feeds = {model.inputs[0].name: x}
-        y = model.run(feeds, model.output_names)[0].astype(np.float64)
+        y = model.run(feeds, model.output_names).arrays[0].astype(np.float64)
         report[name] = {
             "max_relative_error": float(np.abs(y - expected).max() / np.abs(expected).max()),
             "mean_relative_error": float(np.abs(y - expected).mean() / np.abs(expected).mean()),

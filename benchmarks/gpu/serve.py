@@ -38,7 +38,7 @@ import torch
 from loops import LAYERS, PARITY, RANK, ROOT, ROWS, TERMS, WIDTH, in_process, make_models, newest, precisions
 from serving.sides import OCTETS, read_oip
 
-from app.device import CUDA, find_device
+from app.runtime.device import CUDA, find_device
 
 HERE = Path(__file__).parent
 CLIENTS = 64

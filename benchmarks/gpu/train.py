@@ -35,7 +35,8 @@ import torch
 from bench_layer import geometric_mean
 from torch import Tensor, nn
 
-from panther.nn import SKLinear, cuda, launch
+from panther.nn import SKLinear
+from panther.nn.kernels import cuda, launch
 
 CELLS = ((4096, 4, 128), (4096, 2, 64), (8192, 1, 16), (3200, 2, 64))
 BATCHES = (32, 512, 8192)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,35 +10,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reporting.architectures import matrix
 from reporting.attacks import fuzz, soak
+from reporting.blocks import block, rules
+from reporting.compress import BLOCKS as COMPRESS
+from reporting.foreign import foreign, foreign_large, foreign_rules
 from reporting.gpu import BLOCKS as GPU
-from reporting.results import load, provenance, table
-
-COMMAND = {
-    "accuracy": "bench_accuracy.py",
-    "bench_layer": "bench_layer.py --out benchmarks/results/bench_layer.json",
-    "conversion": "bench_conversion.py --out benchmarks/results/conversion.json",
-    "export": "bench_export.py",
-    "gpu_export": "gpu/bench_export.py",
-    "overload": "bench_overload.py",
-    "recipe": "bench_recipe.py",
-    "reload": "bench_reload.py",
-    "savings": "bench_savings.py",
-    "scaling": "bench_scaling.py",
-    "serving": "bench_serving.py",
-}
-
+from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
+from reporting.results import load, table
 
 PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
-
-
-def block(name: str, make: Callable[[dict[str, Any]], str]) -> str:
-    """A table and where it comes from, or how it would be measured."""
-    result = load(name)
-    command = f"`python benchmarks/{COMMAND[name]}`"
-    if result is None:
-        return f"Not measured here yet: {command}."
-    return f"{make(result)}\n\n{provenance(name, result)} Again: {command}."
 
 
 def percent(value: float) -> str:
@@ -60,7 +42,7 @@ def proof() -> str:
             ("… accuracy on held-out digits, beside its dense twin's", f"{percent(accuracy)}%, {percent(dense)}%")
         )
     if export := load("export"):
-        (cell,) = [c for c in export["cells"] if _shape(c) == (4096, 4096, 2, 64)] or [None]
+        (cell,) = [c for c in export["cells"] if shape_of(c) == (4096, 4096, 2, 64)] or [None]
         if cell is not None:
             first = cell["batches"][0]
             us = first["median_us"]
@@ -136,62 +118,6 @@ def recipe() -> str:
     return block("recipe", make)
 
 
-def _shape(cell: dict[str, Any]) -> tuple[int, int, int, int]:
-    return cell["in_features"], cell["out_features"], cell["num_terms"], cell["low_rank"]
-
-
-def _shape_name(cell: dict[str, Any]) -> str:
-    d_in, d_out, L, k = _shape(cell)
-    return f"{d_in}→{d_out}, L={L}, k={k}"
-
-
-def latency_cpu() -> str:
-    return block("export", _latency)
-
-
-def latency_gpu() -> str:
-    return block("gpu_export", _latency)
-
-
-def _latency(result: dict[str, Any]) -> str:
-    rows = []
-    for cell in result["cells"]:
-        for entry in cell["batches"]:
-            us = entry["median_us"]
-            rows.append(
-                (
-                    _shape_name(cell),
-                    entry["batch"],
-                    cell["plan"].replace("_", " "),
-                    f"{us['ours']:,.1f}",
-                    f"{us['dense']:,.1f}",
-                    f"{us['term_by_term']:,.1f}",
-                    f"{us['dense'] / us['ours']:.2f}×",
-                )
-            )
-    head = ("layer", "batch", "plan chosen", "µs", "µs dense", "µs term by term", "dense : ours")
-    return table(head, rows)
-
-
-def training_step() -> str:
-    def make(result: dict[str, Any]) -> str:
-        rows = (
-            (
-                _shape_name(row),
-                row["batch"],
-                row["pass"],
-                f"{row['ours']['median_us']:,.0f}",
-                f"{row['batched']['median_us']:,.0f}",
-                f"{row['dense']['median_us']:,.0f}",
-                f"{row['dense_over_ours']:.2f}×",
-            )
-            for row in result["rows"]
-        )
-        return table(("layer", "batch", "pass", "µs", "µs batched products", "µs dense", "dense : ours"), rows)
-
-    return block("bench_layer", make)
-
-
 def savings() -> str:
     def make(result: dict[str, Any]) -> str:
         rows = []
@@ -231,16 +157,8 @@ def serving() -> str:
     return block("serving", make)
 
 
-def _rules(result: dict[str, Any]) -> str:
-    rows = (
-        (item["what"], item["value"], item["rule"], "yes" if item["reached"] else "**no**")
-        for item in result["must_reach"]
-    )
-    return table(("what must be reached", "measured", "rule", "reached"), rows)
-
-
 def serving_rules() -> str:
-    return block("serving", _rules)
+    return block("serving", rules)
 
 
 def reload() -> str:
@@ -253,9 +171,53 @@ def reload() -> str:
             for name, key in (("left alone", "without"), (f"a reload every {settings['reload_every_s']:g} s", "with"))
         ]
         head = (f"{settings['rate_per_s']:,} requests/s", "median, ms", "99th percentile, ms")
-        return f"{table(head, rows)}\n\n{_rules(result)}"
+        return f"{table(head, rows)}\n\n{rules(result)}"
 
     return block("reload", make)
+
+
+def ablation() -> str:
+    """What each trick of the request path is worth: the cost of the server without it, beside the whole server."""
+
+    def make(result: dict[str, Any]) -> str:
+        cells = result["median"]
+        sides = list(next(iter(cells.values())))
+        rows = []
+        for side in sides:
+            found = [cells[cell][side] for cell in cells]
+            if side == "as shipped":
+                shown = [f"{each['cpu_us']:,.0f} µs · {each['p50_us']:,.0f} µs" for each in found]
+            else:
+                shown = [f"{each['cpu_us_of_shipped']:.2f} · {each['p50_us_of_shipped']:.2f}" for each in found]
+            rows.append((side, *shown))
+        return table(("processor time a request · median latency", *cells), rows)
+
+    return block("ablation", make)
+
+
+def regression() -> str:
+    """The request path of this version over that of the version before the layout, both asked in turn."""
+
+    def make(result: dict[str, Any]) -> str:
+        both = result["serving"]
+        rows = [
+            (
+                cell,
+                f"{both['old'][cell]['cpu_us']:,.0f}",
+                f"{both['new'][cell]['cpu_us']:,.0f}",
+                *(f"{found[key]:.3f}" for key in ("cpu_us", "p50_us", "rate")),
+            )
+            for cell, found in both["new over old"].items()
+        ]
+        loads, layers = result["overload"]["new over old"], result["layers"]["new over old"].values()
+        said = (
+            f"Overloaded, goodput {loads['goodput_of_peak']:.3f} and p99 {loads['p99_ms']:.3f} of the old; layers take "
+            f"{min(layers):.2f} to {max(layers):.2f} of the old time, {statistics.median(layers):.2f} in the median."
+        )
+        head = ("cell", "old, µs of CPU a request", "new", "CPU", "p50", "rate: new over old")
+        return f"{table(head, rows)}\n\n{said}"
+
+    return block("regression", make)
 
 
 def overload() -> str:
@@ -351,6 +313,11 @@ def public_way() -> str:
     return block("conversion", make)
 
 
+def architectures() -> str:
+    """What works with which architectures."""
+    return block("architectures", matrix)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -365,12 +332,19 @@ BLOCKS: dict[str, Callable[[], str]] = {
         serving,
         serving_rules,
         reload,
+        foreign,
+        foreign_rules,
+        foreign_large,
+        regression,
+        ablation,
         overload,
         overload_clients,
         peers,
         public_way,
+        architectures,
         soak,
         fuzz,
+        *COMPRESS,
         *GPU,
     )
 }

@@ -1,5 +1,6 @@
 """What a result must say of itself: the code, the time, the machine and the versions it comes from."""
 
+import json
 import os
 import platform
 import subprocess
@@ -31,3 +32,17 @@ def cpu_model():
         if line.startswith("model name"):
             return line.partition(": ")[2]
     return platform.processor()
+
+
+def print_rules(report):
+    """Say which figures that must be reached were."""
+    for item in report["must_reach"]:
+        print(f"{'reached' if item['reached'] else 'MISSED '}  {item['what']}: {item['value']} ({item['rule']})")
+
+
+def conclude(report, arguments):
+    """Write a result where one is wanted; returns the exit status, which ``--strict`` makes 1 for a missed figure."""
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    return 1 if arguments.strict and not all(item["reached"] for item in report["must_reach"]) else 0

@@ -65,6 +65,8 @@ class Side:
         command: what starts it; ``{port}`` is filled in.
         make: a kind of cell ("json", "binary") to (path, encoder, decoder); what is missing is not measured.
         check: whether its answers are the model's.
+        start_limit_s: how long it may take to start.
+        meanwhile: called again and again until it answers.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Side:
     folder: Path = HERE
     ready_path: str | None = None
     check: bool = True
+    start_limit_s: float = 60
+    meanwhile: Callable[[], None] = lambda: None
     process: subprocess.Popen | None = None
     port: int = 0
     ready_s: float = 0.0
@@ -100,10 +104,11 @@ class Side:
             stderr=log,
             start_new_session=True,
         )
-        deadline = began + 60
+        deadline = began + self.start_limit_s
         while not self._answers():
             if self.process.poll() is not None or time.perf_counter() > deadline:
                 raise RuntimeError(f"{self.name} did not start; see the log {log.name}")
+            self.meanwhile()
             time.sleep(0.01)
         self.ready_s = time.perf_counter() - began
 

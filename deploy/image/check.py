@@ -6,6 +6,7 @@ usage: python check cpu|gpu
 import ctypes
 import importlib.metadata
 import importlib.util
+import locale
 import pathlib
 import shutil
 import sys
@@ -22,8 +23,10 @@ def main(device: str) -> None:
         sys.exit(f"in the image, and must not be: {', '.join(found)}")
     import onnxruntime
 
-    import app.main  # noqa: F401  that it can be imported is the test
+    import app.application  # that it can be imported is the test
+    import app.grpc.server  # noqa: F401
 
+    require_locale("C.UTF-8")
     provider = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider"}[device]
     if provider not in onnxruntime.get_available_providers():
         sys.exit(f"onnxruntime {onnxruntime.__version__} has no {provider}")
@@ -35,6 +38,14 @@ def main(device: str) -> None:
     static = list(pathlib.Path("/opt/venv/lib").glob("*/site-packages/**/*.a"))
     if static:
         sys.exit(f"static libraries are in the image: {static}")
+
+
+def require_locale(name: str) -> None:
+    """A locale is there; models of texts run in C.UTF-8 where theirs is not installed (app/runtime/rewriting.py)."""
+    try:
+        locale.setlocale(locale.LC_CTYPE, name)
+    except locale.Error:
+        sys.exit(f"the locale {name} is not in the image; models of texts need it")
 
 
 def load_cuda(onnxruntime: pathlib.Path) -> None:

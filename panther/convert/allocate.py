@@ -1,8 +1,12 @@
-"""Where to spend: ranks for every layer under one budget."""
+"""Where to spend: one choice for every layer under one budget.
+
+See docs/decisions/0046-two-sided-whitening.md.
+"""
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +19,11 @@ class Choice:
     """What one layer can be.
 
     Attributes:
-        ranks: that may be chosen, rising; the last one stands for the dense layer, whatever its number.
-        costs: of each, in parameters or bytes, rising; the last is the dense layer's.
-        errors: the squared error of each on the model's output, falling to 0 for the dense layer.
+        costs: of each choice, in parameters, bytes or microseconds, rising.
+        errors: the squared error of each on the model's output; falling, where all are worth their cost.
     """
 
-    ranks: tuple[int, ...]
-    costs: tuple[int, ...]
+    costs: tuple[float, ...]
     errors: tuple[float, ...]
 
 
@@ -49,7 +51,7 @@ def allocate(choices: Sequence[Choice], budget: float) -> list[int]:
     chosen = [0] * len(choices)
     spent = sum(choice.costs[0] for choice in choices)
     if spent > budget:
-        raise ValueError(f"the cheapest choices cost {spent:,}, over the budget of {budget:,.0f}")
+        raise ValueError(f"the cheapest choices cost {spent:,.0f}, over the budget of {budget:,.0f}")
     hulls = [_hull(choice) for choice in choices]
     queue: list[tuple[float, int, int]] = []
 
@@ -72,8 +74,30 @@ def allocate(choices: Sequence[Choice], budget: float) -> list[int]:
     return _fill(choices, chosen, budget - spent)
 
 
+def path(choices: Sequence[Choice]) -> list[list[int]]:
+    """The optima at every multiplier of the costs, from all of the cheapest choices to all of the best.
+
+    Each takes one step more than the one before: the step that gains most for its cost. (Everett, 1963, as `allocate`.)
+
+    Returns:
+        For each the index of what is chosen, for each layer.
+    """
+    steps = []
+    for layer, choice in enumerate(choices):
+        for here, there in itertools.pairwise(_hull(choice)):
+            gain = (choice.errors[here] - choice.errors[there]) / (choice.costs[there] - choice.costs[here])
+            steps.append((-gain, layer, there))
+    chosen = [0] * len(choices)
+    found = [chosen]
+    for _, layer, there in sorted(steps):
+        chosen = [*chosen]
+        chosen[layer] = there
+        found.append(chosen)
+    return found
+
+
 def uniform(choices: Sequence[Choice], budget: float) -> list[int]:
-    """Give every layer the same share of its own dense cost, the largest that the budget allows.
+    """Give every layer the same share of its largest cost, the most that the budget allows.
 
     Raises:
         ValueError: even the cheapest choices exceed the budget.
@@ -85,11 +109,11 @@ def uniform(choices: Sequence[Choice], budget: float) -> list[int]:
             for choice in choices
         ]
 
-    def cost(chosen: list[int]) -> int:
+    def cost(chosen: list[int]) -> float:
         return sum(choice.costs[i] for choice, i in zip(choices, chosen, strict=True))
 
     if cost(at(0)) > budget:
-        raise ValueError(f"the cheapest choices cost {cost(at(0)):,}, over the budget of {budget:,.0f}")
+        raise ValueError(f"the cheapest choices cost {cost(at(0)):,.0f}, over the budget of {budget:,.0f}")
     shares = sorted({cost / choice.costs[-1] for choice in choices for cost in choice.costs})
     best, low, high = at(0), 0, len(shares) - 1
     while low <= high:
@@ -133,7 +157,7 @@ def _fill(choices: Sequence[Choice], chosen: list[int], left: float) -> list[int
                 step = choice.costs[there] - choice.costs[here]
                 if step > left:
                     break
-                gain = (choice.errors[here] - choice.errors[there]) / max(step, 1)
+                gain = (choice.errors[here] - choice.errors[there]) / step
                 if gain > best_gain:
                     best, best_gain = (layer, there, step), gain
         if best is None:

@@ -1,22 +1,27 @@
-"""`sketch_`: a trained model's linear layers replaced by the sketched ones that keep its outputs best."""
+"""`sketch_`: a trained model's linear layers and convolutions replaced by sketched ones that keep its outputs best."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from panther.convert import plan
-from panther.convert.calls import Forward, batches_of, check_differentiable, evaluating
+from panther.convert.attention import closed, opened
+from panther.convert.calibration import Moments, collect
+from panther.convert.deviation import Deviation, Reference
 from panther.convert.errors import ConversionError
-from panther.convert.moments import Moments, collect
-from panther.convert.outputs import Deviation, Reference
-from panther.convert.plan import Candidate, Plan
-from panther.convert.report import ConversionReport
+from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
+from panther.convert.layers import Filter, Place, Unit, find_units
+from panther.convert.plan import Plan
+from panther.convert.reach import unreached
+from panther.convert.report import ConversionReport, Unreached
+from panther.convert.restore import describe_for_transformers
 from panther.convert.swap import Swap
-from panther.convert.units import Filter, Unit, find_units, sketched_from
 
 # steps of the search for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
@@ -37,24 +42,27 @@ def sketch_(
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> ConversionReport:
-    """Replace the linear layers of a trained model by sketched ones, in place; on any error the model is as it was.
+    """Replace the layers of a trained model by sketched ones, in place; on any error the model is as it was.
 
-    Without calibration each layer becomes a truncated SVD of its weight. With calibration inputs, it becomes the best
-    matrix of its rank for the inputs that it sees and for the effect that its outputs have on the model's, and the
+    Linear layers become `SKLinear`, those of nn.MultiheadAttention too (it becomes a `ProjectedAttention`, which calls
+    its projections), and convolutions `SKConv2d` or `SKConv1d`, where that keeps the outputs best. Without calibration
+    each layer becomes a truncated SVD of its weight, of a convolution unfolded. With calibration inputs, it becomes the
+    best matrix of its rank for the inputs that it sees and for the effect that its outputs have on the model's, and the
     ranks are shared out by that effect too (docs/conversion.md has the mathematics).
 
     Args:
-        model: any module that contains nn.Linear layers, or the Conv1D of transformers.
-        ratio: the budget as a share of the parameters of the linear layers in play: stored parameters after the
-            conversion, learnable and fixed (U) together, by those before, biases on both sides. Layers in play are
-            those that skip and filter_fn leave, also where they have to stay dense.
+        model: any module that contains nn.Linear, nn.Conv2d or nn.Conv1d layers, or the Conv1D of transformers.
+        ratio: the budget as a share of the parameters of the layers in play: stored parameters after the conversion,
+            learnable and fixed (U) together, by those before, biases on both sides. Layers in play are those that skip
+            and filter_fn leave, also where they have to stay dense.
         max_bytes: the budget as bytes of the whole model's parameters and buffers.
         max_error: the smallest model whose outputs on the calibration inputs keep ‖y - ŷ‖ / ‖y‖ within this; without
             calibration, the smallest layers that keep ‖W - Ŵ‖ / ‖W‖ within it, each for itself.
         calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
             dict. A few hundred rows do. Labels are left out: of a tuple the model gets as many entries as its forward
             needs, of a dict those that its forward takes.
-        filter_fn: (module, name) → whether to convert that layer.
+        filter_fn: (module, name) → whether to convert that layer; ``lambda module, name: isinstance(module,
+            nn.Linear)`` leaves convolutions alone.
         skip: names of layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
         forward: (model, batch) → outputs, where the model is to be called in another way.
         probes: backward passes for each batch, which estimate how a layer's outputs move the model's; 0 for none.
@@ -66,61 +74,95 @@ def sketch_(
 
     Raises:
         ValueError: an argument is out of range, or the budget can't be met; says what could.
-        ConversionError: the model has no linear layer to convert, or calibration can't be run.
+        ConversionError: the model has no layer to convert, or calibration can't be run.
     """
     _check(model, ratio, max_bytes, max_error, probes)
     report_step = on_step if on_step is not None else lambda *_: None
-    units = find_units(model, filter_fn, skip)
-    if not units:
-        raise ConversionError("the model has no linear layer to convert" + _left_out(filter_fn, skip))
-    batches = None if calibration is None else batches_of(calibration)
-    if batches is not None:
-        check_differentiable(model)
-    with evaluating(model):
-        reference, moments = None, None
+    attentions = opened(model)
+    # undone at its end: of the attentions, those stay open that had a projection converted
+    with Swap(model, attentions):
+        units = find_units(model, filter_fn, skip, convolutions=True)
+        elsewhere = unreached(model, units, convolutions=True)
+        if not units:
+            raise ConversionError(_nothing_to_convert(elsewhere, left_out=filter_fn is not None or bool(skip)))
+        batches = None if calibration is None else batches_of(calibration)
         if batches is not None:
-            active = [unit for unit in units if unit.reason is None]
-            done = iter(range(1, len(batches) + 1))
-            moments = dict(
-                zip(
-                    map(id, active),
-                    collect(
-                        model,
-                        active,
-                        batches,
-                        forward,
-                        probes=probes,
-                        generator=generator if generator is not None else torch.Generator().manual_seed(0),
-                        on_batch=lambda: report_step("calibrating", next(done), len(batches)),
-                    ),
-                    strict=True,
-                )
-            )
-            reference = Reference(model, batches, forward)
-            if not reference.has_outputs:
-                raise ConversionError(
-                    "calibration: the model put out no finite floating-point numbers to compare; scalars are left out, "
-                    "and what is no tensor, mapping, tuple or list (forward may return others)"
-                )
-        candidates = plan.candidates(units, moments, report_step)
-        budgets = plan.Budgets(model, units, candidates, in_bytes=max_bytes is not None)
-        if max_error is not None:
-            chosen, deviation = _within_error(model, budgets, reference, max_error, report_step)
-        else:
-            limit = budgets.for_ratio(ratio) if ratio is not None else budgets.for_bytes(max_bytes or 0)
-            chosen, deviation = _best(model, budgets, reference, limit, report_step)
-        if reference is not None and deviation is None:
-            with _swap(model, chosen):
-                deviation = reference.deviation(model)
+            check_batches(batches, model, forward, "calibration")
+            check_differentiable(model)
+        with evaluating(model):
+            calibrated = None
+            if batches is not None:
+                calibrated = _calibrate(model, units, batches, forward, probes, generator, report_step)
+            moments = None if calibrated is None else calibrated.moments
+            reference = None if calibrated is None else calibrated.reference
+            found = plan.candidates(units, moments, report_step)
+
+            def choose() -> tuple[Plan, Deviation | None]:
+                budgets = plan.Budgets(model, units, found, in_bytes=max_bytes is not None)
+                if max_error is not None:
+                    return _within_error(model, budgets, reference, max_error, report_step)
+                limit = budgets.for_ratio(ratio) if ratio is not None else budgets.for_bytes(max_bytes or 0)
+                return _best(model, budgets, reference, limit, report_step)
+
+            chosen, deviation = choose()
+            while plan.keep_overflowing_dense(chosen):
+                found = [candidate for candidate in found if candidate.unit.reason is None]
+                chosen, deviation = choose()
+            if reference is not None and deviation is None:
+                with _swap(model, chosen):
+                    deviation = reference.deviation(model)
     before = plan.model_size(model)
-    # made anew, now that the modules have their own training mode and requires_grad again
-    swap = _swap(model, chosen)
+    # built again, now that the modules have their own training mode and requires_grad back
+    swap = Swap(model, closed(attentions, _replacements(chosen)))
     swap.do()
     try:
-        return _report(model, units, chosen, before, deviation, _notes(units, moments, reference, probes))
+        notes = _notes(units, calibrated, probes, swap.zero_padded)
+        if deviation is not None and not math.isfinite(deviation.error):
+            notes += ("the converted model's outputs overflow where the original's are finite",)
+        report = _report(model, units, chosen, before, deviation, notes)
+        describe_for_transformers(model)
+        measured_on = "" if reference is None else reference.measured_on
+        return dataclasses.replace(report, unreached=elsewhere, measured_on=measured_on)
     except BaseException:
         swap.undo()
         raise
+
+
+@dataclasses.dataclass
+class _Calibrated:
+    """What the calibration inputs say: statistics by the id of a unit, and the original's outputs."""
+
+    moments: dict[int, Moments]
+    reference: Reference
+
+
+def _calibrate(
+    model: nn.Module,
+    units: Sequence[Unit],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    probes: int,
+    generator: torch.Generator | None,
+    report_step: Callable[[str, int, int], None],
+) -> _Calibrated:
+    active = [unit for unit in units if unit.reason is None]
+    done = iter(range(1, len(batches) + 1))
+    collected = collect(
+        model,
+        active,
+        batches,
+        forward,
+        probes=probes,
+        generator=generator if generator is not None else torch.Generator().manual_seed(0),
+        on_batch=lambda: report_step("calibrating", next(done), len(batches)),
+    )
+    reference = Reference(model, batches, forward)
+    if not reference.has_outputs:
+        raise ConversionError(
+            "calibration: the model put out no finite floating-point numbers to compare; scalars are left out, "
+            "and what is no tensor, mapping, tuple or list (forward may return others)"
+        )
+    return _Calibrated(dict(zip(map(id, active), collected, strict=True)), reference)
 
 
 def _best(
@@ -172,19 +214,15 @@ def _within_error(
 
 
 def _swap(model: nn.Module, chosen: Plan) -> Swap:
-    replacements = []
+    return Swap(model, _replacements(chosen))
+
+
+def _replacements(chosen: Plan) -> list[tuple[Place, nn.Module]]:
+    replacements: list[tuple[Place, nn.Module]] = []
     for candidate, rank in chosen.ranks:
-        if rank is None:
-            continue
-        layers = _layers(candidate, rank)
-        replacements += list(zip(candidate.unit.places, layers, strict=True))
-    return Swap(model, replacements)
-
-
-def _layers(candidate: Candidate, rank: int) -> Sequence[nn.Module]:
-    left, right = candidate.factors(rank)
-    biases: dict[int, Tensor | None] = {id(bias): candidate.bias(bias, rank) for bias in candidate.unit.biases}
-    return sketched_from(candidate.unit, left, right, biases)
+        if rank is not None:
+            replacements += list(zip(candidate.unit.places, candidate.layers(rank), strict=True))
+    return replacements
 
 
 def _report(
@@ -214,20 +252,27 @@ def _report(
 
 
 def _notes(
-    units: Sequence[Unit], moments: Mapping[int, Moments] | None, reference: Reference | None, probes: int
+    units: Sequence[Unit], calibrated: _Calibrated | None, probes: int, zero_padded: Sequence[str]
 ) -> tuple[str, ...]:
-    if moments is None or reference is None:
-        return ("without calibration inputs: each layer is the truncated SVD of its weight",)
     notes = []
-    if probes and all(seen.sensitivity is None for seen in moments.values()):
-        notes.append("the outputs have no derivatives: each layer was fitted to its own outputs")
-    elif probes:
-        seen = {unit.name: moments[id(unit)] for unit in units if id(unit) in moments}
-        without = [name for name, found in seen.items() if found.rows and found.sensitivity is None]
-        if without:
-            notes.append(f"fitted to their own outputs, which run without derivatives: {', '.join(without)}")
-    if not reference.all_finite:
-        notes.append("some of the original's outputs are infinite or NaN; the others were compared")
+    if calibrated is None:
+        notes.append("without calibration inputs: each layer is the truncated SVD of its weight")
+    else:
+        moments, reference = calibrated.moments, calibrated.reference
+        if probes and all(seen.sensitivity is None for seen in moments.values()):
+            notes.append("the outputs have no derivatives: each layer was fitted to its own outputs")
+        elif probes:
+            seen = {unit.name: moments[id(unit)] for unit in units if id(unit) in moments}
+            without = [name for name, found in seen.items() if found.rows and found.sensitivity is None]
+            if without:
+                notes.append(f"fitted to their own outputs, which run without derivatives: {', '.join(without)}")
+        if not reference.all_finite:
+            notes.append("some of the original's outputs are infinite or NaN; the others were compared")
+    if zero_padded:
+        notes.append(
+            f"{', '.join(zero_padded)}: torch's fast path of nn.TransformerEncoder, which can't run sketched layers, "
+            "writes zeros at padded places in eval mode without gradients; they are written as before"
+        )
     return tuple(notes)
 
 
@@ -238,6 +283,9 @@ def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) 
         raise ConversionError("the model is compiled by TorchScript; convert it before it is scripted or traced")
     if isinstance(model, nn.Linear):
         raise ValueError("model is itself an nn.Linear and can't be replaced in place; use SKLinear.from_linear")
+    if isinstance(model, nn.Conv2d | nn.Conv1d):
+        kind = type(model).__name__
+        raise ValueError(f"model is itself an nn.{kind} and can't be replaced in place; use SK{kind}.from_conv")
     given = {"ratio": ratio, "max_bytes": max_bytes, "max_error": max_error}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -252,5 +300,10 @@ def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) 
         raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")
 
 
-def _left_out(filter_fn: Filter | None, skip: Iterable[str]) -> str:
-    return " that filter_fn and skip leave" if filter_fn is not None or skip else ""
+def _nothing_to_convert(elsewhere: Sequence[Unreached], *, left_out: bool) -> str:
+    held = ", ".join(f"{group.kind} {group.share:.0%} ({group.reason})" for group in elsewhere[:4])
+    return (
+        "the model has no linear layer or convolution to convert"
+        + (" that filter_fn and skip leave" if left_out else "")
+        + (f"; its parameters are in: {held}" if held else "")
+    )

@@ -13,10 +13,20 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from panther.convert.calls import Forward, batches_of, call, check_differentiable, evaluating, outputs_of
+from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
-from panther.convert.outputs import Reference
+from panther.convert.fast_path import observing
+from panther.convert.forward import (
+    Forward,
+    batches_of,
+    call,
+    check_batches,
+    check_differentiable,
+    evaluating,
+    outputs_of,
+)
 from panther.nn import SKLinear
+from panther.nn.sketched_conv import SketchedConv
 
 # of what the teacher put out, kept so that it need not run again
 _MOST_BYTES = 2**30
@@ -106,6 +116,7 @@ def distill_(
     check_differentiable(student)
     started = time.perf_counter()
     train, held_out = _split(batches_of(loader, "loader"), validation)
+    check_batches((*train, *held_out), student, forward, "loader")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     names = _hidden_names(student, teacher) if hidden_weight else []
     initial = [parameter.detach().clone() for parameter in parameters]
@@ -151,7 +162,7 @@ class _Run:
         batch = self.batches[index]
         targets = self._targets(index)
         hidden: dict[str, Tensor] = {}
-        with _recording(self.student, self._names, hidden):
+        with observing(self.student), _recording(self.student, self._names, hidden):
             outputs = outputs_of(call(self.student, batch, self._forward), batch)
         losses = [_relative(y, y_hat, mask) for (y, mask), (y_hat, _) in zip(targets.outputs, outputs, strict=True)]
         loss = torch.stack(losses).mean()
@@ -165,7 +176,7 @@ class _Run:
         batch = self.batches[index]
         hidden: dict[str, Tensor] = {}
         device = next(self.student.parameters()).device
-        with torch.no_grad(), _recording(self._teacher, self._names, hidden):
+        with torch.no_grad(), observing(self._teacher), _recording(self._teacher, self._names, hidden):
             outputs = outputs_of(call(self._teacher, batch, self._forward), batch)
         targets = _Targets(
             [(y.to(device), None if mask is None else mask.to(device)) for y, mask in outputs],
@@ -234,7 +245,7 @@ def _trained(student: nn.Module) -> list[nn.Parameter]:
     """S1s, S2s and bias of every sketched layer, tied ones once."""
     found: dict[int, nn.Parameter] = {}
     for module in student.modules():
-        if isinstance(module, SKLinear):
+        if isinstance(module, SKLinear | SketchedConv):
             for parameter in (module.S1s, module.S2s, module.bias):
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
@@ -253,7 +264,7 @@ def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
-    sketched = [name for name, module in student.named_modules() if isinstance(module, SKLinear)]
+    sketched = [name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv)]
     of_teacher = dict(teacher.named_modules())
     blocks = [
         f"{name}.{child}" if name else child

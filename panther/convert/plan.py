@@ -1,112 +1,58 @@
-"""From moments to a plan: what each layer can become, at which cost, and what the budget allows."""
+"""From moments to a plan: what each layer can become, at which cost, and what the budget allows.
+
+See docs/decisions/0047-conversion-budgets.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from panther.convert.allocate import Choice, allocate, possible_ranks, uniform
-from panther.convert.moments import Moments
-from panther.convert.report import Cost, LayerReport
-from panther.convert.units import Unit
-from panther.convert.whitening import Spectrum, damped, whitened_svd
-from panther.efficiency import multiply_adds_per_row
-
-# Shares of the mean variance that are added to every direction of a layer's inputs and outputs, and how much more for
-# each direction that there is to a row: of few rows the moments know little.
-INPUT_DAMPING = 1e-4
-OUTPUT_DAMPING = 1e-2
-DAMPING_FOR_FEW_ROWS = 0.1
-
-
-@dataclass
-class Candidate:
-    """A layer that can be converted, taken apart.
-
-    Attributes:
-        unit: the layer.
-        spectrum: its weight taken apart, energies in units of the model's relative squared output error, or of the
-            weight's own where there is no calibration.
-        covariance: (d_in, d_in) of its inputs, about their mean where it has a bias; None without calibration.
-        mean: (d_in,) of its inputs; None where no bias can take it up.
-        ranks: that pay, rising.
-    """
-
-    unit: Unit
-    spectrum: Spectrum
-    covariance: Tensor | None
-    mean: Tensor | None
-    ranks: tuple[int, ...]
-
-    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """(d_in, rank) and (rank, d_out), float64."""
-        return self.spectrum.left[:, :rank], self.spectrum.right[:rank]
-
-    def lost(self, rank: int) -> Tensor:
-        """(d_out, d_in), W - Ŵ."""
-        left, right = self.factors(rank)
-        return self.unit.weight.double() - (left @ right).t()
-
-    def bias(self, bias: Tensor, rank: int) -> Tensor:
-        """The bias that keeps the mean of the outputs: b + (W - Ŵ) μ."""
-        if self.mean is None:
-            return bias.detach()
-        return (bias.detach().double() + self.lost(rank) @ self.mean).to(bias.dtype)
-
-    def errors(self, rank: int) -> tuple[float, float | None]:
-        """The relative errors in the weight and on the data."""
-        W, lost = self.unit.weight.double(), self.lost(rank)
-        on_data = None
-        if self.covariance is not None:
-            on_data = _ratio(_energy(lost, self.covariance), _energy(W, self.covariance)) ** 0.5
-        return _ratio(lost.square().sum(), W.square().sum()) ** 0.5, on_data
+from panther.convert.allocate import RANK_STEP, Choice, allocate, possible_ranks, uniform
+from panther.convert.calibration import Moments
+from panther.convert.candidates import Candidate, Weighing, weigh, weighed_spectrum
+from panther.convert.conv_candidates import CONV_RANK_STEP, ConvCandidate, conv_candidates, conv_ranks
+from panther.convert.layers import Unit
+from panther.convert.reach import blocking
+from panther.convert.report import ConvolutionReport, Cost, LayerReport
 
 
 def candidates(
     units: Sequence[Unit], moments: Mapping[int, Moments] | None, report_step: Callable[[str, int, int], None]
 ) -> list[Candidate]:
-    """Take every layer apart that can be converted; the others get their reason."""
-    found = []
+    """Take every layer apart that can be converted, a convolution in several ways; the others get their reason."""
+    found: list[Candidate] = []
     active = [unit for unit in units if unit.reason is None]
+    zero = [unit.name for unit in active if not bool(unit.weight.any())]
+    zeros = f"; the weight of {', '.join(zero[:3])} is zero" if zero else ""
     for done, unit in enumerate(active):
-        ranks = possible_ranks(unit.in_features, unit.out_features)
         seen = moments[id(unit)] if moments is not None else None
-        if not ranks:
-            unit.reason = "too small: no rank that is a multiple of 16 stores fewer parameters"
+        if not _pays(unit):
+            step = RANK_STEP if unit.convolution is None else CONV_RANK_STEP
+            unit.reason = f"too small: no rank that is a multiple of {step} stores fewer parameters"
         elif seen is not None and seen.calls == 0:
             unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
         elif seen is not None and seen.rows == 0:
-            unit.reason = "moves no output of the model in calibration, so that nothing tells what may be lost"
+            unit.reason = "moves no output of the model in calibration, so that its error can't be weighed" + zeros
         else:
-            found.append(_candidate(unit, seen, ranks))
+            found += _candidates(unit, None if seen is None else weigh(unit, seen))
         report_step("factorising", done + 1, len(active))
     return found
 
 
-def _candidate(unit: Unit, moments: Moments | None, ranks: tuple[int, ...]) -> Candidate:
-    W = unit.weight
-    if moments is None:
-        spectrum = whitened_svd(W)
-        energies = spectrum.energies / spectrum.energies.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return Candidate(unit, Spectrum(spectrum.left, spectrum.right, energies), None, None, ranks)
-    # only a bias of every module can take up the mean
-    centred = len(unit.biases) > 0 and all(place.module.bias is not None for place in unit.places)
-    covariance = moments.covariance(centred=centred)
-    few = DAMPING_FOR_FEW_ROWS / moments.rows
-    # of few rows the variance about the mean is too small; their mean square is not
-    mean_square = moments.second.diagonal().mean() / moments.rows
-    C_in = damped(covariance, INPUT_DAMPING, more=few * unit.in_features * mean_square)
-    C_out = None
-    if moments.sensitivity is not None:
-        C_out = damped(moments.sensitivity, OUTPUT_DAMPING + few * unit.out_features)
-    spectrum = whitened_svd(W, C_in, C_out)
-    if C_out is None:
-        energies = spectrum.energies / spectrum.energies.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        spectrum = Spectrum(spectrum.left, spectrum.right, energies)
-    return Candidate(unit, spectrum, covariance, moments.mean if centred else None, ranks)
+def _pays(unit: Unit) -> bool:
+    """Whether some rank stores less."""
+    return bool(possible_ranks(unit.in_features, unit.out_features) if unit.convolution is None else conv_ranks(unit))
+
+
+def _candidates(unit: Unit, weighing: Weighing | None) -> Sequence[Candidate]:
+    """The ways to convert a unit."""
+    if unit.convolution is not None:
+        return conv_candidates(unit, weighing)
+    ranks = possible_ranks(unit.in_features, unit.out_features)
+    return [Candidate(unit, weighing, weighed_spectrum(unit, weighing), ranks)]
 
 
 @dataclass(frozen=True)
@@ -141,10 +87,19 @@ class Budgets:
     def __init__(
         self, model: nn.Module, units: Sequence[Unit], candidates: Sequence[Candidate], *, in_bytes: bool
     ) -> None:
-        self._candidates = candidates
         self._model_bytes = model_size(model)[1]
         self._units = units
-        self._choices = [_choice(candidate, in_bytes=in_bytes) for candidate in candidates]
+        by_unit: dict[int, list[Candidate]] = {}
+        for candidate in candidates:
+            by_unit.setdefault(id(candidate.unit), []).append(candidate)
+        self._options = [_options(ways, in_bytes=in_bytes) for ways in by_unit.values()]
+        self._choices = [
+            Choice(
+                costs=tuple(option.cost for option in options),
+                errors=tuple(option.error for option in options),
+            )
+            for options in self._options
+        ]
         self.least = sum(choice.costs[0] for choice in self._choices)
         self.dense = sum(choice.costs[-1] for choice in self._choices)
 
@@ -188,27 +143,45 @@ class Budgets:
     def _plan(self, chosen: Sequence[int], allocation: str) -> Plan:
         ranks: list[tuple[Candidate, int | None]] = []
         predicted = 0.0
-        for candidate, choice, i in zip(self._candidates, self._choices, chosen, strict=True):
-            ranks.append((candidate, candidate.ranks[i] if i < len(candidate.ranks) else None))
-            predicted += choice.errors[i]
+        for options, i in zip(self._options, chosen, strict=True):
+            ranks.append((options[i].candidate, options[i].rank))
+            predicted += options[i].error
         return Plan(tuple(ranks), allocation, predicted)
 
     def _check(self, name: str, budget: float, least: str) -> None:
         if budget < self.least:
-            raise ValueError(f"{name} can't be met: what can't be converted and the lowest ranks take {least}")
+            raise ValueError(
+                f"{name} can't be met: what can't be converted and the lowest ranks take {least}, the best in reach"
+                + blocking(self._units)
+            )
 
 
-def _choice(candidate: Candidate, *, in_bytes: bool) -> Choice:
-    unit = candidate.unit
+@dataclass(frozen=True)
+class _Option:
+    """What a layer can be: of a rank, or dense where the rank is None."""
+
+    candidate: Candidate
+    rank: int | None
+    cost: int
+    error: float
+
+
+def _options(ways: Sequence[Candidate], *, in_bytes: bool) -> list[_Option]:
+    """What a layer can be, by rising cost and falling error; what costs more and gains nothing is left out."""
+    unit = ways[0].unit
     size = unit.element_bytes if in_bytes else 1
     biases = unit.dense_parameters - unit.weights
-    per_rank = unit.in_features + unit.out_features
-    tail = candidate.spectrum.tail()
-    return Choice(
-        ranks=(*candidate.ranks, unit.weights),
-        costs=(*(size * (rank * per_rank + biases) for rank in candidate.ranks), size * unit.dense_parameters),
-        errors=(*(tail[rank].item() for rank in candidate.ranks), 0.0),
-    )
+    every = []
+    for candidate in ways:
+        tail = candidate.tail()
+        every += [
+            _Option(candidate, rank, size * (sum(candidate.stored(rank)) + biases), tail[rank].item())
+            for rank in candidate.ranks
+        ]
+    if len(ways) > 1:
+        every.sort(key=lambda option: (option.cost, option.error))
+        every = [option for i, option in enumerate(every) if all(option.error < before.error for before in every[:i])]
+    return [*every, _Option(ways[0], None, size * unit.dense_parameters, 0.0)]
 
 
 def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> LayerReport:
@@ -217,17 +190,24 @@ def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> L
     biases = unit.dense_parameters - unit.weights
     d_in, d_out = unit.in_features, unit.out_features
     before = Cost(unit.dense_parameters, 0, unit.dense_parameters * size, d_in * d_out)
-    weight_error, data_error, after = 0.0, None, before
+    weight_error, data_error, after, convolution = 0.0, None, before, None
+    conv = unit.convolution
+    if conv is not None:
+        d_in = conv.in_channels
+        convolution = ConvolutionReport(conv.kernel_size, conv.stride, conv.groups)
     if candidate is None:
         reason = unit.reason or ""
     elif rank is None:
         reason = "converting it would cost the outputs more than the budget needs"
-        data_error = 0.0 if candidate.covariance is not None else None
+        data_error = 0.0 if candidate.weighing is not None else None
     else:
-        half = rank // 2 * (d_in + d_out)
-        reason = f"stores {(2 * half + biases) / unit.dense_parameters:.0%} of its parameters"
+        learned, fixed = candidate.stored(rank)
+        stored = learned + fixed + biases
+        reason = f"stores {stored / unit.dense_parameters:.0%} of its parameters"
         weight_error, data_error = candidate.errors(rank)
-        after = Cost(half + biases, half, (2 * half + biases) * size, multiply_adds_per_row(d_in, d_out, 1, rank // 2))
+        after = Cost(learned + biases, fixed, stored * size, candidate.multiply_adds(rank))
+        if convolution is not None and isinstance(candidate, ConvCandidate):
+            convolution = replace(convolution, terms=candidate.terms)
     return LayerReport(
         name=unit.name,
         names=tuple(name for place in unit.places for name in place.names),
@@ -242,7 +222,17 @@ def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> L
         data_error=data_error,
         before=before,
         after=after,
+        convolution=convolution,
     )
+
+
+def keep_overflowing_dense(chosen: Plan) -> list[Candidate]:
+    """The candidates of a plan whose sketched layers overflow; they get this as the reason to stay dense."""
+    found = [candidate for candidate, rank in chosen.ranks if rank is not None and candidate.overflows(rank)]
+    for candidate in found:
+        dtype = str(candidate.unit.weight.dtype).removeprefix("torch.")
+        candidate.unit.reason = f"overflows as a sketched layer in {dtype}: its factors, or products with them"
+    return found
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -264,12 +254,3 @@ def model_size(model: nn.Module) -> tuple[int, int]:
     parameters = {id(parameter) for parameter in model.parameters()} | fixed
     count = sum(tensor.numel() for key, tensor in tensors.items() if key in parameters)
     return count, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def _energy(W: Tensor, C: Tensor) -> Tensor:
-    """‖X Wᵀ‖² for XᵀX = C."""
-    return ((W @ C) * W).sum()
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    return (part / whole).clamp_min(0).item() if whole > 0 else 0.0

@@ -10,8 +10,17 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+# relative errors, Frobenius norms: of the weight, and of the layer's outputs on the calibration inputs
+_ERRORS = ("‖W - Ŵ‖/‖W‖", "‖Y - Ŷ‖/‖Y‖")
+_TITLE = "Conversion of the layers; rank: of the sketched weight, 2·num_terms·low_rank"
+_CAPTION = (
+    "errors in Frobenius norms, ‖W - Ŵ‖/‖W‖ of the weight and ‖Y - Ŷ‖/‖Y‖ of the layer's outputs on the calibration "
+    "inputs; parameters and bytes with U and the biases; multiply-adds counted by formula, of a convolution for one "
+    "position of its output"
+)
 # columns of a terminal that shows the whole table
 _WIDE = 150
+_MOST_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Cost:
         learnable: parameters that are trained.
         fixed: parameters of U; 0 for a dense layer.
         bytes: of both in memory.
-        multiply_adds_per_row: of a forward pass, without the bias.
+        multiply_adds_per_row: of a forward pass, without the bias; of a convolution for one position of its output.
     """
 
     learnable: int
@@ -45,21 +54,38 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class ConvolutionReport:
+    """What a layer that is a convolution has besides.
+
+    Attributes:
+        kernel_size, stride, groups: its own.
+        terms: of the `SKConv2d`: "output", where a 1x1 convolution follows the one with the kernel, "input", where it
+            comes first, or "both", of a 1x1 convolution; None where it is dense.
+    """
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
+    terms: str | None = None
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One weight of the model.
 
     Attributes:
         name: dotted, of the layer.
         names: of every place that the weight stands in; more than one where layers are shared or tied.
-        in_features, out_features: its sizes.
-        converted: whether it is an SKLinear now.
+        in_features, out_features: its sizes; of a convolution the channels.
+        converted: whether it is sketched now.
         reason: why it was converted, or why not.
-        rank: 2·num_terms·low_rank; None where it is dense.
-        num_terms, low_rank: of the SKLinear; None where it is dense.
+        rank: of the sketched weight, 2·num_terms·low_rank; None where it is dense.
+        num_terms, low_rank: of the sketched layer; None where it is dense.
         weight_error: ‖W - Ŵ‖ / ‖W‖, Frobenius norms; 0 where it is dense.
         data_error: ‖Y - Ŷ‖ / ‖Y‖ of the layer's own outputs on the calibration inputs, about their mean where the layer
             has a bias; None without calibration.
         before, after: what it cost and costs.
+        convolution: what a convolution has besides; None for a linear layer.
     """
 
     name: str
@@ -75,6 +101,26 @@ class LayerReport:
     data_error: float | None
     before: Cost
     after: Cost
+    convolution: ConvolutionReport | None = None
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """Parameters outside the layers in play, in modules of one kind.
+
+    Attributes:
+        kind: the class of the modules.
+        names: dotted, of the modules.
+        parameters: that they hold; 0 for a quantized module, whose weight is no parameter.
+        share: of the model's parameters before the conversion.
+        reason: why the conversion does not reach them.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    parameters: int
+    share: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -82,13 +128,18 @@ class ConversionReport:
     """What `panther.sketch_` did; ``print(report)`` shows the table, as does a notebook.
 
     Attributes:
-        layers: every linear layer in play, in the order of the model; those that filter_fn or skip excluded are not.
+        layers: every linear layer and convolution in play, in the order of the model; those that filter_fn or skip
+            excluded are not.
+        unreached: what these layers don't hold, the largest group first.
         before, after: totals over these layers, every tied weight once.
         model_parameters_before, model_parameters_after: stored parameters of the whole model, U included.
         model_bytes_before, model_bytes_after: of all its parameters and buffers.
         allocation: how the ranks were chosen: "allocated", or "uniform" where that proved better.
-        output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on calibration inputs; None without calibration.
+        output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs, the model run as for inference: in
+            eval mode, without gradients, with torch's fast paths. Rows that an attention_mask hides are left out; of
+            several outputs it is the root mean square. None without calibration.
         output_cosine: the mean cosine between y and ŷ there, over rows.
+        measured_on: the inputs that both are measured on, in words; empty without calibration.
         notes: what else is worth knowing.
     """
 
@@ -103,6 +154,8 @@ class ConversionReport:
     output_error: float | None
     output_cosine: float | None
     notes: tuple[str, ...] = ()
+    unreached: tuple[Unreached, ...] = ()
+    measured_on: str = ""
 
     @property
     def replaced(self) -> tuple[str, ...]:
@@ -111,8 +164,10 @@ class ConversionReport:
 
     @property
     def kept(self) -> dict[str, str]:
-        """The layers that stayed dense, with the reason."""
-        return {name: layer.reason for layer in self.layers if not layer.converted for name in layer.names}
+        """The layers that stayed as they were, quantized ones too, with the reason."""
+        dense = {name: layer.reason for layer in self.layers if not layer.converted for name in layer.names}
+        quantized = [group for group in self.unreached if group.reason.startswith("quantized")]
+        return dense | {name: group.reason for group in quantized for name in group.names}
 
     @property
     def ratio(self) -> float:
@@ -124,6 +179,7 @@ class ConversionReport:
         values: dict[str, Any] = asdict(self)
         values["layers"] = [{**layer, "names": list(layer["names"])} for layer in values["layers"]]
         values["notes"] = list(self.notes)
+        values["unreached"] = [{**group, "names": list(group["names"])} for group in values["unreached"]]
         return {**values, "ratio": self.ratio, "replaced": list(self.replaced), "kept": self.kept}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -134,15 +190,23 @@ class ConversionReport:
         )
         if self.output_error is not None and self.output_cosine is not None:
             yield (
-                f"outputs on calibration inputs: relative error {self.output_error:.4f}, "
-                f"mean cosine {self.output_cosine:.4f}"
+                f"outputs: relative error ‖y - ŷ‖ / ‖y‖ {self.output_error:.4f}, mean cosine {self.output_cosine:.4f}; "
+                f"measured on {self.measured_on}"
             )
+        if self.unreached:
+            share = sum(group.share for group in self.unreached)
+            yield f"not in play: {share:.1%} of the model's parameters"
+            for group in self.unreached[:_MOST_GROUPS]:
+                more = f" and {len(group.names) - 3} more" if len(group.names) > 3 else ""
+                yield (f"  {group.share:.1%} {group.kind} ({', '.join(group.names[:3])}{more}): {group.reason}")
+            if len(self.unreached) > _MOST_GROUPS:
+                yield f"  and {len(self.unreached) - _MOST_GROUPS} kinds more"
         yield from self.notes
 
     def _table(self) -> Table:
-        table = Table(title="Conversion of the linear layers", title_justify="left")
-        costs = ("stored", "before", "bytes", "before", "mult-adds/row", "before")
-        for heading in ("layer", "in → out", "rank", "error: weights", "on data", *costs):
+        table = Table(title=_TITLE, title_justify="left", caption=_CAPTION, caption_justify="left")
+        costs = ("parameters", "before", "bytes", "before", "mult-adds/row", "before")
+        for heading in ("layer", "in → out", "rank", *_ERRORS, *costs):
             table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=heading != "layer")
         table.add_column("reason", overflow="fold")
         for layer in self.layers:
@@ -152,8 +216,8 @@ class ConversionReport:
         return table
 
     def _narrow_table(self) -> Table:
-        table = Table(title="Conversion of the linear layers", title_justify="left")
-        for heading in ("layer", "in → out", "rank", "on data", "stored"):
+        table = Table(title=_TITLE, title_justify="left", caption=_CAPTION, caption_justify="left")
+        for heading in ("layer", "in → out", "rank", _ERRORS[1], "stored"):
             table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=heading != "layer")
         table.add_column("reason", overflow="fold")
         for layer in self.layers:
@@ -174,9 +238,13 @@ class ConversionReport:
 def _head(layer: LayerReport) -> list[str]:
     return [
         layer.name + (f" (+{len(layer.names) - 1} tied)" if len(layer.names) > 1 else ""),
-        f"{layer.in_features} → {layer.out_features}",
+        f"{layer.in_features} → {layer.out_features}" + _kernel(layer.convolution),
         str(layer.rank) if layer.rank is not None else "dense",
     ]
+
+
+def _kernel(convolution: ConvolutionReport | None) -> str:
+    return "" if convolution is None else f", {'x'.join(map(str, convolution.kernel_size))}"
 
 
 def _errors(layer: LayerReport) -> list[str]:

@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from panther.export.api import ExportReport, export_onnx
-    from panther.export.card import CARD_KEY, Input, ModelCard, Output, Training, read_card
+    from panther.export.api import export_onnx
+    from panther.export.card import CARD_KEY, Column, Input, ModelCard, Output, Training, read_card
     from panther.export.errors import ExportError
     from panther.export.inspection import inspect_file
+    from panther.export.report import ExportReport
 
 _HOME = {
     "CARD_KEY": "card",
+    "Column": "card",
     "ExportError": "errors",
-    "ExportReport": "api",
+    "ExportReport": "report",
     "Input": "card",
     "ModelCard": "card",
     "Output": "card",
@@ -29,6 +31,7 @@ _HOME = {
 
 __all__ = [
     "CARD_KEY",
+    "Column",
     "ExportError",
     "ExportReport",
     "Input",

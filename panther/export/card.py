@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,14 +11,83 @@ import onnx
 
 CARD_KEY = "panther.card"
 SCHEMA_VERSION = "1.0"
+# how to read the last axis of an output
+KINDS = ("logits", "probabilities", "multilabel", "regression")
+# of the values of a column
+COLUMN_TYPES = ("number", "integer", "boolean", "category")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of an input whose rows are those of a table.
+
+    Attributes:
+        name: what clients call it.
+        type: "number", "integer", "boolean" or "category", which goes into the model as its place among the categories.
+        description: what it means.
+        unit: of the numbers, such as "cm".
+        categories: the texts that a category may be, in the order of their codes 0, 1, …
+    """
+
+    name: str
+    type: str = "number"
+    description: str | None = None
+    unit: str | None = None
+    categories: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name ({self.name!r}) of a column must be a text that is not empty")
+        if self.type not in COLUMN_TYPES:
+            known = ", ".join(map(repr, COLUMN_TYPES))
+            raise ValueError(f"type ({self.type!r}) of column {self.name!r} must be one of {known}")
+        if (self.categories is None) == (self.type == "category"):
+            raise ValueError(
+                f"column {self.name!r} of type {self.type!r}: a category needs categories, no other has any"
+            )
+        if self.categories is not None and len(set(self.categories)) < max(1, len(self.categories)):
+            raise ValueError(f"categories of column {self.name!r} must differ, and be at least one")
 
 
 @dataclass(frozen=True)
 class Input:
-    """An input of the model: its name, and what a caller should put there."""
+    """An input of the model.
+
+    Attributes:
+        name: as in the graph.
+        description: what a caller should put there.
+        columns: of an input of shape (rows, columns), so that rows can be sent by the names of their columns.
+        sample_rows: real rows, a value a column as a client sends it.
+    """
 
     name: str
     description: str | None = None
+    columns: tuple[Column, ...] | None = None
+    sample_rows: tuple[tuple[float | str, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.columns is not None:
+            names = [column.name for column in self.columns]
+            if len(set(names)) < max(1, len(names)):
+                raise ValueError(f"columns of input {self.name!r} must have names that differ, and be at least one")
+        width = len(self.columns or ())
+        for row in self.sample_rows or ():
+            if len(row) != width:
+                raise ValueError(
+                    f"sample_rows of input {self.name!r} hold a row of {len(row)} values; it names {width} columns"
+                )
+
+    def check_width(self, shape: Sequence[int]) -> None:
+        """See that the columns are those of an example input.
+
+        Raises:
+            ValueError: the input is no table, or has another number of columns.
+        """
+        if self.columns is not None and (len(shape) != 2 or shape[1] != len(self.columns)):
+            raise ValueError(
+                f"input {self.name!r} names {len(self.columns)} columns; its example has the shape {tuple(shape)}, "
+                f"which must be (rows, {len(self.columns)})"
+            )
 
 
 @dataclass(frozen=True)
@@ -27,18 +97,26 @@ class Output:
     Attributes:
         name: as in the graph.
         description: what it means.
-        kind: "logits" or "probabilities" when the last axis scores classes.
-        labels: the names of the classes, one for each entry of the last axis.
+        kind: how to read the last axis: "logits" or "probabilities" of classes, of which one is right; "multilabel", a
+            logit for each label, of which any number is right; "regression", the predicted numbers.
+        labels: the names of the classes, labels or numbers, one for each entry of the last axis.
+        unit: of the numbers of a regression, such as "mg/dL".
     """
 
     name: str
     description: str | None = None
     kind: str | None = None
     labels: tuple[str, ...] | None = None
+    unit: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (None, "logits", "probabilities"):
-            raise ValueError(f"kind ({self.kind!r}) of output {self.name!r} must be 'logits', 'probabilities' or None")
+        if self.kind not in (None, *KINDS):
+            known = ", ".join(map(repr, KINDS))
+            raise ValueError(f"kind ({self.kind!r}) of output {self.name!r} must be one of {known}, or None")
+        if self.unit is not None and self.kind != "regression":
+            raise ValueError(f"unit ({self.unit!r}) of output {self.name!r} needs kind='regression', not {self.kind!r}")
+        if self.unit is not None and not (isinstance(self.unit, str) and self.unit.strip()):
+            raise ValueError(f"unit ({self.unit!r}) of output {self.name!r} must be a text such as 'mg/dL', or None")
         if self.labels is not None and not self.labels:
             raise ValueError(f"labels of output {self.name!r} must not be empty")
 
@@ -81,6 +159,9 @@ class Layer:
     Attributes:
         plan: "two_products", "dense", or "merged": computed together with the layer that `merged_into` names, which
             has all the multiply-adds.
+        uses: names of the modules that share its matrices, where there are several.
+        biases: how many biases they have, where there are several.
+        note: what else is to be known of it.
     """
 
     name: str
@@ -94,14 +175,83 @@ class Layer:
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
     merged_into: str | None = None
+    uses: tuple[str, ...] | None = None
+    biases: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One quantized layer.
+
+    Attributes:
+        kind: "linear" or "embedding".
+        in_features, out_features: of an embedding its rows and their width.
+        scheme: "int8-static": weights with a scale an output channel, activations with one constant scale a tensor;
+            "int4-blocks", "int8-blocks": a scale and a zero point for each block of a row;
+            "int8-rows": an embedding with a scale a row.
+        smoothed: whether outliers of its input were moved into the weight.
+        weight_bytes: of the weight, its scales and zero points, and the smoothing.
+        block_size: entries in a block, where there are blocks.
+    """
+
+    name: str
+    kind: str
+    in_features: int
+    out_features: int
+    scheme: str
+    smoothed: bool
+    weight_bytes: int
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ConvolutionShape:
+    """Sizes of a convolution; one number for each spatial axis."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One sketched convolution of the model.
+
+    Attributes:
+        terms: "output": a convolution with the kernel, then a 1x1 one; "input": the other way round; "both": terms of
+            both kinds.
+        plan: "two_products": the convolutions of its terms; "dense": one convolution.
+        reason: of the plan, in a few words.
+        weight_bytes: of the weights that it convolves by, resident.
+        multiply_adds_per_position: of the output.
+        median_us: for each plan that was measured, a time for each batch size.
+    """
+
+    name: str
+    shape: ConvolutionShape
+    num_terms: int
+    low_rank: int
+    terms: str
+    bias: bool
+    sketch: str
+    plan: str
+    reason: str
+    weight_bytes: int
+    parameters: Parameters
+    multiply_adds_per_position: MultiplyAdds
+    median_us: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Parameter counts of the sketched layers together, and of the whole model."""
+    """Parameter counts of the sketched linear layers together, of the sketched convolutions, and of the whole model."""
 
     sketched_layers: Parameters
     model: Parameters
+    convolutions: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +276,9 @@ class Check:
     """The comparison with torch that the file passed before it was published.
 
     A relative error is |y - reference| over the largest |reference| of the same output.
+
+    Attributes:
+        left_out: how many values were not compared: a mask hides the whole row, and one side is not defined there.
     """
 
     reference: str
@@ -136,6 +289,7 @@ class Check:
     mean_relative_error: float
     tolerance: float
     outputs: tuple[OutputError, ...] = ()
+    left_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -143,14 +297,17 @@ class Storage:
     """How weights are kept.
 
     Attributes:
-        precision: of the running graph: "float32", "float16" or "int8" (weights alone).
+        precision: of the running graph: "float32", "float16", "int8" (weights alone), or "mixed": float32 with some
+            layers in fewer bits.
         u_storage: of the fixed matrices in the file: "bits", "float" or "int8".
         weight_bytes: of all constants when the file is loaded.
+        bytes_by_type: the same by their type in that graph, as "float32", "int8" or "int4".
     """
 
     precision: str
     u_storage: str
     weight_bytes: int
+    bytes_by_type: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +359,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The whole card; absent optional fields are left out of the JSON."""
+    """The whole card; its many fields are the keys of its JSON, where absent optional ones are left out."""
 
     name: str
     created_at: str
@@ -221,6 +378,9 @@ class ModelCard:
     license: str | None = None
     authors: tuple[str, ...] = ()
     preprocessing: str | None = None
+    notes: tuple[str, ...] | None = None
+    quantized_layers: tuple[QuantizedLayer, ...] | None = None
+    convolutions: tuple[Convolution, ...] | None = None
     schema_version: str = SCHEMA_VERSION
 
     def to_json(self) -> str:

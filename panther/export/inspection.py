@@ -17,7 +17,8 @@ from rich.text import Text
 
 from panther.export.card import CARD_KEY, SCHEMA_VERSION, read_card
 from panther.export.errors import ExportError
-from panther.export.runtime import Target, optimized_graph
+from panther.export.ort import Target, optimized_graph
+from panther.export.row_proof import row_proof
 
 # of more nodes, only how many there are of each kind is printed
 _MOST_NODES = 40
@@ -35,7 +36,8 @@ def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
         path; file_bytes, external data included; weight_bytes, as stored; opset; inputs; outputs; operators: how many
         of each are in the file; optimized_operators: the same for the graph that onnxruntime runs on the CPU, and
         optimized_nodes: its nodes in order, with the shapes of their constants; both None, and runtime_error says why,
-        where the file can't be loaded; card, None where the file has none.
+        where the file can't be loaded; batching: whether a server runs rows of several requests together, see
+        ``row_proof``; card, None where the file has none.
 
     Raises:
         ExportError: the file can't be read, is no ONNX model, or has a card of a newer major version.
@@ -62,6 +64,7 @@ def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
         "optimized_operators": None,
         "optimized_nodes": None,
         "runtime_error": None,
+        "batching": row_proof(path),
         "card": _card(path, proto),
     }
     try:
@@ -85,6 +88,7 @@ def print_inspection(inspection: dict[str, Any], console: Console) -> None:
             parts.append("no card: sketched layers, accuracy and the export's check are unknown")
         else:
             parts += [layer_table(card)] if card["layers"] else []
+            parts += [convolution_table(card)] if card.get("convolutions") else []
             parts += card_lines(card)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{inspection['path']}: its card does not follow the schema: {error!r}") from error
@@ -97,7 +101,8 @@ def layer_table(card: dict[str, Any]) -> Table:
 
     Each count of parameters stands beside what it saves of dense; ``adds`` are the multiply-adds for a row, of dense's.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    caption = "dense, learnable, +fixed: parameters; saved: of dense; adds: multiply-adds a row, of dense's"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
     for heading in ("layer", "shape", "L·k", "plan"):
         table.add_column(heading)
     for heading in ("dense", "learnable", "saved", "+fixed", "saved", "adds"):
@@ -120,6 +125,70 @@ def layer_table(card: dict[str, Any]) -> Table:
     return table
 
 
+def convolution_table(card: dict[str, Any]) -> Table:
+    """The sketched convolutions of a card, and their sum, as `layer_table`; ``adds`` are for one output position."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("convolution", "shape", "L·k", "terms", "plan"):
+        table.add_column(heading)
+    for heading in ("dense", "learnable", "saved", "+fixed", "saved", "adds"):
+        table.add_column(heading, justify="right")
+    for layer in card["convolutions"]:
+        shape, adds = layer["shape"], layer["multiply_adds_per_position"]
+        table.add_row(
+            layer["name"],
+            f"{shape['in_channels']}→{shape['out_channels']}, {'x'.join(map(str, shape['kernel_size']))}",
+            f"{layer['num_terms']}·{layer['low_rank']}",
+            layer["terms"],
+            _PLAN_NAMES.get(layer["plan"], layer["plan"]),
+            *_counts(layer["parameters"]),
+            f"{adds['planned'] / adds['dense']:.0%}",
+        )
+    table.add_section()
+    table.add_row("sum", "", "", "", "", *_counts(card["totals"]["convolutions"]), "")
+    if not card["layers"]:
+        table.add_row("model", "", "", "", "", *_counts(card["totals"]["model"]), "")
+    return table
+
+
+def measured_table(card: dict[str, Any], file_bytes: int) -> Table:
+    """What was counted and measured for a card, the unit of each figure, and what it was measured with."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("measured")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("with")
+    twin, storage, check = card["dense_twin"]["weight_bytes"], card["storage"], card["check"]
+    saved = f", {1 - file_bytes / twin:.1%} less than the dense twin's weights" if twin > file_bytes else ""
+    table.add_row("file", f"{file_bytes:,}", "bytes", f"the file system, external data included{saved}")
+    table.add_row("weights in memory", f"{storage['weight_bytes']:,}", "bytes", "constants of the graph that runs")
+    by_type = storage.get("bytes_by_type") or {}
+    for dtype, size in by_type.items() if card.get("quantized_layers") else ():
+        table.add_row(f"… {dtype}", f"{size:,}", "bytes", "the same, by type")
+    table.add_row("weights of the dense twin", f"{twin:,}", "bytes", "its parameters at the precision of the file")
+    compared = f"{check['runtime']} against {check['reference']}, {check['rows']} rows"
+    for entry in check["outputs"]:
+        for what in ("max", "mean"):
+            kind = {"max": "largest", "mean": "mean"}[what]
+            table.add_row(
+                f"{kind} error of {entry['name']!r}",
+                f"{entry[f'{what}_relative_error']:.1e}",
+                "of its largest value",
+                compared if what == "max" else "",
+            )
+    if check.get("left_out"):
+        table.add_row("not compared", f"{check['left_out']:,}", "values", "rows that a mask hides altogether")
+    latency = card.get("latency")
+    if latency:
+        threads = f", {latency['num_threads']} threads" if latency["device"] == "cpu" else ""
+        target = f"{card['planning']['runtime']} on {latency['device']}{threads}, median"
+        for size, ours, theirs in zip(
+            latency["batch_sizes"], latency["median_us"], latency["dense_twin_median_us"], strict=True
+        ):
+            table.add_row(f"one run, batch {size}", f"{ours:,.1f}", "µs", target)
+            table.add_row("… of its dense twin", f"{theirs:,.1f}", "µs", "the same, in turn")
+    return table
+
+
 def card_lines(card: dict[str, Any]) -> list[RenderableType]:
     """The rest of a card, a line each."""
     check = card["check"]
@@ -130,10 +199,25 @@ def card_lines(card: dict[str, Any]) -> list[RenderableType]:
         f"{check['max_relative_error']:.1e} of the largest output ({check['tolerance']:.0e} allowed), "
         f"mean {check['mean_relative_error']:.1e}, absolute at most {check['max_absolute_error']:.1e}",
     ]
+    lines.extend(
+        f"output {output['name']}: {', '.join(_reading(output))}" for output in card["outputs"] if _reading(output)
+    )
     outputs = check.get("outputs", ())
     if len(outputs) > 1:
         errors = (f"{output['name']} {output['max_relative_error']:.1e}" for output in outputs)
         lines.append(f"largest difference of each output: {', '.join(errors)}")
+    if check.get("left_out"):
+        lines.append(f"{check['left_out']:,} values were not compared, in rows that a mask hides altogether")
+    lines.extend(
+        f"{layer['name']}: {', '.join([*_uses(layer), *([layer['note']] if 'note' in layer else [])])}"
+        for layer in card["layers"]
+        if "uses" in layer or "note" in layer
+    )
+    quantized = card.get("quantized_layers")
+    if quantized:
+        names = ", ".join(f"{layer['name']} ({layer['scheme']})" for layer in quantized)
+        lines.append(f"in few bits, {sum(layer['weight_bytes'] for layer in quantized):,} bytes: {names}")
+    lines.extend(f"note: {note}" for note in card.get("notes", ()))
     planning = card.get("planning") or {"sites": []}
     lines.extend(
         f"plan of {' + '.join(site['layers'])}: {_PLAN_NAMES.get(site['plan'], site['plan'])}, {site['reason']}"
@@ -163,6 +247,21 @@ def card_lines(card: dict[str, Any]) -> list[RenderableType]:
     return [Text(line) for line in lines]
 
 
+def _reading(output: dict[str, Any]) -> list[str]:
+    """How to read an output, in words; empty where the card does not say."""
+    labels = output.get("labels") or ()
+    return [
+        *([output["kind"]] if output.get("kind") else []),
+        *([f"{len(labels)} labels"] if labels else []),
+        *([f"in {output['unit']}"] if output.get("unit") else []),
+    ]
+
+
+def _uses(layer: dict[str, Any]) -> list[str]:
+    """Which modules share a layer's matrices, in words; empty where it is one."""
+    return [f"shared by {', '.join(layer['uses'])}"] if layer.get("uses") else []
+
+
 def _summary(inspection: dict[str, Any]) -> Group:
     card = inspection["card"]
     lines = [f"{inspection['path']}: {inspection['file_bytes']:,} bytes, {inspection['weight_bytes']:,} of weights"]
@@ -175,6 +274,8 @@ def _summary(inspection: dict[str, Any]) -> Group:
     for kind in ("inputs", "outputs"):
         lines.extend(f"{kind[:-1]} {value['name']}: {value['datatype']}{value['shape']}" for value in inspection[kind])
     lines.append(_running_graph(inspection))
+    if inspection["batching"] is not None:
+        lines.append(_batching(inspection["batching"]))
     return Group(*(Text(line) for line in lines))
 
 
@@ -189,6 +290,15 @@ def _running_graph(inspection: dict[str, Any]) -> str:
     return "runs as " + " → ".join(
         " ".join([node["operator"], *shapes]) for node, shapes in zip(nodes, matrices, strict=True)
     )
+
+
+def _batching(proof: dict[str, Any]) -> str:
+    """Whether a server batches the file."""
+    if proof["verdict"] == "independent":
+        return "rows are proven independent: a server runs those of several requests together"
+    deciding = f" ({proof['op_type']})" if proof["op_type"] else ""
+    proven = "proven to depend on one another" if proof["verdict"] == "mixed" else "not proven independent"
+    return f"rows are {proven}, a server does not batch them: {proof['reason']}{deciding}"
 
 
 def _counts(parameters: dict[str, int]) -> list[str]:

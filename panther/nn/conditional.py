@@ -7,8 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from panther.linalg.sketch import Sketch
 from panther.nn.linear import SKLinear
-from panther.sketch import Sketch
 
 
 class ConditionalSKLinear(nn.Module):

@@ -6,13 +6,17 @@ For x of shape (..., d_in), L = num_terms and k = low_rank the layer is
 
 (Kasiviswanathan, Narodytska, Jin, "Network Approximation using Tensor Sketching", IJCAI 2018). A sum of products of
 matrices is one product of the matrices side by side, so the whole layer is two products, with A = [S1s… | U2s…] and
-B = [U1s… ; S2s…]. docs/math.md has the derivations.
+B = [U1s… ; S2s…]. Of a convolution one half of each product is a 1x1 convolution by U. docs/math.md has the
+derivations.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, cat
+from torch.nn.functional import conv1d, conv2d
 
 
 def factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +81,9 @@ def sketched_linear(
     else:
         y = torch.addmm(bias, learned, U1s.flatten(0, 1), alpha=scale)
     y = torch.addmm(y, fixed, S2s.flatten(0, 1), alpha=scale)
+    if isinstance(x, Tensor) and x.dim() == 2:
+        # not a view of it, which FSDP warns of
+        return y
     # a sum of shapes: a proxy of torch.fx can't be unpacked
     return y.reshape(x.shape[:-1] + (S2s.shape[-1],))  # noqa: RUF005
 
@@ -89,3 +96,95 @@ def _hidden(rows: Tensor, terms: Tensor, L: int) -> Tensor:
 def _side_by_side(terms: Tensor) -> Tensor:
     """(L, d_in, k) → (d_in, L·k), the terms as blocks of columns."""
     return terms.transpose(0, 1).flatten(1)
+
+
+class ConvOptions(NamedTuple):
+    """How a convolution goes over its input, as `torch.nn.functional.conv2d` takes it; one number for each axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class ConvTerms(NamedTuple):
+    """The terms of a sketched convolution; those of a kind that the layer does not have are None.
+
+    Attributes:
+        S1s: (groups·L₁k, C_in/groups, *kernel), the weight of a convolution, learnable.
+        U1s: (L₁, k, C_out), fixed.
+        U2s: (L₂, C_in, k), fixed.
+        S2s: (C_out, L₂k, *kernel), the weight of a convolution, learnable.
+    """
+
+    S1s: Tensor | None
+    U1s: Tensor | None
+    U2s: Tensor | None
+    S2s: Tensor | None
+
+
+def sketched_conv(x: Tensor, terms: ConvTerms, bias: Tensor | None, num_terms: int, options: ConvOptions) -> Tensor:
+    """Apply a sketched convolution, * being the convolution over the spatial axes.
+
+    y = 1/(2L) · ( (x * S1s) * [U1s…]  +  (x * [U2s…]) * S2s ) + bias
+
+    U1s and U2s are 1x1 convolutions, S1s and S2s have the layer's kernel. There are 2L terms, L₁ + L₂ = 2L.
+
+    Args:
+        x: (N, C_in, *spatial), or without N.
+        terms: the learnable and the fixed ones.
+        bias: (C_out,) or None.
+        num_terms: L.
+        options: of the convolutions by S1s and S2s.
+
+    Returns:
+        y of shape (N, C_out, *spatial).
+    """
+    S1s, U1s, U2s, S2s = terms
+    scale, groups, axes = 1 / (2 * num_terms), options.groups, len(options.stride)
+    of_axes = conv1d if axes == 1 else conv2d
+    y = None
+    if S1s is not None and U1s is not None:
+        hidden = of_axes(x, S1s, None, *options)
+        y = of_axes(hidden, _pointwise(up_weight(U1s) * scale, axes), bias, groups=groups)
+    if S2s is not None and U2s is not None:
+        hidden = of_axes(x, _pointwise(down_weight(U2s, groups) * scale, axes), groups=groups)
+        fixed_first = of_axes(hidden, S2s, bias if y is None else None, *options)
+        y = fixed_first if y is None else y + fixed_first
+    if y is None:
+        raise ValueError("a sketched convolution needs terms of one kind at least")
+    return y
+
+
+def up_weight(U1s: Tensor) -> Tensor:
+    """(L, k, C_out) → (C_out, L·k), the weight of a 1x1 convolution of any number of groups."""
+    return U1s.flatten(0, 1).t()
+
+
+def down_weight(U2s: Tensor, groups: int) -> Tensor:
+    """(L, C_in, k) → (groups·L·k, C_in/groups), the weight of a 1x1 convolution."""
+    return torch.unflatten(U2s, 1, (groups, -1)).permute(1, 0, 3, 2).flatten(0, 2)
+
+
+def conv_weight(terms: ConvTerms, num_terms: int, groups: int) -> Tensor:
+    """The weight of the convolution that computes the same as `sketched_conv`, (C_out, C_in/groups, *kernel)."""
+    S1s, U1s, U2s, S2s = terms
+    scale = 1 / (2 * num_terms)
+    parts = []
+    if S1s is not None and U1s is not None:
+        up, first = by_group(up_weight(U1s), groups), by_group(S1s, groups)
+        parts.append(torch.einsum("gor,grc...->goc...", up, first).flatten(0, 1))
+    if S2s is not None and U2s is not None:
+        down, second = by_group(down_weight(U2s, groups), groups), by_group(S2s, groups)
+        parts.append(torch.einsum("gor...,grc->goc...", second, down).flatten(0, 1))
+    return sum(parts[1:], start=parts[0]) * scale
+
+
+def by_group(W: Tensor, groups: int) -> Tensor:
+    """(groups·n, …) → (groups, n, …)."""
+    return W.reshape(groups, len(W) // groups, *W.shape[1:])
+
+
+def _pointwise(W: Tensor, axes: int) -> Tensor:
+    """(C_out, C_in) → the weight of a 1x1 convolution over so many axes."""
+    return W[(..., *[None] * axes)]

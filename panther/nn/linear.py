@@ -1,23 +1,30 @@
-"""The sketched linear layer."""
+"""The sketched linear layer.
+
+See docs/decisions/0038-factors-in-one-memory-block.md.
+See docs/decisions/0039-eager-fast-path-only.md.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from panther.efficiency import ParameterCount, count_parameters
-from panther.nn import compiled, functional, packed
-from panther.nn.fit import best_terms, terms_of_factors
-from panther.sketch import SKETCHES, Sketch, draw_sketches
-from panther.svd import truncated_svd
+from panther.counting import ParameterCount, count_parameters
+from panther.linalg.sketch import Sketch, draw_sketches, uniform_
+from panther.linalg.svd import truncated_svd
+from panther.linalg.terms import best_terms, terms_of_factors
+from panther.nn import functional, kernels
+from panther.nn.checks import LARGER_THAN_DENSE, check_options, check_sizes, check_weight, warn_if_larger_than_dense
+
+# types whose largest number is below this overflow in practice: float16
+_WIDE_RANGE = 1e30
 
 
-class SKLinear(nn.Module):
+class SKLinear(kernels.PackedStorage):
     """A linear layer whose weight is a sum of sketched low-rank terms; stands in for ``nn.Linear``.
 
     y = 1/(2L) · Σ_i ( x · S1s[i] · U1s[i] + x · U2s[i] · S2s[i] ) + bias, with L = num_terms and k = low_rank
@@ -28,7 +35,7 @@ class SKLinear(nn.Module):
         in_features: d_in, size of the last axis of the input.
         out_features: d_out, size of the last axis of the output.
         num_terms: L, the number of terms of each kind.
-        low_rank: k, the rank of each term.
+        low_rank: k, the columns of each S1s[i]; the weight has a rank of at most 2Lk.
         W_init: (out_features, in_features), the weight of an ``nn.Linear``: S becomes the best approximation of it that
             the drawn U allow, in the Frobenius norm. When None, S is drawn at random, so that the output has the mean
             and the standard deviation of a fresh ``nn.Linear``'s.
@@ -58,11 +65,13 @@ class SKLinear(nn.Module):
     torch.Size([32, 512])
     """
 
-    __constants__ = ("in_features", "low_rank", "num_terms", "out_features")
+    # the warnings of the public package, under its names: the first one is part of ours, the others, which it gives for
+    # sizes and batches that its tensor-core kernels don't take, are never given here
+    WARNING_MSG_FC = LARGER_THAN_DENSE
+    WARNING_MSG_TC = "no tensor cores for in_features {}, out_features {} and low_rank {}: not all multiples of 16"
+    WARNING_MSG_BATCH = "no tensor cores for a batch of {} rows: not a multiple of 16"
 
-    U1s: Tensor
-    U2s: Tensor
-    _packed: packed.Packed | None
+    __constants__ = ("in_features", "low_rank", "num_terms", "out_features")
 
     def __init__(
         self,
@@ -79,11 +88,11 @@ class SKLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(in_features=in_features, out_features=out_features, num_terms=num_terms, low_rank=low_rank)
-        _check_options(bias=bias, dtype=dtype, sketch=sketch, generator=generator)
+        check_sizes(in_features=in_features, out_features=out_features, num_terms=num_terms, low_rank=low_rank)
+        check_options(bias=bias, dtype=dtype, sketch=sketch, generator=generator)
         if W_init is not None:
-            _check_weight(W_init, in_features, out_features)
-        _warn_if_larger_than_dense(in_features, out_features, num_terms, low_rank)
+            check_weight(W_init, in_features, out_features)
+        warn_if_larger_than_dense(in_features, out_features, num_terms, low_rank)
         self.in_features = in_features
         self.out_features = out_features
         self.num_terms = num_terms
@@ -99,6 +108,7 @@ class SKLinear(nn.Module):
             self.register_parameter("bias", None)
         self.register_buffer("U1s", torch.empty_like(self.S2s, requires_grad=False))
         self.register_buffer("U2s", torch.empty_like(self.S1s, requires_grad=False))
+        self._kernel = kernels.kernel_of(in_features, out_features, num_terms, low_rank)
         self._pack()
         self._sketch_drawn = False
         self.reset_parameters(generator)
@@ -124,11 +134,11 @@ class SKLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear ({type(linear).__name__}) must be an nn.Linear")
-        _check_sizes(num_terms=num_terms, low_rank=low_rank)
+        check_sizes(num_terms=num_terms, low_rank=low_rank)
         W = linear.weight.detach()
         if W.is_meta:
             raise ValueError("the weight of linear lies on the device 'meta' and has no values")
-        _check_weight(W, linear.in_features, linear.out_features)
+        check_weight(W, linear.in_features, linear.out_features)
         svd = truncated_svd(W.t(), 2 * num_terms * low_rank)
         layer = cls.from_factors(svd.U, svd.S.unsqueeze(1) * svd.Vh, linear.bias, num_terms, low_rank, dtype=W.dtype)
         layer.S1s.requires_grad_(linear.weight.requires_grad)
@@ -147,6 +157,7 @@ class SKLinear(nn.Module):
         low_rank: int,
         *,
         dtype: torch.dtype | None = None,
+        largest_input: Tensor | None = None,
     ) -> SKLinear:
         """Make the layer y = x @ left @ right + bias, on the device of left.
 
@@ -156,7 +167,8 @@ class SKLinear(nn.Module):
             bias: (out_features,) or None; is copied.
             num_terms: L.
             low_rank: k.
-            dtype: of the layer; left's when None.
+            dtype: of the layer; left's when None. In float16 the terms are scaled to keep them and x @ A in its range.
+            largest_input: (in_features,), the largest magnitudes of x that are known, for this scaling.
 
         Raises:
             ValueError: the shapes don't fit, or a size is below 1.
@@ -174,12 +186,29 @@ class SKLinear(nn.Module):
         layer = SKLinear(*sizes, bias=bias is not None, dtype=dtype, device="meta", sketch="orthonormal")
         layer.to_empty(device=left.device)
         with torch.no_grad():
-            for name, term in terms_of_factors(left, right, num_terms, low_rank)._asdict().items():
+            largest = torch.finfo(dtype).max if torch.finfo(dtype).max < _WIDE_RANGE else None
+            terms = terms_of_factors(left, right, num_terms, low_rank, largest=largest, largest_input=largest_input)
+            for name, term in terms._asdict().items():
                 getattr(layer, name).copy_(term)
             if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
         layer._sketch_drawn = True
         return layer
+
+    def tie_to(self, other: SKLinear) -> None:
+        """Share the four terms of another layer of the same sizes; the bias stays this layer's.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        sizes = (self.in_features, self.out_features, self.num_terms, self.low_rank)
+        others = (other.in_features, other.out_features, other.num_terms, other.low_rank)
+        if sizes != others:
+            raise ValueError(
+                f"(in_features, out_features, num_terms, low_rank) {sizes} must be those of the other layer, {others}"
+            )
+        self._share_terms(other)
+        self.sketch, self._sketch_drawn = other.sketch, other._sketch_drawn
 
     @property
     def weight(self) -> Tensor:
@@ -198,35 +227,24 @@ class SKLinear(nn.Module):
         bias_bound = 1 / math.sqrt(self.in_features)
         with torch.no_grad():
             for S in (self.S1s, self.S2s):
-                _uniform_(S, S_bound, generator)
+                uniform_(S, S_bound, generator)
             if self.bias is not None:
-                _uniform_(self.bias, bias_bound, generator)
+                uniform_(self.bias, bias_bound, generator)
 
+    @kernels.compile_callees_only
     def forward(self, x: Tensor) -> Tensor:
-        """Map x of shape (..., in_features) to (..., out_features).
+        """Map x of shape (..., in_features) to y = (x @ A) @ B / (2L) + bias of shape (..., out_features).
 
         Raises:
             ValueError: the last axis of x has another size.
         """
-        if isinstance(x, Tensor):
-            if x.dim() == 0 or x.shape[-1] != self.in_features:
-                raise ValueError(
-                    f"x of shape {tuple(x.shape)} does not end in in_features ({self.in_features}): "
-                    f"its last axis has {x.shape[-1] if x.dim() else 'no'} entries"
-                )
-            if self._packed is not None and packed.applicable(x):
-                # straight from the dicts: the attribute access of nn.Module is felt at batch 1
-                parameters, buffers = self._parameters, self._buffers
-                S1s, S2s = parameters.get("S1s"), parameters.get("S2s")
-                U1s, U2s = buffers.get("U1s"), buffers.get("U2s")
-                if self._packed.holds(S1s, U1s, U2s, S2s):
-                    bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  self.bias is slow
-                    return packed.packed_linear(x, S1s, S2s, bias, self._packed)  # type: ignore[arg-type]
-            if x.is_cuda and compiled.by_torch_compile():
-                plain = self._packed is not None and type(x) is Tensor
-                return compiled.linear(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias, plain=plain)
-        # also for what is no Tensor, such as a proxy of torch.fx
-        return functional.sketched_linear(x, self.S1s, self.U1s, self.U2s, self.S2s, self.bias)
+        if isinstance(x, Tensor) and (x.dim() == 0 or x.shape[-1] != self.in_features):
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} does not end in in_features ({self.in_features}): "
+                f"its last axis has {x.shape[-1] if x.dim() else 'no'} entries"
+            )
+        # kernels.sketched_linear, with a code object for each size of layer
+        return self._kernel(x, self)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (d_in, 2Lk) and B (2Lk, d_out) of y = (x @ A) @ B / (2L) + bias."""
@@ -261,6 +279,11 @@ class SKLinear(nn.Module):
             f"num_terms={self.num_terms}, low_rank={self.low_rank}, bias={self.bias is not None}{sketch}"
         )
 
+    def _loaded(self) -> None:
+        """Take note that a loader which sets parameters and buffers one by one is done."""
+        self._sketch_drawn = True
+        self._pack()
+
     def _draw_sketch(self, generator: torch.Generator | None) -> None:
         """Put new matrices into U1s and U2s."""
         for U, features in ((self.U1s.transpose(1, 2), self.out_features), (self.U2s, self.in_features)):
@@ -285,82 +308,6 @@ class SKLinear(nn.Module):
             self.S1s.copy_(S1s)
             self.S2s.copy_(S2s)
 
-    # Everything that gives the parameters other memory ends by packing them again.
-
-    def _pack(self) -> None:
-        terms = [self._parameters.get("S1s"), self._buffers.get("U1s"), self._buffers.get("U2s")]
-        terms.append(self._parameters.get("S2s"))
-        # a parametrised or pruned layer keeps them elsewhere
-        self._packed = None if any(term is None for term in terms) else packed.pack(*terms)  # type: ignore[arg-type]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._pack()
-        return self
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._sketch_drawn |= f"{prefix}U1s" in state_dict and f"{prefix}U2s" in state_dict
-        self._pack()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._pack()
-
-
-def _uniform_(tensor: Tensor, bound: float, generator: torch.Generator | None) -> None:
-    """Fill with uniform numbers within ±bound, drawn on the generator's device."""
-    if tensor.is_meta:
-        return
-    if generator is None or generator.device.type == tensor.device.type:
-        tensor.uniform_(-bound, bound, generator=generator)
-    else:
-        drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=generator.device)
-        tensor.copy_(drawn.uniform_(-bound, bound, generator=generator))
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name} ({size!r}) must be an integer, not {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"{name} ({size}) must be at least 1")
-
-
-def _check_options(*, bias: bool, dtype: Any, sketch: str, generator: Any) -> None:
-    if not isinstance(bias, bool):
-        raise TypeError(f"bias ({bias!r}) must be True or False, not {type(bias).__name__}")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype ({dtype!r}) must be a floating-point torch.dtype or None")
-    if sketch not in SKETCHES:
-        raise ValueError(f"sketch ({sketch!r}) must be one of {', '.join(map(repr, SKETCHES))}")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator ({generator!r}) must be a torch.Generator or None")
-
-
-def _check_weight(W_init: Tensor, in_features: int, out_features: int) -> None:
-    if not isinstance(W_init, Tensor):
-        raise TypeError(f"W_init must be a Tensor or None, not {type(W_init).__name__}")
-    if W_init.shape != (out_features, in_features):
-        raise ValueError(
-            f"W_init of shape {tuple(W_init.shape)} must be (out_features, in_features) = "
-            f"({out_features}, {in_features}), as the weight of nn.Linear"
-        )
-    if not W_init.is_floating_point():
-        raise TypeError(f"W_init ({W_init.dtype}) must be of a floating-point type")
-    if not W_init.is_meta and not bool(W_init.isfinite().all()):
-        raise ValueError("W_init holds values that are not finite")
-
-
-def _warn_if_larger_than_dense(in_features: int, out_features: int, num_terms: int, low_rank: int) -> None:
-    stored, dense = 2 * num_terms * low_rank * (in_features + out_features), in_features * out_features
-    if stored > dense:
-        warnings.warn(
-            f"SKLinear({in_features}, {out_features}, num_terms={num_terms}, low_rank={low_rank}) stores {stored:,} "
-            f"weights, 2·num_terms·low_rank·(in_features + out_features); nn.Linear stores {dense:,}",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from panther.efficiency import check_parameter_efficiency
+from panther.counting import check_parameter_efficiency
+from panther.linalg.sketch import Sketch
 from panther.nn.linear import SKLinear
-from panther.sketch import Sketch
 
-# below this rank a layer that has to shrink to pay is better left dense
-MIN_RANK = 8
+# below this low_rank a layer that has to shrink to pay is better left dense
+MIN_LOW_RANK = 8
 
 
 def sketched_mlp(
@@ -34,8 +34,8 @@ def sketched_mlp(
     """Build input → hidden, activation, dropout → … → output, each linear layer sketched where that pays.
 
     The sizes asked for follow the tutorial, less complexity the deeper the layer, or are the caller's. A layer that
-    would store more weights than nn.Linear gets fewer terms, then a lower rank, until it stores fewer; where not even
-    one term of rank 8 does, it is an nn.Linear.
+    would store more weights than nn.Linear gets fewer terms, then a smaller low_rank, until it stores fewer; where not
+    even one term with low_rank 8 does, it is an nn.Linear.
 
     Args:
         input_dim: width of the input.
@@ -64,9 +64,9 @@ def sketched_mlp(
             raise ValueError(f"width ({width}) must be at least 1")
     last = len(widths) - 2
     terms = _one_each("num_terms", num_terms, [max(2, 8 - i) for i in range(last)] + [2])
-    ranks = _one_each("low_rank", low_rank, [max(16, 64 - 8 * i) for i in range(last)] + [16])
+    low_ranks = _one_each("low_rank", low_rank, [max(16, 64 - 8 * i) for i in range(last)] + [16])
     layers: list[nn.Module] = []
-    for i, (d_in, d_out, L, k) in enumerate(zip(widths, widths[1:], terms, ranks, strict=False)):
+    for i, (d_in, d_out, L, k) in enumerate(zip(widths, widths[1:], terms, low_ranks, strict=False)):
         sizes = (L, k) if allow_larger else _shrunk_to_pay(d_in, d_out, L, k)
         if sizes is None:
             layers.append(nn.Linear(d_in, d_out, bias=bias, dtype=dtype, device=device))
@@ -82,11 +82,11 @@ def sketched_mlp(
 
 
 def _shrunk_to_pay(d_in: int, d_out: int, num_terms: int, low_rank: int) -> tuple[int, int] | None:
-    """The sizes with as many terms as store fewer weights than dense, else one term of the rank that does."""
+    """The sizes with as many terms as store fewer weights than dense, else one term with the low_rank that does."""
     for L in range(num_terms, 0, -1):
         if check_parameter_efficiency(d_in, d_out, L, low_rank)[0]:
             return L, low_rank
-    for k in range(low_rank - low_rank % 8, MIN_RANK - 1, -8):
+    for k in range(low_rank - low_rank % 8, MIN_LOW_RANK - 1, -8):
         if check_parameter_efficiency(d_in, d_out, 1, k)[0]:
             return 1, k
     return None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panther.bits import sign_magnitude
+from panther.linalg.sign_bits import sign_magnitude
+from panther.linalg.sketch import Sketch
 from panther.nn.linear import SKLinear
-from panther.sketch import Sketch
 
 
 class ProgressiveSKLinear(nn.Module):
@@ -21,7 +21,7 @@ class ProgressiveSKLinear(nn.Module):
         in_features: d_in.
         out_features: d_out.
         initial_terms, max_terms: the number of terms at the start and at most.
-        initial_rank, max_rank: the rank of each term at the start and at most.
+        initial_rank, max_rank: low_rank at the start and at most.
         bias, dtype, device, sketch, generator: as for `SKLinear`.
 
     Attributes:
@@ -81,7 +81,7 @@ class ProgressiveSKLinear(nn.Module):
     def increase_complexity(
         self, optimizer: torch.optim.Optimizer | None = None, *, generator: torch.Generator | None = None
     ) -> bool:
-        """Double the number of terms and the rank, each up to its maximum; the layer computes the same as before.
+        """Double num_terms and low_rank, each up to its maximum; the layer computes the same as before.
 
         The grown layer's S1s and S2s are new parameters (the bias stays the one it was). An optimiser that was made
         before has to learn of them: give it here, and they take the places of the old ones, each in the same group
@@ -148,7 +148,7 @@ def grow(layer: SKLinear, num_terms: int, low_rank: int, *, generator: torch.Gen
     """
     L, k = layer.num_terms, layer.low_rank
     if num_terms < L or low_rank < k:
-        raise ValueError(f"({num_terms}, {low_rank}) terms and rank must not be below the layer's ({L}, {k})")
+        raise ValueError(f"num_terms and low_rank ({num_terms}, {low_rank}) must not be below the layer's ({L}, {k})")
     new = _resized(layer, num_terms, low_rank, generator=generator)
     U_scale = math.sqrt(k / low_rank)
     S_scale = num_terms / L / U_scale

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from panther.analysis import median_latency_us
-from panther.efficiency import multiply_adds_per_row
+from panther.counting import multiply_adds_per_row
 from panther.nn import SKLinear
 from panther.train.data import Dataset
-from panther.train.loop import EpochResult, evaluate, fit
+from panther.train.loop import EpochResult, fit, metrics
 from panther.train.networks import ThreeLayerNet
+from panther.train.targets import TargetLoss, Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Trained:
         bytes_in_memory: of its parameters and buffers.
         multiply_adds_per_row: of a forward pass.
         latency_us: the measured median of a forward pass of one row.
-        test_accuracy: on the held-out rows, 0 to 1.
+        metrics: on the held-out rows, the headline of the task first (`panther.train.metrics`).
         duration_s: of the training.
     """
 
@@ -40,8 +41,13 @@ class Trained:
     bytes_in_memory: int
     multiply_adds_per_row: int
     latency_us: float
-    test_accuracy: float
+    metrics: dict[str, float]
     duration_s: float
+
+    @property
+    def test_accuracy(self) -> float:
+        """The share of held-out rows that are classified rightly, 0 to 1; for classes alone."""
+        return self.metrics["accuracy"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,22 @@ def train_side_by_side(
     if standardise:
         mean, std = data.train_x.mean(dim=0), data.train_x.std(dim=0)
         std = torch.where(std > 0, std, torch.ones_like(std))
+    target_mean = target_std = None
+    if data.task == "regression":
+        target_mean, target_std = data.train_y.mean(dim=0), data.train_y.std(dim=0)
+        target_std = torch.where(target_std > 0, target_std, torch.ones_like(target_std))
 
     def train(kind: str) -> Trained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = ThreeLayerNet(
-                data.train_x.shape[1], len(data.labels), sketched=kind == "sketched", mean=mean, std=std
+                data.train_x.shape[1],
+                data.outputs,
+                sketched=kind == "sketched",
+                mean=mean,
+                std=std,
+                target_mean=target_mean,
+                target_std=target_std,
             )
             order = torch.Generator().manual_seed(seed)
             batches = DataLoader(data.train, batch_size=batch_size, shuffle=True, generator=order)
@@ -93,18 +109,26 @@ def train_side_by_side(
                 batches,
                 epochs=epochs,
                 lr=lr,
+                loss_fn=_loss(data.task, target_std),
                 augment=augment,
                 on_epoch=functools.partial(on_epoch, kind),
                 checkpoints=None if checkpoints is None else checkpoints / kind,
             )
             duration_s = time.perf_counter() - start
-        accuracy = evaluate(model, DataLoader(data.test, batch_size=512))
-        return _summary(model.eval(), data, accuracy, duration_s)
+        found = metrics(model, DataLoader(data.test, batch_size=512), task=data.task)
+        return _summary(model.eval(), data, found, duration_s)
 
     return Comparison(dense=train("dense"), sketched=train("sketched"))
 
 
-def _summary(model: nn.Module, data: Dataset, accuracy: float, duration_s: float) -> Trained:
+def _loss(task: Task, target_std: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    if target_std is None:
+        return TargetLoss(task)
+    # in units of the targets' spread, so that clipping and the learning rate mean what they do elsewhere
+    return lambda output, y: nn.functional.mse_loss(output / target_std, y / target_std)
+
+
+def _summary(model: nn.Module, data: Dataset, found: dict[str, float], duration_s: float) -> Trained:
     sketched = [layer for layer in model.modules() if isinstance(layer, SKLinear)]
     dense = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     row = data.test_x[:1]
@@ -121,6 +145,6 @@ def _summary(model: nn.Module, data: Dataset, accuracy: float, duration_s: float
         )
         + sum(layer.in_features * layer.out_features for layer in dense),
         latency_us=latency_us,
-        test_accuracy=accuracy,
+        metrics=found,
         duration_s=duration_s,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zipfile
 from dataclasses import dataclass
@@ -15,22 +16,26 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from panther.train.augment import Augment, shift_turn_scale
+from panther.train.targets import Task
 
 TEST_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows to train on and rows held out, with class indices.
+    """Rows to train on and rows held out, with their targets.
 
     Attributes:
         name: what the data is, in a line.
         train_x: (N, features) float32.
-        train_y: (N,) int64, indices into labels.
+        train_y: (N,) int64, indices into labels, for classification; (N, targets) float32 for regression, and of zeros
+            and ones for several labels a row.
         test_x, test_y: the same of the held-out rows.
-        labels: the names of the classes.
+        labels: the names of the classes, or of the labels; empty for regression.
         preprocessing: what was done to the raw data before it became rows.
         augment: changes a batch of training rows at random and leaves the classes; None where no such change is known.
+        task: what the targets are.
+        columns: the names of the features; empty where they have none.
     """
 
     name: str
@@ -41,6 +46,13 @@ class Dataset:
     labels: tuple[str, ...]
     preprocessing: str
     augment: Augment | None = None
+    task: Task = "classification"
+    columns: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Width of the output that a model of this data needs."""
+        return len(self.labels) or self.train_y.shape[1]
 
     @property
     def train(self) -> TensorDataset:
@@ -76,25 +88,38 @@ def load_digits(*, seed: int = 0) -> Dataset:
 
 
 def load_npz(path: Path, *, seed: int = 0) -> Dataset:
-    """Load rows and classes from an .npz file with the arrays ``x`` and ``y``.
+    """Load rows and targets from an .npz file with the arrays ``x`` and ``y``.
 
     Args:
-        path: the file. ``x``: (N, …), numbers, flattened to rows. ``y``: (N,), class names or integers.
-            With ``x_test`` and ``y_test`` these are held out; else a quarter of each class is.
+        path: the file. ``x``: (N, …), numbers, flattened to rows. ``y``: (N,), class names or integers; for regression
+            floating-point numbers, (N,) or (N, targets); for several labels a row zeros and ones, (N, labels).
+            With ``x_test`` and ``y_test`` these are held out; else a quarter is, of each class where there are classes.
+            ``columns`` may name the features.
         seed: of the split.
 
     Raises:
         ValueError: the file is no .npz, or an array is missing or wrong; says which and how.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError(f"{path} holds one array; expected an .npz file with the arrays 'x' and 'y'")
-            arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+    arrays = _read(path)
+    return dataclasses.replace(_dataset(path, arrays, seed=seed), columns=_columns(path, arrays))
+
+
+def _columns(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> tuple[str, ...]:
+    if "columns" not in arrays:
+        return ()
+    names, features = arrays["columns"], _rows(path, arrays, "x").shape[1]
+    if names.dtype.kind != "U" or names.shape != (features,) or len(set(names.tolist())) < features:
+        raise ValueError(
+            f"{path}: 'columns' must be {features} different texts, a name for each feature; it is {names.dtype} of "
+            f"shape {names.shape}"
+        )
+    return tuple(names.tolist())
+
+
+def _dataset(path: Path, arrays: dict[str, np.ndarray[Any, Any]], *, seed: int) -> Dataset:
+    task = _task(path, arrays)
+    if task != "classification":
+        return _numbers(path, arrays, task, seed=seed)
     x, y = _rows(path, arrays, "x"), _classes(path, arrays, "y")
     _same_length(path, "x", x, "y", y)
     names, indices = np.unique(y, return_inverse=True)
@@ -120,6 +145,76 @@ def load_npz(path: Path, *, seed: int = 0) -> Dataset:
         labels,
         preprocessing,
     )
+
+
+def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    way_out = "write one by numpy.savez(path, x=rows, y=targets)"
+    try:
+        if not zipfile.is_zipfile(path) and Path(path).stat():
+            raise ValueError(f"{path} is no .npz file with the arrays 'x' and 'y'; {way_out}")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(f"{path} holds an array of Python objects; all must be of numbers or texts") from None
+
+
+def _task(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> Task:
+    y = _array(path, arrays, "y")
+    if y.dtype.kind == "f" and y.ndim in (1, 2):
+        return "regression"
+    if y.ndim == 2 and y.dtype.kind in "iub" and np.isin(y, (0, 1)).all():
+        return "multilabel"
+    return "classification"
+
+
+def _numbers(path: Path, arrays: dict[str, np.ndarray[Any, Any]], task: Task, *, seed: int) -> Dataset:
+    """A data set of regression, or of several labels a row."""
+    from sklearn.model_selection import train_test_split
+
+    x, y = _rows(path, arrays, "x"), _targets(path, arrays, "y")
+    _same_length(path, "x", x, "y", y)
+    if "x_test" in arrays or "y_test" in arrays:
+        x_test, y_test = _rows(path, arrays, "x_test"), _targets(path, arrays, "y_test")
+        _same_length(path, "x_test", x_test, "y_test", y_test)
+        if task == "multilabel" and not np.isin(y_test, (0, 1)).all():
+            raise ValueError(f"{path}: 'y_test' must hold zeros and ones alone, as 'y' does")
+        for key, found, wanted in (("x", x_test, x), ("y", y_test, y)):
+            if found.shape[1] != wanted.shape[1]:
+                columns = f"'{key}_test' has {found.shape[1]} columns and {key!r} {wanted.shape[1]}"
+                raise ValueError(f"{path}: {columns}; they must be the same")
+    elif len(x) < 4:
+        raise ValueError(f"{path}: cannot hold out a quarter of {len(x)} rows; at least 4 are needed")
+    else:
+        x, x_test, y, y_test = train_test_split(x, y, test_size=TEST_FRACTION, random_state=seed)
+    return Dataset(
+        path.name,
+        torch.from_numpy(x),
+        torch.from_numpy(y),
+        torch.from_numpy(x_test),
+        torch.from_numpy(y_test),
+        labels=tuple(str(i) for i in range(y.shape[1])) if task == "multilabel" else (),
+        preprocessing="none: raw features; the model standardises them itself",
+        task=task,
+    )
+
+
+def _targets(path: Path, arrays: dict[str, np.ndarray[Any, Any]], key: str) -> np.ndarray[Any, Any]:
+    y = _array(path, arrays, key)
+    if y.ndim not in (1, 2) or y.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{path}: {key!r} must be (rows,) or (rows, targets) numbers; it is {y.dtype} of shape {y.shape}"
+        )
+    found: np.ndarray[Any, Any] = np.ascontiguousarray(y.reshape(len(y), -1), dtype=np.float32)
+    if not np.isfinite(found).all():
+        row = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+        raise ValueError(f"{path}: {key!r} holds a value in row {row} that is not a finite float32")
+    return found
 
 
 def _split(

@@ -1,4 +1,7 @@
-"""Training by several processes, as ``torchrun`` starts them."""
+"""Training by several processes, as ``torchrun`` starts them.
+
+See docs/decisions/0041-ranks-share-each-batch.md.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from panther.nn import ConditionalSKLinear
-from panther.train import distributed, state
+from panther.train import checkpoint, distributed
+from panther.train.targets import Scores, TargetLoss, Task, task_of
 
 Batches = DataLoader[tuple[Tensor, ...]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -49,7 +50,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: torch.optim.Optimizer | None = None,
     schedule: Schedule = "cosine",
-    loss_fn: Loss = nn.functional.cross_entropy,
+    loss_fn: Loss | None = None,
     clip_norm: float | None = 1.0,
     precision: Precision = "float32",
     validation: Batches | None = None,
@@ -75,15 +76,18 @@ def fit(
         optimizer: steps the model's parameters, for example made with `panther.train.param_groups`; Adam when None.
         schedule: how the learning rates go: "cosine" (to zero), "constant", or a function from the share of the run
             that is done, 0 to 1, to a factor.
-        loss_fn: of the model's output and y, the mean over a batch.
+        loss_fn: of the model's output and y, the mean over a batch. When None it follows the targets of the first batch
+            (`panther.train.task_of`): cross-entropy for classes, squared error for regression, cross-entropy of each
+            label where all are 0 or 1.
         clip_norm: gradients are scaled down to this total norm; None leaves them.
         precision: of the forward pass, by autocast; the parameters keep their own. float16 scales the loss.
         validation: what metric is taken of after each epoch.
-        metric: of the model and the validation batches, the higher the better; the accuracy (`evaluate`) when None.
+        metric: of the model and the validation batches, the higher the better; the headline metric of the targets
+            (`evaluate`) when None.
         checkpoints: a folder, one that all processes see, for ``last.pt``, with which a run that was killed goes on
             where its last finished epoch ended, bit for bit as if it had not been killed (on the CPU); and ``best.pt``,
             the model's state_dict after the epoch of the best score, or of the lowest loss without validation.
-        resume: go on from ``last.pt`` where there is one; False starts anew and overwrites it.
+        resume: go on from ``last.pt`` where there is one; False starts over and overwrites it.
         generators: random generators that batches or augment draw on, besides torch's own and the loader's: their
             states belong to a checkpoint too.
         augment: changes the x of each batch before the model sees it.
@@ -94,11 +98,12 @@ def fit(
         One result an epoch.
 
     Raises:
-        ValueError: an argument is wrong, a checkpoint is damaged or of another run, or the loss is not finite, so that
-            going on is no use.
+        ValueError: an argument is wrong, the targets fit no default loss, a checkpoint is damaged or of another run, or
+            the loss is not finite, so that going on is no use.
     """
     if precision not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"precision ({precision!r}) must be 'float32', 'bfloat16' or 'float16'")
+    loss_fn = TargetLoss() if loss_fn is None else loss_fn
     device = next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     optimizer = optimizer if optimizer is not None else torch.optim.Adam(model.parameters(), lr=lr)
@@ -121,7 +126,7 @@ def fit(
             if not math.isfinite(loss):
                 rate = run.optimizer.param_groups[0]["initial_lr"]
                 raise ValueError(f"the loss is {loss} in epoch {epoch}; a lower lr ({rate:g}) may help")
-            score = None if validation is None else (metric or evaluate)(model, validation)
+            score = None if validation is None else _score(model, validation, metric, loss_fn)
             results.append(EpochResult(epoch, loss, score, run.optimizer.param_groups[0]["lr"]))
             if folder is not None:
                 _save(run, folder, results)
@@ -130,33 +135,68 @@ def fit(
     return results
 
 
-def evaluate(model: nn.Module, batches: Batches) -> float:
-    """The share of rows, 0 to 1, whose largest output is at the index y; the processes of a run share the work.
+def evaluate(model: nn.Module, batches: Batches, *, task: Task | None = None) -> float:
+    """The headline metric on batches, the higher the better; the processes of a run share the work.
 
-    The model is in eval mode meanwhile; afterwards each of its modules is in the mode that it was in.
+    The accuracy for classes, that is the share of rows whose largest output is at the index y; R² for regression; F1
+    over all labels for several labels a row. `metrics` has the others.
+
+    Args:
+        model: is in eval mode meanwhile; afterwards each of its modules is in the mode that it was in.
+        batches: yields (x, y).
+        task: what y is: "classification", "regression" or "multilabel"; found from the first batch when None.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, task is unknown, or the targets don't fit the outputs or the task.
+    """
+    return next(iter(metrics(model, batches, task=task).values()))
+
+
+def metrics(model: nn.Module, batches: Batches, *, task: Task | None = None) -> dict[str, float]:
+    """All metrics on batches, the headline first: arguments and errors as for `evaluate`.
+
+    For classes ``accuracy``; for regression ``r2`` (the mean over columns), ``rmse`` and ``mae`` in the unit of y; for
+    several labels a row ``f1``, ``label_accuracy`` and ``subset_accuracy`` (rows of which every label is right).
     """
     device = next(model.parameters()).device
     whole_batches = not isinstance(batches.sampler, DistributedSampler)
-    correct, rows = 0, 0
+    scores: Scores | None = None
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             for x, y in batches:
                 x_share, y_share = (distributed.share_of(x), distributed.share_of(y)) if whole_batches else (x, y)
+                if not len(x_share) and (scores is not None or not len(x)):
+                    continue
+                output = model((x_share if len(x_share) else x[:1]).to(device))
+                if scores is None:
+                    whole = y if whole_batches else y_share
+                    scores = Scores(task or task_of(_widened(output, len(whole)), whole.to(device)))
                 if len(x_share):
-                    correct += int((model(x_share.to(device)).argmax(dim=-1) == y_share.to(device)).sum())
-                rows += len(x_share)
+                    scores.add(output, y_share.to(device))
     finally:
         for module, training in modes:
             module.training = training
-    correct_of_all, rows_of_all = distributed.add_up(correct, rows, device=device)
-    if not rows_of_all:
+    if scores is None:
         raise ValueError("batches holds no row")
-    return correct_of_all / rows_of_all
+    width = scores.width(output)
+    return scores.metrics(distributed.add_up(*(scores.sums or [0.0] * width), device=device))
+
+
+def _score(
+    model: nn.Module, batches: Batches, metric: Callable[[nn.Module, Batches], float] | None, loss_fn: Loss
+) -> float:
+    if metric is not None:
+        return metric(model, batches)
+    return evaluate(model, batches, task=loss_fn.task if isinstance(loss_fn, TargetLoss) else None)
+
+
+def _widened(output: Tensor, rows: int) -> Tensor:
+    """A tensor of the shape that the outputs of so many rows have; what is no tensor as it is."""
+    if not isinstance(output, Tensor) or not output.dim():
+        return output
+    return output.new_empty(rows, *output.shape[1:])
 
 
 def _start(
@@ -168,7 +208,7 @@ def _start(
     epochs: int,
     schedule: Schedule,
     generators: Sequence[torch.Generator],
-) -> state.Run:
+) -> checkpoint.Run:
     if epochs < 1:
         raise ValueError(f"epochs ({epochs}) must be at least 1")
     if len(batches) == 0:
@@ -178,7 +218,7 @@ def _start(
     # the loader's own generator and its sampler's; once each, so that a state is not set twice
     own = [batches.generator, getattr(batches.sampler, "generator", None), *generators]
     unique = list({id(generator): generator for generator in own if generator is not None}.values())
-    return state.Run(
+    return checkpoint.Run(
         model=model,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(1.0, step / steps))),
@@ -196,10 +236,10 @@ def _parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, find_unused_parameters=one_of_two)
 
 
-def _save(run: state.Run, folder: Path, results: list[EpochResult]) -> None:
+def _save(run: checkpoint.Run, folder: Path, results: list[EpochResult]) -> None:
     if distributed.rank() == 0:
         if results[-1] is _best(results):
-            state.write(folder / state.BEST, run.model.state_dict())
+            checkpoint.write(folder / checkpoint.BEST, run.model.state_dict())
         run.save(folder, [asdict(result) for result in results])
     distributed.barrier()
 
@@ -215,7 +255,7 @@ def _factor(schedule: Schedule) -> Callable[[float], float]:
 
 
 def _epoch(
-    run: state.Run,
+    run: checkpoint.Run,
     model: nn.Module,
     batches: Batches,
     loss_fn: Loss,
@@ -242,6 +282,9 @@ def _epoch(
         run.optimizer.zero_grad()
         with torch.autocast(device.type, dtype=dtype, enabled=precision != "float32"):
             output = model(x.to(device))
+            if isinstance(loss_fn, TargetLoss) and loss_fn.task is None and len(y_all):
+                # by the whole batch, so that all processes agree
+                loss_fn.decide(_widened(output, len(y_all)), y_all if whole_batches else y)
             # a process without rows in the last batch takes part all the same
             loss = loss_fn(output, y.to(device)) if len(x) else output.sum() * 0
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()

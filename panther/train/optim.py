@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from panther.nn import SKLinear
+from panther.nn import SKConv1d, SKConv2d, SKLinear
 
 
 def param_groups(model: nn.Module, *, sketch_lr: float, lr: float, **options: Any) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def param_groups(model: nn.Module, *, sketch_lr: float, lr: float, **options: An
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learning:
         raise ValueError(f"{type(model).__name__} has no parameters that learn")
-    layers = [module for module in model.modules() if isinstance(module, SKLinear)]
+    layers = [module for module in model.modules() if isinstance(module, SKLinear | SKConv1d | SKConv2d)]
     sketched = {id(S) for layer in layers for S in (layer.S1s, layer.S2s)}
     groups = [
         {"params": [p for p in learning if id(p) in sketched], "lr": sketch_lr, **options},

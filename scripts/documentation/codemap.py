@@ -1,6 +1,6 @@
-"""docs/code-map.md: each file and its one job, as the first lines of the files say it.
+"""docs/code-map.md: every source file with its purpose, grouped by folder, from the first lines of the files.
 
-python scripts/documentation/codemap.py    writes it anew; a test holds it to the files
+python scripts/documentation/codemap.py    writes the page; a test compares it with the files
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ FOLDERS = {
     "panther": "The library: layers, training, conversion, export. Needs torch; never imports `app`.",
     "app": "The server. Needs onnxruntime; never imports `panther`, torch or onnx.",
     "panther_client": "The Python client: httpx and numpy alone.",
-    "benchmarks": "What is measured, and how: parity first, then both sides in one run.",
-    "examples": "Scripts that run as they stand.",
+    "benchmarks": "Benchmarks: parity first, then both sides timed in one run.",
+    "examples": "Scripts that run as they are.",
     "scripts": "Environments, locks, and the documentation.",
-    "deploy": "What is in the image or beside it.",
+    "deploy": "Files of the image, and configurations of what runs beside it.",
 }
 KINDS = (".py", ".js", ".lua", ".sh", "")
+PACKAGE = "__init__.py"
 HEAD = """# The code map
 
-Each file and its one job, taken from the first line of the file. Where to start reading: `panther/nn/functional.py`
-(the formula), `panther/export/api.py` (a model becomes a file), `app/inference.py` (a request becomes an answer).
+Every file with its purpose, folder by folder, taken from the first line of the file. The architecture is in
+[Contributing](contributing.md). Where to start reading: `panther/nn/functional.py` (the formula),
+`panther/export/api.py` (from a model to a file), `app/service/inference.py` (from a request to its result).
 """
 
 
 def job(path: Path) -> str:
-    """The first sentence of a file's docstring or head comment.
+    """The first sentence of a file's docstring or first comment.
 
     Raises:
         ValueError: it has none.
@@ -67,14 +69,30 @@ def files(folder: str) -> list[str]:
     )
 
 
+def by_folder(names: list[str]) -> dict[str, list[str]]:
+    """File names by the folder that holds them, a folder before its subfolders."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        found.setdefault(folder, []).append(file)
+    return dict(sorted(found.items()))
+
+
+def section(folder: str, names: list[str]) -> str:
+    """Heading, purpose and table of one folder; the purpose of a package is the first line of its ``__init__.py``."""
+    parts = [f"### `{folder}/`"] if "/" in folder else [f"## `{folder}/`", FOLDERS[folder]]
+    if "/" in folder and PACKAGE in names:
+        parts.append(job(ROOT / folder / PACKAGE))
+    rows = [f"| `{name}` | {job(ROOT / folder / name)} |" for name in names if name != PACKAGE]
+    if rows:
+        parts.append("\n".join(["| file | purpose |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
 def page() -> str:
     """The text of docs/code-map.md."""
-    parts = [HEAD]
-    for folder, what in FOLDERS.items():
-        parts.append(f"## `{folder}/`\n\n{what}\n")
-        rows = [f"| `{name}` | {job(ROOT / name)} |" for name in files(folder)]
-        parts.append("\n".join(["| file | job |", "|---|---|", *rows]) + "\n")
-    return "\n".join(parts)
+    folders = [item for folder in FOLDERS for item in by_folder(files(folder)).items()]
+    return "\n".join([HEAD, *(section(folder, names) for folder, names in folders)])
 
 
 if __name__ == "__main__":

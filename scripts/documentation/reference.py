@@ -19,10 +19,13 @@ API = {
     "panther.sketch": "the fixed random matrices",
     "panther.analysis": "reports on layers and models",
     "panther.train": "training",
+    "panther.compression": "compression of trained models to a budget",
     "panther.convert": "conversion of trained models",
     "panther.export": "export to ONNX",
+    "panther.quantize": "quantization of trained models",
     "panther.checkpoint": "compact checkpoints",
     "panther.svd": "singular value decompositions",
+    "panther.linalg": "randomized SVD and CQRRPT, by the signatures of panther-ml",
     "panther_client": "the Python client of the server",
 }
 """The public modules, in the order of the site, and what each has."""
@@ -59,8 +62,8 @@ def _api_index() -> str:
 
 
 def settings_page() -> str:
-    """Every setting of the server with its rule, from ``app.settings.Settings``."""
-    from app.settings import ENV_PREFIX, Settings
+    """Every setting of the server with its rule, from ``app.config.settings.Settings``."""
+    from app.config.settings import ENV_PREFIX, Settings
 
     schema = Settings.model_json_schema()["properties"]
     rows = []
@@ -71,8 +74,8 @@ def settings_page() -> str:
         names = f"`{ENV_PREFIX}{name.upper()}`<br>`{flag}`"
         rows.append((names, _rule(schema[name]), shown, field.description))
     return (
-        "# Settings\n\nFrom `app.settings`. [Settings of the server](../settings.md) tells how they are given and what "
-        "some of them are good for. A key of the TOML file is the flag without dashes, with underscores.\n\n"
+        "# Settings\n\nFrom `app.config.settings`. [Settings of the server](../settings.md) says how to give them and "
+        "what some of them are good for. A key of the TOML file is the flag without dashes, with underscores.\n\n"
         f"{table(('variable, flag', 'value', 'default', 'meaning'), rows)}\n"
     )
 
@@ -158,8 +161,8 @@ _RULES = {
 
 def http_page() -> str:
     """Every path with its parameters, bodies and answers, from the application's OpenAPI schema."""
-    from app.main import create_app
-    from app.settings import Settings
+    from app.application import create_app
+    from app.config.settings import Settings
 
     document = create_app(Settings(model_dir=ROOT / "models", model_control="explicit")).openapi()
     parts = [
@@ -239,8 +242,8 @@ def metrics_page() -> str:
 async def _scrape() -> str:
     import httpx
 
-    from app.main import create_app
-    from app.settings import Settings
+    from app.application import create_app
+    from app.config.settings import Settings
 
     application = create_app(Settings(model_dir=ROOT / "models", num_threads=1))
     transport = httpx.ASGITransport(app=application)
@@ -261,7 +264,7 @@ def cli_page() -> str:
     """Every command of ``panther`` with its options, from the program itself."""
     import typer
 
-    from panther.cli import app as program
+    from panther.cli.commands import app as program
 
     command = typer.main.get_command(program)
     parts = ["# The `panther` command", "From `panther --help` and that of each command."]
@@ -319,8 +322,8 @@ def tutorial_page() -> str:
     intro = (
         "The tutorial of the public package, as it is written. Every code block of it runs against this library, in "
         "the tests, with nothing changed. Where it is wrong we are not: it loses a bias in its count, and its starting "
-        "points break its own rule of thumb ([Counting honestly](counting.md), [Choose terms and rank](choosing.md)). "
-        "A corrected one is the script [examples/tutorial.py](examples.md#the-tutorial)."
+        "points break its own rule of thumb ([Counting honestly](counting.md), [Choose num_terms and "
+        "low_rank](choosing.md)). A corrected one is the script [examples/tutorial.py](examples.md#the-tutorial)."
     )
     return f"# The tutorial of panther-ml\n\n{intro}\n\n````rst\n{text}\n````\n"
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from panther.nn import SKLinear, cuda, launch
-from panther.nn import compiled as compiled_module
+from panther.nn import SKLinear
+from panther.nn.kernels import compiled as compiled_module
+from panther.nn.kernels import cuda, launch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from panther.nn import SKLinear, cuda, launch
+from panther.nn import SKLinear
+from panther.nn.kernels import cuda, launch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,9 +13,9 @@ import urllib.request
 import numpy as np
 import onnxruntime as ort
 import pytest
-from on_cuda import DIGITS, ROOT, close, on_cpu
+from helpers.on_cuda import DIGITS, ROOT, close, on_cpu
 
-from app.device import CUDA
+from app.runtime.device import CUDA
 
 pytestmark = pytest.mark.gpu
 

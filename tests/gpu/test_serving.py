@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from on_cuda import DIGITS, ROOT, close, on_cpu
+from helpers.on_cuda import DIGITS, ROOT, close, on_cpu
+from helpers.onnx_models import onnx_model
+from helpers.threads import at_once
 from onnx import TensorProto, helper, numpy_helper
-from onnx_models import onnx_model
-from threads import at_once
 
-from app.device import CUDA, CudaOptions, find_device
 from app.errors import DeviceError
-from app.model import Model
+from app.runtime.device import CUDA, CudaOptions, find_device
+from app.runtime.model import OnnxModel
 
 pytestmark = pytest.mark.gpu
 FLOAT = TensorProto.FLOAT
@@ -44,7 +44,7 @@ def wide(path, seed=0, width=1024):
 
 
 def load(path, max_rows=64, device=None, **options):
-    model = Model("m", "1", path, device or find_device("cuda", CudaOptions(**options)), 1)
+    model = OnnxModel("m", "1", path, device or find_device("cuda", CudaOptions(**options)), 1)
     model.prepare(max_rows)
     return model
 
@@ -69,7 +69,7 @@ def test_every_node_of_digits_is_on_cuda_and_in_a_graph(digits):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 16, 17, 33, 99, 100, 250])
 def test_any_number_of_rows(digits, rows):
     x = np.random.default_rng(rows).random((rows, 784), np.float32)
-    close(digits.run({"x": x}, ["logits"])[0], on_cpu(DIGITS, {"x": x})[0])
+    close(digits.run({"x": x}, ["logits"]).arrays[0], on_cpu(DIGITS, {"x": x})[0])
 
 
 def test_answers_stay_right_when_sizes_and_threads_mix(digits):
@@ -82,7 +82,7 @@ def test_answers_stay_right_when_sizes_and_threads_mix(digits):
     def work(seed):
         order = np.random.default_rng(seed).integers(0, 40, 300)
         for index in order:
-            answer = digits.run({"x": inputs[index]}, ["logits"])[0]
+            answer = digits.run({"x": inputs[index]}, ["logits"]).arrays[0]
             if np.abs(answer - expected[index]).max() > 1e-4:
                 wrong.append(index)
 
@@ -100,7 +100,7 @@ def test_graphs_outlive_the_thread_that_recorded_them(device):
         x = np.random.default_rng(rows).random((rows, 784), np.float32)
         for model in (made[0], other):
             assert model.cuda.mode == "graph"
-            close(model.run({"x": x}, ["logits"])[0], on_cpu(DIGITS, {"x": x})[0])
+            close(model.run({"x": x}, ["logits"]).arrays[0], on_cpu(DIGITS, {"x": x})[0])
 
 
 def test_recording_one_model_does_not_disturb_another(digits, device, tmp_path):
@@ -112,7 +112,7 @@ def test_recording_one_model_does_not_disturb_another(digits, device, tmp_path):
 
     def serve():
         while not ended.is_set():
-            if np.abs(digits.run({"x": x}, ["logits"])[0] - expected).max() > 1e-4:
+            if np.abs(digits.run({"x": x}, ["logits"]).arrays[0] - expected).max() > 1e-4:
                 wrong.append(1)
             # more rows than the largest batch: the runtime allocates for these
             digits.run({"x": np.zeros((150, 784), np.float32)}, ["logits"])
@@ -132,7 +132,7 @@ def test_without_graphs_the_same_answers(tmp_path):
     model = load(DIGITS, 16, graphs=False)
     assert (model.cuda.mode, model.cuda.reason) == ("bound", "no graphs: cuda_graphs is off")
     x = np.random.default_rng(0).random((11, 784), np.float32)
-    close(model.run({"x": x}, ["logits"])[0], on_cpu(DIGITS, {"x": x})[0])
+    close(model.run({"x": x}, ["logits"]).arrays[0], on_cpu(DIGITS, {"x": x})[0])
 
 
 def test_control_flow_is_not_recorded(tmp_path, device):
@@ -152,7 +152,7 @@ def test_control_flow_is_not_recorded(tmp_path, device):
     assert model.cuda.mode != "graph"
     assert "control flow: choice (If)" in model.cuda.reason or "on CPUExecutionProvider" in model.cuda.reason
     for x in (np.full((3, 4), -2, np.float32), np.arange(12, dtype=np.float32).reshape(3, 4)):
-        np.testing.assert_array_equal(model.run({"x": x}, ["y"])[0], on_cpu(path, {"x": x})[0])
+        np.testing.assert_array_equal(model.run({"x": x}, ["y"]).arrays[0], on_cpu(path, {"x": x})[0])
 
 
 def test_nodes_on_the_cpu_are_told_of_and_not_recorded(tmp_path, device):
@@ -162,7 +162,7 @@ def test_nodes_on_the_cpu_are_told_of_and_not_recorded(tmp_path, device):
     assert model.cuda.mode == "bound"
     assert model.cuda.reason == "no graphs: 1 node runs on CPUExecutionProvider: determinant (Det)"
     x = np.random.default_rng(0).standard_normal((5, 3, 3)).astype(np.float32)
-    np.testing.assert_allclose(model.run({"x": x}, ["y"])[0], np.linalg.det(x * x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.run({"x": x}, ["y"]).arrays[0], np.linalg.det(x * x), rtol=1e-4, atol=1e-4)
 
 
 def test_dynamic_dimensions_run_from_the_host(tmp_path, device):
@@ -176,7 +176,7 @@ def test_dynamic_dimensions_run_from_the_host(tmp_path, device):
     assert model.cuda.mode == "host"
     assert "more dynamic dimensions than the batch" in model.cuda.reason
     x = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
-    np.testing.assert_array_equal(model.run({"x": x}, ["y"])[0], -x)
+    np.testing.assert_array_equal(model.run({"x": x}, ["y"]).arrays[0], -x)
 
 
 def test_a_batch_that_is_run_at_a_larger_size_is_right(tmp_path, device):
@@ -185,16 +185,16 @@ def test_a_batch_that_is_run_at_a_larger_size_is_right(tmp_path, device):
     assert all(to >= size for to, size in zip(model.cuda.padded_to, model.cuda.batch_sizes, strict=True))
     for rows in (*model.cuda.batch_sizes, 3, 9, 17, 100, 200):
         x = np.random.default_rng(rows).standard_normal((rows, 1024)).astype(np.float32)
-        close(model.run({"x": x}, ["y"])[0], on_cpu(path, {"x": x})[0])
+        close(model.run({"x": x}, ["y"]).arrays[0], on_cpu(path, {"x": x})[0])
         parts = [x[: rows // 2], x[rows // 2 :]] if rows > 1 else [x]
-        close(model.run({"x": parts}, ["y"])[0], on_cpu(path, {"x": x})[0])
+        close(model.run({"x": parts}, ["y"]).arrays[0], on_cpu(path, {"x": x})[0])
 
 
 def test_results_in_lent_memory_stay_as_they_are(tmp_path, device):
     path = wide(tmp_path / "wide.onnx")
     model = load(path, 256, device)
     inputs = [np.random.default_rng(seed).standard_normal((100, 1024)).astype(np.float32) for seed in range(12)]
-    results = [model.run({"x": x}, ["y"])[0] for x in inputs]
+    results = [model.run({"x": x}, ["y"]).arrays[0] for x in inputs]
     del model
     for x, y in zip(inputs, results, strict=True):
         close(y, on_cpu(path, {"x": x})[0])
@@ -211,7 +211,7 @@ def test_tensors_in_the_memory_for_bodies_go_to_the_device_as_they_lie(tmp_path,
             body[3:] = part.tobytes()
             parts.append(np.frombuffer(body, np.float32, part.size, 3).reshape(part.shape))
             assert device.bodies.address(parts[-1]) is not None
-        close(model.run({"x": parts if len(parts) > 1 else parts[0]}, ["y"])[0], on_cpu(path, {"x": x})[0])
+        close(model.run({"x": parts if len(parts) > 1 else parts[0]}, ["y"]).arrays[0], on_cpu(path, {"x": x})[0])
 
 
 def test_a_device_that_fails_for_good_is_told_of():
@@ -220,11 +220,11 @@ def test_a_device_that_fails_for_good_is_told_of():
 import os
 from pathlib import Path
 import numpy as np, torch
-from app.device import find_device
+from app.runtime.device import find_device
 from app.errors import InferenceFailedError
-from app.model import Model
+from app.runtime.model import OnnxModel
 device = find_device("cuda")
-model = Model("m", "1", Path({str(DIGITS)!r}), device, 1)
+model = OnnxModel("m", "1", Path({str(DIGITS)!r}), device, 1)
 model.prepare(8)
 feeds = model.random_feeds(2)
 try:
@@ -256,7 +256,9 @@ def test_tf32_is_off_by_default_and_its_error_is_measured(tmp_path):
     for tensor in onnx.load(path).graph.initializer:
         expected = np.maximum(expected @ numpy_helper.to_array(tensor).astype(np.float64), 0)
     exact, quick = load(path), load(path, tf32=True)
-    errors = [np.abs(m.run({"x": x}, ["y"])[0] - expected).max() / np.abs(expected).max() for m in (exact, quick)]
+    errors = [
+        np.abs(m.run({"x": x}, ["y"]).arrays[0] - expected).max() / np.abs(expected).max() for m in (exact, quick)
+    ]
     assert errors[0] < 1e-5 < errors[1] < 1e-2
     assert exact.cuda.tf32_max_relative_error is None
     assert errors[1] / 5 < quick.cuda.tf32_max_relative_error < errors[1] * 5

@@ -5,9 +5,9 @@ import weakref
 
 import onnxruntime as ort
 
-from app.cudart import Copy, CudaError
-from app.placement import RECORD
-from app.tensors import tensor_spec
+from app.runtime.cuda.cudart import Copy, CudaError
+from app.runtime.placement import RECORD
+from app.runtime.tensors import tensor_spec
 
 
 class HostRuntime:
@@ -54,7 +54,7 @@ class HostRuntime:
     def elapsed_ns(self, start, end):
         return 1000
 
-    def look(self, stream):
+    def check_device(self, stream):
         pass
 
     def free(self, device=(), pinned=(), graphs=(), events=()):

@@ -1,0 +1,1 @@
+"""Latency of a served model beside its dense twin."""

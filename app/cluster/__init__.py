@@ -1,0 +1,1 @@
+"""What the workers of one server share: one log of control commands, and their statistics."""

@@ -1,0 +1,209 @@
+"""The parent's side of the workers' channels: it orders their commands, and gathers their statistics.
+
+It keeps what the server must not lose with a worker: the control log, and what the workers that are gone have counted.
+
+See docs/decisions/0024-gather-counters-on-request.md.
+See docs/decisions/0067-one-log-of-control-commands.md.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+
+from app.cluster.channel import Channel, Message
+from app.cluster.control_log import Applied, Command, ControlLog, Outcome
+
+log = logging.getLogger(__name__)
+
+STATISTICS_TIMEOUT_S = 2.0
+CONTROL_TIMEOUT_S = 600.0
+_READ_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A worker as the hub knows it.
+
+    Attributes:
+        pid: its process.
+        channel: to it.
+        told: the last statistics that it told.
+        loaded: whether it has loaded its models.
+        owed: the models that count for its readiness; None before it has told.
+        task: reads what it sends.
+    """
+
+    pid: int
+    channel: Channel
+    told: Message | None = None
+    loaded: bool = False
+    owed: "tuple[str, ...] | None" = None
+    task: "asyncio.Task[None] | None" = None
+
+    def __repr__(self) -> str:
+        return f"worker {self.pid:010}"  # in the order of their start
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """One question for statistics: who asked, who has yet to answer, and the answers."""
+
+    asker: Member
+    token: int
+    missing: set[Member]
+    present: dict[Member, Message] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+
+
+class Hub:
+    """Connects the workers of one server.
+
+    Args:
+        count: of the workers that there should be.
+        merge: adds up what two workers told.
+    """
+
+    def __init__(self, count: int, merge: Callable[[Message | None, Message], Message]) -> None:
+        self._count = count
+        self._merge = merge
+        self._members: set[Member] = set()
+        self._log: ControlLog[Member] = ControlLog(self._send_command, self._send_outcome)
+        self._loads = 0
+        self._past: Message | None = None
+        self._gatherings: dict[int, _Gathering] = {}
+        self._number = 0
+        self._last_owed: tuple[str, ...] | None = None
+
+    async def connect(self, pid: int, sock: socket.socket) -> Member:
+        """Count a worker in that was started with the other end of a socket pair."""
+        member = Member(pid, await Channel.open(sock))
+        self._members.add(member)
+        member.task = asyncio.get_running_loop().create_task(self._serve(member))
+        return member
+
+    async def disconnect(self, member: Member) -> None:
+        """Count a worker out that has ended, once what it had sent is read."""
+        if member.task is not None:
+            _, unread = await asyncio.wait({member.task}, timeout=_READ_S)
+            for task in unread:  # another process holds the other end
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _serve(self, member: Member) -> None:
+        """Answer one worker, until its end of the channel is closed, which the kernel does when it dies."""
+        try:
+            while (message := await member.channel.receive()) is not None:
+                try:
+                    self._handle(member, message)
+                except (KeyError, TypeError):
+                    log.exception("a message of worker %d can't be used", member.pid)
+        finally:
+            self._leave(member)
+
+    def _leave(self, member: Member) -> None:
+        self._members.discard(member)
+        if member.told is not None:
+            self._past = self._merge(self._past, member.told)
+        for number, gathering in list(self._gatherings.items()):
+            if member is gathering.asker:
+                self._gatherings.pop(number)
+            else:
+                self._answered(number, member, None)
+        self._log.leave(member)
+        member.channel.close()
+
+    def _handle(self, member: Member, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "join":
+            history = replace(self._log.join(member), owed=self._owed())
+            member.channel.send({"kind": "history", "history": asdict(history), "all_loaded": self.all_loaded})
+        elif kind == "loaded":
+            self._log.loaded(member, message["versions"])
+            self._note_load(member)
+        elif kind == "owed":
+            member.owed = self._last_owed = tuple(message["names"])
+        elif kind == "submit":
+            token = message["token"]
+            asyncio.get_running_loop().call_later(
+                CONTROL_TIMEOUT_S, self._log.expire, member, token, f"no answer for {CONTROL_TIMEOUT_S:.0f} s"
+            )
+            self._log.submit(member, token, message["action"], message["name"], message["policy"])
+        elif kind == "applied":
+            self._log.applied(member, Applied(**message["result"]))
+        elif kind == "gather":
+            self._gather(member, message)
+        elif kind == "told":
+            member.told = message["counters"]
+            self._answered(message["number"], member, message["counters"])
+
+    @property
+    def all_loaded(self) -> bool:
+        """Whether as many workers have loaded their models as there should be; stays true from then on."""
+        return self._loads >= self._count
+
+    def _owed(self) -> tuple[str, ...] | None:
+        told = [member.owed for member in self._members if member.owed is not None]
+        return tuple(sorted({name for names in told for name in names})) if told else self._last_owed
+
+    def _note_load(self, member: Member) -> None:
+        if member.loaded:
+            return
+        member.loaded = True
+        self._loads += 1
+        if self._loads == self._count:
+            for each in self._members:
+                each.channel.send({"kind": "all_loaded"})
+
+    def _send_command(self, member: Member, command: Command) -> None:
+        member.channel.send({"kind": "apply", "command": asdict(command)})
+
+    def _send_outcome(self, member: Member, token: int, outcome: Outcome[Member]) -> None:
+        behind = {f"worker {late.pid}": reason for late, reason in outcome.behind.items()}
+        member.channel.send(
+            {"kind": "outcome", "token": token, "error": outcome.error, "error_kind": outcome.kind, "behind": behind}
+        )
+
+    def _gather(self, member: Member, message: Message) -> None:
+        member.told = message["own"]
+        self._number += 1
+        number, others = self._number, self._members - {member}
+        gathering = _Gathering(member, message["token"], set(others))
+        gathering.timer = asyncio.get_running_loop().call_later(STATISTICS_TIMEOUT_S, self._give_up, number)
+        self._gatherings[number] = gathering
+        for other in others:
+            other.channel.send({"kind": "tell", "number": number})
+        self._finish(number)
+
+    def _answered(self, number: int, member: Member, counters: Message | None) -> None:
+        gathering = self._gatherings.get(number)
+        if gathering is None or member not in gathering.missing:
+            return
+        gathering.missing.discard(member)
+        if counters is not None:
+            gathering.present[member] = counters
+        self._finish(number)
+
+    def _give_up(self, number: int) -> None:
+        for member in self._gatherings[number].missing if number in self._gatherings else ():
+            log.warning("worker %d did not tell its statistics in time", member.pid)
+        self._finish(number, late=True)
+
+    def _finish(self, number: int, *, late: bool = False) -> None:
+        gathering = self._gatherings.get(number)
+        if gathering is None or (gathering.missing and not late):
+            return
+        self._gatherings.pop(number)
+        if gathering.timer is not None:
+            gathering.timer.cancel()
+        # Who does not answer in time has counted all the same: no counter that was shown falls.
+        past = [item.told for item in gathering.missing if item.told is not None and item in self._members]
+        gathering.asker.channel.send(
+            {
+                "kind": "gathered",
+                "token": gathering.token,
+                "present": [told for teller, told in gathering.present.items() if teller in self._members],
+                "past": past if self._past is None else [self._past, *past],
+            }
+        )

@@ -1,0 +1,159 @@
+"""A worker's side of its channel to the parent: it submits commands, applies the log, and asks for statistics."""
+
+import asyncio
+import itertools
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+
+from app.cluster.channel import Channel, Message
+from app.cluster.control_log import Action, Applied, Command, History, Outcome
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a worker among the others of its server.
+
+    Attributes:
+        link: to the others.
+        slot: its number, from 0.
+        load_first: whether it loads its models before it accepts connections.
+    """
+
+    link: "Link"
+    slot: int
+    load_first: bool
+
+
+class Link:
+    """The connection of a worker to the others, by way of the parent.
+
+    Args:
+        sock: the worker's end of the socket pair.
+
+    Attributes:
+        all_loaded: whether every worker has loaded its models once.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._channel: Channel | None = None
+        self._tokens = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._reading: asyncio.Task[None] | None = None
+        self.all_loaded = False
+
+    async def start(self, counters: Callable[[], Message]) -> History:
+        """Join the others.
+
+        Args:
+            counters: tells what this worker counts.
+
+        Returns:
+            What to replay before the commands that come.
+        """
+        self._channel = await Channel.open(self._sock)
+        self._channel.send({"kind": "join"})
+        while (message := await self._channel.receive()) is not None:
+            if message["kind"] == "history":
+                self.all_loaded = message["all_loaded"]
+                self._reading = asyncio.get_running_loop().create_task(self._read(self._channel, counters))
+                told = message["history"]
+                return History(
+                    None if told["names"] is None else tuple(told["names"]),
+                    tuple(Command(**plain) for plain in told["commands"]),
+                    None if told["owed"] is None else tuple(told["owed"]),
+                )
+            self._handle(self._channel, message, counters)
+        return History()
+
+    async def stop(self) -> None:
+        """Leave: answer nothing more."""
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._channel is not None:
+            self._channel.close()
+        self._fail_all()
+
+    def tell_loaded(self, versions: dict[str, str]) -> None:
+        """Tell that this worker has loaded its models, and what it serves of each."""
+        self._send({"kind": "loaded", "versions": versions})
+
+    def tell_owed(self, names: list[str]) -> None:
+        """Tell which models count for the readiness of this worker: they do for one that starts later, too."""
+        self._send({"kind": "owed", "names": names})
+
+    async def submit(self, action: Action, name: str, policy: str | None) -> Outcome[str] | None:
+        """Have every worker apply a command; the outcome once all have, or None where the server ends before."""
+        message = await self._ask({"kind": "submit", "action": action, "name": name, "policy": policy})
+        if message is None:
+            return None
+        return Outcome(message["error"], message["error_kind"], message["behind"])
+
+    async def gather(self, own: Message) -> tuple[list[Message], list[Message]]:
+        """Statistics of all workers there have been.
+
+        Args:
+            own: of this worker.
+
+        Returns:
+            Those of the others that answered, and the last ones told by those that did not or are no more.
+        """
+        message = await self._ask({"kind": "gather", "own": own})
+        return ([], []) if message is None else (message["present"], message["past"])
+
+    async def follow(self, apply: Callable[[Command], Awaitable[Applied]]) -> None:
+        """Apply the commands as they come, until cancelled.
+
+        Args:
+            apply: applies a command; calls for one model are in the order of the log, and it is to keep that.
+        """
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._apply(apply, await self._commands.get()))
+
+    async def _apply(self, apply: Callable[[Command], Awaitable[Applied]], command: Command) -> None:
+        self._send({"kind": "applied", "result": asdict(await apply(command))})
+
+    async def _ask(self, message: Message) -> Message | None:
+        if self._reading is None or self._reading.done():
+            return None
+        token = next(self._tokens)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._answers[token] = answer
+        try:
+            self._send({**message, "token": token})
+            return await answer
+        except EOFError:
+            return None
+        finally:
+            self._answers.pop(token, None)
+
+    def _send(self, message: Message) -> None:
+        if self._channel is not None:
+            self._channel.send(message)
+
+    async def _read(self, channel: Channel, counters: Callable[[], Message]) -> None:
+        while (message := await channel.receive()) is not None:
+            self._handle(channel, message, counters)
+        self._fail_all()
+
+    def _handle(self, channel: Channel, message: Message, counters: Callable[[], Message]) -> None:
+        kind = message["kind"]
+        if kind == "apply":
+            self._commands.put_nowait(Command(**message["command"]))
+        elif kind == "tell":
+            channel.send({"kind": "told", "number": message["number"], "counters": counters()})
+        elif kind == "all_loaded":
+            self.all_loaded = True
+        elif (answer := self._answers.get(message["token"])) is not None and not answer.done():
+            answer.set_result(message)
+
+    def _fail_all(self) -> None:
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(EOFError("the parent is gone"))

@@ -1,0 +1,403 @@
+"""Every setting of the server: one frozen object, read from the command line, the environment and a file."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as CommandLineError
+
+from app.config.settings_file import FileSource, SettingsError, nearest
+from app.config.version_policy import check_policy
+from app.errors import shortened
+from app.system.cpus import available_cores
+
+__all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_variables", "read_settings"]
+
+ENV_PREFIX = "PANTHER_"
+MASK = "********"
+_HOST = re.compile(r"(?:\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)\Z")
+_ORIGIN = re.compile(r"https?://[^/?#\s,*]+\Z")
+
+
+class Settings(BaseSettings):
+    """Serve the models of a folder.
+
+    Each setting is a flag, a variable of the environment (PANTHER_ and the name in capitals) and a key of a TOML file
+    (the name with underscores); a flag is stronger than a variable, and a variable than the file.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        nested_model_default_partial_update=False,
+    )
+
+    config: Path | None = Field(default=None, description="TOML file with settings, by the names of the variables")
+    model_dir: Path = Field(default=Path("models"), description="folder of models, laid out as NAME/VERSION/model.onnx")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=None,
+        description="TCP port of the Open Inference Protocol over gRPC, 8001 by custom; 0 takes a free one; needs the "
+        "extra grpc. Default: no gRPC",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="where models run: cuda (or never ready), cpu, or auto: cuda where it works, else cpu",
+    )
+    cuda_devices: str = Field(
+        default="0", description="devices of CUDA: all, or numbers such as 0,2; the workers take them in turn"
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="run a model on CUDA as one recorded graph for each batch size, where that can be done",
+    )
+    cuda_tf32: bool = Field(
+        default=False, description="compute products of float32 in TF32 on CUDA: quicker, with 10 bits of mantissa"
+    )
+    cuda_memory_limit_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = Field(
+        default=None, description="memory of the device that one model may take; default: all there is"
+    )
+    cuda_arena: Literal["next_power_of_two", "same_as_requested"] = Field(
+        default="next_power_of_two", description="how a model's memory of the device grows"
+    )
+    workers: int = Field(default=1, ge=1, le=256, description="processes that serve, each with its own models")
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
+        description="threads of onnxruntime in each worker; default: the usable cores, shared out among the workers",
+    )
+    max_body_bytes: int = Field(
+        default=64 * 1024 * 1024, ge=1024, description="largest request body in bytes, as sent and when decompressed"
+    )
+    max_request_rows: int = Field(default=1_000_000, ge=1, description="most rows of one request; beyond them 413")
+    max_header_bytes: int = Field(
+        default=32 * 1024, ge=1024, le=1024 * 1024, description="largest head of a request in bytes; beyond it 431"
+    )
+    max_connections: int = Field(
+        default=4096, ge=1, description="most open connections of each worker; others get 503 at once, but for probes"
+    )
+    header_timeout_s: float = Field(
+        default=10.0,
+        ge=0.05,
+        le=86400,
+        description="how long a new connection may take to send the whole head of a request",
+    )
+    body_timeout_s: float = Field(
+        default=20.0,
+        ge=0.05,
+        le=86400,
+        description="how long a body may bring no more than 1 KiB before the request is given up",
+    )
+    write_timeout_s: float = Field(
+        default=30.0,
+        ge=0.05,
+        le=86400,
+        description="how long a client may leave its answer unread before it is cut off",
+    )
+    compression_min_bytes: int = Field(
+        default=1024, ge=0, description="answers shorter than this are never compressed, whatever the client accepts"
+    )
+    default_model: str | None = Field(
+        default=None, min_length=1, description="model of POST /predict; default: the only model that is served"
+    )
+    version_policy: str = Field(
+        default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"
+    )
+    model_control: Literal["none", "explicit", "watch"] = Field(
+        default="none",
+        description="explicit lets clients load and unload models through v2/repository; watch follows what changes in "
+        "the model folder; none does neither",
+    )
+    required_models: str | None = Field(
+        default=None,
+        min_length=1,
+        description="models without which the server is not ready, separated by commas; default: those that are there "
+        "when it starts. A model that was served once counts as well",
+    )
+    strict_readiness: bool = Field(
+        default=False,
+        description="every model of the folder counts for readiness, whenever it came: one bad new model makes the "
+        "whole server not ready",
+    )
+    watch_interval_s: float = Field(
+        default=2.0,
+        ge=0.05,
+        le=3600,
+        description="how often the folder is looked at with model_control watch; a change counts once it is seen twice",
+    )
+    trial_load_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=86400,
+        description="a model is loaded in a process of its own first, which may take so long and as much memory as "
+        "there is; one that ends that process, hangs or wants more is refused. 0 loads models untried",
+    )
+    allow_custom_ops: bool = Field(
+        default=False,
+        description="register the shared libraries of operators that a model's panther.toml names in its own folder; "
+        "they run as part of the server, so whoever writes to the model folder has to be trusted",
+    )
+    predict_keys: SecretStr | None = Field(
+        default=None,
+        description="API keys that may ask models, separated by commas, each plain or as sha256:HEX; a file is safer",
+    )
+    predict_keys_file: Path | None = Field(
+        default=None, description="file of such keys, one a line; read again when it changes"
+    )
+    control_keys: SecretStr | None = Field(
+        default=None, description="API keys that may, besides, load, unload and measure models; as predict_keys"
+    )
+    control_keys_file: Path | None = Field(default=None, description="file of such keys, one a line")
+    protect_metrics: bool = Field(default=False, description="ask for an API key for GET /metrics too")
+    cors_origins: str | None = Field(
+        default=None,
+        min_length=1,
+        description="origins whose pages may ask, separated by commas, such as https://a.example; * for all",
+    )
+    allowed_hosts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="host names that requests which load, unload or measure models may be sent to, separated by "
+        "commas, besides IP addresses, localhost and the host; *.a.example for all names below, * for all. "
+        "Default: none, and all where API keys are set",
+    )
+    max_batch_rows: int = Field(default=256, ge=1, description="most rows that are run together")
+    max_queue_rows: int = Field(
+        default=8192, ge=1, description="most rows that may wait for one model; beyond them requests get 503 at once"
+    )
+    max_queue_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024,
+        description="most bytes of requests in hand in each worker, and of tensors that wait for one model; "
+        "beyond them requests get 503 at once",
+    )
+    max_queue_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="longest wait for a model, as far as it can be foreseen; beyond it requests get 503 at once",
+    )
+    inline_run_us: int = Field(
+        default=2000,
+        ge=0,
+        description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
+    )
+    keep_alive_s: int = Field(default=30, ge=1, le=86400, description="how long an idle connection is kept open")
+    shutdown_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="how long after SIGTERM new requests are still taken, so that load balancers see it not ready",
+    )
+    shutdown_timeout_s: int = Field(
+        default=30,
+        ge=1,
+        le=86400,
+        description="how long requests in hand may take to finish after SIGTERM and that delay",
+    )
+    stuck_run_s: float = Field(
+        default=120.0,
+        ge=0,
+        le=86400,
+        description="a run of a model that takes longer fails the liveness probe, and where there are several workers "
+        "its worker is replaced; 0 for never",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe level logged"
+    )
+    tracing: Literal["none", "otlp"] = Field(
+        default="none",
+        description="otlp sends OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel",
+    )
+    log_format: Literal["console", "json"] = Field(default="console", description="form of a log line")
+
+    access_log: bool = Field(
+        default=False, description="log a line for each request: method, path, status and time, never what was in it"
+    )
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given by name (and, before it, the command line), then the environment, then the file."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, FileSource(settings_cls)
+
+    @field_validator("version_policy")
+    @classmethod
+    def _known_policy(cls, value: str) -> str:
+        return check_policy(value)
+
+    @field_validator("cuda_devices")
+    @classmethod
+    def _known_devices(cls, value: str) -> str:
+        if value != "all" and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", value):
+            raise ValueError("must be all, or numbers of devices separated by commas")
+        return value
+
+    @field_validator("predict_keys", "control_keys", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        # A file may have a list of them.
+        return ",".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "*").split(","):
+            if origin.strip() != "*" and not _ORIGIN.match(origin.strip()):
+                raise ValueError("must be *, or origins such as https://a.example:8443, without a path")
+        return value
+
+    def required(self) -> tuple[str, ...] | None:
+        """The models without which the server is not ready; None for those that are there at the start."""
+        if self.required_models is None:
+            return None
+        names = [name.strip() for name in self.required_models.split(",")]
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _known_hosts(cls, value: str | None) -> str | None:
+        for host in (value or "*").split(","):
+            if not _HOST.match(host.strip()):
+                raise ValueError("must be *, or host names such as a.example or *.a.example, without scheme and port")
+        return value
+
+    def control_hosts(self) -> tuple[str, ...]:
+        """The host names that requests which change what is served may be sent to, besides loopback and addresses.
+
+        A page that reaches the server by DNS rebinding has no API key, so that keys are protection enough.
+        """
+        if self.allowed_hosts is not None:
+            return (self.host, *(part.strip() for part in self.allowed_hosts.split(",")))
+        keys = (self.predict_keys, self.predict_keys_file, self.control_keys, self.control_keys_file)
+        return (self.host,) if all(key is None for key in keys) else ("*",)
+
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may ask; none where CORS is off."""
+        return tuple(part.strip() for part in self.cors_origins.split(",")) if self.cors_origins else ()
+
+    def threads(self) -> int:
+        """Threads of one onnxruntime session, always a definite number."""
+        return self.num_threads or max(1, available_cores() // self.workers)
+
+
+def read_settings(arguments: Sequence[str] | None = None, *, program: str = "python -m app", **values: Any) -> Settings:
+    """Read the settings; the command line before the environment before the file before the defaults.
+
+    Args:
+        arguments: the command line without the program's name; None reads no command line.
+        program: its name, for ``--help``.
+        values: settings given by name, stronger than the environment.
+
+    Raises:
+        SettingsError: a value breaks its rule, or a flag or a key of the file is not known; names the variable, flag or
+            key, the value and the rule.
+        SystemExit: ``--help``.
+    """
+    try:
+        if arguments is None:
+            settings = Settings(**values)
+        else:
+            settings = Settings(
+                _cli_parse_args=list(arguments),  # type: ignore[call-arg]
+                _cli_prog_name=program,
+                _cli_exit_on_error=False,
+                **values,
+            )
+    except CommandLineError as error:
+        raise SettingsError(_explain_command_line(str(error))) from None
+    except ValidationError as error:
+        origins = _origins(arguments or (), values)
+        raise SettingsError("\n".join(_explain(item, origins) for item in error.errors())) from None
+    settings._origins = _origins(arguments or (), values)
+    return settings
+
+
+def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
+    """Every setting with its value, secrets masked, and where it was set: a flag, a variable or ``file``.
+
+    None stands for a default.
+    """
+    found: dict[str, tuple[Any, str | None]] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = MASK
+        elif isinstance(value, Path):
+            value = str(value)
+        origin = settings._origins.get(name)
+        found[name] = value, origin or ("file" if name in settings.model_fields_set else None)
+    return found
+
+
+def ignored_variables() -> list[str]:
+    """A line for each variable of the environment that looks like a misspelt setting."""
+    names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    lines = []
+    for given in sorted(os.environ):
+        if given.startswith(ENV_PREFIX) and given not in names:
+            like = nearest(given.removeprefix(ENV_PREFIX), Settings.model_fields, cutoff=0.7)
+            if like is not None:
+                lines.append(f"{given} is not a setting and is ignored; did you mean {ENV_PREFIX}{like.upper()}?")
+    return lines
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _origins(arguments: Sequence[str], values: dict[str, Any]) -> dict[str, str]:
+    """What was set other than by the file, and where."""
+    flags = {argument.partition("=")[0].replace("--no-", "--", 1) for argument in arguments}
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    found: dict[str, str] = {}
+    for name in Settings.model_fields:
+        if _flag(name) in flags:
+            found[name] = _flag(name)
+        elif name in values:
+            found[name] = "code"
+        elif ENV_PREFIX + name.upper() in variables:
+            found[name] = ENV_PREFIX + name.upper()
+    return found
+
+
+def _explain(item: Any, origins: dict[str, str]) -> str:
+    name = str(item["loc"][0]) if item["loc"] else "settings"
+    rule = str(item["msg"]).removeprefix("Value error, ")
+    rule = rule[:1].lower() + rule[1:]
+    where = f"{ENV_PREFIX}{name.upper()} (or {_flag(name)})"
+    if name not in origins:
+        where = f"{name} in the settings file"
+    field = Settings.model_fields.get(name)
+    shown = MASK if field is not None and "SecretStr" in str(field.annotation) else shortened(repr(item["input"]))
+    return f"{where}: {shown} is not accepted: {rule}"
+
+
+def _explain_command_line(message: str) -> str:
+    message = message.removeprefix("error parsing CLI: ")
+    _, unknown, rest = message.partition("unrecognized arguments: ")
+    if unknown and rest.startswith("--"):
+        like = nearest(rest.split()[0].partition("=")[0].removeprefix("--"), Settings.model_fields)
+        hint = f"did you mean {_flag(like)}? " if like else ""
+        return f"unknown flag {rest.split()[0]}; {hint}--help lists those there are"
+    return f"{message}; --help lists the flags"

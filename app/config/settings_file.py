@@ -1,0 +1,76 @@
+"""A TOML file of settings: one table, one key for each setting, by the names of ``Settings``."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import BaseSettings, TomlConfigSettingsSource
+
+from app.errors import AppError, shortened
+
+
+class SettingsError(AppError):
+    """A setting has a value that can't be used."""
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that a mistyped one is most like; None where none is."""
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """What the bytes of a TOML file hold; a byte order mark, with which some editors begin a file, is no part of it.
+
+    Raises:
+        ValueError: it is no TOML; says where and why.
+    """
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+    except ValueError as error:
+        raise ValueError(shortened(str(error))) from None
+
+
+def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
+    """The settings in a file.
+
+    Args:
+        path: of the file.
+        known: names that may be in it.
+
+    Raises:
+        SettingsError: it can't be read, is no TOML, or holds a key that is not known; names the nearest that is.
+    """
+    try:
+        document = parse_toml(path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"the settings file {str(path)!r} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"the settings file {str(path)!r} is not valid TOML: {error}") from None
+    known = set(known)
+    for key in document:
+        if key not in known:
+            like = nearest(key, known)
+            hint = f"did you mean {like!r}?" if like else f"known: {', '.join(sorted(known))}"
+            raise SettingsError(f"unknown key {key[:60]!r} in the settings file {str(path)!r}; {hint}")
+    return document
+
+
+class FileSource(TomlConfigSettingsSource):
+    """The file that the setting ``config`` names, which stronger sources have given by then."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, toml_file=None)  # its name is not known yet
+
+    def __call__(self) -> dict[str, Any]:
+        """All settings of the file; none where no file is named."""
+        config = self.current_state.get("config")
+        return self._read_file(Path(config)) if config else {}
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        # A file that names another would make it hard to say where a value came from.
+        return read_file(file_path, set(self.settings_cls.model_fields) - {"config"})

@@ -1,0 +1,1 @@
+"""Inference engine: queue, dynamic batching, results, and wire formats."""

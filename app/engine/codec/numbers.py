@@ -1,0 +1,105 @@
+"""The quick path for JSON numbers: simdjson straight into a numpy buffer, never into Python floats.
+
+Whatever is unusual makes it give up (None); the precise path then takes the body or says what is wrong with it.
+simdjson flattens nested lists, which would hide wrong nesting. So every row's length is checked, and the number of
+opening brackets in the body must be exactly that of the lists seen: one more, and something is nested that
+should not be.
+
+See docs/decisions/0001-parse-numbers-with-pysimdjson.md.
+"""
+
+from typing import Literal
+
+import numpy as np
+import simdjson
+
+from app.engine.codec import Body
+from app.runtime.tensors import Array, TensorSpec
+
+# A parser keeps buffers as large as the largest document it has seen.
+_KEEP_BYTES = 4 * 1024 * 1024
+_parser = simdjson.Parser()
+_BYTE_ORDER_MARK = b"\xef"
+# How simdjson reads the numbers for a type, and what a type narrower than that can hold.
+_KINDS: dict[str, Literal["d", "i"]] = {"FP32": "d", "FP64": "d", "INT32": "i", "INT64": "i"}
+_NARROW: dict[str, tuple[float, float]] = {
+    "FP32": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
+    "INT32": (np.iinfo(np.int32).min, np.iinfo(np.int32).max),
+}
+_FP32_SQUARE = 1e76  # below the square of the largest
+_FEW = 8192  # numbers
+
+Document = simdjson.Object
+List = simdjson.Array
+
+
+def parse(body: Body) -> simdjson.Object | None:
+    """The body as a simdjson object, or None where it isn't one. Drop the object before the next call."""
+    global _parser  # noqa: PLW0603 - a parser whose objects are alive can't be used again
+    if body[:1] == _BYTE_ORDER_MARK:  # simdjson passes it over; it is no part of JSON
+        return None
+    try:
+        document = (_parser if len(body) <= _KEEP_BYTES else simdjson.Parser()).parse(body)
+    except RuntimeError:
+        _parser = simdjson.Parser()
+        return None
+    except ValueError:
+        return None
+    return document if isinstance(document, simdjson.Object) else None
+
+
+def brackets(body: Body, at_most: int) -> int:
+    """How many ``[`` the body holds, counting no further than one over ``at_most``."""
+    if isinstance(body, memoryview):
+        body = bytes(body)
+    count, position = 0, body.find(b"[")
+    while position >= 0 and count <= at_most:
+        count += 1
+        position = body.find(b"[", position + 1)
+    return count
+
+
+def flat(values: simdjson.Array, spec: TensorSpec) -> Array | None:
+    """All numbers below ``values`` in one dimension and in the type of the spec, or None where any doesn't fit."""
+    kind = _KINDS.get(spec.datatype)
+    if kind is None:
+        return None
+    try:
+        wide = np.frombuffer(values.as_buffer(of_type=kind), np.float64 if kind == "d" else np.int64)
+    except (TypeError, ValueError):
+        return None
+    bounds = _NARROW.get(spec.datatype)
+    if bounds is None:
+        return wide
+    # What JSON can say and simdjson takes is finite; what the narrower type can't hold is for the precise path. Of few
+    # numbers the sum of squares is found quickest (vdot: without a warning of overflow), and bounds
+    # each of them; many BLAS would deal out to threads.
+    if not (kind == "d" and wide.size <= _FEW and np.vdot(wide, wide) < _FP32_SQUARE) and not _within(wide, bounds):
+        return None
+    return wide.astype(spec.dtype)
+
+
+def _within(wide: Array, bounds: tuple[float, float]) -> bool:
+    return not wide.size or bool(np.minimum.reduce(wide) >= bounds[0] and np.maximum.reduce(wide) <= bounds[1])
+
+
+def nested(values: object, spec: TensorSpec) -> tuple[Array, int] | None:
+    """A tensor of two dimensions and how many lists it was written in, or None: let the precise path look."""
+    if not isinstance(values, simdjson.Array):
+        return None
+    rows = len(values)
+    if not rows or (len(spec.shape) != 2 and not spec.any_rank):
+        return None
+    numbers = flat(values, spec)
+    if numbers is None:
+        return None
+    shape = (None, None) if spec.any_rank else spec.shape
+    columns = shape[1]
+    if columns is None:
+        columns = numbers.size // rows
+    if rows * columns != numbers.size or (shape[0] is not None and shape[0] != rows):
+        return None
+    for row in values:
+        if type(row) is not simdjson.Array or len(row) != columns:
+            return None
+    return numbers.reshape(rows, columns), rows + 1

@@ -1,0 +1,254 @@
+"""Inference requests of the Open Inference Protocol v2: JSON, binary tensors, raw mode."""
+
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.engine.codec import Body, binary, numbers, table_json
+from app.engine.codec.casting import cast
+from app.engine.codec.described import DescribedModel
+from app.engine.codec.oip_columns import PANDAS, read_columns
+from app.engine.codec.oip_head import EXPECTED, KEYS, Asked, Head, Input, content_type, read_asked, read_head
+from app.engine.codec.prepared import prepare
+from app.engine.codec.structure import LONG_BYTES, check_structure
+from app.engine.codec.table import Table, table_of
+from app.engine.codec.values import array_from_list, describe, parse_json
+from app.engine.request import InferenceRequest
+from app.errors import InvalidRequestError
+from app.runtime.tensors import Array, TensorSpec
+
+HEADER_LENGTH = b"inference-header-content-length"
+MAX_HEADS = 256
+MAX_HEAD_BYTES = 2048
+_MOST_DIGITS = 20
+
+
+@dataclass
+class Decoder:
+    """Decodes requests for one model; remembers heads, which clients repeat."""
+
+    model: DescribedModel
+    _heads: dict[bytes, Head] = field(default_factory=dict)
+    _table: Table | None = None
+
+    def __post_init__(self) -> None:
+        self._table = table_of(self.model)
+
+    def decode(self, body: Body, header_length: bytes | None, max_rows: int) -> tuple[InferenceRequest, Asked]:
+        """Read a request.
+
+        Args:
+            body: the whole body.
+            header_length: the value of Inference-Header-Content-Length; None where the header is missing.
+            max_rows: maximum rows of a request.
+
+        Raises:
+            InvalidRequestError: names what is wrong and what is expected.
+        """
+        if header_length is None:
+            quick = self._quick(body)
+            if quick is not None:
+                return self._request(*quick)
+            length = len(body)
+        else:
+            length = self._head_length(body, header_length)
+            if length == 0:
+                return self._raw(body)
+        text = bytes(body[:length])
+        head = self._heads.get(text) or self._read(text, max_rows)
+        if not isinstance(head, Head):
+            return self._request(*head)
+        return self._request(self._feeds(head, body, length), head.asked)
+
+    def _request(self, feeds: dict[str, Array], asked: Asked) -> tuple[InferenceRequest, Asked]:
+        request = prepare(self.model, feeds, asked.output_names, asked.priority, asked.timeout_us)
+        return request, asked
+
+    def _head_length(self, body: Body, value: bytes) -> int:
+        if not value.isdigit() or len(value) > _MOST_DIGITS or int(value) > len(body):
+            shown = value.decode("latin-1")[:40]
+            raise InvalidRequestError(
+                f"Inference-Header-Content-Length is {shown!r}; "
+                f"expected a number of bytes, at most the body's {len(body)}"
+            )
+        return int(value)
+
+    def _read(self, text: bytes, max_rows: int) -> Head | tuple[dict[str, Array], Asked]:
+        """Read the JSON part; of columns of a table all of the request."""
+        if len(text) > LONG_BYTES:
+            if self._table is not None:
+                table_json.check_size(text, len(self._table.columns), max_rows)
+            else:
+                check_structure(text, tuple(self.model.input_by_name.values()), len(self.model.outputs), max_rows)
+        document = parse_json(text, EXPECTED)
+        if isinstance(document, dict) and content_type(document, "the request") == PANDAS:
+            asked = read_asked(self.model, document)
+            return read_columns(self.model, self._table, document, nan=asked.nan), asked
+        head = read_head(self.model, document, casts=True)
+        # Heads with their data inside are rarely seen twice.
+        if len(text) <= MAX_HEAD_BYTES and all(item.size is not None for item in head.inputs):
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads[text] = head
+        return head
+
+    def _feeds(self, head: Head, body: Body, offset: int) -> dict[str, Array]:
+        feeds: dict[str, Array] = {}
+        for item in head.inputs:
+            if item.size is None:
+                feeds[item.spec.name] = _from_json(item, nan=head.asked.nan)
+                continue
+            if offset + item.size > len(body):
+                raise InvalidRequestError(
+                    f"input {item.spec.name!r} says binary_data_size {item.size}; "
+                    f"the body has {len(body) - offset} bytes left"
+                )
+            array = binary.from_bytes(body, offset, item.size, item.given or item.spec, item.shape)
+            feeds[item.spec.name] = array if item.given is None else cast(array, item.spec)
+            offset += item.size
+        if offset != len(body):
+            raise InvalidRequestError(f"the body has {len(body) - offset} bytes after its last tensor")
+        return feeds
+
+    def _raw(self, body: Body) -> tuple[InferenceRequest, Asked]:
+        model = self.model
+        if len(model.inputs) != 1:
+            raise InvalidRequestError(f"raw binary needs a model of one input; {model.name!r} has {len(model.inputs)}")
+        feeds = raw_feeds(model, body)
+        names = model.output_names
+        asked = Asked(names, (True,) * len(names), (0,) * len(names))
+        return self._request(feeds, asked)
+
+    def _quick(self, body: Body) -> tuple[dict[str, Array], Asked] | None:
+        document = numbers.parse(body)
+        if document is None:
+            return None
+        inputs = document.get("inputs")
+        if not isinstance(inputs, numbers.List) or len(inputs) != len(self.model.inputs):
+            return None
+        rest: dict[str, Any] = {}
+        inputs_seen = False
+        for key in document:
+            if key not in KEYS or key in rest or (key == "inputs" and inputs_seen):
+                return None
+            if key == "inputs":
+                inputs_seen = True
+            else:
+                value = document[key]
+                rest[key] = value.as_dict() if isinstance(value, numbers.Document) else value
+                if isinstance(value, numbers.List):
+                    rest[key] = value.as_list()
+        lists = 1 + ("outputs" in rest)
+        feeds: dict[str, Array] = {}
+        for item in inputs:
+            found = _quick_input(self.model, item)
+            if found is None or found[0] in feeds:
+                return None
+            feeds[found[0]] = found[1]
+            lists += found[2]
+        if numbers.brackets(body, lists) != lists:
+            return None
+        return feeds, read_asked(self.model, rest)
+
+
+def raw_feeds(model: DescribedModel, body: Body) -> dict[str, Array]:
+    """The only input of a model from its bytes alone; the one dynamic dimension follows from their number.
+
+    Raises:
+        InvalidRequestError: the bytes don't make up whole rows.
+    """
+    spec = model.inputs[0]
+    dynamic = [index for index, size in enumerate(spec.shape) if size is None]
+    if spec.any_rank:
+        raise InvalidRequestError(f"raw binary has no shape, and input {spec.name!r} needs one; send .npy or JSON")
+    if len(dynamic) > 1:
+        raise InvalidRequestError(
+            f"raw binary needs at most one dynamic dimension; input {spec.name!r} has the shape {spec.readable_shape}"
+        )
+    if spec.datatype == "BYTES":
+        one = (1,) * len(spec.shape)
+        if not spec.accepts(one):
+            raise InvalidRequestError(
+                f"raw binary is one text; input {spec.name!r} has the shape {spec.readable_shape}"
+            )
+        array = np.empty(1, dtype=object)
+        array[0] = binary.text(body, spec)
+        return {spec.name: array.reshape(one)}
+    unit = spec.dtype.itemsize * binary.element_count(tuple(size for size in spec.shape if size is not None))
+    if not body or (unit and len(body) % unit) or (not dynamic and len(body) != unit):
+        noun = "a multiple of " if dynamic else ""
+        raise InvalidRequestError(
+            f"the body has {len(body)} bytes; input {spec.name!r} ({spec.datatype} {spec.readable_shape}) "
+            f"needs {noun}{unit}"
+        )
+    count = len(body) // unit if unit else 0
+    shape = tuple(count if size is None else size for size in spec.shape)
+    return {spec.name: binary.from_bytes(body, 0, len(body), spec, shape)}
+
+
+def _quick_input(model: DescribedModel, item: Any) -> tuple[str, Array, int] | None:
+    """An input of name, shape, datatype and data alone: its name, its tensor, and in how many lists it was written."""
+    if not isinstance(item, numbers.Document) or len(item) != 4:
+        return None
+    name, data, sizes = item.get("name"), item.get("data"), item.get("shape")
+    spec = model.input_by_name.get(name) if isinstance(name, str) else None
+    if (
+        spec is None
+        or spec in model.optional_inputs
+        or item.get("datatype") != spec.datatype
+        or not isinstance(sizes, numbers.List)
+    ):
+        return None
+    shape: tuple[Any, ...] = tuple(typing.cast("list[Any]", sizes.as_list()))
+    if not all(type(size) is int for size in shape) or not spec.accepts(shape):
+        return None
+    found = _quick_data(data, spec, shape)
+    return None if found is None else (spec.name, found[0], found[1] + 1)
+
+
+def _quick_data(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> tuple[Array, int] | None:
+    if not isinstance(data, numbers.List) or not len(data):
+        return None
+    first: object = data[0]
+    if isinstance(first, numbers.List):
+        found = numbers.nested(data, spec)
+        return found if found is not None and found[0].shape == shape else None
+    array = numbers.flat(data, spec)
+    if array is None or array.size != binary.element_count(shape) or array.size != len(data):
+        return None
+    return array.reshape(shape), 1
+
+
+def _from_json(item: Input, *, nan: bool) -> Array:
+    spec, where = item.spec, f"inputs.{item.spec.name}.data"
+    flat: list[Any] = []
+    if not isinstance(item.data, list):
+        if item.shape or isinstance(item.data, dict):
+            raise InvalidRequestError(f"{where} is {describe(item.data)}; expected a list")
+        flat = [item.data]
+    elif item.data and isinstance(item.data[0], list):
+        _flatten(item.data, item.shape, 0, where, flat)
+    else:
+        flat = item.data
+        expected = binary.element_count(item.shape)
+        if len(flat) != expected:
+            raise InvalidRequestError(f"{where} has {len(flat)} values; shape {list(item.shape)} takes {expected}")
+    if item.given is not None and spec.dtype.kind in "iu":
+        flat = [int(value) if isinstance(value, float) and value.is_integer() else value for value in flat]
+    elif item.given is not None and item.given.datatype == "BOOL" and spec.datatype != "BOOL":
+        flat = [int(value) if isinstance(value, bool) else value for value in flat]
+    return array_from_list(flat, spec, where, nan=nan).reshape(item.shape)
+
+
+def _flatten(value: Any, shape: tuple[int, ...], depth: int, where: str, flat: list[Any]) -> None:
+    if not isinstance(value, list) or depth >= len(shape) or len(value) != shape[depth]:
+        found = f"{len(value)} values" if isinstance(value, list) else describe(value)
+        wanted = f"{shape[depth]} values" if depth < len(shape) else "no list"
+        raise InvalidRequestError(f"{where} has {found} where shape {list(shape)} wants {wanted}")
+    if depth == len(shape) - 1:
+        flat.extend(value)
+        return
+    for position, item in enumerate(value):
+        _flatten(item, shape, depth + 1, f"{where}[{position}]", flat)

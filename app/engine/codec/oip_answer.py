@@ -1,0 +1,93 @@
+"""Answers of the Open Inference Protocol v2."""
+
+import numpy as np
+import orjson
+
+from app.engine.codec import binary
+from app.engine.codec.described import DescribedModel
+from app.engine.codec.oip_head import Asked
+from app.engine.results import InferenceResult
+from app.runtime.tensors import Array
+
+_MAX_HEADS = 1024
+
+
+class OipWriter:
+    """Writes answers of one model."""
+
+    def __init__(self, model: DescribedModel) -> None:
+        self._model = model
+        self._head = b'{"model_name":%s,"model_version":%s' % (orjson.dumps(model.name), orjson.dumps(model.version))
+        self._names = {
+            spec.name: b'{"name":%s,"datatype":"%s","shape":' % (orjson.dumps(spec.name), spec.datatype.encode())
+            for spec in model.outputs
+        }
+        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # of answers of one binary tensor, by its shape
+
+    def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, bytes]:
+        """The answer to one request.
+
+        Returns:
+            The length of the JSON part (None where all is JSON), and the body.
+        """
+        batch, start, stop = result.batch, result.start, result.stop
+        if asked.binary == (True,) and asked.classes == (0,) and asked.id is None:
+            return self._one_binary(asked.output_names[0], batch.array(0, start, stop))
+        outputs: list[bytes] = []
+        tails: list[bytes] = []
+        for index, name in enumerate(asked.output_names):
+            if asked.classes[index]:
+                array = classified(self._model, result, index, asked.classes[index])
+                text = b'{"name":%s,"datatype":"BYTES","shape":' % orjson.dumps(name)
+                flat, datatype = orjson.dumps(array.reshape(-1).tolist()), "BYTES"
+            else:
+                array = batch.array(index, start, stop)
+                text, flat, datatype = self._names[name], None, self._model.output_by_name[name].datatype
+            if asked.binary[index]:
+                tail = binary.to_bytes(array, datatype)
+                tails.append(tail)
+                outputs.append(text + _shape_and_size(array, tail))
+            else:
+                data = flat or batch.flat_json(index, start, stop)
+                outputs.append(text + _shape(array) + b',"data":' + data + b"}")
+        identity = b"" if asked.id is None else b',"id":' + orjson.dumps(asked.id)
+        head = self._head + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
+        return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
+
+    def _one_binary(self, name: str, array: Array) -> tuple[int, bytes]:
+        """The usual answer; all but the tensor depends on its shape alone, save where its elements differ in length."""
+        datatype = self._model.output_by_name[name].datatype
+        tail = binary.to_bytes(array, datatype)
+        head = self._heads.get((name, array.shape))
+        if head is None:
+            head = self._head + b',"outputs":[' + self._names[name] + _shape_and_size(array, tail) + b"]}"
+            if datatype != "BYTES" and len(self._heads) < _MAX_HEADS:
+                self._heads[name, array.shape] = head
+        return len(head), head + tail
+
+
+def classified(model: DescribedModel, result: InferenceResult, index: int, count: int) -> Array:
+    """The ``count`` largest along the last axis of an output, as texts ``value:index`` or ``value:index:label``."""
+    batch = result.batch
+    values = batch.values(index, result.start, result.stop)
+    labelled = model.labelled
+    labels = labelled.labels if labelled is not None and labelled.name == batch.output_names[index] else None
+    values = np.atleast_1d(values)  # a scalar is ranked as the only one
+    # Integers are turned round bit by bit: as float64 large ones would be alike, and the least has no negative.
+    descending = np.invert(values) if values.dtype.kind in "iu" else -values.astype(np.float64)
+    order = np.argsort(descending, axis=-1, kind="stable")[..., : min(count, values.shape[-1])]
+    texts = np.empty(order.shape, dtype=object)
+    for place in np.ndindex(order.shape):
+        best = int(order[place])
+        value = values[(*place[:-1], best)]
+        text = f"{value:d}:{best}" if values.dtype.kind in "iu" else f"{value:f}:{best}"
+        texts[place] = f"{text}:{labels[best]}" if labels else text
+    return texts
+
+
+def _shape(array: Array) -> bytes:
+    return b"[" + b",".join([b"%d" % size for size in array.shape]) + b"]"
+
+
+def _shape_and_size(array: Array, tail: bytes) -> bytes:
+    return _shape(array) + b',"parameters":{"binary_data_size":%d}}' % len(tail)

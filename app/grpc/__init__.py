@@ -1,0 +1,4 @@
+"""The Open Inference Protocol over gRPC, over the same service and engine as HTTP.
+
+See docs/decisions/0074-grpc-by-grpc-aio.md.
+"""

@@ -1,0 +1,48 @@
+"""Answers as messages: raw or typed, as the request came."""
+
+from dataclasses import dataclass
+
+from app.engine.codec import HeaderList, binary
+from app.engine.codec.described import DescribedModel
+from app.engine.codec.model_codec import OwnForm
+from app.engine.codec.oip_answer import classified
+from app.engine.codec.oip_head import Asked
+from app.engine.results import InferenceResult
+from app.grpc.messages import ModelInferResponse
+from app.grpc.typed_contents import FIELDS, contents_of
+from app.runtime.tensors import Array
+
+
+@dataclass(frozen=True)
+class GrpcForm(OwnForm):
+    """How a request wants its answer.
+
+    Attributes:
+        asked: what it asks for.
+        raw: whether tensors are bytes in ``raw_output_contents``; they are too where one of them has no typed form.
+    """
+
+    asked: Asked
+    raw: bool
+
+    def encode(self, model: DescribedModel, result: InferenceResult) -> tuple[HeaderList, bytes]:
+        """The answer as a ``ModelInferResponse``, serialized."""
+        asked = self.asked
+        tensors = [self._tensor(model, result, index) for index in range(len(asked.output_names))]
+        as_raw = self.raw or any(datatype not in FIELDS for datatype, _ in tensors)
+        answer = ModelInferResponse(model_name=model.name, model_version=model.version)
+        if asked.id is not None:
+            answer.id = asked.id
+        for name, (datatype, array) in zip(asked.output_names, tensors, strict=True):
+            output = answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
+            if as_raw:
+                answer.raw_output_contents.append(binary.to_bytes(array, datatype))
+            else:
+                output.contents.CopyFrom(contents_of(array, datatype))
+        return [], answer.SerializeToString()
+
+    def _tensor(self, model: DescribedModel, result: InferenceResult, index: int) -> tuple[str, Array]:
+        asked = self.asked
+        if asked.classes[index]:
+            return "BYTES", classified(model, result, index, asked.classes[index])
+        return model.output_by_name[asked.output_names[index]].datatype, result.array(index)

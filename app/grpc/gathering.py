@@ -1,0 +1,63 @@
+"""Requests that come at about the same time, decoded together, so that they share a batch."""
+
+import asyncio
+from collections.abc import Callable
+
+from app.service.admission import AdmissionControl
+
+LOOK_S = 0.001
+"""The shortest timer of the event loop; in it gRPC's own threads hand over some more calls."""
+MOST_S = 0.004
+"""How long a request waits for others at most."""
+PROBE_EVERY = 16
+
+
+class Gathering:
+    """Starts the decoding of requests, several together where several come.
+
+    gRPC hands over one call in a turn of the event loop. Decoded as they come, each would run by itself, however many
+    clients there are. So where the last requests came together, the first of the next waits for as long as others come;
+    where they came one by one, each is started at once, but for one in sixteen, which waits to see whether that has
+    changed.
+
+    Args:
+        admission: says when a request may be decoded.
+    """
+
+    def __init__(self, admission: AdmissionControl) -> None:
+        self._admission = admission
+        self._starts: list[Callable[[], None]] = []
+        self._alone = 0  # requests that came one by one, since the last look
+        self._together = False
+
+    def add(self, start: Callable[[], None]) -> None:
+        """Have a request decoded, now or with others that come within milliseconds."""
+        if self._starts:
+            self._starts.append(start)
+            return
+        self._alone += 1
+        if not self._together and self._alone < PROBE_EVERY:
+            self._start(start)
+            return
+        self._alone = 0
+        self._starts.append(start)
+        loop = asyncio.get_running_loop()
+        loop.call_later(LOOK_S, self._look, 1, loop.time() + MOST_S)
+
+    def _look(self, seen: int, until: float) -> None:
+        """Start those that were gathered once no more come, or for too long."""
+        loop, count = asyncio.get_running_loop(), len(self._starts)
+        if count > seen and loop.time() < until:
+            loop.call_later(LOOK_S, self._look, count, until)
+            return
+        self._together = count > 1
+        starts, self._starts = self._starts, []
+        for start in starts:
+            self._start(start)
+
+    def _start(self, start: Callable[[], None]) -> None:
+        if self._admission.may_start():
+            start()
+            self._admission.started()
+        else:
+            self._admission.later(start)

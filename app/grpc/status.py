@@ -1,0 +1,68 @@
+"""The one table that maps errors to the status codes of gRPC, and what goes with an error's answer."""
+
+import grpc
+
+from app.engine.codec import HeaderList, Headers
+from app.errors import (
+    AccessForbiddenError,
+    AppError,
+    BodyTooLargeError,
+    ControlForbiddenError,
+    DeadlineExceededError,
+    DeviceError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ModelUnavailableError,
+    OverloadedError,
+    UnauthorizedError,
+    retry_after_s,
+    shortened,
+)
+
+CODES: dict[type[AppError], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnauthorizedError: grpc.StatusCode.UNAUTHENTICATED,
+    ControlForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
+    AccessForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
+    ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    BodyTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers a message over its limit
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ModelUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    DeviceError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""Other errors are INTERNAL."""
+_MOST_CHARACTERS = 2000
+"""Of a message: it travels as a header, of which clients take 8 KiB in all."""
+_READ = frozenset({"authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"})
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def code_of(error: AppError) -> grpc.StatusCode:
+    """The status code of an error, by its class or the nearest base class in the table."""
+    return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
+
+
+def details_of(error: AppError) -> str:
+    """The message of an error, as it may travel."""
+    return shortened(str(error), _MOST_CHARACTERS)
+
+
+def headers_of(metadata: object) -> Headers:
+    """What is read of a call's metadata, as the headers of HTTP by the same names."""
+    headers: Headers = {}
+    for name, value in metadata or ():  # type: ignore[attr-defined]
+        if name in _READ and isinstance(value, str):
+            headers[name.encode()] = value.encode("utf-8", "surrogateescape")
+    return headers
+
+
+def trailing(headers: HeaderList, error: AppError | None = None) -> Metadata:
+    """Trailing metadata of an answer: its headers, and for some errors when to try again."""
+    metadata = [(name.decode(), value.decode("latin-1")) for name, value in headers]
+    wait_s = None if error is None else retry_after_s(error)
+    if wait_s is not None:
+        # The second is what the retry policies of clients go by.
+        metadata += [("retry-after", str(wait_s)), ("grpc-retry-pushback-ms", str(1000 * wait_s))]
+    return tuple(metadata)

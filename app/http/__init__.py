@@ -1,0 +1,1 @@
+"""HTTP: connections, middleware, routes, and the OpenAPI schema."""

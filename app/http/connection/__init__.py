@@ -1,0 +1,1 @@
+"""One HTTP connection: protocol, body reader, limits, buffers."""

@@ -1,0 +1,209 @@
+"""ASGI bridge: hands every request that is not answered on the fast path to the ASGI application.
+
+This is the only module that uses names of uvicorn that it does not document. They are the reason for the bounds of
+uvicorn in ``pyproject.toml``; each new release has to be tried by the tests of the connection:
+
+- ``protocols.http.httptools_impl.RequestResponseCycle``: its constructor, ``run_asgi``, ``send``, ``on_response``,
+  ``body``, ``more_body``, ``message_event``, ``disconnected``, ``keep_alive``, ``response_started``,
+  ``response_complete``;
+- ``protocols.http.flow_control``: ``FlowControl`` and ``HIGH_WATER_LIMIT``;
+- ``protocols.utils``: ``get_local_addr``, ``get_remote_addr``, ``is_ssl``;
+- ``server.ServerState``: ``connections``, ``tasks``, ``total_requests``, ``default_headers``;
+- ``config.Config``: ``loaded``, ``load``, ``loaded_app``, ``root_path``, ``asgi_version``, ``timeout_keep_alive``.
+
+See docs/decisions/0005-answer-inference-in-the-http-protocol.md.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from starlette.types import ASGIApp, Message
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.server import ServerState
+
+from app.http.connection.request_parser import RefusedRequestError, RequestParser
+
+log = logging.getLogger(__name__)
+
+
+class AsgiRequest(RequestResponseCycle):
+    """One request that the application answers."""
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        """Send a part of the response, which says so where the connection ends with it; not every uvicorn adds that."""
+        if message["type"] == "http.response.start" and not self.keep_alive:
+            headers = list(message.get("headers", ()))
+            if not any(name.lower() == b"connection" for name, _ in headers):
+                message["headers"] = [*headers, (b"connection", b"close")]
+        await super().send(message)  # type: ignore[arg-type]
+
+
+class AsgiBridge:
+    """The requests of one connection that the application answers, one after the other.
+
+    Args:
+        config: of uvicorn.
+        server_state: of uvicorn.
+        app_state: of the lifespan.
+        on_response: called after each answer.
+
+    Attributes:
+        app: the application.
+        flow: pauses reading and writing; there once the connection is.
+        client: address and port of the client, as far as they are known.
+        reading: the last request that began; its body is read.
+        body_bytes: what has come of that body.
+        pipeline: requests behind the one that is being answered.
+    """
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], on_response: Callable[[], None]
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.app: ASGIApp = config.loaded_app
+        self.flow: FlowControl
+        self.client: tuple[str, int] | None = None
+        self.reading: AsgiRequest | None = None
+        self.body_bytes = 0
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._transport: asyncio.Transport
+        self._on_response: Callable[[], None] | None = on_response
+        self._running: AsgiRequest | None = None
+        self.pipeline: deque[AsgiRequest] = deque()
+
+    def connect(self, transport: asyncio.Transport) -> None:
+        """Answer requests of a connection."""
+        self._transport = transport
+        self.flow = FlowControl(transport)
+        self.client = get_remote_addr(transport)
+
+    def begin(self, parser: RequestParser, *, behind_another: bool) -> AsgiRequest:
+        """Hand a request over whose headers are whole.
+
+        Args:
+            parser: has read them.
+            behind_another: whether an earlier request of the connection is not answered yet: the application gets this
+                one after it (pipelining).
+
+        Raises:
+            RefusedRequestError: its URL can't be understood.
+        """
+        request = AsgiRequest(
+            scope=self._scope_of(parser),  # type: ignore[arg-type]
+            transport=self._transport,
+            flow=self.flow,
+            logger=log,
+            access_logger=log,
+            access_log=False,
+            default_headers=self._server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=parser.expects_continue,
+            keep_alive=parser.keep_alive,
+            on_response=self._on_response or _nothing,
+        )
+        self.reading = request
+        self.body_bytes = 0
+        if behind_another:
+            self.flow.pause_reading()
+            self.pipeline.append(request)
+        else:
+            self._run(request)
+        return request
+
+    def _scope_of(self, parser: RequestParser) -> dict[str, Any]:
+        try:
+            url = httptools.parse_url(parser.url)
+            raw_path: bytes = url.path
+            path = raw_path.decode("ascii")
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError, AttributeError):
+            raise RefusedRequestError(400, "the request is not valid HTTP") from None
+        root_path = self._config.root_path
+        return {
+            "type": "http",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "http_version": parser.version,
+            "server": get_local_addr(self._transport),
+            "client": self.client,
+            "scheme": "https" if is_ssl(self._transport) else "http",
+            "method": parser.method.decode("ascii"),
+            "root_path": root_path,
+            "path": root_path + (unquote(path) if "%" in path else path),
+            "raw_path": root_path.encode("ascii") + raw_path,
+            "query_string": url.query or b"",
+            "headers": parser.headers,
+            "state": self._app_state.copy(),
+        }
+
+    def _run(self, request: AsgiRequest) -> None:
+        self._running = request
+        task = asyncio.get_running_loop().create_task(request.run_asgi(self.app))  # type: ignore[arg-type]
+        task.add_done_callback(self._server_state.tasks.discard)
+        self._server_state.tasks.add(task)
+
+    def run_next(self) -> None:
+        """Have the application answer the next pipelined request."""
+        self._run(self.pipeline.popleft())
+
+    def receive_body(self, piece: bytes) -> None:
+        """Pass a piece of the body on."""
+        self.body_bytes += len(piece)
+        request = self.reading
+        if request is None or request.response_complete:
+            return
+        request.body += piece
+        if len(request.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        request.message_event.set()
+
+    def end_body(self) -> None:
+        """Note that the body is whole."""
+        request = self.reading
+        if request is not None and not request.response_complete:
+            request.more_body = False
+            request.message_event.set()
+
+    def drop_unread(self) -> bool:
+        """Drop the request whose body was being read; whether others in front of it are still to be answered."""
+        request, self.reading = self.reading, None
+        if request is not None and request in self.pipeline:
+            self.pipeline.remove(request)
+            return True
+        if request is not None:
+            _disconnect(request)
+        return False
+
+    def resume_reading(self) -> None:
+        """Read on, unless pipelined requests wait or the client doesn't read its answers."""
+        if not (self.pipeline or self.flow.write_paused or self._transport.is_closing()):
+            self.flow.resume_reading()
+
+    def disconnect(self) -> None:
+        """Tell the application that the client has disconnected, and free all bodies."""
+        self.pipeline.clear()
+        for request in (self._running, self.reading):
+            if request is not None:
+                _disconnect(request)
+        self._running = self.reading = self._on_response = None
+        self.flow.resume_writing()
+
+
+def _disconnect(request: AsgiRequest) -> None:
+    request.disconnected = True
+    request.body = bytearray()
+    request.on_response = _nothing
+    request.message_event.set()
+
+
+def _nothing() -> None:
+    """Called after the answer of a request whose connection has ended."""

@@ -1,0 +1,91 @@
+"""Body reader: small requests through a shared buffer, long bodies zero-copy into a buffer of their own."""
+
+from app.engine.codec import Body
+from app.engine.codec.oip import HEADER_LENGTH
+from app.errors import OverloadedError
+from app.http.connection.buffer_pool import BodyBuffers
+from app.http.connection.request import WireRequest
+from app.http.connection.request_parser import READ_BYTES
+from app.service.inference import InferenceService
+
+RECEIVED = bytearray(READ_BYTES)
+"""What the event loop reads into; one for all connections, since it is emptied before the loop reads again."""
+RECEIVED_VIEW = memoryview(RECEIVED)
+_FIRST_BYTES = 64 * 1024  # room for a long body at first; then twice what has come, whatever length was announced
+POOL = BodyBuffers()
+
+
+class BodyReader:
+    """Receives the rest of a body of known length straight into the body's buffer.
+
+    Attributes:
+        rest: where the event loop puts the next bytes; None while no body is received this way.
+    """
+
+    __slots__ = ("_body", "_length", "rest")
+
+    def __init__(self) -> None:
+        self.rest: memoryview | None = None
+        self._body: bytearray | memoryview = bytearray()
+        self._length = 0
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        return len(self._body) - (0 if self.rest is None else len(self.rest))
+
+    def begin(self, service: InferenceService, request: WireRequest, length: int, begun: Body | memoryview) -> None:
+        """Receive a body of which the beginning has come.
+
+        Raises:
+            OverloadedError: too much is in flight, or there is no memory.
+        """
+        self._length = length
+        self._continue_in(request, _used_buffer(service, request, length), min(length, _FIRST_BYTES), begun)
+
+    def advance(self, request: WireRequest, nbytes: int) -> bool:
+        """Note that the event loop has read; whether the body is whole.
+
+        Raises:
+            OverloadedError: as in ``begin``.
+        """
+        if self.rest is not None and nbytes < len(self.rest):
+            self.rest = self.rest[nbytes:]
+            return False
+        if len(self._body) == self._length:
+            return True
+        # The event loop still holds a view of the full buffer, so that it can't be made longer.
+        begun, self._body, self.rest = self._body, bytearray(), None
+        self._continue_in(request, None, min(self._length, 2 * len(begun)), begun)
+        return False
+
+    def finish(self) -> bytearray | memoryview:
+        """The whole body."""
+        body = self._body
+        self.clear()
+        return body
+
+    def clear(self) -> None:
+        """Free the body."""
+        self._body, self.rest = bytearray(), None
+
+    def _continue_in(
+        self, request: WireRequest, used: bytearray | memoryview | None, count: int, begun: Body | memoryview
+    ) -> None:
+        """Receive what comes next behind ``begun``, in a used buffer or in ``count`` new bytes."""
+        try:
+            request.reservation.reserve((count if used is None else len(used)) - request.reservation.nbytes)
+            body = bytearray(count) if used is None else used
+        except MemoryError:
+            raise OverloadedError("there is no memory for a body of that length now") from None
+        body[: len(begun)] = begun
+        self._body = body
+        self.rest = memoryview(body)[len(begun) :]
+
+
+def _used_buffer(service: InferenceService, request: WireRequest, length: int) -> bytearray | memoryview | None:
+    """A buffer for a whole body that exists already (pinned for CUDA where tensors are copied from it), or None."""
+    bodies = service.bodies
+    if bodies is not None and request.target.api == "oip" and HEADER_LENGTH in request.headers:
+        return bodies.take(length) or POOL.take(length)
+    return POOL.take(length)

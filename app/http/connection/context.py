@@ -1,0 +1,33 @@
+"""What all connections of one worker share."""
+
+from collections.abc import Iterable
+
+from app.config.limits import Limits
+from app.http.connection.header_cache import HeaderCache
+from app.http.connection.response import DefaultHeaders
+from app.http.connection.watchdog import Watchdog
+from app.service.inference import InferenceService
+
+
+class ConnectionContext:
+    """What all connections of one worker share.
+
+    Attributes:
+        service: answers inference requests.
+        limits: what each connection is held to.
+        header_cache: headers of admitted inference requests.
+        default_headers: header lines that every response has.
+    """
+
+    def __init__(self, service: InferenceService, limits: Limits) -> None:
+        self.service = service
+        self.limits = limits
+        self.header_cache = HeaderCache()
+        self.default_headers = DefaultHeaders()
+        self._watchdog: Watchdog | None = None
+
+    def watch(self, connections: Iterable[object]) -> None:
+        """Hold connections to their timeouts; called for each new one, with the set of all."""
+        if self._watchdog is None:
+            self._watchdog = Watchdog(connections, self.limits)
+        self._watchdog.wake()

@@ -1,0 +1,192 @@
+"""Fast path: the inference requests of one connection, from their headers to their answers, without ASGI."""
+
+from collections.abc import Callable
+from functools import partial
+
+from app.engine.codec import HeaderList
+from app.errors import AppError
+from app.http.connection.body_reader import POOL, RECEIVED_VIEW, BodyReader
+from app.http.connection.context import ConnectionContext
+from app.http.connection.header_cache import KnownHeaders
+from app.http.connection.request import WireRequest
+from app.http.connection.request_parser import RequestParser
+from app.service.inference import Target
+
+Send = Callable[[WireRequest, int, HeaderList, bytes], None]
+
+
+class FastPath:
+    """The inference requests of one connection; the next one begins once the last one is answered.
+
+    Args:
+        context: what connections share.
+        send: sends an answer.
+
+    Attributes:
+        reader: receives long bodies.
+        request: the last one that began.
+    """
+
+    __slots__ = ("_context", "_send", "_service", "reader", "request")
+
+    def __init__(self, context: ConnectionContext, send: Send) -> None:
+        self.request: WireRequest | None = None
+        self._context = context
+        self._service = context.service
+        self._send: Send | None = send
+        self.reader = BodyReader()
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that have come."""
+        if self.reader.rest is not None:
+            return self.reader.received
+        return 0 if self.request is None else len(self.request.body)
+
+    def begin(self, parser: RequestParser, target: Target, query: bytes, text: bytes) -> WireRequest:
+        """Begin a request whose headers were parsed, and admit or refuse it by them.
+
+        Args:
+            parser: has read them.
+            target: the model that is asked for.
+            query: of the URL.
+            text: the headers as they were sent, where they may be worth remembering.
+        """
+        headers = dict(parser.headers)
+        request = self.request = WireRequest(self._service, target, headers, query, keep_alive=parser.keep_alive)
+        try:
+            self._service.admit(headers)
+        except AppError as error:
+            self.refuse(error)
+            return request
+        if text and request.keep_alive and text.count(b"\r\n") == len(parser.headers) + 2:
+            # Line for line what the parser took for the headers: nothing of the text lies before or behind them.
+            self._context.header_cache.remember(text, target, headers, query)
+        return request
+
+    def begin_known(self, known: KnownHeaders, start: int, nbytes: int) -> WireRequest:
+        """Begin a request whose headers are in the cache.
+
+        Args:
+            known: the headers.
+            start: where the body begins in what was received.
+            nbytes: what was received, no more than the request.
+        """
+        request = WireRequest(self._service, known.target, known.headers, known.query, keep_alive=True)
+        self.request = request
+        try:
+            if nbytes - start < known.content_length:
+                self.reader.begin(self._service, request, known.content_length, RECEIVED_VIEW[start:nbytes])
+                return request
+            request.reservation.reserve(nbytes - start)
+        except AppError as error:
+            self.refuse(error)
+            return request
+        request.body = bytes(RECEIVED_VIEW[start:nbytes])
+        self.end_body()
+        return request
+
+    def receive_body(self, piece: bytes) -> None:
+        """Add a piece of the body that the parser has found."""
+        request = self.request
+        if request is None or request.response_complete:
+            return
+        try:
+            if not request.add(piece, self._service.max_body_bytes):
+                raise self._service.too_large()
+        except AppError as error:
+            self.refuse(error)
+
+    def receive_rest_directly(self) -> None:
+        """Receive what is still to come of a body of known length without the parser."""
+        request = self.request
+        if request is None or request.response_complete or b"transfer-encoding" in request.headers:
+            return
+        length = int(request.headers.get(b"content-length", b"0"))
+        if length > len(request.body):
+            begun, request.body = request.body, b""
+            try:
+                self.reader.begin(self._service, request, length, begun)
+            except AppError as error:
+                self.refuse(error)
+
+    def received_directly(self, nbytes: int) -> bool:
+        """Note that the event loop has read a part of the body; whether the body is whole."""
+        request = self.request
+        if request is None or request.response_complete:
+            return False
+        try:
+            if not self.reader.advance(request, nbytes):
+                return False
+        except AppError as error:
+            self.refuse(error)
+            return False
+        body = self.reader.finish()
+        if isinstance(body, bytearray):
+            request.pooled = body
+        request.body = body
+        return True
+
+    def end_body(self) -> None:
+        """Decode a whole request now, or in a later turn of the event loop where this one has decoded for too long."""
+        request = self.request
+        if request is None or request.response_complete:
+            return
+        admission = self._service.admission
+        if admission.may_start():
+            self._start(request)
+            admission.started()
+        else:
+            admission.later(partial(self._start, request))
+
+    def _start(self, request: WireRequest) -> None:
+        if request.response_complete:
+            return
+        body, request.body = request.body, b""
+        respond = partial(self._respond, request)
+        call = self._service.start(request.target, request.headers, request.query, body, respond)
+        if not request.response_complete:
+            request.call = call
+
+    def _respond(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
+        request.call = None  # it refers to the request: no reference cycle is left
+        if request.response_complete or self._send is None:
+            return
+        request.response_complete = True
+        request.reservation.release()
+        if request.pooled is not None:
+            POOL.give_back(request.pooled)
+            request.pooled = None
+        self._send(request, status, headers, content)
+
+    def refuse(self, error: AppError) -> None:
+        """Answer with an error before the body is whole; what still comes of it is discarded with the connection."""
+        request = self.request
+        if request is None or request.response_complete:
+            return
+        request.keep_alive = False
+        request.drop_body()
+        self.reader.clear()
+        self._service.refuse(request.target, request.headers, partial(self._respond, request), error)
+
+    def cut(self, error: AppError) -> None:
+        """Answer a request under way with an error: the server waits no longer."""
+        request = self.request
+        if request is None or request.response_complete:
+            return
+        request.keep_alive = False
+        if request.call is not None:
+            request.call.fail(error)
+        else:
+            self.refuse(error)
+
+    def abandon(self) -> None:
+        """Drop the request that is under way."""
+        self.reader.clear()
+        if self.request is not None and not self.request.response_complete:
+            self.request.abandon()
+
+    def disconnect(self) -> None:
+        """Free all that a request holds: the connection has ended."""
+        self.abandon()
+        self.request = self._send = None

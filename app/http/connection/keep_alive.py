@@ -1,0 +1,50 @@
+"""Keep-alive timeout: one timer for each connection instead of one for each request."""
+
+import asyncio
+
+
+class KeepAlive:
+    """Closes a connection that has been idle for too long.
+
+    Arming and cancelling a timer for each request would cost more than the rest of its bookkeeping. So a timer that is
+    armed stays, and looks how long the connection has been idle when it fires.
+
+    Attributes:
+        idle_since: loop time since when the connection is idle; None during a request, and before the first one.
+    """
+
+    __slots__ = ("_loop", "_timeout_s", "_timer", "_transport", "idle_since")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self.idle_since: float | None = None
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._timeout_s = timeout_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connect(self, transport: asyncio.Transport) -> None:
+        """Watch over a connection."""
+        self._transport = transport
+
+    def start(self) -> None:
+        """Note that the connection is idle from now on."""
+        self.idle_since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._close_if_idle)
+
+    def cancel(self) -> None:
+        """Cancel the timer: the connection has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._transport = None
+
+    def _close_if_idle(self) -> None:
+        self._timer = None
+        if self.idle_since is None or self._transport is None:
+            return
+        left_s = self.idle_since + self._timeout_s - self._loop.time()
+        if left_s <= 0:
+            self._transport.close()
+        else:
+            self._timer = self._loop.call_later(left_s, self._close_if_idle)

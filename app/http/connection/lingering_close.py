@@ -1,0 +1,59 @@
+"""Lingering close: send FIN, and discard what the client still sends, so that it reads the answer before a reset."""
+
+import asyncio
+
+# As nginx has them: long enough for a client that is slow, and sends all of its body before it reads.
+LINGER_S = 30.0
+IDLE_S = 5.0
+"""How long nothing may come."""
+_DISCARDED = memoryview(bytearray(64 * 1024))
+
+
+class LingeringClose(asyncio.BufferedProtocol):
+    """The protocol of a connection after its last answer, for a client that is still sending.
+
+    Closed at once, the kernel would answer the rest with a reset, which can overtake the answer.
+
+    Args:
+        protocol: told when the connection is lost.
+        transport: of the connection.
+        loop: for the time limits.
+    """
+
+    def __init__(
+        self, protocol: asyncio.BaseProtocol, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._protocol = protocol
+        self._transport = transport
+        self._loop = loop
+        self._end = loop.time() + LINGER_S
+        self._received = False
+        transport.set_protocol(self)
+        transport.write_eof()
+        self._timer = loop.call_later(IDLE_S, self._look)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the event loop puts what is discarded."""
+        return _DISCARDED
+
+    def buffer_updated(self, nbytes: int) -> None:  # noqa: ARG002 - asyncio's signature
+        """Note that the client is still sending."""
+        self._received = True
+
+    def _look(self) -> None:
+        """Give up a client that has stopped sending, or never ends."""
+        wait_s = min(IDLE_S, self._end - self._loop.time())
+        if not self._received or wait_s <= 0:
+            self._transport.abort()
+            return
+        self._received = False
+        self._timer = self._loop.call_later(wait_s, self._look)
+
+    def eof_received(self) -> None:
+        """Close: the client has sent all it wanted to."""
+        self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the end of the connection on."""
+        self._timer.cancel()
+        self._protocol.connection_lost(exc)

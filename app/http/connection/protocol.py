@@ -1,0 +1,378 @@
+"""HTTP/1.1 protocol of one connection: inference requests on a fast path, all others through the ASGI bridge.
+
+An ASGI request costs a task, an event, a scope and a dozen awaits before a byte is decoded, which is more than most
+models take. On the fast path an inference request goes from the parser to the service, and its answer to the socket, in
+plain calls (``buffer_updated`` → ``FastPath`` → ``InferenceService.start`` → ``_send``). Everything else, pipelined
+requests too, goes through ``AsgiBridge`` to the application, which answers alike.
+
+A connection is in one of these states, by what it reads. Independently of it an answer may be due, to the last request
+that began or to pipelined ones in front of it.
+
+=========  =====================================  ================================  ==============================
+state      what comes next                        without an answer due             with an answer due
+=========  =====================================  ================================  ==============================
+BETWEEN    the first byte of a request            idle: keep-alive timeout; before  answering: no timeout
+                                                  the first one: header timeout
+HEADERS    the rest of its headers                header timeout                    no timeout (pipelined)
+BODY       a piece of its body, for the parser    (an answer is always due)         body timeout
+DIRECT     the body, into its buffer (zero-copy)  (an answer is always due)         body timeout
+ENDED      nothing: what comes is discarded       closing                           last response after the answer
+=========  =====================================  ================================  ==============================
+
+BETWEEN → HEADERS → BODY → BETWEEN by the parser; BODY → DIRECT → BETWEEN for a long body of known length; BETWEEN →
+DIRECT → BETWEEN, or no change at all, for a request whose headers are in the header cache; any state → ENDED.
+
+See docs/decisions/0005-answer-inference-in-the-http-protocol.md.
+"""
+
+import asyncio
+import time
+from enum import Enum
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from app.config.limits import Waiting
+from app.engine.codec import HeaderList
+from app.errors import ModelUnavailableError, error_body
+from app.http.connection.asgi_bridge import AsgiBridge, AsgiRequest
+from app.http.connection.body_reader import RECEIVED, RECEIVED_VIEW
+from app.http.connection.context import ConnectionContext
+from app.http.connection.fast_path import FastPath
+from app.http.connection.header_cache import header_text
+from app.http.connection.keep_alive import KeepAlive
+from app.http.connection.lingering_close import LingeringClose
+from app.http.connection.over_limit import RESERVED, OverLimitApp
+from app.http.connection.request import WireRequest
+from app.http.connection.request_parser import RefusedRequestError, RequestParser
+from app.http.connection.response import render
+from app.telemetry.logs import log_request
+
+
+class State(Enum):
+    """What a connection reads; see the module's table."""
+
+    BETWEEN = "between two requests"
+    HEADERS = "headers"
+    BODY = "body"
+    DIRECT = "body, straight into its buffer"
+    ENDED = "ended"
+
+
+BETWEEN, HEADERS, BODY, DIRECT, ENDED = State  # a member is found six times as fast here as on its class
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One HTTP/1.1 connection.
+
+    Args:
+        config: of uvicorn; its application has the ``connections`` that are shared by all of them.
+        server_state: of uvicorn. ``draining`` and ``connected`` on it are optional: whether each answer is the last of
+            its connection, and what to call for each new connection.
+        app_state: of the lifespan.
+        _loop: the event loop.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._server_state = server_state
+        self._loop = _loop or asyncio.get_event_loop()
+        self._bridge = AsgiBridge(config, server_state, app_state, self._answered)
+        self._context: ConnectionContext = config.loaded_app.connections
+        self._fast = FastPath(self._context, self._send)
+        self._serves_inference = True
+        self._parser = RequestParser(self, self._context.limits)
+        self._keep_alive = KeepAlive(self._loop, config.timeout_keep_alive)
+        self._state = BETWEEN
+        self._path: FastPath | AsgiBridge = self._bridge  # of the request that began last
+        self._last: WireRequest | AsgiRequest | None = None  # that request
+        self._new_headers = b""  # text of headers that may be worth remembering
+        self._last_response = b""  # sent once the answers in front of it are
+        self.transport: asyncio.Transport
+
+    # The event loop's calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Connection opened."""
+        self.transport = transport
+        self._bridge.connect(transport)
+        self._keep_alive.connect(transport)
+        state = self._server_state
+        state.connections.add(self)  # type: ignore[arg-type]
+        self._context.watch(state.connections)
+        connected = getattr(state, "connected", None)
+        if connected is not None:
+            connected()
+        over = len(state.connections) - self._context.limits.max_connections
+        if over > 0:
+            self._restrict(over)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Client disconnected, or the connection was closed: free all that its requests hold."""
+        self._server_state.connections.discard(self)
+        self._fast.disconnect()
+        self._bridge.disconnect()
+        self._keep_alive.cancel()
+        self._parser.close()
+        self._state = ENDED
+        self._last = None
+        if exc is None:
+            self.transport.close()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the event loop puts what it reads."""
+        rest = self._fast.reader.rest
+        return RECEIVED_VIEW if rest is None else rest
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The event loop has read something."""
+        state = self._state
+        if state is BETWEEN:
+            if self._serves_inference and self._begin_known(nbytes):
+                return
+        elif state is DIRECT:
+            self._received_directly(nbytes)
+            return
+        elif state is ENDED:
+            return
+        self._keep_alive.idle_since = None
+        try:
+            self._parser.feed(RECEIVED_VIEW[:nbytes])
+        except RefusedRequestError as error:
+            self._end_with(error.status, str(error))
+        self._new_headers = b""
+        if self._state is BODY and self._path is self._fast:
+            self._fast.receive_rest_directly()
+            if self._fast.reader.rest is not None:
+                self._state = DIRECT
+
+    def _begin_known(self, nbytes: int) -> bool:
+        """Begin a request whose headers are in the cache; False where the parser is to see what was received."""
+        text = header_text(RECEIVED, nbytes)
+        if not text:
+            return False
+        known = self._context.header_cache.get(text)
+        if known is None:
+            self._new_headers = text
+            return False
+        start = len(text)
+        if nbytes - start > known.content_length or self._answer_due():
+            return False
+        if nbytes - start < known.content_length:
+            self._state = DIRECT
+        self._keep_alive.idle_since = None
+        self._path = self._fast
+        self._last = self._fast.begin_known(known, start, nbytes)
+        return True
+
+    def _received_directly(self, nbytes: int) -> None:
+        if self._fast.received_directly(nbytes):
+            if self._parser.in_message:
+                self._parser.reset()  # it has seen the beginning of the body and never will see its end
+            self._state = BETWEEN
+            self._fast.end_body()
+
+    def eof_received(self) -> None:
+        """The client has closed its side: the transport closes the connection."""
+
+    def pause_writing(self) -> None:
+        """The client doesn't read: read no more from it, so that answers don't pile up."""
+        self._bridge.flow.pause_writing()
+        if not self.transport.is_closing():
+            self._bridge.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._bridge.flow.resume_writing()
+        self._bridge.resume_reading()
+
+    # The parser's calls.
+
+    def message_began(self) -> None:
+        """BETWEEN → HEADERS."""
+        self._state = HEADERS
+
+    def headers_received(self) -> None:
+        """HEADERS → BODY: decide which way the request takes."""
+        self._state = BODY
+        parser = self._parser
+        due = self._answer_due()
+        target = None
+        if self._serves_inference and not due and parser.method == b"POST":
+            service = self._context.service
+            path, _, query = parser.url.partition(b"?")
+            # The bridge decodes percent-encoded paths; the application answers pages of other origins (CORS headers).
+            if b"%" not in path and not (service.cross_origin and parser.has_origin):
+                target = service.target(path.decode("latin-1"))
+        if target is None:
+            self._path = self._bridge
+            self._last = self._bridge.begin(parser, behind_another=due)
+            if self._draining():
+                self._last.keep_alive = False
+            return
+        self._path = self._fast
+        text = b"" if parser.expects_continue else self._new_headers
+        self._last = self._fast.begin(parser, target, query, text)
+        if parser.expects_continue and not self._last.response_complete:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def body_received(self, piece: bytes) -> None:
+        """A piece of the body has come."""
+        self._path.receive_body(piece)
+
+    def message_received(self) -> None:
+        """BODY → BETWEEN: the request is whole."""
+        self._state = BETWEEN
+        self._new_headers = b""
+        self._path.end_body()
+
+    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
+        """Send the answer of a request on the fast path."""
+        if self.transport.is_closing():
+            return
+        if self._draining():
+            request.keep_alive = False
+        self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
+        if request.began_s:
+            path = request.target.path.encode("latin-1")
+            request_id = dict(headers).get(b"x-request-id", b"")
+            client = self._bridge.client[0] if self._bridge.client else None
+            log_request("POST", path, status, time.perf_counter() - request.began_s, request_id, client)
+        if not request.keep_alive:
+            self._close()
+        self._answered()
+
+    # The end of a request, and of the connection.
+
+    def _answer_due(self) -> bool:
+        last = self._last
+        return last is not None and not last.response_complete
+
+    def _answered(self) -> None:
+        """An answer was sent: go on with what was pipelined, or begin to be idle."""
+        self._server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self._bridge.pipeline:
+            self._bridge.run_next()
+        elif self._last_response:
+            self._write_last(self._last_response)
+        else:
+            if self._bridge.flow.read_paused:
+                self._bridge.resume_reading()
+            self._keep_alive.start()
+
+    def _close(self) -> None:
+        """Close, without a reset that would overtake the answer of a client that is still sending."""
+        reading = self._state in (BODY, DIRECT)
+        if reading and not self._draining() and self.transport.can_write_eof():
+            LingeringClose(self, self.transport, self._loop)
+        else:
+            self.transport.close()
+
+    def _end_with(self, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
+        """Answer what can't be a request, and close the connection; earlier requests get their answers first."""
+        if self._state is ENDED or self.transport.is_closing():
+            return
+        unread = self._state in (BODY, DIRECT)  # then the last request is the one that is refused
+        self._state = ENDED
+        all_headers = [
+            *headers,
+            (b"x-request-id", self._context.service.request_ids.of({})),
+            (b"content-type", b"application/json"),
+        ]
+        response = self._render(status, all_headers, error_body(message), keep_alive=False)
+        due = self._answer_due()
+        if unread and self._path is self._bridge:
+            due = self._bridge.drop_unread()
+        elif unread:
+            self._fast.abandon()
+            due = False
+        if due:
+            self._last_response = response
+            self._bridge.flow.pause_reading()
+        else:
+            self._write_last(response)
+
+    def _write_last(self, response: bytes) -> None:
+        self.transport.write(response)
+        self.transport.close()
+
+    def _render(self, status: int, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
+        default_lines = self._context.default_headers.lines(self._server_state.default_headers)
+        return render(status, default_lines, headers, content, keep_alive=keep_alive)
+
+    def _restrict(self, over: int) -> None:
+        """Answer health checks alone: this connection is over the limit; or nothing, where too many are."""
+        self._serves_inference = False
+        limits = self._context.limits
+        if over > RESERVED:
+            self._end_with(503, limits.too_many_connections(), (b"retry-after", b"1"))
+        else:
+            self._bridge.app = OverLimitApp(self._bridge.app, limits, self._context.service.request_ids.of({}))
+
+    # The watchdog's calls.
+
+    def waiting_for(self) -> tuple[Waiting, object] | None:
+        """What the connection waits for its client to do, with a progress mark; see the module's table."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent:
+            return "write", unsent
+        found: tuple[Waiting, object] | None = None
+        if self._answer_due():
+            if self._state in (BODY, DIRECT):
+                if self._path is self._fast:
+                    found = "body", self._fast.received
+                elif not self._bridge.flow.read_paused:
+                    found = "body", self._bridge.body_bytes
+        elif self._state is BETWEEN:
+            # An idle connection has the keep-alive timeout; one that sent no request yet, or empty lines, has none.
+            found = None if self._keep_alive.idle_since is not None else ("headers", self)
+        elif self._state is not ENDED:
+            found = "headers", self._parser.headers
+        return found
+
+    def time_out(self, waiting: Waiting) -> None:
+        """The client makes no progress: tell it where it may listen, and end the connection."""
+        error = self._context.limits.timed_out(waiting)
+        if waiting == "write" or self.transport.is_closing():
+            self.transport.abort()
+        elif waiting == "body" and self._path is self._fast:
+            self._fast.refuse(error)
+        elif waiting == "body" and self._bridge.reading is not None and self._bridge.reading.response_started:
+            self.transport.abort()
+        elif self._state is BETWEEN:
+            self.transport.close()
+        else:
+            self._end_with(408, str(error))
+
+    # The server's calls.
+
+    def _draining(self) -> bool:
+        return getattr(self._server_state, "draining", False)
+
+    def shutdown(self) -> None:
+        """Drain, as uvicorn's own server asks for it."""
+        self.drain(close_idle=True)
+
+    def drain(self, *, close_idle: bool) -> None:
+        """Graceful shutdown: the answer under way is the last one.
+
+        Args:
+            close_idle: also close the connection if no request is under way, or only the rest of a refused one.
+        """
+        if self._last is not None and not self._last.response_complete:
+            self._last.keep_alive = False
+        elif close_idle and (self._state is BETWEEN or self.transport.get_protocol() is not self):
+            self.transport.close()
+
+    def cut(self) -> None:
+        """End of the graceful shutdown: answer an inference request under way with 503, and close."""
+        self._fast.cut(ModelUnavailableError("the server is shutting down"))
+        self.transport.close()

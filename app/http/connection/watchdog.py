@@ -1,0 +1,85 @@
+"""Slow-client (slowloris) protection: header, body and write timeouts of all connections, by one timer.
+
+Nothing is timed for each request. Each worker checks its connections twice a second, and when the timeout of one that
+it saw is over; it ends those without progress. A wait that begins between two checks is seen half a second late at
+most, so that a timeout of ten seconds ends a connection after ten to ten and a half.
+
+See docs/decisions/0014-limit-connections-with-a-watchdog.md.
+"""
+
+import asyncio
+import math
+from collections.abc import Iterable
+from typing import Protocol, cast
+
+from app.config.limits import PROGRESS_BYTES, Limits, Waiting
+
+CHECK_S = 0.5
+
+
+class Watched(Protocol):
+    """A connection, as the watchdog sees it."""
+
+    def waiting_for(self) -> tuple[Waiting, object] | None:
+        """What the connection waits for its client to do, with a progress mark; None where the server is to act."""
+
+    def time_out(self, waiting: Waiting) -> None:
+        """End the connection: it waited without progress for too long."""
+
+
+class Watchdog:
+    """Checks the connections of a worker twice a second, for as long as there are any.
+
+    Args:
+        connections: those that are open; read at each check.
+        limits: the timeouts.
+    """
+
+    def __init__(self, connections: Iterable[object], limits: Limits) -> None:
+        self._connections = connections
+        self._limits = limits
+        shortest_s = min(limits.header_timeout_s, limits.body_timeout_s, limits.write_timeout_s)
+        self._every_s = min(CHECK_S, shortest_s / 5)
+        self._timer: asyncio.TimerHandle | None = None
+        self._seen: dict[object, tuple[Waiting, object, float]] = {}
+
+    def wake(self) -> None:
+        """Begin to check, where there were no connections before."""
+        if self._timer is None:
+            self._check_in(self._every_s)
+
+    def _check_in(self, wait_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._check_all)
+
+    def _check_all(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        seen: dict[object, tuple[Waiting, object, float]] = {}
+        for connection in list(self._connections):
+            self._check(cast("Watched", connection), now, seen)
+        self._seen = seen
+        if seen or self._connections:
+            ends = [since + self._limits.timeout_s(waiting) for waiting, _, since in seen.values()]
+            # Many that are over one after the other must not make it check all the time.
+            self._check_in(min(self._every_s, max(self._every_s / 4, min(ends, default=math.inf) - now)))
+
+    def _check(self, connection: Watched, now: float, seen: dict[object, tuple[Waiting, object, float]]) -> None:
+        found = connection.waiting_for()
+        if found is None:
+            return
+        waiting, mark = found
+        before = self._seen.get(connection)
+        if before is None or before[0] != waiting or _progressed(waiting, before[1], mark):
+            seen[connection] = waiting, mark, now
+        elif now - before[2] < self._limits.timeout_s(waiting):
+            seen[connection] = before
+        else:
+            connection.time_out(waiting)
+
+
+def _progressed(waiting: Waiting, before: object, now: object) -> bool:
+    """Whether a connection has made progress since it was last seen, or is at another request."""
+    if waiting == "headers" or not isinstance(before, int) or not isinstance(now, int):
+        return before is not now
+    # Of a body more has come; of what is written less is left, or there is more to write.
+    return now - before >= PROGRESS_BYTES if waiting == "body" else before - now >= PROGRESS_BYTES or now > before

@@ -1,0 +1,10 @@
+"""What routes take from the application: its shared state."""
+
+from typing import Annotated
+
+from fastapi import Depends
+
+from app.service.state import AppState, app_state
+
+SharedState = Annotated[AppState, Depends(app_state)]
+"""Type of a route's parameter that receives the state."""

@@ -1,0 +1,1 @@
+"""Server processes: bind, accept connections, serve, supervise workers, shut down gracefully."""

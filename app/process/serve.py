@@ -1,0 +1,43 @@
+"""Serving: bind the address, then run in this process, or supervise workers."""
+
+import logging
+
+from app.config.settings import Settings
+from app.grpc.extra import require_extra
+from app.process.shutdown import ignore_stray_signals
+from app.process.sockets import Address, authority, bind
+from app.process.supervisor import Supervisor
+from app.process.worker import serve_alone
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal ends it.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        BindError: the address can't be listened on.
+        MissingExtraError: gRPC is asked for, and its packages are not installed.
+    """
+    ignore_stray_signals()
+    require_extra(settings)
+    # gRPC listens by itself, in each process, on an address that is held for it here.
+    grpc = None if settings.grpc_port is None else Address(settings.host, settings.grpc_port, "grpc_port")
+    if settings.workers == 1:
+        sock = bind(settings.host, settings.port)
+        _say_listening(settings, sock.getsockname()[1], grpc)
+        return serve_alone(settings, sock, None if grpc is None else str(grpc))
+    address = Address(settings.host, settings.port)
+    supervisor = Supervisor(settings, address, grpc)
+    _say_listening(settings, address.port, grpc)
+    return supervisor.run()
+
+
+def _say_listening(settings: Settings, port: int, grpc: Address | None) -> None:
+    workers = f", {settings.workers} workers" if settings.workers > 1 else ""
+    host = authority(settings.host)
+    also = "" if grpc is None else f" and for gRPC on {host}:{grpc.port}"
+    log.info("listening on http://%s:%d (docs at /docs)%s%s", host, port, also, workers)

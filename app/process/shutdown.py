@@ -1,0 +1,244 @@
+"""Graceful shutdown of a serving process: not ready at once, requests in flight are answered, nothing is reset.
+
+See docs/decisions/0013-graceful-shutdown.md.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from types import FrameType
+from typing import cast
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.config.settings import Settings
+from app.http.connection.protocol import Connection
+from app.process.acceptor import Acceptor
+
+log = logging.getLogger(__name__)
+
+IDLE_GRACE_S = 1.0
+"""How long a connection may still bring a request once no new ones are accepted."""
+CUT_S = 2.0
+"""How long a process may take to end once its time for requests in flight is over."""
+_TURN_S = 0.02
+
+
+class Phase(Enum):
+    """Where a server stands; each is followed by the next."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    """Not ready, and each answer is the last of its connection; new connections are accepted for shutdown_delay_s."""
+    CLOSING = "closing"
+    """No new connections; requests in flight are answered for shutdown_timeout_s."""
+
+
+class ConnectionState(ServerState):
+    """uvicorn's state of a server, which its connections see.
+
+    Args:
+        connected: called when a connection was opened.
+
+    Attributes:
+        draining: whether each answer is the last one of its connection.
+    """
+
+    def __init__(self, connected: Callable[[], None]) -> None:
+        super().__init__()
+        self.connected = connected
+        self.draining = False
+
+
+async def _nothing_else(*_: float) -> None:
+    """Where HTTP alone is served."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the server asks and tells the application.
+
+    Attributes:
+        stuck_because: why the engine can't be called alive, or None.
+        drain: called when a graceful shutdown begins.
+        reread: called on SIGHUP, in the event loop.
+        open: opens what else listens, once connections are accepted.
+        close: has that accept nothing more, and ends when it has answered all, within the seconds that it is given.
+    """
+
+    stuck_because: Callable[[], str | None]
+    drain: Callable[[], None]
+    reread: Callable[[], None]
+    open: Callable[[], Awaitable[None]] = _nothing_else
+    close: Callable[[float], Awaitable[None]] = _nothing_else
+
+
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server, with a shutdown that loses no request.
+
+    The first SIGTERM or SIGINT makes readiness false at once. For ``shutdown_delay_s`` new connections are still taken,
+    so that load balancers can notice. Then none is accepted; each answer says ``connection: close``, and a connection
+    that is idle is closed once it had the time to bring a request that was under way. After ``shutdown_timeout_s``
+    what is left is answered with 503. The second signal ends the process where it stands.
+
+    Args:
+        config: of uvicorn.
+        settings: of the server.
+        hooks: of the application.
+        supervised: whether a parent passes signals on; the terminal's SIGINT, which reaches both, is then ignored.
+    """
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, hooks: Hooks, *, supervised: bool = False) -> None:
+        super().__init__(config)
+        self._acceptor = Acceptor(self._serve_connection)
+        self.server_state = self._connection_state = ConnectionState(self._acceptor.connection_made)
+        self._settings = settings
+        self._hooks = hooks
+        self._supervised = supervised
+        self._phase = Phase.STARTING
+        self._drained_at = 0.0
+        self._ticked_at = time.monotonic()
+        self._stuck: str | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the shutdown has begun."""
+        return self._drained_at > 0
+
+    def problem(self) -> str | None:
+        """Why this process had better be replaced, or None; may be called in any thread."""
+        if self._phase is not Phase.SERVING:
+            return None
+        limit_s = self._settings.stuck_run_s
+        late_s = time.monotonic() - self._ticked_at
+        if limit_s and late_s > limit_s:
+            return f"its event loop has not come round for {late_s:.0f} s"
+        return self._hooks.stuck_because()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
+        """Handle SIGTERM or SIGINT."""
+        if self._supervised and sig == signal.SIGINT:
+            return
+        if self.draining:
+            os._exit(128 + sig)
+        self.drain()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # The kernel does it then, even where the interpreter is stuck; not for the first process of a container.
+            if os.getpid() != 1 and not (self._supervised and number == signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, _give_up)
+        signal.setitimer(
+            signal.ITIMER_REAL, self._settings.shutdown_delay_s + self._settings.shutdown_timeout_s + CUT_S
+        )
+
+    def drain(self) -> None:
+        """Begin the shutdown: not ready, and each answer is the last of its connection."""
+        if self.draining:
+            return
+        self._drained_at = time.monotonic()
+        if self._phase is Phase.SERVING:
+            self._phase = Phase.DRAINING
+        self._connection_state.draining = True
+        self._hooks.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hooks.reread)
+        await super().startup(sockets)
+        self._acceptor.start(sockets or [])
+        if self.started:
+            await self._hooks.open()
+        self._phase = Phase.DRAINING if self.draining else Phase.SERVING
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is due ten times a second; whether it is time to close."""
+        self._ticked_at = time.monotonic()
+        if counter % 10 == 0:
+            self._watch_engine()
+        if await super().on_tick(counter):
+            return True
+        if self._phase is not Phase.DRAINING:
+            return False
+        for connection in self._connections():
+            connection.drain(close_idle=False)
+        return self._ticked_at >= self._drained_at + self._settings.shutdown_delay_s
+
+    def _watch_engine(self) -> None:
+        problem = self._hooks.stuck_because()
+        if (problem is None) != (self._stuck is None):
+            if problem is not None:
+                log.error("not alive: %s", problem)
+            else:
+                log.warning("alive again: the run has ended")
+        self._stuck = problem
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Accept nothing more, answer the requests in flight, and end."""
+        self.drain()
+        self._phase = Phase.CLOSING
+        log.info("shutting down; %d connections are open", len(self.server_state.connections))
+        closing = asyncio.ensure_future(self._hooks.close(self._settings.shutdown_timeout_s))
+        await self._acceptor.close(self.servers)
+        closed_at = time.monotonic()
+        end = closed_at + self._settings.shutdown_timeout_s
+        while self._connections() or self.server_state.tasks or self._acceptor.pending:
+            now = time.monotonic()
+            if now >= end:
+                await self._cut()
+                break
+            for connection in self._connections():
+                connection.drain(close_idle=now >= closed_at + IDLE_GRACE_S)
+            await asyncio.sleep(_TURN_S)
+        await closing
+        await self.lifespan.shutdown()
+
+    async def _serve_connection(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        sock.settimeout(0)
+        await loop.connect_accepted_socket(
+            lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
+            ),
+            sock,
+        )
+
+    async def _cut(self) -> None:
+        left = self._connections()
+        log.error(
+            "%d connections and %d tasks were not done after shutdown_timeout_s (%d): they are cut off",
+            len(left), len(self.server_state.tasks), self._settings.shutdown_timeout_s,
+        )  # fmt: skip
+        for task in list(self.server_state.tasks):
+            task.cancel(msg="the server is shutting down")
+        for connection in left:
+            connection.cut()
+        await asyncio.sleep(0.1)
+        for connection in self._connections():  # those that don't read what they are sent
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+    def _connections(self) -> list[Connection]:
+        return cast("list[Connection]", list(self.server_state.connections))
+
+
+def ignore_stray_signals() -> None:
+    """Have signals that mean nothing to the server end nothing; SIGHUP means something once it serves."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _give_up(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+    log.error("a run of a model did not end in time: the process ends without it")
+    logging.shutdown()
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Contents of /stats and /metrics."""

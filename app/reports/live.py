@@ -1,0 +1,105 @@
+"""Live part of ``/stats``: counters of one model version since the start of the server, as means and percentiles."""
+
+from typing import Generic, Self, TypeVar
+
+from pydantic import Field
+
+from app.reports.savings import StatsPart
+from app.telemetry.histogram import BOUNDS_NS, Histogram
+from app.telemetry.statistics import Duration, Statistics
+
+Part = TypeVar("Part")
+
+
+def _ms(ns: float | None) -> float | None:
+    return None if ns is None else round(ns / 1e6, 4)
+
+
+def _mean_ms(duration: Duration | Histogram) -> float | None:
+    return _ms(duration.ns / duration.count) if duration.count else None
+
+
+class Percentiles(StatsPart):
+    """Milliseconds that 50, 90 and 99% of the requests did not exceed; null before the first request."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> Self:
+        """Read the percentiles from a histogram."""
+        p50, p90, p99 = (_ms(histogram.quantile_ns(fraction)) for fraction in (0.5, 0.9, 0.99))
+        return cls(p50=p50, p90=p90, p99=p99)
+
+
+class Buckets(StatsPart):
+    """The buckets of a histogram that are not empty."""
+
+    total_ms: float
+    upper_bounds_ms: list[float | None] = Field(description="null: no bound")
+    counts: list[int]
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> Self:
+        """Take the filled buckets with their upper bounds."""
+        filled = histogram.filled()
+        bounds = [BOUNDS_NS[index] / 1e6 if index < len(BOUNDS_NS) else None for index, _ in filled]
+        return cls(total_ms=histogram.ns / 1e6, upper_bounds_ms=bounds, counts=[count for _, count in filled])
+
+
+class Times(StatsPart, Generic[Part]):
+    """Distribution of the whole request, of its time in the queue, and of the run of its batch."""
+
+    request: Part
+    queue: Part
+    compute_infer: Part
+
+
+class LiveStats(StatsPart):
+    """Counters over all workers since the server began, a field for each; times are null before a request."""
+
+    requests: int
+    succeeded: int
+    failed: int
+    failures_by_reason: dict[str, int]
+    waiting: int = Field(description="requests in the queue at this moment")
+    rows: int
+    executions: int
+    executed_rows: int
+    mean_batch_rows: float | None
+    mean_request_ms: float | None
+    mean_queue_ms: float | None
+    mean_compute_input_ms: float | None
+    mean_compute_infer_ms: float | None
+    mean_compute_output_ms: float | None
+    percentiles_ms: Times[Percentiles]
+    last_inference_ms: int | None = Field(description="milliseconds since 1970")
+    histograms: Times[Buckets] | None = Field(default=None, description="only where histograms=true asks for them")
+
+    @classmethod
+    def of(cls, counters: Statistics, waiting: int) -> Self:
+        """Work out means and percentiles.
+
+        Args:
+            counters: of the version, over all workers.
+            waiting: requests in its queues.
+        """
+        times = {"request": counters.success, "queue": counters.queue, "compute_infer": counters.compute_infer}
+        means = times | {"compute_input": counters.compute_input, "compute_output": counters.compute_output}
+        runs = counters.executions
+        return cls(
+            requests=counters.success.count + counters.fail.count,
+            succeeded=counters.success.count,
+            failed=counters.fail.count,
+            failures_by_reason=dict(counters.failures),
+            waiting=waiting,
+            rows=counters.rows,
+            executions=runs,
+            executed_rows=counters.executed_rows,
+            mean_batch_rows=round(counters.executed_rows / runs, 2) if runs else None,
+            **{f"mean_{name}_ms": _mean_ms(duration) for name, duration in means.items()},
+            percentiles_ms=Times(**{name: Percentiles.of(histogram) for name, histogram in times.items()}),
+            last_inference_ms=counters.last_inference_ms or None,
+            histograms=Times(**{name: Buckets.of(histogram) for name, histogram in times.items()}),
+        )

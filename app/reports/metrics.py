@@ -1,0 +1,204 @@
+"""Prometheus metrics, made from the counters at each scrape; docs/metrics.md lists them.
+
+Metrics cost nothing between scrapes. With several workers each metric covers all of them, whichever worker answers.
+
+See docs/decisions/0025-metrics-from-counters-at-scrape.md.
+See docs/decisions/0026-own-metric-names.md.
+"""
+
+from collections.abc import Iterable
+
+import onnxruntime as ort
+from prometheus_client import CollectorRegistry, Metric, PlatformCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+import app
+from app.repository.served_model import Serving
+from app.repository.versions import State
+from app.service.state import AppState
+from app.telemetry.aggregate import ServerCounters
+from app.telemetry.histogram import Histogram
+from app.telemetry.statistics import Statistics
+
+SECONDS_NS = tuple(round(step * 10**decade) for decade in range(4, 11) for step in (1.0, 2.5, 5.0))
+"""Bounds of the histograms of times: from 10 µs to 50 s."""
+BATCH_ROWS = tuple(2**power for power in range(11))
+
+_MODEL = ["model", "version"]
+_PLATFORM = PlatformCollector(registry=None)
+_PROCESS_HELP = {
+    "process_cpu_seconds_total": "Processor time of all workers in seconds.",
+    "process_resident_memory_bytes": "Resident memory of all workers in bytes.",
+    "process_virtual_memory_bytes": "Virtual memory of all workers in bytes.",
+    "process_open_fds": "Open file descriptors of all workers.",
+    "process_max_fds": "Most file descriptors that all workers may open.",
+    "process_start_time_seconds": "Start of the first worker in seconds since 1970.",
+}
+_TIMES = (
+    ("panther_request_seconds", "success", "Successful requests, from the first look at the body to the answer."),
+    ("panther_queue_seconds", "queue", "Time that a request waited for a run of the model."),
+    ("panther_compute_seconds", "compute_infer", "Time of the run of the batch that a request was in."),
+)
+
+
+class Collected:
+    """Collector with the metrics of one scrape."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics."""
+        return self._metrics
+
+
+async def scrape(state: AppState, accept: str) -> tuple[bytes, str]:
+    """Text of one scrape and its content type: OpenMetrics or the older format, according to ``accept``."""
+    counters = await state.all_counters()
+    registry = CollectorRegistry()
+    registry.register(Collected(server_metrics(state, counters)))
+    registry.register(Collected(model_metrics(state)))
+    registry.register(Collected(live_metrics(counters, list(state.repository.statistics()))))
+    registry.register(Collected(_PLATFORM.collect()))
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric]:
+    """Metrics of the server and its processes."""
+    build = InfoMetricFamily("panther_build", "Versions of the server and the runtime.")
+    build.add_metric([], {"version": app.__version__, "onnxruntime": ort.__version__})
+    yield build
+    ready = state.not_ready_because() is None
+    yield GaugeMetricFamily("panther_ready", "Whether the server is ready, 0 or 1.", ready)
+    live = state.stuck_because() is None
+    yield GaugeMetricFamily("panther_live", "Whether the models can be run and their runs end, 0 or 1.", live)
+    yield GaugeMetricFamily("panther_workers", "Workers that answered this scrape.", counters.workers)
+    yield GaugeMetricFamily("panther_workers_wanted", "Workers that there should be.", state.settings.workers)
+    yield CounterMetricFamily(
+        "panther_log_lines_dropped", "Lines of the log that could not be written.", counters.dropped_log_lines
+    )
+    unrouted = CounterMetricFamily(
+        "panther_unrouted_requests", "Failed requests that met no model.", labels=["protocol", "outcome"]
+    )
+    for (protocol, outcome), count in sorted(counters.unrouted.items()):
+        unrouted.add_metric([protocol, outcome], count)
+    yield unrouted
+    loads = CounterMetricFamily("panther_model_loads", "Loads of a model's versions.", labels=["model", "outcome"])
+    for (name, outcome), count in sorted(counters.loads.items()):
+        loads.add_metric([name, outcome], count)
+    yield loads
+    for name, text in _PROCESS_HELP.items():
+        value = counters.process.get(name)
+        if value is not None:
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(name, text, value)
+
+
+def model_metrics(state: AppState) -> Iterable[Metric]:
+    """Metrics of each version: state, file and savings, where they are known."""
+    states = GaugeMetricFamily("panther_model_state", "1 for the state that it is in.", labels=[*_MODEL, "state"])
+    info = InfoMetricFamily("panther_model", "What a loaded version runs on.", labels=_MODEL)
+    gauges = {
+        name: GaugeMetricFamily(f"panther_model_{name}", text, labels=_MODEL)
+        for name, text in (
+            ("file_bytes", "Bytes on disk."),
+            ("dense_twin_weight_bytes", "Bytes of the dense twin's weights."),
+            ("saved_bytes", "Bytes of the dense twin's weights less those on disk."),
+            ("resident_bytes", "What one worker grew by when it loaded the model."),
+            ("load_seconds", "Time that loading took."),
+            ("loaded_timestamp_seconds", "When it was loaded, in seconds since 1970."),
+        )
+    }
+    parameters = GaugeMetricFamily(
+        "panther_model_parameters", "Parameters of the whole model by way of counting.", labels=[*_MODEL, "count"]
+    )
+    failing = GaugeMetricFamily(
+        "panther_model_load_failing", "Whether the file in the folder could not be loaded, 0 or 1.", labels=_MODEL
+    )
+    for entry in state.repository.entries.values():
+        for item in entry.versions.values():
+            labels = [entry.name, item.version]
+            for one in State:
+                states.add_metric([*labels, one.value], item.state is one)
+            failing.add_metric(labels, item.failed)
+            if item.serving is None:
+                continue
+            model = item.serving.model
+            info.add_metric(
+                labels,
+                {
+                    "provider": model.provider,
+                    "batched": str(model.batched).lower(),
+                    "default": str(item.version == entry.served).lower(),
+                },
+            )
+            for name, value in {**_sizes(item.serving), "loaded_timestamp_seconds": item.loaded_at}.items():
+                if value is not None:
+                    gauges[name].add_metric(labels, value)
+            if model.card is not None:
+                for count, value in model.card.totals.model:
+                    parameters.add_metric([*labels, count], value)
+    yield from (states, failing, info, *gauges.values(), parameters)
+
+
+def _sizes(serving: Serving) -> dict[str, float | None]:
+    model = serving.model
+    twin = model.card.dense_twin.weight_bytes if model.card else None
+    return {
+        "file_bytes": model.file_bytes,
+        "dense_twin_weight_bytes": twin,
+        "saved_bytes": None if twin is None else twin - model.file_bytes,
+        "resident_bytes": serving.resident_bytes,
+        "load_seconds": model.load_duration_s,
+    }
+
+
+def live_metrics(counters: ServerCounters, loaded: Iterable[tuple[str, str]]) -> Iterable[Metric]:
+    """Metrics of requests and runs of each loaded version."""
+    requests = CounterMetricFamily("panther_requests", "Requests by outcome.", labels=[*_MODEL, "protocol", "outcome"])
+    rows = CounterMetricFamily("panther_rows", "Rows of successful requests.", labels=[*_MODEL, "protocol"])
+    codec = CounterMetricFamily(
+        "panther_codec_seconds", "Time spent on reading requests and writing answers.", labels=[*_MODEL, "direction"]
+    )
+    running = CounterMetricFamily("panther_execution_seconds", "Time that runs of the model took.", labels=_MODEL)
+    failed = CounterMetricFamily("panther_failed_request_seconds", "Time spent on failed requests.", labels=_MODEL)
+    depth = GaugeMetricFamily("panther_queue_depth", "Requests that wait for a run.", labels=_MODEL)
+    mismatched = CounterMetricFamily(
+        "panther_mismatched_runs", "Runs whose outputs did not have the rows that went in.", labels=_MODEL
+    )
+    batches = HistogramMetricFamily("panther_batch_rows", "Rows of each run of the model.", labels=_MODEL)
+    times = [HistogramMetricFamily(name, text, labels=_MODEL) for name, _, text in _TIMES]
+    for key in loaded:
+        statistics = counters.statistics.get(key)
+        if statistics is None:
+            continue
+        labels = list(key)
+        for (protocol, outcome), count in sorted(statistics.outcomes().items()):
+            requests.add_metric([*labels, protocol, outcome], count)
+        for protocol, count in statistics.rows_by_protocol().items():
+            rows.add_metric([*labels, protocol], count)
+        codec.add_metric([*labels, "input"], statistics.compute_input.ns / 1e9)
+        codec.add_metric([*labels, "output"], statistics.compute_output.ns / 1e9)
+        running.add_metric(labels, sum(infer_ns for _, _, infer_ns, _ in statistics.batches.values()) / 1e9)
+        failed.add_metric(labels, statistics.fail.ns / 1e9)
+        depth.add_metric(labels, counters.depths[key])
+        mismatched.add_metric(labels, statistics.mismatched_runs)
+        batches.add_metric(labels, _batch_buckets(statistics), statistics.executed_rows)
+        for family, (_, name, _) in zip(times, _TIMES, strict=True):
+            histogram: Histogram = getattr(statistics, name)
+            family.add_metric(labels, _time_buckets(histogram), histogram.ns / 1e9)
+    yield from (requests, rows, codec, running, failed, depth, mismatched, batches, *times)
+
+
+def _time_buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    counts = histogram.at_most(SECONDS_NS)
+    bounds = [str(bound / 1e9) for bound in SECONDS_NS]
+    return [*zip(bounds, map(float, counts), strict=True), ("+Inf", float(histogram.count))]
+
+
+def _batch_buckets(statistics: Statistics) -> list[tuple[str, float]]:
+    sizes = {rows: batch[0] for rows, batch in statistics.batches.items()}
+    counts = [float(sum(runs for rows, runs in sizes.items() if rows <= bound)) for bound in BATCH_ROWS]
+    return [*zip(map(str, map(float, BATCH_ROWS)), counts, strict=True), ("+Inf", float(statistics.executions))]

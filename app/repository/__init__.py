@@ -1,0 +1,1 @@
+"""Model repository: versions, loading, reloading, and the folder watch."""

@@ -1,0 +1,140 @@
+"""The folder of models on disk: ``NAME/VERSION/model.onnx``, and what lies there under names that can't be served."""
+
+import logging
+import os
+from pathlib import Path
+
+from app.errors import LoadError
+from app.repository.versions import NAME_RULE, VERSION_RULE, valid_name, valid_version
+from app.system.files import require_regular
+from app.system.users import process_user
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = "model.onnx"
+_MOST_SKIPPED = 1000
+
+
+class ModelFolder:
+    """A folder of models.
+
+    Args:
+        root: the folder.
+
+    Attributes:
+        skipped: what looks like a model in a wrong place, by (name, version), with the way out; of the last scan.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.skipped: dict[tuple[str, str], str] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def scan(self) -> dict[str, list[str]]:
+        """Names and versions on disk, whether loaded or not; what is skipped is logged once.
+
+        Raises:
+            OSError: the folder can't be read, as where no file descriptor is left.
+        """
+        found: dict[str, list[str]] = {}
+        skipped: dict[tuple[str, str], str] = {}
+        if not self.root.is_dir():
+            return found
+        for item in sorted(self.root.iterdir()):
+            versions = self.versions(item.name) if valid_name(item.name) else []
+            if versions:
+                found[item.name] = versions
+            if len(skipped) < _MOST_SKIPPED:
+                skipped.update(_misplaced(item))
+        self.skipped = skipped
+        for key in [key for key in skipped if key not in self._told]:
+            log.warning("%s is skipped: %s", "/".join(part for part in key if part), skipped[key])
+        self._told = set(skipped)
+        return found
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model, the oldest first.
+
+        Raises:
+            OSError: its folder can't be read for now, as where no file descriptor is left.
+        """
+        folder = self.root / name
+        try:
+            versions = [
+                item.name
+                for item in folder.iterdir()
+                if valid_version(item.name) and _may_be_file(self.file(name, item.name))
+            ]
+        except PermissionError as error:
+            reason = f"{process_user()} may not read its folder {folder}"
+            log.error("model %s is passed over: %s: %s", name, reason, error.strerror)
+            return []
+        except (FileNotFoundError, NotADirectoryError):  # or gone since it was seen
+            return []
+        return sorted(versions, key=int)
+
+    def file(self, name: str, version: str) -> Path:
+        """Where the file of a version lies."""
+        return self.root / name / version / MODEL_FILE
+
+
+def require_model_file(name: str, version: str, path: Path) -> None:
+    """See that onnxruntime may open a model: for a FIFO it would wait for ever.
+
+    Raises:
+        LoadError: it is no regular file, or this process may not read it.
+    """
+    where = f"model {name!r} version {version}"
+    shown = f"{name}/{version}/{path.name}"  # not where the folder is: clients see this
+    try:
+        found = require_regular(path)
+        if os.access(path, os.R_OK):
+            return
+        mode = f" (its mode is {found.st_mode & 0o7777:o}, its owner has uid {found.st_uid})"
+    except PermissionError:
+        mode = ""
+    except OSError as error:
+        raise LoadError(f"{where}: {path.name} can't be read: {error.strerror}") from None
+    raise LoadError(f"{where}: {process_user()} may not read {shown}{mode}")
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether a version is there. Of one that is shut off, or no regular file, the load says why it can't be read."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
+
+
+def _misplaced(item: Path) -> dict[tuple[str, str], str]:
+    """What in a part of the model folder looks like a model and is none: (name, version) and why."""
+    if item.name.startswith("."):
+        return {}
+    if item.suffix == ".onnx" and not item.is_dir():
+        return {(item.name, ""): f"a model needs folders of its name and version: {item.stem}/1/{MODEL_FILE}"}
+    try:
+        parts = sorted(part for part in item.iterdir() if _holds_onnx(part))
+        if parts and not valid_name(item.name):
+            return {(item.name, ""): f"its name can't be a model's: {NAME_RULE}"}
+        reasons = {(item.name, part.name): _why_no_version(part) for part in parts}
+    except OSError:  # no folder, shut off, or gone since it was seen
+        return {}
+    return {key: why for key, why in reasons.items() if why is not None}
+
+
+def _why_no_version(part: Path) -> str | None:
+    """Why something with an ONNX file is no version of a model; None where it is one."""
+    if not part.is_dir():
+        return f"the file needs a folder for its version: {part.parent.name}/1/{MODEL_FILE}"
+    if not valid_version(part.name):
+        return f"its name is no version: {VERSION_RULE}"
+    return None if _may_be_file(part / MODEL_FILE) else f"it holds no file of the name {MODEL_FILE}"
+
+
+def _holds_onnx(part: Path) -> bool:
+    """Whether this is an ONNX file, or a folder with one."""
+    if part.name.startswith("."):
+        return False
+    if not part.is_dir():
+        return part.suffix == ".onnx"
+    return any(item.suffix == ".onnx" for item in part.iterdir())

@@ -1,0 +1,73 @@
+"""Readiness: which models the server owes its clients, and which of those it can't serve."""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+
+from app.repository.versions import Entry
+
+log = logging.getLogger(__name__)
+
+UNLOADED = "unloaded"
+
+
+class Readiness:
+    """The models that the server as a whole is not ready without.
+
+    Those are the ``required`` ones, or else those of the folder when the server started, and every one that was served
+    once. A model that a client unloads, or whose folder goes, is owed no longer, unless it is required.
+
+    Args:
+        required: models to serve, whatever else there is; None for those that are there at the start.
+        strict: every model of the folder counts, whenever it came.
+    """
+
+    def __init__(self, required: Collection[str] | None = None, *, strict: bool = False) -> None:
+        self.required = None if required is None else tuple(required)
+        self.strict = strict
+        self._owed: frozenset[str] = frozenset()
+        self._told: list[str] | None = None
+
+    @property
+    def owed(self) -> frozenset[str]:
+        """The models that count now."""
+        return self._owed.union(self.required or ())
+
+    def start(self, names: Iterable[str]) -> None:
+        """Take note of the models that are there when the server starts."""
+        if self.required is None:
+            self._owed = self._owed.union(names)
+
+    def update(self, entries: Mapping[str, Entry], *, starting: bool) -> None:
+        """Take note of what is served now, and log where the readiness of the models changed.
+
+        Args:
+            entries: what is known, by name.
+            starting: not all of it has been loaded yet, so that nothing can be said.
+        """
+        served = {name for name, entry in entries.items() if entry.served is not None}
+        gone = {name for name in self._owed if name not in entries or entries[name].reason == UNLOADED}
+        if not starting:
+            self._owed = self._owed - gone | served
+            problems = self.problems(entries)
+            if self._told is not None and problems != self._told:
+                if problems:
+                    log.error("not ready: %s", "; ".join(problems))
+                else:
+                    log.info("ready again: serving %s", ", ".join(sorted(served)))
+            self._told = problems
+
+    def problems(self, entries: Mapping[str, Entry]) -> list[str]:
+        """What keeps the server from being ready, a line for each model; none where it is."""
+        missing = [f"{name}: it is not in the model folder" for name in self.required or () if name not in entries]
+        if not entries and not missing:
+            return ["no model was found; the model folder needs NAME/VERSION/model.onnx"]
+        served_any = any(entry.served is not None for entry in entries.values())
+        all_count = self.strict or not (served_any or self.owed)
+        return missing + [
+            f"{entry.name}: {entry.reason}"
+            for entry in entries.values()
+            if entry.served is None and (all_count or entry.name in self.owed) and self._counts(entry)
+        ]
+
+    def _counts(self, entry: Entry) -> bool:
+        return entry.reason != UNLOADED or entry.name in (self.required or ())

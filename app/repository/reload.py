@@ -1,0 +1,92 @@
+"""One load of a model: which versions are loaded, which are kept, and what becomes of those that fail.
+
+See docs/decisions/0002-load-models-off-the-event-loop.md.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from app.errors import LoadError
+from app.repository.served_model import Serving
+from app.repository.versions import Entry, State, Version, failed, make_entry, unselected
+
+
+class Load:
+    """One load of a model.
+
+    Args:
+        before: what is known of the model.
+        load_version: loads a version or raises LoadError.
+        changed: versions whose files have changed since they were loaded; others are kept as they are. None for all.
+
+    Attributes:
+        failure: of the first version that could not be loaded.
+    """
+
+    def __init__(self, before: Entry, load_version: Callable[[str], Serving], changed: Collection[str] | None) -> None:
+        self.before = before
+        self._load_version = load_version
+        self._changed = changed
+        self._fresh: dict[str, Version] = {}
+        self.failure: LoadError | None = None
+
+    def announced(self, wanted: Sequence[str]) -> Entry:
+        """What to show meanwhile: the versions that are new as being loaded, beside what is served."""
+        loading = {
+            version: Version(version, State.LOADING, "being loaded")
+            for version in wanted
+            if version not in self.before.versions or self.before.versions[version].serving is None
+        }
+        return make_entry(self.before.name, {**self.before.versions, **loading})
+
+    def run(self, wanted: Sequence[str], on_disk: Sequence[str], *, fall_back: bool) -> Entry:
+        """Load what is wanted.
+
+        Args:
+            wanted: versions, the oldest first.
+            on_disk: all that there are.
+            fall_back: where nothing is served otherwise, go on to the newest version that can be loaded.
+
+        Returns:
+            What is served from now on.
+        """
+        for version in wanted:
+            self._one(version)
+        if not self._any_ready():
+            self._keep_served()
+        if fall_back:
+            for version in reversed(on_disk):
+                if self._any_ready():
+                    break
+                self._one(version)
+        for version in on_disk:
+            self._fresh.setdefault(version, unselected(version))
+        return make_entry(self.before.name, self._fresh)
+
+    def _one(self, version: str) -> None:
+        """Load a version, or keep it where nothing about it has changed; does nothing the second time."""
+        if version in self._fresh:
+            return
+        known = self.before.versions.get(version)
+        unchanged = self._changed is not None and version not in self._changed
+        if unchanged and known is not None and (known.serving is not None or known.failed):
+            self._fresh[version] = known
+            return
+        try:
+            serving = self._load_version(version)
+        except LoadError as error:
+            self.failure = self.failure or error
+            self._fresh[version] = failed(self.before, version, error)
+            return
+        self._fresh[version] = Version(version, State.READY, "", serving, time.time())
+
+    def _any_ready(self) -> bool:
+        """Whether something is served after this load."""
+        return any(item.state is State.READY for item in self._fresh.values())
+
+    def _keep_served(self) -> None:
+        """Nothing new works: go on with what was served."""
+        for item in self.before.ready():
+            if self._changed is not None and item.version in self._changed:
+                self._one(item.version)
+            self._fresh.setdefault(item.version, item)

@@ -1,0 +1,386 @@
+"""The folder of models, ``NAME/VERSION/model.onnx``, and which of them are served."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from threading import Lock, RLock
+from weakref import WeakValueDictionary
+
+from app.errors import AppError, LoadError, ModelNotFoundError, ModelUnavailableError
+from app.repository.folder import MODEL_FILE, ModelFolder, require_model_file
+from app.repository.model_settings import ModelSettings, read_model_settings
+from app.repository.readiness import UNLOADED, Readiness
+from app.repository.reload import Load
+from app.repository.served_model import Serving
+from app.repository.trial_load import trials
+from app.repository.versions import (
+    MAX_NAME_LENGTH,
+    Entry,
+    State,
+    Version,
+    failed,
+    make_entry,
+    selected,
+    unselected,
+    valid_name,
+)
+from app.telemetry.statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+LOADING = "models are being loaded"
+_AT_ONCE = 8
+"""Models that are loaded at the same time when the server starts: one that takes long keeps few others waiting."""
+
+Loader = Callable[[str, str, Path, ModelSettings], Serving]
+
+
+class Repository:
+    """What is on disk, what is loaded, and which version a request gets.
+
+    Loading may happen in other threads than looking things up, and in several at once: of one model one load follows
+    the other, and those of different models don't wait for one another.
+
+    Args:
+        root: the folder of models.
+        policy: versions to serve, see ``selected``, where a model's own settings don't say.
+        loader: makes a Serving of a name, a version, a file and the model's settings.
+        readiness: which models count for the readiness of the whole; by default those there at the start.
+
+    Attributes:
+        loads: how many loads of a model went well (``success``) or did not (``failure``).
+        starting: not every model of the folder has had its turn yet, so that one that is not known may still come.
+        folder: the models on disk.
+    """
+
+    def __init__(self, root: Path, policy: str, loader: Loader, readiness: Readiness | None = None) -> None:
+        self.folder = ModelFolder(root)
+        self.readiness = readiness or Readiness()
+        self.policy = policy
+        self._loader = loader
+        self.entries: dict[str, Entry] = {}
+        self.loads: Counter[tuple[str, str]] = Counter()
+        self._retired: list[Serving] = []
+        self._counted: dict[tuple[str, str], Statistics] = {}
+        self._ending = False
+        self._changing = RLock()
+        self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
+        self.starting = False
+
+    def load_all(
+        self,
+        unloaded: Collection[str] = (),
+        policies: Mapping[str, str] | None = None,
+        owed: Collection[str] | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
+        """Load every model of the folder but those ``unloaded`` by request; what fails is kept with its reason.
+
+        Args:
+            unloaded: models not to load.
+            policies: policies of some models that override theirs; versions that are not there are passed over.
+            owed: models that count for readiness where the server began before this process; None for all there are.
+            names: the only models to look at; None for all of the folder.
+
+        Raises:
+            OSError: the folder can't be read, as where no file descriptor is left.
+        """
+        found = {name: versions for name, versions in self.folder.scan().items() if names is None or name in names}
+        pending = {
+            name: Entry(name, {version: Version(version, State.LOADING, "being loaded") for version in versions})
+            for name, versions in found.items()
+        }
+        self.readiness.start(name for name in found if owed is None or name in owed)
+        with self._changing:
+            self._set({**pending, **self.entries})
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="load") as pool:
+            for name in found:
+                if name not in unloaded:
+                    pool.submit(self._load_at_start, self.entries[name], (policies or {}).get(name))
+        for name in found:
+            if name in unloaded:
+                self.unload(name)
+
+    def _load_at_start(self, before: Entry, policy: str | None) -> None:
+        """Load a model unless a client has loaded or unloaded it meanwhile; what fails is logged."""
+        name = before.name
+        if self._ending:
+            return
+        with suppress(OSError):  # which the load meets, too
+            if policy is not None and not selected(policy, self.folder.versions(name)):
+                policy = None
+        try:
+            with self._lock_of(name):
+                if self.entries.get(name) is before:
+                    self._load(name, policy, None)
+        except AppError as error:
+            if not self._ending:
+                log.error("%s", error)
+        except Exception:  # a defect with one model must not keep the others out
+            log.exception("loading model %s failed", name)
+
+    def started(self) -> None:
+        """Every model of the folder has had its turn."""
+        with self._changing:
+            self.starting = False
+            self._set(self.entries)
+
+    def end(self) -> None:
+        """Load nothing more, and end the trials under way: the server ends."""
+        self._ending = True
+        trials.abort()
+
+    def load(self, name: str, policy: str | None = None, changed: Collection[str] | None = None) -> None:
+        """Load the versions that the policy selects, swap them in, and drop the others.
+
+        A version that fails leaves what is served as it was. Where nothing is served yet, ``latest`` then goes on to
+        the newest version that can be loaded.
+
+        Args:
+            name: of the model.
+            policy: instead of the model's own or the server's.
+            changed: versions whose files have changed; others that are loaded are kept as they are. None for all.
+
+        Raises:
+            ModelNotFoundError: no such folder, or no version in it that the policy selects.
+            LoadError: a version that was to be loaded can't be.
+        """
+        with self._lock_of(name):
+            self._load(name, policy, changed)
+
+    def _lock_of(self, name: str) -> Lock:
+        with self._changing:
+            return self._model_locks.setdefault(name, Lock())
+
+    def _load(self, name: str, policy: str | None, changed: Collection[str] | None) -> None:
+        try:
+            on_disk = self.folder.versions(name) if valid_name(name) else []
+        except OSError as error:
+            problem = LoadError(f"the folder of model {name!r} can't be read: {error.strerror}")
+            self._refuse(name, list(self.entries.get(name, Entry(name)).versions), policy, problem)
+            raise problem from error
+        if not on_disk:
+            raise ModelNotFoundError(f"model {name!r} is not in the repository; it needs NAME/VERSION/{MODEL_FILE}")
+        try:
+            settings = read_model_settings(name, self.folder.root / name)
+        except LoadError as error:
+            self._refuse(name, on_disk, policy, error)
+            raise
+        policy = policy or settings.version_policy or self.policy
+        wanted = selected(policy, on_disk)
+        if not wanted:
+            there = ", ".join(on_disk)
+            before = self.entries.get(name)
+            if before is not None and before.served is None:
+                self._put(make_entry(name, {version: unselected(version) for version in on_disk}))
+            raise ModelNotFoundError(f"model {name!r} has no version of version_policy {policy!r}; there are: {there}")
+        load = Load(
+            self.entries.get(name, Entry(name)), partial(self._load_version, name=name, settings=settings), changed
+        )
+        self._put(load.announced(wanted))
+        self._swap(load.before, load.run(wanted, on_disk, fall_back=policy == "latest"))
+        if load.failure is not None:
+            raise load.failure
+
+    def _refuse(self, name: str, on_disk: list[str], policy: str | None, error: LoadError) -> None:
+        """The model's settings can't be used: what is served stays, and its versions tell why."""
+        before = self.entries.get(name, Entry(name))
+        fresh = {version: Version(version) for version in on_disk}
+        fresh |= {item.version: item for item in before.ready()}
+        for version in selected(policy or self.policy, on_disk):
+            fresh[version] = failed(before, version, error)
+        self._count(name, "failure")
+        self._swap(before, make_entry(name, fresh))
+
+    def _swap(self, before: Entry, entry: Entry) -> None:
+        staying = {id(item.serving) for item in entry.versions.values()}
+        known = [item.serving for item in before.versions.values() if item.serving is not None]
+        with self._changing:
+            self._set({**self.entries, entry.name: entry})
+            self._counted = {
+                key: item for key, item in self._counted.items() if key[0] != entry.name or key[1] in entry.versions
+            }
+            self._retired += [serving for serving in known if id(serving) not in staying]
+        if entry.served is not None and before.served is not None and entry.served != before.served:
+            log.info("model %s: version %s takes over from %s", entry.name, entry.served, before.served)
+        elif entry.served is None and before.served is not None and entry.reason != UNLOADED:
+            log.error("model %s is no longer served: %s", entry.name, entry.reason)
+        if before.failing and not entry.failing and entry.served is not None:
+            log.info("model %s is well again: version %s is served", entry.name, entry.served)
+
+    def _put(self, entry: Entry) -> None:
+        with self._changing:
+            self._set({**self.entries, entry.name: entry})
+
+    def _set(self, entries: dict[str, Entry]) -> None:
+        # A new dict, since the event loop may be going through the old one.
+        self.entries = entries
+        self.readiness.update(entries, starting=self.starting)
+
+    def _count(self, name: str, outcome: str) -> None:
+        with self._changing:
+            self.loads[name, outcome] += 1
+
+    def unload(self, name: str) -> None:
+        """Stop serving a model; waits for a load of it that is under way.
+
+        Raises:
+            ModelNotFoundError: the model is not known.
+        """
+        with self._lock_of(name):
+            before = self.entry(name)
+            gone = {version: Version(version, reason=UNLOADED) for version in before.versions}
+            self._swap(before, Entry(name, gone))
+        log.info("unloaded model %s", name)
+
+    def forget(self, name: str) -> None:
+        """Stop serving a model whose folder is gone, and know nothing of it any more; waits as ``unload`` does."""
+        with self._lock_of(name), self._changing:
+            before = self.entries.get(name)
+            if before is None:
+                return
+            self._retired += [item.serving for item in before.versions.values() if item.serving is not None]
+            self._set({key: entry for key, entry in self.entries.items() if key != name})
+            self._counted = {key: item for key, item in self._counted.items() if key[0] != name}
+            for outcome in ("success", "failure"):
+                self.loads.pop((name, outcome), None)
+        log.info("unloaded model %s: its folder is gone", name)
+
+    def get(self, name: str, version: str | None = None) -> Serving:
+        """The model that answers a request.
+
+        Raises:
+            ModelNotFoundError: unknown name or version.
+            ModelUnavailableError: known, but not loaded.
+        """
+        entry = self.entries.get(name) or self.entry(name)
+        if version is None:
+            version = entry.served
+            if version is None:
+                raise ModelUnavailableError(f"model {name!r} is not ready: {entry.reason}")
+        item = entry.versions.get(version)
+        if item is None:
+            raise ModelNotFoundError(
+                f"model {name!r} has no version {version[:40]!r}; there are: {', '.join(entry.versions)}"
+            )
+        if item.serving is None:
+            raise ModelUnavailableError(f"model {name!r} version {version} is not ready: {item.reason}")
+        return item.serving
+
+    def servings(self) -> Iterator[Serving]:
+        """Every loaded version."""
+        for entry in self.entries.values():
+            for item in entry.ready():
+                if item.serving is not None:
+                    yield item.serving
+
+    def take_retired(self) -> list[Serving]:
+        """What was replaced or unloaded since the last call; its owner lets it finish and closes it."""
+        with self._changing:
+            retired, self._retired = self._retired, []
+        return retired
+
+    def statistics(self) -> dict[tuple[str, str], Statistics]:
+        """Live figures of every loaded version, by name and version."""
+        return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+
+    def counted(self) -> dict[tuple[str, str], Statistics]:
+        """The same of every version that was ever loaded and is still known: one that comes back counts on."""
+        return {**self._counted, **self.statistics()}
+
+    def index(self) -> list[Entry]:
+        """What is known and what lies in the folder besides, by name."""
+        listed = dict(self.entries)
+        try:
+            found = self.folder.scan()
+        except OSError as error:
+            log.warning("the model folder can't be read: %s", error.strerror)
+            found = {}
+        for name, versions in found.items():
+            known = listed.get(name, Entry(name))
+            fresh = {version: Version(version) for version in versions if version not in known.versions}
+            listed[name] = Entry(name, {**known.versions, **fresh})
+        for (name, part), why in self.folder.skipped.items():
+            known = listed.get(name, Entry(name))
+            skipped = Version(part, reason=f"skipped: {why}")
+            listed[name] = Entry(name, {**known.versions, **({part: skipped} if part not in known.versions else {})})
+        return [listed[name] for name in sorted(listed)]
+
+    def names(self) -> list[str]:
+        """Names of the models that are served."""
+        return [name for name, entry in self.entries.items() if entry.served is not None]
+
+    def to_retry(self) -> dict[str, frozenset[str]]:
+        """The versions that could not be loaded since memory, time or file descriptors were short, by model."""
+        found = {
+            name: frozenset(item.version for item in entry.versions.values() if item.may_recover)
+            for name, entry in self.entries.items()
+        }
+        return {name: versions for name, versions in found.items() if versions}
+
+    def starved(self) -> list[str]:
+        """The models that are not served because memory or file descriptors were short."""
+        short, entries = self.to_retry(), self.entries
+        return [name for name in short if name in entries and entries[name].served is None]
+
+    def serving_versions(self) -> dict[str, str]:
+        """The versions served of each model, as a policy that selects just them."""
+        return {name: ",".join(item.version for item in entry.ready()) for name, entry in self.entries.items()}
+
+    def problems(self) -> list[str]:
+        """Why the repository as a whole is not ready; empty when it is."""
+        return self.readiness.problems(self.entries)
+
+    def entry(self, name: str) -> Entry:
+        """What is known of a model.
+
+        Raises:
+            ModelNotFoundError: nothing is.
+            ModelUnavailableError: nothing is yet.
+        """
+        entry = self.entries.get(name)
+        if entry is None and self.starting:
+            raise ModelUnavailableError(LOADING)
+        if entry is None:
+            loaded = ", ".join(self.names()) or "none"
+            raise ModelNotFoundError(f"model {name[:MAX_NAME_LENGTH]!r} is not loaded; loaded: {loaded}")
+        return entry
+
+    def _load_version(self, version: str, name: str, settings: ModelSettings) -> Serving:
+        """Load one version beside what is served.
+
+        Raises:
+            LoadError: it can't be.
+        """
+        ending = LoadError(f"model {name!r} version {version} is not loaded: the server is shutting down")
+        if self._ending:
+            raise ending
+        path = self.folder.file(name, version)
+        try:
+            require_model_file(name, version, path)
+            serving = self._loader(name, version, path, settings)
+        except LoadError as error:
+            if self._ending:
+                raise ending from error
+            self._count(name, "failure")
+            raise
+        except OSError as error:
+            # A file that vanished or, as where no file descriptor is left, can't be read for now.
+            self._count(name, "failure")
+            problem = error.strerror or type(error).__name__
+            raise LoadError(f"model {name!r} version {version} can't be read: {problem}") from error
+        except Exception as error:
+            # Out of memory, a defect: whatever it is, what is served stays.
+            self._count(name, "failure")
+            log.exception("loading model %s version %s failed", name, version)
+            raise LoadError(f"model {name!r} version {version} can't be loaded: {type(error).__name__}") from error
+        with self._changing:
+            self.loads[name, "success"] += 1
+            before = self._counted.get((name, version), serving.batcher.statistics)
+            serving.batcher.statistics = before
+            self._counted = {**self._counted, (name, version): before}
+        return serving

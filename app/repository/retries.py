@@ -1,0 +1,45 @@
+"""When to load again what memory or time was short for."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from app.repository.watcher import Change
+
+log = logging.getLogger(__name__)
+
+_FIRST_S, _LONGEST_S = 30.0, 600.0
+
+
+class Retries:
+    """Tells which models to try again: half a minute after a failure, then after ever twice as long, up to 10 minutes.
+
+    What failed for another reason waits for its files to change; memory may come free without.
+
+    Args:
+        clock: seconds that only ever grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._pauses_s: dict[str, float] = {}  # before the next try of each model
+        self._due_s: dict[str, float] = {}
+
+    def due(self, short: Mapping[str, frozenset[str]]) -> list[Change]:
+        """What is to be loaded again now.
+
+        Args:
+            short: the versions that memory or time is short for, by model; what is no more among them is forgotten.
+        """
+        now = self._clock()
+        self._pauses_s = {name: self._pauses_s.get(name, _FIRST_S) for name in short}
+        self._due_s = {name: at for name, at in self._due_s.items() if name in short}
+        for name in short.keys() - self._due_s.keys():
+            self._due_s[name] = now + self._pauses_s[name]
+            log.warning("model %s is loaded again in %.0f s: memory or time was short", name, self._pauses_s[name])
+        ready = sorted(name for name, at in self._due_s.items() if at <= now)
+        for name in ready:
+            # The next pause begins after this try, which takes its time.
+            del self._due_s[name]
+            self._pauses_s[name] = min(2 * self._pauses_s[name], _LONGEST_S)
+        return [Change(name, short[name]) for name in ready]

@@ -1,0 +1,188 @@
+"""A loaded model together with what runs it, as the repository holds it and requests find it."""
+
+import logging
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+
+from app.config.settings import Settings
+from app.engine.batcher import Batcher
+from app.engine.batching_options import BatchingOptions
+from app.engine.codec.model_codec import ModelCodec
+from app.errors import DeviceError, LoadError
+from app.repository.model_settings import SETTINGS_FILE, ModelSettings, custom_libraries
+from app.repository.trial_load import trials
+from app.repository.trial_process import Passed, Trial
+from app.runtime.device import CPU, CUDA, CudaOptions, Device, find_device
+from app.runtime.model import OnnxModel
+from app.runtime.session_choices import SessionChoices, known_providers
+from app.system.memory import growth, resident_bytes
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_PATIENCE_S = 1.0
+_TRIAL_BYTES_A_SECOND = 32_000_000
+"""What a trial has to read and lay out in a second, beside its time limit; a slow disk does more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A model, what reads and writes for it, and what runs it.
+
+    ``resident_bytes`` is what the process grew by while the model was loaded and warmed up, None where that is unknown.
+    ``settings`` are the model's own.
+    """
+
+    model: OnnxModel
+    codec: ModelCodec
+    batcher: Batcher
+    resident_bytes: int | None = None
+    settings: ModelSettings = field(default_factory=ModelSettings)
+
+
+class Loader:
+    """Loads model files by the settings; finding out about the device happens once.
+
+    Args:
+        settings: of the server.
+        slot: the number of this worker, from 0; the workers take the devices of CUDA in turn.
+
+    Attributes:
+        device: what can be had, or None where the device that was asked for can't.
+        device_problem: why it can't, or None.
+    """
+
+    def __init__(self, settings: Settings, slot: int = 0) -> None:
+        self.settings = settings
+        self.num_threads = settings.threads()
+        self.device: Device | None = None
+        self.device_problem: str | None = None
+        self._measuring = Lock()
+        self._unmeasured = 0  # loads that went on beside the measured one
+        try:
+            self.device = find_device(settings.device, _cuda_options(settings), settings.cuda_devices, slot)
+        except DeviceError as error:
+            self.device_problem = str(error)
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing runs any more in this process, or None."""
+        runtime = None if self.device is None else self.device.runtime
+        if runtime is None or runtime.lost is None:
+            return None
+        return f"nothing runs on CUDA any more in this process: {runtime.lost}"
+
+    def __call__(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
+        """Load one version, in a process of its own first, and warm it up.
+
+        Args:
+            name, version: of the model.
+            path: of its file.
+            own: the model's own settings, stronger than the server's.
+
+        Raises:
+            LoadError: the file or the device can't be used.
+        """
+        if self.device is None:
+            raise DeviceError(str(self.device_problem))
+        folder = path.parents[1]
+        libraries = custom_libraries(name, folder, own, allowed=self.settings.allow_custom_ops)
+        try:
+            providers = known_providers(own.session.providers)
+        except ValueError as error:
+            raise LoadError(f"model {name!r}: {SETTINGS_FILE}: {error}") from None
+        choices = SessionChoices(own.session.graph_optimization, providers, libraries)
+        for _ in range(_ATTEMPTS):
+            seen = _print(path)
+            passed = self._try(name, version, path, own, choices)
+            serving = self._load(name, version, path, own, choices, passed)
+            if _print(path) == seen:
+                return serving
+        raise LoadError(f"model {name!r} version {version} is not loaded: its files change while they are read")
+
+    def _try(self, name: str, version: str, path: Path, own: ModelSettings, choices: SessionChoices) -> Passed:
+        limit_s = self.settings.trial_load_s
+        if limit_s == 0 or self.device is None or not sys.platform.startswith("linux"):
+            return Passed()
+        # What runs on CUDA may be too much for the CPU, or unknown to it: there only the making of a session is tried.
+        elsewhere = CUDA in self.device.providers or (choices.providers and choices.providers[0] != CPU)
+        max_rows = None if elsewhere else own.max_batch_rows or self.settings.max_batch_rows
+        extra_s = sum(size for _, size, _, _ in _print(path)) // _TRIAL_BYTES_A_SECOND
+        trial = Trial(
+            name,
+            version,
+            str(path.absolute()),
+            self._threads(own),
+            max_rows,
+            limit_s,
+            float(extra_s),
+            choices,
+            own.batching,
+        )
+        return trials.run(trial)
+
+    def _threads(self, own: ModelSettings) -> int:
+        return own.session.threads or self.num_threads
+
+    def _load(
+        self, name: str, version: str, path: Path, own: ModelSettings, choices: SessionChoices, passed: Passed
+    ) -> Serving:
+        # Loads follow one another here so that each one's memory can be measured, unless one takes long.
+        measured = self._measuring.acquire(timeout=_PATIENCE_S)
+        try:
+            beside, before = self._unmeasured, resident_bytes()
+            self._unmeasured += not measured
+            serving = self._make(name, version, path, own, choices, passed)
+            if not measured or self._unmeasured != beside:
+                return serving
+            return replace(serving, resident_bytes=growth(before, resident_bytes()))
+        finally:
+            if measured:
+                self._measuring.release()
+
+    def _make(
+        self, name: str, version: str, path: Path, own: ModelSettings, choices: SessionChoices, passed: Passed
+    ) -> Serving:
+        if self.device is None:
+            raise DeviceError(str(self.device_problem))
+        model = OnnxModel(name, version, path, self.device, self._threads(own), own.batching, choices)
+        model.takes_no_rows = passed.takes_no_rows and model.takes_empty
+        if model.device_reason is not None and self.device.reason is None:
+            log.warning("model %s version %s runs on the CPU, because %s", name, version, model.device_reason)
+        max_rows = own.max_batch_rows or self.settings.max_batch_rows
+        model.prepare(max_rows)
+        options = BatchingOptions(
+            max_rows,
+            1000 * self.settings.inline_run_us,
+            together=own.batching != "off",
+            delay_ns=1000 * own.batch_delay_us,
+            max_queue_rows=self.settings.max_queue_rows,
+            max_queue_bytes=self.settings.max_queue_bytes,
+            max_wait_ns=1_000_000 * self.settings.max_queue_ms,
+        )
+        batcher = Batcher(model, options)
+        batcher.warm_up()
+        return Serving(model, ModelCodec(model, self.settings.max_request_rows), batcher, settings=own)
+
+
+def _print(path: Path) -> list[tuple[str, int, int, int]]:
+    """What the files of a version look like, to see whether they changed."""
+    found = []
+    try:
+        for file in sorted(path.parent.iterdir()):
+            status = file.stat()
+            found.append((file.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    except OSError:  # gone meanwhile: loading says so
+        return []
+    return found
+
+
+def _cuda_options(settings: Settings) -> CudaOptions:
+    return CudaOptions(
+        graphs=settings.cuda_graphs,
+        tf32=settings.cuda_tf32,
+        memory_limit_bytes=settings.cuda_memory_limit_bytes,
+        arena=settings.cuda_arena,
+    )

@@ -1,0 +1,1 @@
+"""onnxruntime: model files, devices, tensors, and the model card."""

@@ -1,0 +1,296 @@
+"""The model card as the server reads it; docs/model-card.schema.json is the contract with the exporter."""
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from app.errors import CardError
+
+METADATA_KEY = "panther.card"
+SUPPORTED_MAJOR = 1
+# Every reader of JSON holds whole numbers up to here.
+_LARGEST = 2**53 - 1
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0, le=_LARGEST)]
+Size = Annotated[Whole, Field(ge=1, le=_LARGEST)]
+
+
+class _Part(BaseModel):
+    """Unknown fields are tolerated, so that a newer minor version can be read; a known one must be of its type."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class Parameters(_Part):
+    """The three counts of DESIGN: never mixed up, always named."""
+
+    dense: Count
+    learnable: Count
+    fixed: Count
+
+
+class MultiplyAdds(_Part):
+    """Multiply-adds for one row: of the dense twin and of the graph as planned."""
+
+    dense: Count
+    planned: Count
+
+
+class Layer(_Part):
+    """One sketched layer."""
+
+    name: str
+    in_features: Size
+    out_features: Size
+    num_terms: Size
+    low_rank: Size
+    bias: bool
+    sketch: str | None = None
+    plan: str
+    merged_into: str | None = None
+    uses: list[str] | None = None
+    biases: Size | None = None
+    parameters: Parameters
+    multiply_adds_per_row: MultiplyAdds
+
+    def counted(self) -> Parameters:
+        """The counts by the formulas: dense d_in·d_out, learnable and fixed L·k·(d_in + d_out), d_out for each bias."""
+        bias = self.out_features * (self.biases or 1) if self.bias else 0
+        sketched = self.num_terms * self.low_rank * (self.in_features + self.out_features)
+        dense = self.in_features * self.out_features + bias
+        # Unchecked: of sizes that lie the product may be larger than a count can be.
+        return Parameters.model_construct(dense=dense, learnable=sketched + bias, fixed=sketched)
+
+
+class QuantizedLayer(_Part):
+    """One linear layer or embedding in few bits."""
+
+    name: str
+    kind: str
+    in_features: Size
+    out_features: Size
+    scheme: str
+    smoothed: bool
+    weight_bytes: Count
+    block_size: Size | None = None
+
+
+class ConvolutionShape(_Part):
+    """The sizes of a convolution; lists have one entry for each spatial axis."""
+
+    in_channels: Size
+    out_channels: Size
+    kernel_size: list[Size] = Field(min_length=1)
+    stride: list[Size] = Field(min_length=1)
+    groups: Size
+
+
+class Convolution(_Part):
+    """One sketched convolution; multiply-adds are those of one position of its output."""
+
+    name: str
+    shape: ConvolutionShape
+    num_terms: Size
+    low_rank: Size
+    terms: str
+    bias: bool
+    sketch: str | None = None
+    plan: str
+    reason: str
+    weight_bytes: Count
+    parameters: Parameters
+    multiply_adds_per_position: MultiplyAdds
+
+
+class Column(_Part):
+    """A column of an input whose rows are those of a table; a category is put in as its place among the categories."""
+
+    name: str = Field(min_length=1)
+    type: Literal["number", "integer", "boolean", "category"] = "number"
+    description: str | None = None
+    unit: str | None = None
+    categories: list[str] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _categories_of_a_category(self) -> "Column":
+        if (self.categories is None) == (self.type == "category"):
+            raise ValueError(f"column {self.name!r}: categories belong to the type category, and to no other")
+        if self.categories is not None and len(set(self.categories)) < len(self.categories):
+            raise ValueError(f"column {self.name!r}: two categories are the same")
+        return self
+
+
+class Input(_Part):
+    """An input of the graph and its meaning, the names of its columns and sample rows of them."""
+
+    name: str
+    description: str | None = None
+    columns: list[Column] | None = Field(default=None, min_length=1)
+    sample_rows: list[list[bool | Whole | float | str]] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Input":
+        names = [column.name for column in self.columns or ()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"input {self.name!r}: two columns have the same name")
+        return self
+
+
+class Output(_Part):
+    """An output of the graph, its meaning, and the labels of its last axis."""
+
+    name: str
+    description: str | None = None
+    kind: Literal["logits", "probabilities", "multilabel", "regression"] | None = None
+    labels: list[str] | None = Field(default=None, min_length=1)
+    unit: str | None = None
+
+
+class Totals(_Part):
+    """Sums over the sketched layers, and over the whole model."""
+
+    sketched_layers: Parameters
+    convolutions: Parameters | None = None
+    model: Parameters
+
+
+class DenseTwin(_Part):
+    """The same model with an ordinary linear layer for each sketched one."""
+
+    weight_bytes: Count
+
+
+class OutputError(_Part):
+    """The errors of one output."""
+
+    name: str
+    max_absolute_error: float = Field(ge=0)
+    max_relative_error: float = Field(ge=0)
+    mean_relative_error: float = Field(ge=0)
+
+
+class Check(_Part):
+    """The comparison that the file passed before it was published."""
+
+    reference: str
+    runtime: str
+    rows: Size
+    max_absolute_error: float = Field(ge=0)
+    max_relative_error: float = Field(ge=0)
+    mean_relative_error: float = Field(ge=0)
+    tolerance: float = Field(gt=0)
+    outputs: list[OutputError] | None = None
+
+
+class Storage(_Part):
+    """How the weights are kept, and their bytes once the file is loaded."""
+
+    precision: str
+    u_storage: str
+    weight_bytes: Count
+    bytes_by_type: dict[str, Count] | None = None
+
+
+class Latency(_Part):
+    """Median times of one run of the file and of its dense twin, one for each batch size."""
+
+    device: str
+    num_threads: Size
+    batch_sizes: list[Size]
+    median_us: list[Annotated[float, Field(gt=0)]]
+    dense_twin_median_us: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _as_many_times_as_sizes(self) -> "Latency":
+        if not len(self.batch_sizes) == len(self.median_us) == len(self.dense_twin_median_us):
+            raise ValueError("batch_sizes, median_us and dense_twin_median_us must be of one length")
+        return self
+
+
+class Training(_Part):
+    """Data and accuracy of the training."""
+
+    dataset: str | None = None
+    train_rows: Count | None = None
+    test_rows: Count | None = None
+    epochs: Count | None = None
+    seed: Whole | None = None
+    duration_s: float | None = Field(default=None, ge=0)
+    metrics: dict[str, float] | None = None
+    dense_twin_metrics: dict[str, float] | None = None
+
+
+class Card(_Part):
+    """What a model file says of itself; its many fields are the keys of ``docs/model-card.schema.json``."""
+
+    schema_version: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
+    name: str = Field(min_length=1)
+    description: str | None = None
+    created_at: str
+    license: str | None = None
+    authors: list[str] | None = None
+    preprocessing: str | None = None
+    inputs: list[Input]
+    outputs: list[Output] = Field(min_length=1)
+    layers: list[Layer]
+    quantized_layers: list[QuantizedLayer] | None = Field(default=None, min_length=1)
+    convolutions: list[Convolution] | None = Field(default=None, min_length=1)
+    totals: Totals
+    dense_twin: DenseTwin
+    check: Check
+    storage: Storage | None = None
+    latency: Latency | None = None
+    training: Training | None = None
+    versions: dict[str, str]
+
+    def contradictions(self) -> list[str]:
+        """Where the card's counts differ from the formulas, in words; empty when all agree."""
+        found = []
+        for layer in self.layers:
+            counted = layer.counted()
+            found += [
+                f"layer {layer.name!r}: the card says {field} {said}, the formula gives {right}"
+                for field, said in layer.parameters
+                if said != (right := getattr(counted, field))
+            ]
+        for name, layers in (("sketched_layers", self.layers), ("convolutions", self.convolutions or ())):
+            for field, said in getattr(self.totals, name) or ():
+                right = sum(getattr(layer.parameters, field) for layer in layers)
+                if said != right:
+                    found.append(f"totals.{name}: the card says {field} {said}, its layers add up to {right}")
+        return found
+
+
+def parse_card(text: str) -> Card:
+    """Read a card from its JSON.
+
+    Raises:
+        CardError: not JSON, a newer major version, or a field missing or wrong.
+    """
+    try:
+        raw: Any = orjson.loads(text)
+    except ValueError as error:
+        raise CardError(f"the card in metadata {METADATA_KEY!r} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise CardError(f"the card in metadata {METADATA_KEY!r} must be a JSON object")
+    version = str(raw.get("schema_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and (len(major) > 9 or int(major) > SUPPORTED_MAJOR):
+        raise CardError(
+            f"schema_version ({version[:40]}) of the card is newer than the {SUPPORTED_MAJOR}.x that this server "
+            "reads; upgrade the server"
+        )
+    try:
+        return Card.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "card"
+        raise CardError(f"the card's {where}: {first['msg']}") from None

@@ -1,0 +1,1 @@
+"""CUDA execution: device buffers and one CUDA graph for each batch size."""

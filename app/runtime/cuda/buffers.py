@@ -1,0 +1,207 @@
+"""Memory for a model's tensors on CUDA that stays where it is: pinned memory of the host, and memory of the device.
+
+See docs/decisions/0035-pinned-bodies-and-overlapped-encoding.md.
+"""
+
+import logging
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.runtime.cuda.cudart import HOST_TO_DEVICE, CudaError, CudaRuntime, view
+from app.runtime.signature import Signature
+from app.runtime.tensors import Array, TensorSpec
+
+log = logging.getLogger(__name__)
+
+_KIB = 1024
+_SHORT = 64 * _KIB  # a body up to this is copied by the host as quickly as it finds a place
+_BODIES = ((256 * _KIB, 128), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes of a piece, and how many there are
+_MOST_LOANS = 8
+_MOST_LOAN_BYTES = 64 * 1024 * 1024
+
+
+@dataclass
+class Owned:
+    """What has to be given back in the end."""
+
+    device: list[int] = field(default_factory=list)
+    pinned: list[int] = field(default_factory=list)
+    graphs: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+
+
+def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
+    """Free what is owned."""
+    try:
+        runtime.set_device(device_id)
+    except CudaError as error:
+        log.warning("memory of device %d is not given back: %s", device_id, error)
+        return
+    runtime.free(owned.device, owned.pinned, owned.graphs, owned.events)
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """Where a session on CUDA runs.
+
+    Attributes:
+        runtime: the CUDA runtime.
+        device_id: the device.
+        stream: on which the session queues its work.
+        bodies: large inputs that lie in there are copied to the device from where they are.
+    """
+
+    runtime: CudaRuntime
+    device_id: int
+    stream: int
+    bodies: "Bodies | None" = None
+
+
+class Buffer:
+    """One tensor for the largest batch.
+
+    Attributes:
+        spec: of the tensor.
+        array: over the pinned memory; its first axis is the largest batch where the model is batched.
+        pinned, device: addresses.
+        row_bytes: of one row, or of the whole where the model is not batched.
+    """
+
+    def __init__(self, spec: TensorSpec, max_rows: int | None, runtime: CudaRuntime, stream: int, owned: Owned) -> None:
+        rest = tuple(size or 1 for size in (spec.shape if max_rows is None else spec.shape[1:]))
+        self.spec = spec
+        self.row_bytes = spec.dtype.itemsize * int(np.prod(rest, dtype=np.int64))
+        self.nbytes = self.row_bytes * (max_rows or 1)
+        owned.pinned.append(runtime.pinned_memory(self.nbytes))
+        owned.device.append(runtime.device_memory(self.nbytes))
+        self.pinned, self.device = owned.pinned[-1], owned.device[-1]
+        self.array = view(self.pinned, rest if max_rows is None else (max_rows, *rest), spec.dtype)
+        self.fill(0)
+        # What a batch is padded with is what lies there.
+        runtime.copy(self.device, self.pinned, self.nbytes, HOST_TO_DEVICE, stream)
+        runtime.synchronize(stream)
+
+    def fill(self, byte: int) -> None:
+        """Fill the pinned memory."""
+        view(self.pinned, (self.nbytes,), np.dtype(np.uint8))[:] = byte
+
+
+class BufferSet:
+    """The buffers of all tensors of a model, and the pools that large outputs are copied to.
+
+    Args:
+        signature: of the model.
+        max_rows: of the largest batch; None for a model that is not batched.
+        target: where it runs.
+        owned: records what has to be freed.
+    """
+
+    def __init__(self, signature: Signature, max_rows: int | None, target: CudaTarget, owned: Owned) -> None:
+        def buffer(spec: TensorSpec) -> Buffer:
+            return Buffer(spec, max_rows, target.runtime, target.stream, owned)
+
+        self.batched = max_rows is not None
+        self.inputs = {spec.name: buffer(spec) for spec in signature.inputs}
+        self.outputs = {spec.name: buffer(spec) for spec in signature.outputs}
+        self.pools = {
+            name: LoanPool(item.nbytes, target.runtime, target.device_id) for name, item in self.outputs.items()
+        }
+        everything = (*self.inputs.values(), *self.outputs.values())
+        self.nbytes = sum(item.nbytes for item in everything)
+        self.row_bytes = sum(item.row_bytes for item in everything)
+
+
+class Loan:
+    """Pinned memory that an array lies in; it goes back to its pool when the last array over it is gone."""
+
+    def __init__(self, pool: "LoanPool | Bodies", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
+        self._pool = pool
+        self._address = address
+
+    def __del__(self) -> None:
+        self._pool.take_back(self._address)
+
+
+class LoanPool:
+    """Pinned memory that results are copied to and stay in until they have been read.
+
+    Args:
+        size: bytes of each loan.
+        runtime, device_id: whose copies go there.
+    """
+
+    def __init__(self, size: int, runtime: CudaRuntime, device_id: int) -> None:
+        self._size = size
+        self._runtime = runtime
+        self._most = max(1, min(_MOST_LOANS, _MOST_LOAN_BYTES // size))
+        self._free: list[int] = []
+        self._lock = threading.Lock()
+        self._owned = Owned()
+        weakref.finalize(self, give_back, runtime, device_id, self._owned)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Array] | None:
+        """An address and an array over it; None where too many are lent already."""
+        with self._lock:
+            if self._free:
+                address = self._free.pop()
+            elif len(self._owned.pinned) < self._most:
+                address = self._runtime.pinned_memory(self._size)
+                self._owned.pinned.append(address)
+            else:
+                return None
+        return address, np.asarray(Loan(self, address, shape, dtype))
+
+    def take_back(self, address: int) -> None:
+        """Have memory lent again."""
+        self._free.append(address)
+
+
+class Bodies:
+    """Pinned memory that long request bodies are received into: tensors in them are copied to the device as they lie.
+
+    One block, in pieces of a few sizes. A piece is free again when the last array over it is gone, so none is reused
+    while a run reads it, even if its client has left.
+
+    Args:
+        runtime, device_id: whose copies come from there.
+    """
+
+    def __init__(self, runtime: CudaRuntime, device_id: int) -> None:
+        owned = Owned()
+        runtime.set_device(device_id)
+        self._start = runtime.pinned_memory(sum(size * count for size, count in _BODIES))
+        owned.pinned.append(self._start)
+        self._pieces: list[tuple[int, list[int]]] = []
+        self._end = self._start
+        for size, count in _BODIES:
+            self._pieces.append((size, [self._end + size * number for number in range(count)]))
+            self._end += size * count
+        weakref.finalize(self, give_back, runtime, device_id, owned)
+
+    def take(self, length: int) -> memoryview | None:
+        """Room for a body of that length, which holds anything; None where there is none, or it is not worth it."""
+        if length <= _SHORT:
+            return None
+        for size, free in self._pieces:
+            if length <= size:
+                return np.asarray(Loan(self, free.pop(), (length,), np.dtype(np.uint8))).data if free else None
+        return None
+
+    def take_back(self, address: int) -> None:
+        """Have a piece used again."""
+        end = self._start
+        for (size, count), (_, free) in zip(_BODIES, self._pieces, strict=True):
+            end += size * count
+            if address < end:
+                free.append(address)
+                return
+
+    def address(self, array: Array) -> int | None:
+        """Where an array lies, if it lies here in one piece."""
+        address: int = array.__array_interface__["data"][0]
+        return address if self._start <= address < self._end and array.flags.c_contiguous else None

@@ -1,0 +1,92 @@
+"""Copies of large inputs to the device: from pinned request bodies as they lie, else in pieces through a buffer."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from app.runtime.cuda.buffers import Bodies, Buffer, CudaTarget
+from app.runtime.cuda.cudart import HOST_TO_DEVICE
+from app.runtime.runner import Parts
+from app.runtime.tensors import Array
+
+_CHUNK_BYTES = 512 * 1024
+_LAST_CHUNK_BYTES = 64 * 1024
+
+
+def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
+    """Queue the copies of one batched input.
+
+    Each piece is copied to the device while the host puts the next one into the pinned memory.
+
+    Args:
+        target: where to.
+        item: the buffer of the input.
+        parts: its rows, of one request or of several.
+    """
+    runtime, stream = target.runtime, target.stream
+    addresses = None if target.bodies is None else pinned_addresses(target.bodies, parts)
+    if addresses is not None:
+        place = item.device
+        for address, nbytes in addresses:
+            runtime.copy(place, address, nbytes, HOST_TO_DEVICE, stream)
+            place += nbytes
+        return
+    done = 0
+    for piece, size in pieces(parts, item.row_bytes):
+        if isinstance(piece, list):
+            np.concatenate(piece, out=item.array[done : done + size])
+        else:
+            item.array[done : done + size] = piece
+        offset = done * item.row_bytes
+        runtime.copy(item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, stream)
+        done += size
+
+
+def pinned_addresses(bodies: Bodies, parts: Parts) -> list[tuple[int, int]] | None:
+    """Addresses and bytes of arrays that all lie in pinned request bodies, else None."""
+    found = []
+    for part in parts if isinstance(parts, list) else [parts]:
+        address = bodies.address(part)
+        if address is None:
+            return None
+        found.append((address, part.nbytes))
+    return found
+
+
+def joined(parts: Parts) -> Array:
+    """The rows of several requests in one array."""
+    return np.concatenate(parts) if isinstance(parts, list) else parts
+
+
+def row_count(parts: Parts) -> int:
+    """Rows of one request or of several."""
+    return sum(map(len, parts)) if isinstance(parts, list) else len(parts)
+
+
+def piece_rows(left: int, row_bytes: int) -> int:
+    """Rows of the next piece of those that are left: smaller towards the end, when nothing more hides its copying."""
+    wanted = min(_CHUNK_BYTES, max(_LAST_CHUNK_BYTES, left * row_bytes // 2))
+    return max(1, min(left, wanted // row_bytes))
+
+
+def pieces(parts: Parts, row_bytes: int) -> Iterator[tuple[Parts, int]]:
+    """Cut or gather rows into pieces, each with the number of its rows."""
+    rows = row_count(parts)
+    done = 0
+    if not isinstance(parts, list):
+        while done < rows:
+            size = piece_rows(rows - done, row_bytes)
+            yield parts[done : done + size], size
+            done += size
+        return
+    group: list[Array] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += len(part)
+        if size >= piece_rows(rows - done, row_bytes):
+            yield group, size
+            done += size
+            group, size = [], 0
+    if group:
+        yield group, size

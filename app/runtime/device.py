@@ -1,0 +1,235 @@
+"""Which execution provider can be had, found out before a session is made and checked after."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime as ort
+
+from app.errors import DeviceError
+from app.runtime.cuda.buffers import Bodies
+from app.runtime.cuda.cudart import CudaError, CudaRuntime, Gpu, Streams, load_runtime
+from app.runtime.external_data import external_files
+from app.runtime.placement import RECORD
+from app.runtime.rewriting import ends_in_maps, lacks_locale, with_locale, without_maps
+from app.runtime.session_choices import AS_IT_COMES, SessionChoices
+from app.system.files import read_regular
+
+_FATAL = 4  # onnxruntime's severity: what is less comes as an exception too, and its own log can block
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+ARENAS = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsRequested"}
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """How CUDA is to be used.
+
+    Attributes:
+        device_id: the device, as CUDA counts those that the process sees.
+        graphs: whether runs may be recorded as CUDA graphs.
+        tf32: whether products of float32 may be computed in TF32.
+        memory_limit_bytes: of one model's arena; None for all there is.
+        arena: how an arena grows.
+    """
+
+    device_id: int = 0
+    graphs: bool = True
+    tf32: bool = False
+    memory_limit_bytes: int | None = None
+    arena: Literal["next_power_of_two", "same_as_requested"] = "next_power_of_two"
+
+    def provider_options(self, stream: int | None = None) -> dict[str, str]:
+        """The options of onnxruntime's CUDA provider; ``stream`` is where it shall queue its work."""
+        options = {
+            "device_id": str(self.device_id),
+            # onnxruntime's own choice is TF32, which is off by 3e-4 of the largest output.
+            "use_tf32": "1" if self.tf32 else "0",
+            "arena_extend_strategy": ARENAS[self.arena],
+        }
+        if self.memory_limit_bytes is not None:
+            options["gpu_mem_limit"] = str(self.memory_limit_bytes)
+        if stream is not None:
+            options["user_compute_stream"] = str(stream)
+        return options
+
+
+@dataclass(frozen=True)
+class Device:
+    """What was asked for (``auto``, ``cpu``, ``cuda``), what can be had, and why not more.
+
+    Attributes:
+        cuda: how CUDA is used, where it can be had.
+        runtime, streams: to run on CUDA from buffers of our own; None where ``runtime_problem`` says why not.
+        bodies: what long request bodies are received into; None where there is no memory for it.
+    """
+
+    requested: str
+    providers: tuple[str, ...]
+    reason: str | None = None
+    cuda: CudaOptions = field(default_factory=CudaOptions)
+    runtime: CudaRuntime | None = field(default=None, compare=False)
+    streams: Streams | None = field(default=None, compare=False)
+    runtime_problem: str | None = field(default=None, compare=False)
+    bodies: Bodies | None = field(default=None, compare=False)
+
+    def gpu(self) -> Gpu | None:
+        """The device as CUDA reports it now; None without one, or where it does not answer."""
+        if self.runtime is None:
+            return None
+        try:
+            return self.runtime.gpu(self.cuda.device_id)
+        except CudaError:
+            return None
+
+    def without_tf32(self) -> "Device":
+        """The same, computing float32 as float32."""
+        return replace(self, cuda=replace(self.cuda, tf32=False))
+
+
+def choose_device_id(setting: str, count: int | None, slot: int) -> int:
+    """The device of one worker: the workers take the devices of the setting in turn.
+
+    Args:
+        setting: ``all``, or numbers such as ``0,2``.
+        count: devices that the process sees; None where that is not known.
+        slot: the worker's number, from 0.
+
+    Raises:
+        DeviceError: the setting names a device that is not there.
+    """
+    if setting == "all":
+        return slot % (count or 1)
+    wanted = [int(part) for part in setting.split(",")]
+    missing = [number for number in wanted if count is not None and number >= count]
+    if missing:
+        there = "none" if not count else "0" if count == 1 else f"0 to {count - 1}"
+        raise DeviceError(
+            f"cuda_devices={setting} is not available: there is no device {missing[0]}; there are: {there}"
+        )
+    return wanted[slot % len(wanted)]
+
+
+def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = "0", slot: int = 0) -> Device:
+    """Turn the settings into the list of execution providers to ask for.
+
+    Args:
+        requested: ``auto``, ``cpu`` or ``cuda``.
+        cuda: how CUDA is to be used; its device is chosen here.
+        devices, slot: see ``choose_device_id``.
+
+    Raises:
+        DeviceError: CUDA was asked for and this build of onnxruntime has none.
+    """
+    if requested == "cpu":
+        return Device(requested, (CPU,))
+    available = ort.get_available_providers()
+    if CUDA not in available:
+        reason = (
+            f"onnxruntime {ort.__version__} has no {CUDA} (it has {', '.join(available)}); "
+            "install the extra 'gpu' instead of 'cpu', on a machine with an NVIDIA driver"
+        )
+        if requested == "cuda":
+            raise DeviceError(f"device=cuda is not available: {reason}")
+        return Device(requested, (CPU,), reason)
+    # It warns of each session that no plug-in serves CUDA, which the package does by itself.
+    ort.set_default_logger_severity(_FATAL)
+    # The CUDA and cuDNN libraries of the pip packages lie where the loader does not look.
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        preload()
+    runtime, problem, count = None, None, None
+    try:
+        runtime = load_runtime()
+        count = runtime.device_count()
+    except CudaError as error:
+        runtime, problem = None, str(error)
+    try:
+        chosen = replace(cuda or CudaOptions(), device_id=choose_device_id(devices, count, slot))
+    except DeviceError as error:
+        if requested == "cuda":
+            raise
+        return Device(requested, (CPU,), str(error))
+    if runtime is None:
+        return Device(requested, (CUDA, CPU), None, chosen, runtime_problem=problem)
+    bodies = None
+    with contextlib.suppress(CudaError):
+        bodies = Bodies(runtime, chosen.device_id)
+    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies)
+
+
+def open_session(
+    path: str, device: Device, num_threads: int, stream: int | None = None, choices: SessionChoices = AS_IT_COMES
+) -> tuple[ort.InferenceSession, str | None]:
+    """Make a session on the device and read back what it really runs on.
+
+    A model that onnxruntime can't take as it is, or that ends in a sequence of maps, is rewritten in memory.
+
+    Args:
+        path: of the model.
+        device: see ``find_device``.
+        num_threads: of the runtime's pool, for what runs on the CPU.
+        stream: of CUDA, where the session shall queue its work.
+        choices: what the model's own settings say.
+
+    Returns:
+        The session, and the reason why ``auto`` came down to the CPU (None when it did not).
+
+    Raises:
+        DeviceError: CUDA was asked for and the session did not get it.
+        ValueError: a provider or a library that the model asks for can't be used.
+    """
+    open_source = partial(_open, device=device, num_threads=num_threads, stream=stream, choices=choices, path=path)
+    content = None
+    try:
+        session, reason = open_source(path)
+    except Exception as error:
+        if not lacks_locale(error):
+            raise
+        content = with_locale(read_regular(Path(path)))
+        session, reason = open_source(content)
+    if ends_in_maps(session):
+        del session
+        return open_source(without_maps(content or read_regular(Path(path))))
+    return session, reason
+
+
+def _open(
+    source: str | bytes, *, path: str, device: Device, num_threads: int, stream: int | None, choices: SessionChoices
+) -> tuple[ort.InferenceSession, str | None]:
+    options = ort.SessionOptions()
+    # Left to itself onnxruntime sizes its pool by the host's cores and pins threads, whatever the cgroup or mask says.
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry(RECORD, "1")
+    choices.apply(options)
+    take_files = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    files = external_files(Path(path)) if callable(take_files) else {}
+    if callable(take_files) and files:  # an older onnxruntime maps them
+        take_files(list(files), list(files.values()), [len(content) for content in files.values()])
+    if choices.providers:
+        return choices.open(source, options), None
+    if CUDA not in device.providers:
+        return _session(source, options, [CPU]), device.reason
+    why = ""
+    try:
+        session = _session(source, options, [(CUDA, device.cuda.provider_options(stream)), CPU])
+        if CUDA in session.get_providers():
+            return session, None
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds; with CUDA it may be any of them
+        why = f": {error}"
+    reason = f"{CUDA} could not be started{why}; check the NVIDIA driver and the CUDA and cuDNN libraries"
+    if device.requested == "cuda":
+        raise DeviceError(f"device=cuda is not available: {reason}")
+    return _session(source, options, [CPU]), reason
+
+
+def _session(source: str | bytes, options: ort.SessionOptions, providers: Sequence[object]) -> ort.InferenceSession:
+    session = ort.InferenceSession(source, options, providers=providers)
+    session.disable_fallback()
+    return session

@@ -1,0 +1,81 @@
+"""Runners that give onnxruntime arrays of the host: on the CPU, and on CUDA where nothing faster is possible."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from app.runtime.runner import Meanwhile, Parts, Runner, RunResult
+from app.runtime.tensors import TensorSpec
+
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+
+
+class CpuRunner:
+    """Runs a session on numpy arrays."""
+
+    gathers = False
+
+    def __init__(self, session: Any) -> None:
+        # The session of the extension module: its Python class checks each input again, which decoding has done, and
+        # falls back to another provider after an error, which is switched off here.
+        self._run = getattr(session, "_sess", session).run
+
+    def run(
+        self,
+        feeds: Mapping[str, Parts],
+        output_names: Sequence[str],
+        options: ort.RunOptions | None = None,
+        meanwhile: Meanwhile | None = None,  # noqa: ARG002 - the host itself is at work
+    ) -> RunResult:
+        """Run the graph; see ``Runner``."""
+        return RunResult(self._run(output_names, feeds, options))
+
+
+class OrtValueRunner:
+    """Runs a session with bfloat16 tensors, which numpy can't express: their bits travel as uint16.
+
+    Args:
+        session: of onnxruntime.
+        inputs, outputs: of the graph.
+    """
+
+    gathers = False
+
+    def __init__(self, session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        self._session = session
+        self._bfloat16 = {spec.name for spec in (*inputs, *outputs) if spec.datatype == "BF16"}
+
+    def run(
+        self,
+        feeds: Mapping[str, Parts],
+        output_names: Sequence[str],
+        options: ort.RunOptions | None = None,
+        meanwhile: Meanwhile | None = None,  # noqa: ARG002 - the host itself is at work
+    ) -> RunResult:
+        """Run the graph; see ``Runner``."""
+        values = {}
+        for name, array in feeds.items():
+            if name in self._bfloat16:
+                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BFLOAT16)
+            else:
+                values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        arrays = []
+        for name, value in zip(
+            output_names, self._session.run_with_ort_values(output_names, values, options), strict=True
+        ):
+            if name in self._bfloat16:
+                bits = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+                arrays.append(np.frombuffer(bits, np.uint16).reshape(value.shape()))
+            else:
+                arrays.append(value.numpy())
+        return RunResult(arrays)
+
+
+def host_runner(session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Runner:
+    """The runner that a session's tensors need."""
+    if any(spec.datatype == "BF16" for spec in (*inputs, *outputs)):
+        return OrtValueRunner(session, inputs, outputs)
+    return CpuRunner(session)

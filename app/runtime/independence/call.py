@@ -1,0 +1,243 @@
+"""One call of an operator as its rule sees it, and the table of rules."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from app.runtime.independence.decisions import mixes, unproven
+from app.runtime.independence.graph import Array, Attribute, Graph, Node
+from app.runtime.independence.sizes import Algebra, Element, Number, Size, counts
+from app.runtime.independence.values import Batch, Failure, Listed, Tensor, Value, tensor_of
+
+
+class Scope(Protocol):
+    """What a rule of a control-flow operator needs of the walker."""
+
+    def body(self, graph: Graph, inputs: Sequence[Value], *, isolated: bool = False) -> list[Value]:
+        """The outputs of a subgraph."""
+
+
+Result = Value | Sequence[Value]
+Rule = Callable[["Call"], Result]
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The operator, its inputs and attributes.
+
+    Attributes:
+        node: the node.
+        inputs: what is known of the inputs; None where one is left out.
+        version: of the operators of the node's domain.
+        algebra: for sizes.
+        scope: for subgraphs.
+        attributes: of the function whose body the node is in; they are referred to by name.
+    """
+
+    node: Node
+    inputs: Sequence[Value | None]
+    version: int
+    algebra: Algebra
+    scope: Scope
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+
+    def attribute(self, name: str) -> Attribute | None:
+        """An attribute, or None where it is not given."""
+        found = self.node.attribute(name)
+        if found is not None and found.reference:
+            return self.attributes.get(found.reference)
+        return found
+
+    def integer(self, name: str, default: int) -> int:
+        """An integer attribute."""
+        found = self.attribute(name)
+        return default if found is None else found.integer()
+
+    def integers(self, name: str) -> list[int] | None:
+        """A list of integers, or None."""
+        found = self.attribute(name)
+        return None if found is None else found.integers()
+
+    def string(self, name: str, default: str = "") -> str:
+        """A text attribute."""
+        found = self.attribute(name)
+        return default if found is None else found.string()
+
+    def has(self, index: int) -> bool:
+        """Whether an input is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def tensor(self, index: int) -> Tensor:
+        """An input that is a tensor.
+
+        Raises:
+            Decision: it is none.
+        """
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if not isinstance(value, Tensor):
+            raise unproven(f"takes as input {index} what is not followed")
+        return value
+
+    def data(self, index: int) -> Tensor:
+        """An input that is a tensor and not made of the number of rows.
+
+        Raises:
+            Decision: it is none.
+        """
+        value = self.tensor(index)
+        if value.counted:
+            raise mixes("computes with the number of rows")
+        return value
+
+    def tensors(self, first: int = 0, last: int | None = None) -> list[Tensor]:
+        """The inputs that are given, of a range."""
+        return [self.data(index) for index in range(first, len(self.inputs))[:last] if self.has(index)]
+
+    def shared(self, *indices: int) -> None:
+        """Check that inputs are the same for all rows.
+
+        Raises:
+            Decision: one is not.
+        """
+        for index in indices:
+            if self.has(index) and self.data(index).batch is not None:
+                raise unproven(f"takes its input {index} from the rows")
+
+    def elements(self, index: int) -> Array | None:
+        """What an input says of shapes or places, or None where it is shared, but not known.
+
+        Raises:
+            Decision: it depends on the data of rows.
+        """
+        value = self.tensor(index)
+        if value.batch is not None:
+            raise mixes("takes a size from the data of the rows", ragged=True)
+        return value.elements
+
+    def listed(self, index: int, attribute: str) -> list[Element] | None:
+        """A list of sizes or axes that newer versions take as an input and older ones as an attribute.
+
+        Returns:
+            The list, or None where neither is given.
+
+        Raises:
+            Decision: it is not known.
+        """
+        if self.has(index):
+            found = self.elements(index)
+            if found is None:
+                raise unproven(f"takes {attribute} from an input that is not known")
+            return listed(found)
+        return None if (given := self.integers(attribute)) is None else list(given)
+
+    def axes(self, index: int, rank: int, attribute: str = "axes") -> list[int] | None:
+        """The axes that a node names, counted from the first; None where it names none."""
+        given = self.listed(index, attribute)
+        return None if given is None else [self.axis_of(value, rank) for value in given]
+
+    @staticmethod
+    def axis_of(value: Element, rank: int) -> int:
+        """An axis counted from the first.
+
+        Raises:
+            Decision: it is not one of the tensor.
+        """
+        if isinstance(value, Size | float) or not -rank <= value < rank:
+            raise unproven(f"names the axis {value if isinstance(value, int) else '?'} of {rank}")
+        return int(value) % rank
+
+    def axis(self, default: int, rank: int, name: str = "axis") -> int:
+        """The axis of an attribute, counted from the first."""
+        return self.axis_of(self.integer(name, default), rank)
+
+    def make(self, shape: Sequence[Number], batch: Batch | None = None) -> Tensor:
+        """A tensor, see ``tensor_of``."""
+        return tensor_of(self.algebra, shape, batch)
+
+    def all_shared(self) -> bool:
+        """Whether no input has anything to do with the rows."""
+        return all(
+            value is None
+            or (isinstance(value, Tensor) and value.is_shared)
+            or (isinstance(value, Listed) and all(item.is_shared for item in value.items))
+            for value in self.inputs
+        )
+
+    @property
+    def output_count(self) -> int:
+        """How many outputs the node has."""
+        return len(self.node.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A rule, and which values it can take besides plain tensors.
+
+    Attributes:
+        rule: gives the outputs for the inputs.
+        counts: whether it takes sizes that depend on the number of rows.
+        places: whether it takes the index of a row.
+        padded: whether it takes rows that are padded to the longest.
+        failures: whether it takes values that another node has decided about.
+    """
+
+    rule: Rule
+    counts: bool
+    places: bool
+    padded: bool
+    failures: bool
+
+
+_GRAVITY = ["impossible", "mixed", "unknown"]
+RULES: dict[tuple[str, str], Registered] = {}
+
+
+def operator(
+    *names: str,
+    domain: str = "",
+    counts: bool = False,
+    places: bool = False,
+    padded: bool = False,
+    failures: bool = False,
+) -> Callable[[AnyRule], AnyRule]:
+    """Register the rule of operators."""
+
+    def register(rule: AnyRule) -> AnyRule:
+        for name in names:
+            RULES[domain, name] = Registered(rule, counts, places, padded, failures)
+        return rule
+
+    return register
+
+
+def unplain(call: Call, found: Registered) -> str:
+    """Why a rule does not take an input, or nothing."""
+    for value in call.inputs:
+        for tensor in value.items if isinstance(value, Listed) else (value,):
+            if not isinstance(tensor, Tensor):
+                continue
+            if tensor.counted and not found.counts:
+                return "computes with the number of rows"
+            if tensor.places is not None and not found.places:
+                return "computes with the position of a row in the batch"
+            if tensor.padding is not None and not found.padded:
+                return "takes rows that are padded to the longest of the batch"
+    return ""
+
+
+def failure_of(values: Sequence[Value | None]) -> Failure | None:
+    """The failure among values that matters most: one that ends the run, then one that is proven to mix, else any."""
+    found = [value for value in values if isinstance(value, Failure)]
+    return min(found, key=lambda value: _GRAVITY.index(value.finding), default=None)
+
+
+def listed(elements: Array) -> list[Element]:
+    """Elements one after the other."""
+    found: list[Element] = elements.ravel().tolist()
+    return found
+
+
+def any_counts(sizes: Sequence[object]) -> bool:
+    """Whether one of the sizes depends on the number of rows."""
+    return any(counts(size) for size in sizes)

@@ -1,0 +1,39 @@
+"""The rules of the operators, one module a family; to import this registers all of them."""
+
+from app.runtime.independence.operators import (
+    attention,
+    blocked,
+    classical,
+    control,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    quantization,
+    random,
+    recurrent,
+    reductions,
+    sequences,
+    shapes,
+    slices,
+    spatial,
+)
+
+__all__ = [
+    "attention",
+    "blocked",
+    "classical",
+    "control",
+    "elementwise",
+    "indexing",
+    "linear",
+    "normalization",
+    "quantization",
+    "random",
+    "recurrent",
+    "reductions",
+    "sequences",
+    "shapes",
+    "slices",
+    "spatial",
+]

@@ -1,0 +1,189 @@
+"""Protocol buffers read from a file field by field: the payload of a weight is skipped, not copied.
+
+A field's value is an integer, bytes, or, above 4 kB, a ``Span``: where it lies. A file is read by ``pread`` and not
+mapped, so that a file that is shortened meanwhile is an error and no signal.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from app.runtime.protobuf import BYTES, FIXED32, FIXED64, VARINT, integers, parse
+
+_WINDOW = 4096
+_MAX_FIELDS = 3_000_000
+_MAX_TEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes that have not been read: ``size`` of them from ``start``."""
+
+    read: Callable[[int, int], bytes]
+    start: int
+    size: int
+
+    def content(self) -> bytes:
+        """All of its bytes."""
+        data = self.read(self.start, self.size)
+        if len(data) != self.size:
+            raise ValueError("the file ends within a field")
+        return data
+
+
+Content = bytes | Span
+Fields = list[tuple[int, int, int | Content]]
+
+
+class Budget:
+    """The number of fields that may still be read, so that a hostile file ends in an error."""
+
+    def __init__(self, left: int = _MAX_FIELDS) -> None:
+        self._left = left
+
+    def spend(self, count: int = 1) -> None:
+        """Count fields as read.
+
+        Raises:
+            ValueError: more than the limit have been read.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("the file has more fields than are read")
+
+
+def whole(source: bytes | BinaryIO) -> Span:
+    """The span of a file that is open, or of bytes."""
+    if isinstance(source, bytes):
+        return Span(lambda start, size: source[start : start + size], 0, len(source))
+    number = source.fileno()
+    return Span(lambda start, size: os.pread(number, size, start), 0, os.fstat(number).st_size)
+
+
+def fields(message: Content, budget: Budget) -> Fields:
+    """The fields of a message, in order.
+
+    Raises:
+        ValueError: it is none, or the budget is spent.
+    """
+    if isinstance(message, bytes):
+        found: Fields = [*parse(message)]
+        budget.spend(len(found))
+        return found
+    return list(_scan(message, budget))
+
+
+def first_text(message: Content, number: int, budget: Budget) -> str | None:
+    """The text of a message's first field, if that is the field ``number``; read without the rest."""
+    if isinstance(message, bytes):
+        if len(message) < 2 or message[0] != number << 3 | BYTES or message[1] > 0x7F:
+            return None
+        return message[2 : 2 + message[1]].decode()
+    for known, _, value in _scan(message, budget):
+        return value.decode() if known == number and isinstance(value, bytes) else None
+    return None
+
+
+def _scan(span: Span, budget: Budget) -> Iterator[tuple[int, int, int | Content]]:
+    at, end = span.start, span.start + span.size
+    base, window = at, b""
+    while at < end:
+        if at + 20 > base + len(window):
+            base, window = at, span.read(at, min(_WINDOW, end - at))
+        budget.spend()
+        tag, used = _varint(window, at - base)
+        number, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            value, used = _varint(window, used)
+            yield number, wire, value
+            at = base + used
+            continue
+        if wire == BYTES:
+            size, used = _varint(window, used)
+        elif wire in {FIXED32, FIXED64}:
+            size = 4 if wire == FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {wire} is none of protocol buffers")
+        at = base + used
+        if at + size > end:
+            raise ValueError("the message ends within a field")
+        if size > _WINDOW:
+            yield number, wire, Span(span.read, at, size)
+        elif at + size <= base + len(window):
+            yield number, wire, window[used : used + size]
+        else:
+            yield number, wire, Span(span.read, at, size).content()
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("the message ends within a number")
+
+
+def contents(message: Fields, number: int) -> list[Content]:
+    """The values of a field that holds bytes or messages."""
+    return [value for known, _, value in message if known == number and not isinstance(value, int)]
+
+
+def content(message: Fields, number: int) -> Content | None:
+    """The only value of a field that holds a message, or None.
+
+    Raises:
+        ValueError: it is there more than once.
+    """
+    found = contents(message, number)
+    if len(found) > 1:
+        raise ValueError(f"the field {number} is there {len(found)} times")
+    return found[0] if found else None
+
+
+def texts(message: Fields, number: int) -> list[str]:
+    """The strings of a field.
+
+    Raises:
+        ValueError: one is no text, or longer than 4 kB.
+    """
+    found = contents(message, number)
+    if any(isinstance(value, Span) for value in found):
+        raise ValueError(f"a name is longer than {_MAX_TEXT} bytes")
+    return [value.decode() for value in found if isinstance(value, bytes)]
+
+
+def text(message: Fields, number: int) -> str:
+    """The string of a field, the empty one if it is not there."""
+    found = texts(message, number)
+    return found[-1] if found else ""
+
+
+def signed(message: Fields, number: int) -> list[int]:
+    """The signed integers of a field, packed or not."""
+    plain: list[tuple[int, int, int | bytes]] = [
+        (known, wire, value.content() if isinstance(value, Span) else value)
+        for known, wire, value in message
+        if known == number
+    ]
+    return [value - (1 << 64) if value >> 63 else value for value in integers(plain, number)]
+
+
+def integer(message: Fields, number: int, default: int = 0) -> int:
+    """The signed integer of a field."""
+    found = signed(message, number)
+    return found[-1] if found else default
+
+
+def floats(message: Fields, number: int, size: int = 4) -> list[float]:
+    """The floating-point numbers of a field, packed or not, of 4 or 8 bytes each."""
+    data = b"".join(value.content() if isinstance(value, Span) else value for value in contents(message, number))
+    if len(data) % size:
+        raise ValueError("a list of numbers ends within a number")
+    return list(struct.unpack(f"<{len(data) // size}{'f' if size == 4 else 'd'}", data))

@@ -1,0 +1,1 @@
+"""Inference requests between HTTP and the engine: decoding, admission control, API keys."""

@@ -1,0 +1,327 @@
+"""API keys: who may ask models and read figures, and who may change what is served.
+
+Only digests of keys are compared, each with every known one and in constant time, so that neither the time nor the
+memory of the comparison tells how much of a guess was right.
+
+See docs/decisions/0015-deny-by-default-access.md.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from app.config.settings import Settings
+from app.config.settings_file import SettingsError
+from app.errors import AccessForbiddenError, UnauthorizedError
+
+log = logging.getLogger(__name__)
+
+KEY_HEADER = b"x-api-key"
+MIN_KEY_LENGTH = 16
+REREAD_S = 5.0
+_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})\Z")
+_HOW = "send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+# The page and the description of the interface hold no figure of this server.
+_OPEN_PATHS = {"/", "/docs", "/openapi.json"}
+_OPEN_FOLDERS = ("/health/", "/v2/health/", "/docs/", "/dashboard/")
+_READING = {"GET", "HEAD", "OPTIONS"}
+_INDEX = "/v2/repository/index"  # reads, though it is a POST
+Need = Literal["none", "predict", "control"]
+
+
+class Keys:
+    """The keys that open one thing: those of a setting, and those of a file, which is read again when it changes.
+
+    Args:
+        setting: name of the setting, for messages.
+        given: its value, keys separated by commas.
+        file: one key a line; empty lines and those that begin with # don't count.
+
+    Raises:
+        SettingsError: a key is too short, the file can't be read, or there is none; keys are never in the message.
+    """
+
+    def __init__(self, setting: str, given: str | None, file: Path | None) -> None:
+        parts = [part.strip() for part in (given or "").split(",")]
+        self._given = frozenset(_digest(part, setting) for part in parts if part)
+        self._file = file
+        self._stamp: object = None
+        self._digests = self._given
+        if file is not None:
+            self._digests = self._given | self._read(file)
+            if not self._digests:
+                raise SettingsError(f"{str(file)!r} ({setting}_file) holds no keys; it needs one a line")
+        elif not self._digests:
+            raise SettingsError(
+                f"{setting} holds no keys, so that nobody would be let in; leave it out to ask for none"
+            )
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a key of that digest is one of these."""
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+    def refresh(self) -> bool:
+        """Read the file again if it has changed; whether the keys are others now.
+
+        A file that can't be used leaves the keys as they are; one without keys takes away all that came from it.
+        """
+        if self._file is None:
+            return False
+        before = self._digests
+        try:
+            if _stamp(self._file) == self._stamp:
+                return False
+            self._digests = self._given | self._read(self._file)
+        except SettingsError as error:
+            log.error("the keys stay as they were: %s", error)
+            return False
+        if self._digests == before:
+            return False
+        log.info("%d API keys were read anew from %s", len(self._digests), self._file)
+        return True
+
+    def _read(self, file: Path) -> frozenset[bytes]:
+        try:
+            self._stamp = _stamp(file)
+            lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise SettingsError(f"the file of keys {str(file)!r} can't be read: {reason}") from None
+        found = set()
+        for number, line in enumerate(lines, start=1):
+            key = line.strip()
+            if key and not key.startswith("#"):
+                found.add(_digest(key, f"line {number} of {str(file)!r}"))
+        return frozenset(found)
+
+
+class Access:
+    """Checks the key of a request.
+
+    Args:
+        predict: keys that may ask models and read what is served; None lets everybody.
+        control: keys that may, besides, load, unload and measure models.
+        protect_metrics: ask for a key for ``/metrics`` too.
+    """
+
+    def __init__(self, predict: Keys | None, control: Keys | None, *, protect_metrics: bool = False) -> None:
+        self._predict = predict
+        self._control = control
+        self._open = _OPEN_PATHS if protect_metrics else {*_OPEN_PATHS, "/metrics"}
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Access | None":
+        """As the settings say; None where they name no key.
+
+        Raises:
+            SettingsError: see ``Keys``.
+        """
+        predict = _keys("predict_keys", settings)
+        control = _keys("control_keys", settings)
+        if predict is None and control is None:
+            return None
+        return cls(predict, control, protect_metrics=settings.protect_metrics)
+
+    def needed(self, method: str, path: str) -> Need:
+        """What a request needs that is none of inference.
+
+        What changes nothing needs a key for predicting, but for probes, the page, the description of the interface, and
+        mostly metrics, which answer everybody. All else needs a key for control, whatever it may be.
+        """
+        if changes_something(method, path):
+            return "control"
+        if self._predict is None or path in self._open or path.startswith(_OPEN_FOLDERS):
+            return "none"
+        return "predict"
+
+    def check(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """See that a request that is none of inference may be answered.
+
+        Raises:
+            UnauthorizedError, AccessForbiddenError: see below.
+        """
+        need = self.needed(method, path)
+        if need == "predict":
+            self.check_predict(headers)
+        elif need == "control":
+            self.check_control(headers)
+
+    def check_predict(self, headers: Mapping[bytes, bytes]) -> None:
+        """See that a request may ask models and read what is served.
+
+        Raises:
+            UnauthorizedError: it brings no key, or none that is known.
+        """
+        if self._predict is None:
+            return
+        digest = _sent(headers)
+        known = self._predict.has(digest)
+        if self._control is not None:
+            known |= self._control.has(digest)
+        if not known:
+            raise UnauthorizedError(f"the API key is not known; {_HOW}", key_sent=True)
+
+    def check_control(self, headers: Mapping[bytes, bytes]) -> None:
+        """See that a request may change what is served.
+
+        Raises:
+            UnauthorizedError: it brings no key, or none that is known.
+            AccessForbiddenError: its key may only ask models.
+        """
+        if self._control is None:
+            self.check_predict(headers)
+            raise AccessForbiddenError(
+                "no API key may load, unload or measure models; set PANTHER_CONTROL_KEYS_FILE or PANTHER_CONTROL_KEYS"
+            )
+        digest = _sent(headers)
+        if self._control.has(digest):
+            return
+        if self._predict is not None and self._predict.has(digest):
+            raise AccessForbiddenError("this API key may ask models, but not load, unload or measure them")
+        raise UnauthorizedError(f"the API key is not known; {_HOW}", key_sent=True)
+
+    def refresh(self) -> bool:
+        """Read files of keys again where they changed; whether any key is another now."""
+        changed = [keys.refresh() for keys in (self._predict, self._control) if keys is not None]
+        return any(changed)
+
+    def needed_by_operation(self, method: str, path: str) -> Need:
+        """The same for an operation of the OpenAPI schema, inference or not."""
+        if path.endswith(("/predict", "/infer")):
+            return "none" if self._predict is None else "predict"
+        return self.needed(method.upper(), path)
+
+
+def changes_something(method: str, path: str) -> bool:
+    """Whether a request that is none of inference may change what is served, for all that is known of it."""
+    return method not in _READING and path != _INDEX
+
+
+def describe_access(schema: dict[str, Any], access: Access | None) -> None:
+    """Add to an OpenAPI schema how a key is sent, and which operations need one on this server."""
+    schema.setdefault("components", {})["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+        "key": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-API-Key",
+            "description": "the same in a header of its own",
+        },
+    }
+    if access is None:
+        return
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    for path, operations in schema.get("paths", {}).items():
+        for method, operation in operations.items():
+            need = access.needed_by_operation(method, path)
+            if need != "none":
+                operation["security"] = [{"bearer": []}, {"key": []}]
+                operation["responses"]["401"] = {"description": "an API key is needed", "content": content}
+            if need == "control":
+                operation["responses"]["403"] = {"description": "the API key is not for this", "content": content}
+
+
+async def watch_keys(access: Access | None, on_change: Callable[[], None]) -> None:
+    """Reread the key files while they change, until cancelled.
+
+    Args:
+        access: the keys; None where no key is set.
+        on_change: called in the event loop after the set of keys changed.
+    """
+    while access is not None:
+        await asyncio.sleep(REREAD_S)
+        if await asyncio.to_thread(access.refresh):
+            on_change()
+
+
+def warn_of_open_doors(settings: Settings) -> None:
+    """Log a warning for key files that others can read, and for what anybody may do from other machines."""
+    for name in ("predict_keys_file", "control_keys_file"):
+        file = getattr(settings, name)
+        with contextlib.suppress(OSError):
+            mode = file.stat().st_mode if file is not None else 0
+            if mode & stat.S_IROTH:
+                log.warning(
+                    "%r (%s) can be read by every user of this machine (mode %o); take that away with: chmod o-r",
+                    str(file),
+                    name,
+                    stat.S_IMODE(mode),
+                )
+    if _is_local(settings.host):
+        return
+    predict = settings.predict_keys is not None or settings.predict_keys_file is not None
+    control = settings.control_keys is not None or settings.control_keys_file is not None
+    if not predict:
+        log.warning(
+            "listening on %s without API keys: whoever reaches the port may ask models and read figures; "
+            "set PANTHER_PREDICT_KEYS_FILE, or see that the network keeps others away",
+            settings.host,
+        )
+    if settings.model_control == "explicit" and not control and not predict:
+        log.warning(
+            "model_control is explicit without API keys on %s: whoever reaches the port may load and unload models; "
+            "set PANTHER_CONTROL_KEYS_FILE",
+            settings.host,
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _keys(setting: str, settings: Settings) -> Keys | None:
+    given, file = getattr(settings, setting), getattr(settings, f"{setting}_file")
+    if given is None and file is None:
+        return None
+    return Keys(setting, None if given is None else given.get_secret_value(), file)
+
+
+def _digest(entry: str, where: str) -> bytes:
+    if entry.startswith("sha256:"):
+        match = _DIGEST.match(entry)
+        if match is None:
+            raise SettingsError(f"{where}: a digest must be sha256: and 64 hexadecimal digits")
+        return bytes.fromhex(match[1])
+    if len(entry) < MIN_KEY_LENGTH:
+        raise SettingsError(
+            f"{where}: a key has {len(entry)} characters; it needs at least {MIN_KEY_LENGTH}. "
+            "Make one with: openssl rand -hex 24"
+        )
+    if not entry.isascii() or not entry.isprintable() or " " in entry:
+        raise SettingsError(f"{where}: a key must be of visible ASCII characters without spaces")
+    return hashlib.sha256(entry.encode()).digest()
+
+
+def _sent(headers: Mapping[bytes, bytes]) -> bytes:
+    """The digest of the key that a request brings."""
+    key = headers.get(KEY_HEADER)
+    if key is None:
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            key = b""
+    key = key.strip()
+    if not key:
+        raise UnauthorizedError(f"an API key is needed; {_HOW}")
+    return hashlib.sha256(key).digest()
+
+
+def _stamp(file: Path) -> object:
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise SettingsError(f"the file of keys {str(file)!r} can't be read: {error.strerror}") from None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,303 @@
+"""Loading and unloading models while the server runs: on request, with the other workers, or as the folder changes."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakValueDictionary
+
+from app.cluster.control_log import Action, Applied, Command, History
+from app.cluster.link import Link
+from app.config.settings import Settings
+from app.errors import STATUS, AppError, ControlForbiddenError, LoadError, ModelNotFoundError, ModelUnavailableError
+from app.repository.repository import Repository
+from app.repository.retries import Retries
+from app.repository.served_model import Serving
+from app.repository.watcher import Change, Watcher
+from app.system.memory import trim_memory
+
+log = logging.getLogger(__name__)
+
+_ERRORS = {kind.__name__: kind for kind in STATUS}
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
+
+
+class ModelControl:
+    """Changes what is served, one change at a time.
+
+    Args:
+        settings: of the server.
+        repository: what is changed.
+        link: to the other workers; None where there are none.
+
+    Attributes:
+        behind: why this worker does not serve what a command of the log asks for, by the model's name.
+    """
+
+    def __init__(self, settings: Settings, repository: Repository, link: Link | None = None) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._link = link
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._log_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._threads = ThreadPoolExecutor(32, thread_name_prefix="control")
+        self._following: set[asyncio.Task[None]] = set()
+        self._told_owed: frozenset[str] | None = None
+        self._policies: dict[str, str] = {}
+        self._releases: set[asyncio.Task[None]] = set()
+        self._overdue: dict[str, Command] = {}
+        self.behind: dict[str, str] = {}
+
+    def check_allowed(self) -> None:
+        """See that clients may do more than predict.
+
+        Raises:
+            ControlForbiddenError: the settings don't allow it.
+        """
+        if self._settings.model_control != "explicit":
+            raise ControlForbiddenError(
+                f"model_control is {self._settings.model_control}; "
+                "set PANTHER_MODEL_CONTROL=explicit to load, unload and measure models over HTTP"
+            )
+
+    async def load_all(self, history: History | None = None) -> None:
+        """Load what the folder holds.
+
+        Args:
+            history: what the other workers serve, where this one starts later.
+        """
+        history = history or History()
+        owed = history.owed
+        if self._settings.model_control == "watch":
+            history = History()
+        unloaded = {command.name for command in history.commands if command.action == "unload"}
+        self._policies = {command.name: command.versions for command in history.commands if command.versions}
+        await asyncio.to_thread(self._repository.load_all, unloaded, self._policies, owed, history.names)
+        self.tell_loaded()
+
+    def tell_loaded(self) -> None:
+        """Tell the other workers what this one serves; with ``watch`` each follows the folder by itself."""
+        if self._link is not None:
+            watching = self._settings.model_control == "watch"
+            self._link.tell_loaded({} if watching else self._repository.serving_versions())
+            self._tell_owed()
+
+    def _tell_owed(self) -> None:
+        owed = self._repository.readiness.owed
+        if self._link is not None and owed != self._told_owed:
+            self._told_owed = owed
+            self._link.tell_owed(sorted(owed))
+
+    def _lock_of(self, name: str) -> asyncio.Lock:
+        """The lock of a model: its changes follow one another; those of different models don't wait."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _log_lock_of(self, name: str) -> asyncio.Lock:
+        """The lock of a command of the log from its first change to its last, which takes the other one for each."""
+        return self._log_locks.setdefault(name, asyncio.Lock())
+
+    async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def request(self, action: Action, name: str, policy: str | None = None) -> None:
+        """Load or unload a model for a client, in every worker.
+
+        Args:
+            action: what to do.
+            name: of the model.
+            policy: versions to load, instead of those that the settings select.
+
+        Raises:
+            ControlForbiddenError: the settings don't allow it.
+            ModelNotFoundError, LoadError: see ``Repository``; also where a worker has not applied it.
+            ModelUnavailableError: the server ends before it is done.
+        """
+        self.check_allowed()
+        if self._link is None:
+            await self.apply(action, name, policy)
+            return
+        outcome = await self._link.submit(action, name, policy)
+        if outcome is None:
+            raise ModelUnavailableError("the server is shutting down")
+        if outcome.error is not None:
+            raise _ERRORS.get(outcome.kind or "", LoadError)(outcome.error)
+        if outcome.behind:
+            late = "; ".join(f"{worker}: {reason}" for worker, reason in sorted(outcome.behind.items()))
+            raise LoadError(f"{action} of model {name!r} is not applied by every worker yet: {late}")
+
+    async def apply(self, action: Action, name: str, policy: str | None = None) -> None:
+        """Load or unload a model in this process; what it replaces finishes its requests first."""
+        async with self._lock_of(name):
+            try:
+                if action == "load":
+                    await self._in_thread(self._repository.load, name, policy)
+                else:
+                    await self._in_thread(self._repository.unload, name)
+            finally:
+                self.release_retired()
+
+    async def follow_log(self) -> None:
+        """Apply the commands of the log as they come, until cancelled."""
+        if self._link is not None:
+            await self._link.follow(self.apply_command)
+
+    async def apply_command(self, command: Command) -> Applied:
+        """Apply a command of the log: decide its outcome, or come to the outcome that another worker decided."""
+        async with self._log_lock_of(command.name):
+            return await self._apply_command(command)
+
+    async def _apply_command(self, command: Command) -> Applied:
+        before = self._served(command.name)
+        error: AppError | None = None
+        try:
+            await self.apply(command.action, command.name, command.policy)
+        except AppError as problem:
+            error = problem
+        except Exception as problem:
+            log.exception("%s of model %s failed", command.action, command.name)
+            error = LoadError(f"{command.action} of model {command.name!r} failed: {type(problem).__name__}")
+        if command.versions is not None:
+            error = await self._come_to(command, error)
+        changed = self._served(command.name) != before
+        if command.versions is None and (error is None or changed):
+            self._settle(command.name)
+        return Applied(
+            number=command.number,
+            versions=self._versions(command.name),
+            changed=changed,
+            error=None if error is None else str(error),
+            kind=None if error is None else type(error).__name__,
+        )
+
+    async def _come_to(self, command: Command, error: AppError | None) -> AppError | None:
+        """See that this worker serves what was decided; why it does not, or None."""
+        name, wanted = command.name, command.versions
+        told = self.behind.get(name)
+        self._settle(name)
+        if self._versions(name) != wanted:
+            try:
+                if wanted:
+                    await self.apply("load", name, wanted)
+                elif self._versions(name):
+                    await self.apply("unload", name)
+            except AppError as problem:
+                error = problem
+            except Exception as problem:
+                log.exception("%s of model %s failed", command.action, name)
+                error = LoadError(f"{command.action} of model {name!r} failed: {type(problem).__name__}")
+        if self._versions(name) == wanted:
+            return None
+        reason = str(error) if error is not None else f"versions {wanted or 'none'} are not in the folder"
+        self._overdue[name] = command
+        self.behind[name] = reason
+        if reason != told:
+            log.error("model %s: this worker does not serve versions %s yet: %s", name, wanted or "none", reason)
+        return error or LoadError(reason)
+
+    def _settle(self, name: str) -> None:
+        self._overdue.pop(name, None)
+        self.behind.pop(name, None)
+
+    async def retry(self) -> None:
+        """Try again what failed in this worker alone, and what resources were short for at the start, until cancelled.
+
+        With ``watch``, the watch of the folder sees to the latter.
+        """
+        pause_s = _FIRST_RETRY_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                missing = await self.retry_once()
+            except Exception:  # whatever a file system may come up with: try again
+                log.exception("trying again to load models failed")
+                missing = True
+            pause_s = min(2 * pause_s, _LONGEST_RETRY_S) if missing else _FIRST_RETRY_S
+
+    async def retry_once(self) -> bool:
+        """Try once; whether something is missing still."""
+        for name in list(self._overdue):
+            async with self._log_lock_of(name):
+                command = self._overdue.get(name)
+                if command is not None:
+                    await self._come_to(command, None)
+        starved = [] if self._settings.model_control == "watch" else self._repository.starved()
+        for name in starved:
+            async with self._log_lock_of(name):
+                if name in self._repository.starved():
+                    with contextlib.suppress(AppError):
+                        await self.apply("load", name, self._policies.get(name))
+        if starved:
+            self.tell_loaded()
+        return bool(self._overdue or starved)
+
+    def _served(self, name: str) -> list[Serving | None]:
+        entry = self._repository.entries.get(name)
+        return [] if entry is None else [item.serving for item in entry.ready()]
+
+    def _versions(self, name: str) -> str:
+        return self._repository.serving_versions().get(name, "")
+
+    async def watch(self, watcher: Watcher, retries: Retries) -> None:
+        """Follow what changes in the folder, until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.watch_interval_s)
+            try:
+                await self.poll(watcher, retries)
+            except Exception:  # whatever a file system may come up with: look again
+                log.exception("looking at the model folder failed")
+
+    async def poll(self, watcher: Watcher, retries: Retries) -> list[asyncio.Task[None]]:
+        """Begin to load what has changed in the folder, and once more what memory or time was short for.
+
+        Returns:
+            A task for each model: one that takes long to load keeps no other waiting.
+        """
+        changes = [*await asyncio.to_thread(watcher.poll), *retries.due(self._repository.to_retry())]
+        tasks = [asyncio.create_task(self.follow(change)) for change in changes]
+        self._following.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._following.discard)
+        return tasks
+
+    async def follow(self, change: Change) -> None:
+        """Do what a change of the folder asks for; what fails is logged and shown, and the old version stays."""
+        async with self._lock_of(change.name):
+            try:
+                if change.gone:
+                    await self._in_thread(self._repository.forget, change.name)
+                else:
+                    await self._in_thread(self._repository.load, change.name, None, change.versions)
+            except ModelNotFoundError as error:
+                log.error("%s", error)
+                await self._in_thread(self._repository.forget, change.name)
+            except AppError as error:
+                log.error("%s", error)
+            except Exception:
+                log.exception("loading model %s failed", change.name)
+            finally:
+                self.release_retired()
+
+    def release_retired(self) -> None:
+        """Have what was replaced finish its requests, and give its memory back."""
+        self._tell_owed()
+        retired = self._repository.take_retired()
+        if retired:
+            for serving in retired:
+                serving.batcher.close()
+            task = asyncio.create_task(_release(retired))
+            self._releases.add(task)
+            task.add_done_callback(self._releases.discard)
+
+    @property
+    def releasing(self) -> bool:
+        """Whether something that was replaced has yet to finish."""
+        return bool(self._releases)
+
+
+async def _release(retired: list[Serving]) -> None:
+    while any(not serving.batcher.idle for serving in retired):
+        await asyncio.sleep(0.05)
+    retired.clear()  # with the last reference the session goes
+    await asyncio.to_thread(trim_memory)

@@ -1,0 +1,149 @@
+"""The process that reads large request bodies: jobs in by one pipe, results out by another.
+
+It imports neither the server nor onnxruntime, and ends when nothing came for a while or when the server is gone.
+"""
+
+import os
+import pickle
+import resource
+import select
+import signal
+import struct
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import IO
+
+from app.engine.codec import Api, Body, Headers
+from app.engine.codec.compression import decompress
+from app.engine.codec.described import ModelDescription
+from app.engine.codec.model_codec import AnswerForm, ModelCodec
+from app.engine.request import InferenceRequest
+from app.errors import AppError
+
+IDLE_S = 60.0
+LENGTH = struct.Struct("<Q")
+_MEMORY_PER_BYTE = 48
+"""A JSON value of two bytes becomes an object of 56 and a place in a list, at worst."""
+_BASE_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """A body to read; it goes to the process pickled.
+
+    Attributes:
+        model: whose request it is.
+        max_body_bytes: limit of the body when decompressed.
+        max_rows: maximum rows of a request.
+    """
+
+    model: ModelDescription
+    max_body_bytes: int
+    max_rows: int
+
+    @abstractmethod
+    def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+        """Read a body, in this process.
+
+        Raises:
+            AppError: says what is wrong with it.
+        """
+
+
+@dataclass(frozen=True)
+class HttpJob(Job):
+    """The body of a request over HTTP.
+
+    Attributes:
+        headers, query: of the request.
+        api: how it is written.
+    """
+
+    headers: Headers
+    query: bytes
+    api: Api
+
+    def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+        """See ``Job``."""
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is not None:
+            body = decompress(body, encoding, self.max_body_bytes)
+        return ModelCodec(self.model, self.max_rows).read(self.headers, self.query, body, self.api)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a body can't be read.
+
+    Attributes:
+        kind: name of the class of the error.
+        message: for the client.
+    """
+
+    kind: str
+    message: str
+
+
+Reply = tuple[InferenceRequest, AnswerForm] | Refusal
+
+
+def write_message(stream: IO[bytes], message: object, body: Body | None = None) -> None:
+    """Write an object, its tensors apart, and a body."""
+    tensors: list[pickle.PickleBuffer] = []
+    text = pickle.dumps(message, protocol=5, buffer_callback=tensors.append)
+    parts: list[Body] = [text, *(tensor.raw() for tensor in tensors)]
+    if body is not None:
+        parts.append(body)
+    stream.write(LENGTH.pack(len(parts)) + b"".join(LENGTH.pack(len(part)) for part in parts))
+    for part in parts:
+        stream.write(part)
+    stream.flush()
+
+
+def read_message(stream: IO[bytes]) -> list[bytearray]:
+    """The parts of a message: the object, its tensors, and the body.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    (count,) = LENGTH.unpack(_exactly(stream, LENGTH.size))
+    sizes = [LENGTH.unpack(_exactly(stream, LENGTH.size))[0] for _ in range(count)]
+    return [_exactly(stream, size) for size in sizes]
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytearray:
+    data = bytearray(size)
+    view, at = memoryview(data), 0
+    while at < size:
+        count = stream.readinto(view[at:])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError("the other process is gone")
+        at += count
+    return data
+
+
+def main() -> None:
+    """Read bodies until nothing comes for a while, or the server is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(5)
+    incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    while select.select([incoming], [], [], IDLE_S)[0]:
+        try:
+            text, body = read_message(incoming)
+        except EOFError:
+            return
+        job: Job = pickle.loads(text)  # noqa: S301 - from the server, by a pipe of ours  # nosec B301
+        limit = _BASE_BYTES + _MEMORY_PER_BYTE * job.max_body_bytes
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+        reply: Reply
+        try:
+            reply = job.read(body)
+        except AppError as error:
+            reply = Refusal(type(error).__name__, str(error))
+        except MemoryError:
+            reply = Refusal("OverloadedError", "there is no memory for this request now")
+        del body
+        write_message(outgoing, reply)
+        del reply

@@ -1,0 +1,137 @@
+"""What runs beside the requests, from the start of the application to its end."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.cluster.control_log import History
+from app.repository.retries import Retries
+from app.repository.watcher import Watcher
+from app.service.access import Access, watch_keys
+from app.service.state import AppState
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+
+
+@dataclass(frozen=True)
+class LifecycleOptions:
+    """How an application starts.
+
+    Attributes:
+        load_first: whether models are loaded before connections are accepted.
+        on_loaded: called once the models are loaded.
+    """
+
+    load_first: bool = False
+    on_loaded: Callable[[], None] = lambda: None
+
+
+class Lifecycle:
+    """What runs beside the requests: loading, following the folder and the other workers, rereading keys.
+
+    Args:
+        state: of the application.
+        options: of its start.
+        on_keys_changed: called in the event loop after the set of keys changed.
+    """
+
+    def __init__(self, state: AppState, options: LifecycleOptions, on_keys_changed: Callable[[], None]) -> None:
+        self._state = state
+        self._options = options
+        self._on_keys_changed = on_keys_changed
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rereading: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin; models load beside the event loop, so that health checks answer meanwhile."""
+        state = self._state
+        history = None if state.link is None else await state.link.start(state.counters)
+        watcher = Watcher(state.settings.model_dir) if state.settings.model_control == "watch" else None
+        loading = asyncio.create_task(self._load(history))
+        self._tasks = [loading, asyncio.create_task(self._follow(loading, watcher))]
+        self._tasks.append(asyncio.create_task(watch_keys(state.service.access, self._on_keys_changed)))
+        if self._options.load_first:
+            await asyncio.wait({loading})
+
+    async def stop(self) -> None:
+        """End all of it, and close the models."""
+        state = self._state
+        state.repository.end()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        if state.link is not None:
+            await state.link.stop()
+        for serving in state.repository.servings():
+            serving.batcher.close()
+        await state.service.close()
+
+    def reread_keys(self) -> None:
+        """Reread the key files now instead of within seconds."""
+        access = self._state.service.access
+        if access is not None:
+            task = asyncio.get_running_loop().create_task(self._reread(access))
+            self._rereading.add(task)
+            task.add_done_callback(self._rereading.discard)
+
+    async def _reread(self, access: Access) -> None:
+        if await asyncio.to_thread(access.refresh):
+            self._on_keys_changed()
+        log.info("SIGHUP: the key files were reread")
+
+    async def _follow(self, loading: asyncio.Task[None], watcher: Watcher | None) -> None:
+        """Follow the folder where that is wished, and the other workers, once the models are loaded."""
+        await asyncio.wait({loading})
+        control = self._state.control
+        async with asyncio.TaskGroup() as group:
+            group.create_task(control.follow_log())
+            group.create_task(control.retry())
+            if watcher is not None:
+                group.create_task(control.watch(watcher, Retries()))
+
+    async def _load(self, history: History | None) -> None:
+        state, loader = self._state, self._state.loader
+        if loader.device_problem is not None:
+            log.error("not ready: %s", loader.device_problem)
+        elif loader.device is not None and loader.device.requested == "auto" and loader.device.reason is not None:
+            log.warning("device=auto: running on the CPU, because %s", loader.device.reason)
+        await self._read_folder(history)
+        state.repository.started()
+        self._check_default_model()
+        self._options.on_loaded()
+        problem = state.not_ready_because(alone=True)
+        if state.draining:
+            return
+        if problem is None:
+            log.info("ready: serving %s", ", ".join(state.repository.names()))
+        else:
+            log.error("not ready: %s", problem)
+
+    def _check_default_model(self) -> None:
+        """Log that the default model isn't there: ``POST /predict`` is refused until it is."""
+        name, entries = self._state.settings.default_model, self._state.repository.entries
+        if name is not None and name not in entries:
+            there = ", ".join(entries) or "none"
+            log.error(
+                "default_model %r is not in the model folder, which POST /predict needs; there are: %s", name, there
+            )
+
+    async def _read_folder(self, history: History | None) -> None:
+        """Load what the folder holds; where it can't be read, as where no descriptor is left, try again."""
+        state, pause_s = self._state, _FIRST_PAUSE_S
+        while not state.draining:
+            try:
+                await state.control.load_all(history)
+            except OSError as error:
+                reason = f"the model folder can't be read: {error.strerror}"
+                if state.folder_problem != reason:
+                    log.error("not ready: %s; it is tried again every %g seconds at least", reason, _LONGEST_PAUSE_S)
+                state.folder_problem = reason
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                break
+        state.folder_problem = None

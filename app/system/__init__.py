@@ -1,0 +1,1 @@
+"""Memory, CPUs, and process tuning on Linux."""

@@ -1,0 +1,121 @@
+"""A bounded queue between the log and its reader: a pipe that is not read, or a full disk, holds up no request."""
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
+FLUSH_S = 1.0
+"""How long the end of the process may wait for the reader."""
+_MAX_WRITE_BYTES = 64 * 1024
+_PAUSE_S = 0.5
+
+
+class LogWriter(logging.Handler):
+    """Writes lines to a descriptor in a thread; what does not fit into the queue is dropped and counted.
+
+    Args:
+        descriptor: of the open file, such as 2 for standard error.
+        max_bytes: of the lines that wait.
+
+    Attributes:
+        dropped: lines that were not written so far.
+    """
+
+    def __init__(self, descriptor: int, max_bytes: int = MAX_QUEUED_BYTES) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._max_bytes = max_bytes
+        self.dropped = 0
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        # Reentrant, since a signal handler may log while its thread is in here. A forked process has no thread yet.
+        self._changed = threading.Condition(threading.RLock())
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+        self._reported = self.dropped
+        self._writing = False
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the line of a record; never waits for the reader."""
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception as error:  # noqa: BLE001 - a record that can't be formatted must not end a request
+            line = f"a log record of {record.pathname}:{record.lineno} can't be formatted: {error!r}\n".encode()
+        with self._changed:
+            if self._bytes + len(line) > self._max_bytes:
+                self.dropped += 1
+                return
+            self._lines.append(line)
+            self._bytes += len(line)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be written."""
+        with self._changed:
+            return not (self._lines or self._writing)
+
+    def flush(self) -> None:
+        """Wait until what was queued is written, for a second at most."""
+        end = time.monotonic() + FLUSH_S
+        with self._changed:
+            while not self.idle and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines:
+                    self._changed.wait()
+                lines = self._take()
+                self._writing = True
+            written = self._write(b"".join(lines))
+            with self._changed:
+                self._writing = False
+                if not written:
+                    self.dropped += len(lines)
+                elif self.dropped > self._reported:
+                    self._report()
+                self._changed.notify_all()
+            if not written:
+                time.sleep(_PAUSE_S)  # nothing else can be done about a disk that is full, or a reader that is gone
+
+    def _take(self) -> list[bytes]:
+        lines = [self._lines.popleft()]
+        size = len(lines[0])
+        while self._lines and size + len(self._lines[0]) <= _MAX_WRITE_BYTES:
+            lines.append(self._lines.popleft())
+            size += len(lines[-1])
+        self._bytes -= size
+        return lines
+
+    def _report(self) -> None:
+        """Say at the front of the queue how many lines are missing."""
+        count, self._reported = self.dropped - self._reported, self.dropped
+        text = f"{count} lines of the log were dropped: it was not read, or could not be written"
+        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)
+        line = self.format(record).encode() + b"\n"
+        self._lines.appendleft(line)
+        self._bytes += len(line)
+
+    def _write(self, data: bytes) -> bool:
+        """Write all of it, for as long as that takes; whether it was written."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:  # whoever shares the pipe has made it so
+                select.select([], [self._descriptor], [])
+            except (OSError, ValueError):
+                return False
+        return True

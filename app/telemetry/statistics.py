@@ -1,0 +1,162 @@
+"""Counters of one model version: plain integers, cheap to raise and to sum over workers."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.telemetry.histogram import Histogram
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often something happened and how long it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """One more, which took ``ns``."""
+        self.count += 1
+        self.ns += ns
+
+    def plain(self) -> list[int]:
+        """As plain data."""
+        return [self.count, self.ns]
+
+    def merge(self, data: list[int]) -> None:
+        """Add one given as plain data."""
+        self.count += data[0]
+        self.ns += data[1]
+
+
+PLAIN, OIP, GRPC = "plain", "oip", "grpc"
+PROTOCOLS = (PLAIN, OIP, GRPC)
+"""The plain API, and the Open Inference Protocol over HTTP and over gRPC."""
+_PARTS = (OIP, GRPC)
+SUCCESS = "success"
+HISTOGRAMS = ("success", "queue", "compute_infer")
+DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass(slots=True)
+class ProtocolCounters:
+    """The part of a version's requests that came by one protocol.
+
+    Attributes:
+        success: requests that succeeded.
+        rows: of these requests.
+        failures: by reason.
+    """
+
+    success: int = 0
+    rows: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def snapshot(self) -> list[Any]:
+        """Everything as plain data."""
+        return [self.success, self.rows, dict(self.failures)]
+
+    def merge(self, data: list[Any]) -> None:
+        """Add what another worker counted."""
+        self.success += data[0]
+        self.rows += data[1]
+        self.failures.update(data[2])
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counters since the start of the process; its many fields are the figures of ``/stats`` and ``/metrics``.
+
+    ``success`` and ``fail`` count requests from the first look at the body to the last byte of the answer; a request's
+    ``compute_infer`` is the whole run of the batch that it was in. ``rows`` are rows of successful requests,
+    ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests that came by
+    another protocol than the plain API. ``mismatched_runs`` are runs whose outputs did not have the rows that went in.
+    ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns].
+    """
+
+    success: Histogram = field(default_factory=Histogram)
+    fail: Duration = field(default_factory=Duration)
+    queue: Histogram = field(default_factory=Histogram)
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Histogram = field(default_factory=Histogram)
+    compute_output: Duration = field(default_factory=Duration)
+    rows: int = 0
+    executions: int = 0
+    executed_rows: int = 0
+    last_inference_ms: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    parts: dict[str, ProtocolCounters] = field(default_factory=lambda: {name: ProtocolCounters() for name in _PARTS})
+    batches: dict[int, list[int]] = field(default_factory=dict)
+    mismatched_runs: int = 0
+
+    def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int = 0) -> None:
+        """One run of the model ended."""
+        self.executions += 1
+        self.executed_rows += rows
+        self.last_inference_ms = int(time.time() * 1000)
+        batch = self.batches.get(rows)
+        if batch is None:
+            self.batches[rows] = [1, input_ns, infer_ns, output_ns]
+        else:
+            batch[0] += 1
+            batch[1] += input_ns
+            batch[2] += infer_ns
+            batch[3] += output_ns
+
+    def failed(self, reason: str, ns: int, protocol: str = PLAIN) -> None:
+        """One request ended with an error."""
+        self.fail.add(ns)
+        self.failures[reason] += 1
+        if protocol != PLAIN:
+            self.parts[protocol].failures[reason] += 1
+
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """Requests by protocol and outcome: ``success``, or the reason of the failure."""
+        parts = self._shown_parts()
+        counts = {(PLAIN, SUCCESS): self.success.count - sum(part.success for part in parts.values())}
+        counts |= {(name, SUCCESS): part.success for name, part in parts.items()}
+        for reason, count in self.failures.items():
+            counts |= {(name, reason): part.failures[reason] for name, part in parts.items()}
+            counts[PLAIN, reason] = count - sum(part.failures[reason] for part in parts.values())
+        return counts
+
+    def rows_by_protocol(self) -> dict[str, int]:
+        """Rows of successful requests, by protocol."""
+        parts = {name: part.rows for name, part in self._shown_parts().items()}
+        return {PLAIN: self.rows - sum(parts.values()), **parts}
+
+    def _shown_parts(self) -> dict[str, ProtocolCounters]:
+        """All parts but that of gRPC where nothing came by it, as on a server without that port."""
+        return {name: part for name, part in self.parts.items() if name != GRPC or part.success or part.failures}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as plain data, to be sent to another worker."""
+        data: dict[str, Any] = {name: getattr(self, name).plain() for name in DURATIONS}
+        data.update(
+            rows=self.rows,
+            executions=self.executions,
+            executed_rows=self.executed_rows,
+            last_inference_ms=self.last_inference_ms,
+            failures=dict(self.failures),
+            parts={name: part.snapshot() for name, part in self.parts.items()},
+            mismatched_runs=self.mismatched_runs,
+            batches=[[rows, *batch] for rows, batch in self.batches.items()],
+        )
+        return data
+
+    def merge(self, data: dict[str, Any]) -> None:
+        """Add another worker's snapshot."""
+        for name in DURATIONS:
+            getattr(self, name).merge(data[name])
+        self.rows += data["rows"]
+        self.executions += data["executions"]
+        self.executed_rows += data["executed_rows"]
+        self.last_inference_ms = max(self.last_inference_ms, data["last_inference_ms"])
+        self.failures.update(data["failures"])
+        for name, part in data["parts"].items():
+            self.parts[name].merge(part)
+        self.mismatched_runs += data["mismatched_runs"]
+        for rows, *batch in data["batches"]:
+            mine = self.batches.setdefault(rows, [0, 0, 0, 0])
+            self.batches[rows] = [left + right for left, right in zip(mine, batch, strict=True)]

@@ -1,0 +1,369 @@
+"""The `panther` command. What needs torch is imported when a command runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+_URL = "http://127.0.0.1:8000"
+
+app = typer.Typer(
+    name="panther",
+    help="Sketched linear layers: train, export and inspect models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Make `panther train` a command of its own also while it is the only one."""
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .npz file with arrays x (rows, features) and y: classes (rows,), floating-point numbers for a "
+            "regression, or zeros and ones (rows, labels); the handwritten digits if left out."
+        ),
+    ] = None,
+    to: Annotated[Path, typer.Option(help="The model repository to write into.")] = Path("models"),
+    name: Annotated[str | None, typer.Option(help="Name of the model; 'digits', or the name of the data file.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 64,
+    lr: Annotated[
+        float, typer.Option(min=1e-8, help="Learning rate of Adam at the start; falls along a cosine.")
+    ] = 2e-3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights, U and the order of rows.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if left out.")] = None,
+    unit: Annotated[str | None, typer.Option(help="For the card: unit of the targets of a regression.")] = None,
+) -> None:
+    """Train the tutorial's network, dense and sketched, side by side; export the sketched one.
+
+    Prints what each costs and how well it does on held-out rows, and writes NAME/<next version>/model.onnx.
+    """
+    _require("torch", "onnx", "onnxscript", "sklearn", extra="train")
+    _require("onnxruntime", extra="cpu")
+    from panther.cli.train import run
+
+    with _errors_as_lines():
+        run(
+            data,
+            to=to,
+            name=name if name is not None else (data.stem if data is not None else "digits"),
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            threads=threads,
+            console=Console(),
+            unit=unit,
+        )
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="MODULE:FACTORY, importable from here; FACTORY() returns the torch module.")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input", help="An input in the order of forward: NAME:DTYPE[SIZE,...]; a name for a size that varies."
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights: .safetensors, or a state_dict by torch.save.")
+    ] = None,
+    to: Annotated[
+        Path, typer.Option(help="The model repository, where it becomes the next version; or a path ending in .onnx.")
+    ] = Path("models"),
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz file with real rows for each input, to check on; random if left out.")
+    ] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(help="Name of an output, in the order of forward's return.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the classes of the first output, or of its numbers, comma-separated.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="How to read the first output: logits, probabilities, multilabel or regression; logits where it has "
+            "labels."
+        ),
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of the first output where it is a regression.")] = None,
+    plan: Annotated[str, typer.Option(help="auto measures; or two_products, dense.")] = "auto",
+    u_storage: Annotated[str, typer.Option(help="bits or float: how fixed sign matrices lie in the file.")] = "bits",
+    precision: Annotated[str, typer.Option(help="float32, float16 (for CUDA) or int8 (weights, for CPU).")] = "float32",
+    target: Annotated[str, typer.Option(help="cpu or cuda: what the plans are measured on.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the target; all cores if left out.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="A batch size to measure at; 1, 8 and 64 if left out.")
+    ] = None,
+    max_weight_bytes: Annotated[int | None, typer.Option(min=1, help="Limit on the weights when loaded.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest relative error; by precision if left out.")
+    ] = None,
+    conditional: Annotated[
+        str | None, typer.Option(help="sketched or standard: the branch of layers that choose by the number of rows.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="For the card: what the model is.")] = None,
+    license_name: Annotated[str | None, typer.Option("--license", help="For the card.")] = None,
+    author: Annotated[list[str] | None, typer.Option(help="For the card; may be given several times.")] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="For the card: what is done to raw data before it is sent.")
+    ] = None,
+) -> None:
+    """Export a model to ONNX, proven against torch, into a repository that the server reads."""
+    _require("torch", "onnx", "onnxscript", extra="train")
+    _require("onnxruntime", extra="cpu")
+    from panther.cli.export import InputSpec, example_tensors, load_model
+    from panther.export import Input, Output, pipeline
+    from panther.export.inspection import inspect_file, print_inspection
+    from panther.export.options import About, ExportOptions
+
+    with _errors_as_lines():
+        specs = [InputSpec.parse(text) for text in inputs]
+        module = load_model(model, checkpoint)
+        examples = example_tensors(specs, data)
+        class_labels = tuple(labels.split(",")) if labels is not None else None
+        outputs = None
+        if output or class_labels or kind or unit:
+            first, *rest = output or ["output"]
+            read_as = kind or ("logits" if class_labels else None)
+            outputs = [Output(first, kind=read_as, labels=class_labels, unit=unit), *map(Output, rest)]
+        options = ExportOptions(
+            name=name,
+            inputs=[Input(spec.name) for spec in specs],
+            outputs=outputs,
+            dynamic_axes={spec.name: spec.dynamic_axes for spec in specs},
+            plan=plan,
+            u_storage=u_storage,
+            precision=precision,
+            target=target,
+            num_threads=threads,
+            batch_sizes=tuple(batch_size or (1, 8, 64)),
+            max_weight_bytes=max_weight_bytes,
+            tolerance=tolerance,
+            conditional=conditional,
+            about=About(
+                description=description, license=license_name, authors=tuple(author or ()), preprocessing=preprocessing
+            ),
+        )
+        report = pipeline.run(module, list(examples.values()), to, options)
+        print_inspection(inspect_file(report.path), Console())
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="MODULE:FACTORY, importable from here; FACTORY() returns the torch module.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A model repository or a path ending in .onnx: bits and rank are chosen for every layer, and the file "
+            "is exported. A path ending in .safetensors: sketched layers alone, as weights."
+        ),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights: .safetensors, or a state_dict by torch.save.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="An .npz file of inputs by name, a few hundred rows. Needed but for .safetensors."),
+    ] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Budget: bytes of the whole model.")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Budget: relative error of the outputs; of each weight without --calibration.")
+    ] = None,
+    speedup: Annotated[float | None, typer.Option(help="Budget: times as fast as the original's file.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Budget: MODULE:FUNCTION, importable from here, that takes the model.")
+    ] = None,
+    at_least: Annotated[float | None, typer.Option(help="What --metric must return.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the exported model; that of FACTORY's module.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="What layers may become; may be given several times. All if left out.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --calibration in a batch.")] = 32,
+    run_size: Annotated[int, typer.Option(min=1, help="Rows in a run that --speedup is measured with.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads that --speedup is measured with.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also report what onnxruntime's quantize_dynamic gives.")
+    ] = False,
+    curve: Annotated[Path | None, typer.Option(help="Write bytes and errors of what was tried there, as .svg.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A layer to leave out, or a pattern such as '*.query'.")
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Budget for .safetensors: stored parameters of the linear layers, as a share of now."),
+    ] = None,
+    distill: Annotated[
+        int | None, typer.Option(min=1, help="For .safetensors: steps to train on --calibration.")
+    ] = None,
+) -> None:
+    """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""
+    _require("torch", "safetensors", "onnx", "onnxscript", extra="train")
+    from panther.cli import budget, sketch
+    from panther.cli.export import load_model
+    from panther.convert import ConversionError
+
+    for_sketch = ratio is not None or distill is not None or out.suffix == ".safetensors"
+    chosen = {"speedup": speedup, "metric": metric, "at-least": at_least, "name": name, "kind": kind, "curve": curve}
+    with _errors_as_lines():
+        try:
+            if for_sketch:
+                budget.refuse(out, chosen)
+                sketch.run(
+                    load_model(model, checkpoint),
+                    out=out,
+                    ratio=ratio,
+                    max_bytes=max_bytes,
+                    max_error=max_error,
+                    calibration=calibration,
+                    batch_size=batch_size,
+                    skip=skip or (),
+                    distill_steps=distill,
+                    console=Console(),
+                )
+            else:
+                _require("onnxruntime", extra="cpu")
+                wanted = budget.Wanted(
+                    max_bytes, max_error, speedup, metric, at_least, tuple(kind or ()), tuple(skip or ())
+                )
+                measured = budget.Measured(batch_size, run_size, threads, compare=compare)
+                files = budget.Files(out, calibration, curve, name if name is not None else model.partition(":")[0])
+                budget.run(load_model(model, checkpoint), wanted, measured, files, Console())
+        except ConversionError as error:
+            _fail(str(error))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a model file is: its card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
+    _require("onnx", extra="inspect")
+    import json
+
+    from panther.export.inspection import inspect_file, print_inspection
+
+    with _errors_as_lines():
+        inspection = inspect_file(file)
+        if as_json:
+            typer.echo(json.dumps(inspection, indent=2, ensure_ascii=False))
+        else:
+            print_inspection(inspection, Console())
+
+
+@app.command()
+def predict(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE", help="Rows: a .csv, .npy or .json file. Or the URL, with --input.")
+    ],
+    rows: Annotated[Path | None, typer.Option("--input", help="The file of rows, where FILE is a URL.")] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="PANTHER_URL", help=f"Where the server is; {_URL} if left out.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model; the server's default if left out.")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version; the server's default if left out.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many labels to rank.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the outputs there: .npz, or .npy where there is one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PANTHER_API_KEY", help="Where the server asks for one.", show_default=False)
+    ] = None,
+) -> None:
+    """Ask a server for predictions on rows of a file."""
+    _require("httpx", extra="client")
+    from panther_client.command import CommandError, run
+
+    is_url = what.startswith(("http://", "https://"))
+    if is_url and rows is None:
+        _fail(f"{what} needs the rows: --input FILE")
+    if rows is not None and not is_url:
+        _fail(f"FILE ({what}) and --input ({rows}) are two files; give one")
+    try:
+        run(
+            what if is_url else url or _URL,
+            rows if rows is not None else Path(what),
+            model=model,
+            version=version,
+            top_k=top_k,
+            output=output,
+            as_json=as_json,
+            api_key=api_key or None,
+            console=Console(),
+        )
+    except CommandError as error:
+        _fail(str(error))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    help="Serve the models of a folder over HTTP; all flags are those of the server: panther serve --help.",
+)
+def serve(context: typer.Context) -> None:
+    """Become the server; it is a program of its own, of which this package knows only how to start it."""
+    _require("app", "fastapi", "uvicorn", extra="cpu")
+    if importlib.util.find_spec("onnxruntime") is None:
+        _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
+    os.environ["_PANTHER_PROGRAM"] = "panther serve"
+    # -P: a folder 'app' of the user's own, where the command is called, is not the server.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program  # nosec B606
+
+
+@contextlib.contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """What users can mend is told in a line, without a traceback."""
+    from panther.export.errors import ExportError
+
+    try:
+        yield
+    except (ExportError, ValueError) as error:
+        _fail(str(error))
+
+
+def _require(*modules: str, extra: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        _fail(f"{', '.join(missing)} {verb} not installed; install the extra: pip install 'panther-sketch[{extra}]'")
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command; the errors that users can mend are printed as a line."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

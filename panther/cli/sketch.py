@@ -1,0 +1,126 @@
+"""`panther compress` to sketched weights: inputs from a file, the conversion, and the file that it becomes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from torch import Tensor, nn
+
+import panther
+from panther.checkpoint import CheckpointError
+from panther.convert.api import sketch_
+from panther.convert.distill import distill_
+from panther.convert.errors import ConversionError
+
+
+def run(
+    model: nn.Module,
+    *,
+    out: Path,
+    ratio: float | None,
+    max_bytes: int | None,
+    max_error: float | None,
+    calibration: Path | None,
+    batch_size: int,
+    skip: Sequence[str],
+    distill_steps: int | None,
+    console: Console,
+) -> None:
+    """Convert a model, train it where asked to, write its weights, and print the report.
+
+    Raises:
+        ConversionError: a file can't be read or written, or the model can't be converted.
+        ValueError: the budget or another argument is out of range.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out ({out}) must end in .safetensors")
+    if distill_steps is not None and calibration is None:
+        raise ValueError("distillation needs inputs; give --calibration")
+    batches = None if calibration is None else load_batches(calibration, model, batch_size)
+    teacher = copy.deepcopy(model) if distill_steps is not None else None
+    with progress_bar(console) as show:
+        try:
+            report = sketch_(
+                model,
+                ratio=ratio,
+                max_bytes=max_bytes,
+                max_error=max_error,
+                calibration=batches,
+                skip=skip,
+                on_step=show,
+            )
+        except (RuntimeError, TypeError, IndexError) as error:
+            # of the model's own forward
+            raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
+    console.print(report)
+    if teacher is not None and report.replaced:
+        result = distill_(model, teacher, batches, steps=distill_steps or 1)
+        console.print(
+            f"distilled for {result.steps} steps: relative error {result.error_before:.4f} → {result.error:.4f}, "
+            f"mean cosine {result.cosine_before:.4f} → {result.cosine:.4f}"
+            + (" on inputs kept out of the training" if result.held_out else " on the training inputs")
+        )
+    try:
+        size = panther.save(model, out)
+    except CheckpointError as error:
+        raise ConversionError(str(error)) from error
+    console.print(f"wrote {out} ({size:,} bytes)", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of step, called with (what, done, all)."""
+    with Progress(console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def load_batches(path: Path, model: nn.Module, batch_size: int) -> Sequence[Mapping[str, Tensor] | tuple[Tensor]]:
+    """Read calibration inputs: an .npz file with an array for each input of the model, rows along the first axis.
+
+    Arrays go in under their names where forward takes all of these; a single array under any name goes in first.
+
+    Raises:
+        ConversionError: the file can't be read, or its arrays don't fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: torch.from_numpy(archive[key]) for key in archive.files}
+    except FileNotFoundError:
+        raise ConversionError(f"calibration {path} does not exist") from None
+    except Exception as error:
+        raise ConversionError(f"calibration {path} cannot be read as an .npz file: {error}") from error
+    rows = {key: len(array) if array.dim() else 0 for key, array in arrays.items()}
+    if not rows or 0 in rows.values() or len(set(rows.values())) > 1:
+        raise ConversionError(f"calibration {path}: arrays must have the same number of rows, 1 at least; found {rows}")
+    count = next(iter(rows.values()))
+    # the type of the model's floats; integers, such as token ids, as they are
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    arrays = {key: array.to(dtype) if array.is_floating_point() else array for key, array in arrays.items()}
+    parameters = inspect.signature(model.forward).parameters
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    starts = range(0, count, batch_size)
+    if len(arrays) == 1 and not arrays.keys() <= parameters.keys():
+        (only,) = arrays.values()
+        return [(only[start : start + batch_size],) for start in starts]
+    unknown = [] if any_name else sorted(arrays.keys() - parameters.keys())
+    if unknown:
+        raise ConversionError(
+            f"calibration {path}: {unknown[0]!r} is no input of {type(model).__name__}, which takes "
+            f"{', '.join(parameters)}"
+        )
+    return [{key: array[start : start + batch_size] for key, array in arrays.items()} for start in starts]

@@ -1,0 +1,276 @@
+"""`compress`: the best model under one budget, whatever each of its layers becomes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from panther.compression import rivals
+from panther.compression.budget import Budget, Metric
+from panther.compression.compressed import Compressed
+from panther.compression.curve import Curve, Point
+from panther.compression.inputs import Inputs
+from panther.compression.linear import Calibrated, LinearOptions
+from panther.compression.options import KINDS
+from panther.compression.report import CompressionReport, Side, Speed, layer_reports
+from panther.compression.search import Search
+from panther.compression.speed import SpeedSearch, Timing
+from panther.compression.tables import embedding_parts
+from panther.compression.trials import Trial, Trials, reachable
+from panther.convert.calibration import collect
+from panther.convert.deviation import Reference
+from panther.convert.errors import ConversionError
+from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
+from panther.convert.layers import Filter, Unit, find_units
+from panther.convert.plan import model_size
+from panther.convert.reach import unreached
+from panther.export import ExportError
+from panther.quantize import embeddings
+from panther.quantize.observe import observe
+
+# rows of each layer's inputs that ranges are chosen on
+_SAMPLE = 1024
+_SEED = 0
+_PREDICTED_POINTS = 24
+
+
+@torch.inference_mode(mode=False)
+def compress(
+    model: nn.Module,
+    *,
+    calibration: Any,
+    max_bytes: int | None = None,
+    max_error: float | None = None,
+    speedup: float | None = None,
+    metric: Metric | None = None,
+    at_least: float | None = None,
+    kinds: Sequence[str] = KINDS,
+    filter_fn: Filter | None = None,
+    skip: Iterable[str] = (),
+    forward: Forward | None = None,
+    probes: int = 8,
+    batch_size: int = 1,
+    threads: int = 1,
+    compare: bool = False,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> Compressed:
+    """Compress a trained model to a budget: 8 bits, low rank or both for each layer, whichever costs the outputs least.
+
+    Works on a copy: the model given is as it was, also after an error.
+
+    Args:
+        model: any module that contains nn.Linear layers, the Conv1D of transformers, or embeddings.
+        calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
+            dict. A few hundred rows do.
+        max_bytes: budget: bytes of the whole model's parameters and buffers, which is what the exported file takes but
+            for its graph. The model of the closest outputs is sought.
+        max_error: budget: ‖y - ŷ‖ / ‖y‖ of the outputs on the calibration inputs. The smallest model is sought.
+        speedup: budget: how many times as fast the exported file is to be as the original's, in onnxruntime on this
+            machine. The model of the closest outputs is sought; the report says what was measured.
+        metric: budget: a function of the model that returns a number, the higher the better, such as the accuracy on
+            labelled rows. The smallest model is sought whose metric is `at_least`; every model is evaluated whole.
+        at_least: what metric must return.
+        kinds: what layers may become, besides staying as they are.
+        filter_fn: (module, name) → whether to change that linear layer.
+        skip: names of linear layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
+        forward: (model, batch) → outputs, where the model is to be called in another way.
+        probes: backward passes for each batch, which estimate how a layer's outputs move the model's.
+        batch_size, threads: rows and CPU threads that speedup is measured with.
+        compare: also run what onnxruntime's `quantize_dynamic` makes of the original, for the report.
+        generator: on the CPU, of the random directions of these passes and the sampled rows; a fixed seed when None.
+        on_step: called with (what, done, all) as the work goes on.
+
+    Returns:
+        The compressed model in eval mode, a report, and the curve of what was tried.
+
+    Raises:
+        ValueError: an argument is out of range, or the budget can't be met; says what could.
+        ConversionError: the model has nothing to compress, or calibration can't be run.
+        ExportError: of a speedup, where the model can't be exported.
+    """
+    budget = Budget(max_bytes, max_error, speedup, metric, at_least)
+    _check(model, kinds, probes)
+    _check_counts(batch_size=batch_size, threads=threads)
+    step = on_step if on_step is not None else lambda *_: None
+    random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
+    batches = batches_of(calibration)
+    network = _copied(model)
+    check_batches(batches, network, forward, "calibration")
+    check_differentiable(network)
+    units = find_units(network, filter_fn, skip)
+    tables = embeddings.find(network)
+    in_play = {name for table in tables for name in table.place.names}
+    elsewhere = tuple(
+        group for group in unreached(network, units, convolutions=False) if not in_play & set(group.names)
+    )
+    if all(unit.reason is not None for unit in units) and all(table.reason is not None for table in tables):
+        kept = [f"{unit.name}: {unit.reason}" for unit in units] + [
+            f"{table.place.names[0]}: {table.reason}" for table in tables
+        ]
+        kept += [f"{', '.join(group.names[:3])}: {group.reason}" for group in elsewhere]
+        raise ConversionError(
+            "the model has no linear layer and no embedding to compress" + "".join(f"; {why}" for why in kept[:6])
+        )
+    size = model_size(network)[1]
+    with evaluating(network):
+        original = None if metric is None else reachable(network, metric, budget.at_least or 0.0)
+        calibrated = _calibrate(network, units, batches, forward, probes, random, step)
+        parts = [
+            *LinearOptions(network, units, tables, calibrated, kinds, step).parts(),
+            *embedding_parts(network, tables, calibrated.reference, kinds, step),
+        ]
+        other_bytes = size - sum(part.options[0].bytes for part in parts)
+        trials = Trials(network, parts, calibrated.reference, metric)
+        inputs = _inputs(network, batches, forward)
+        speed: Speed | None = None
+        if speedup is not None:
+            timed = SpeedSearch(network, trials, other_bytes, kinds, Timing(needed(inputs), batch_size, threads), step)
+            search = timed.search
+            found, speed = timed.within(speedup)
+        else:
+            search = Search(trials, other_bytes, kinds, step)
+            found = _found(search, budget)
+        sides, notes = _rivals(network, inputs, calibrated.reference) if compare else ((), ())
+    trials.swap(found.plan).do()
+    network.eval()
+    report = CompressionReport(
+        budget=str(budget),
+        layers=layer_reports(parts, found.plan, search.chooser),
+        unreached=elsewhere,
+        bytes_before=size,
+        bytes_after=model_size(network)[1],
+        output_error=found.deviation.error,
+        output_cosine=found.deviation.cosine,
+        measured_on=calibrated.reference.measured_on,
+        metric=None if original is None or found.metric is None else (original, found.metric),
+        speed=speed,
+        rivals=sides,
+        notes=(*_notes(found, speed, speedup, calibrated.reference), *notes),
+    )
+    return Compressed(network, report, _curve(search, trials, found), inputs)
+
+
+def _calibrate(
+    model: nn.Module,
+    units: Sequence[Unit],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    probes: int,
+    random: torch.Generator,
+    step: Callable[[str, int, int], None],
+) -> Calibrated:
+    """Moments, samples and the original's outputs.
+
+    Raises:
+        ConversionError: the model can't be run, or puts out nothing that can be compared.
+    """
+    active = [unit for unit in units if unit.reason is None]
+    done = iter(range(1, 2 * len(batches) + 1))
+
+    def on_batch() -> None:
+        step("calibrating", next(done), 2 * len(batches))
+
+    moments = collect(model, active, batches, forward, probes=probes, generator=random, on_batch=on_batch)
+    seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
+    reference = Reference(model, batches, forward)
+    if not reference.has_outputs:
+        raise ConversionError(
+            "calibration: the model put out no finite floating-point numbers to compare; scalars are left out"
+        )
+    return Calibrated(dict(zip(map(id, active), moments, strict=True)), seen, reference)
+
+
+def _found(search: Search, budget: Budget) -> Trial:
+    if budget.max_bytes is not None:
+        return search.within_bytes(budget.max_bytes)
+    if budget.max_error is not None:
+        return search.within_error(budget.max_error)
+    return search.within_metric(budget.at_least or 0.0)
+
+
+def _curve(search: Search, trials: Trials, found: Trial) -> Curve:
+    """The plans that were tried, and some between that were only predicted."""
+    path = search.chooser.path()
+    every = path[:: max(1, len(path) // _PREDICTED_POINTS)]
+    predicted = [Point(plan.bytes, math.sqrt(plan.predicted)) for plan in every if not trials.tried(plan)]
+    points = sorted((*trials.points(), *predicted), key=lambda point: point.bytes)
+    chosen = next(
+        i
+        for i, point in enumerate(points)
+        if (point.bytes, point.output_error) == (found.plan.bytes, found.deviation.error)
+    )
+    return Curve(tuple(points), chosen)
+
+
+def _inputs(model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> Inputs | ConversionError:
+    """The calibration inputs for an export, or why there are none."""
+    try:
+        return Inputs.of(model, batches, forward)
+    except ConversionError as error:
+        return error
+
+
+def needed(inputs: Inputs | ConversionError) -> Inputs:
+    """The inputs.
+
+    Raises:
+        ConversionError: there are none.
+    """
+    if isinstance(inputs, ConversionError):
+        raise inputs
+    return inputs
+
+
+def _rivals(
+    model: nn.Module, inputs: Inputs | ConversionError, reference: Reference
+) -> tuple[tuple[Side, ...], tuple[str, ...]]:
+    """What onnxruntime makes of the original, and why it is missing where it is."""
+    try:
+        return (rivals.quantize_dynamic(model, needed(inputs), reference),), ()
+    except (ConversionError, ExportError) as error:
+        return (), (f"{rivals.NAME} could not be compared: {error}",)
+
+
+def _notes(found: Trial, speed: Speed | None, speedup: float | None, reference: Reference) -> Iterable[str]:
+    if speed is not None and speedup is not None and speed.speedup < speedup:
+        yield (
+            f"the file is {speed.speedup:.2f} times as fast, below the {speedup:g} asked for: layers gain less "
+            "together than alone; this is the fastest that was found"
+        )
+    if not math.isfinite(found.deviation.error):
+        yield "the compressed model's outputs overflow where the original's are finite"
+    if not reference.all_finite:
+        yield "some of the original's outputs are infinite or NaN; the others were compared"
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ConversionError(f"the model can't be copied, and would be changed: {error}") from error
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} ({count!r}) must be an integer from 1 on")
+
+
+def _check(model: Any, kinds: Sequence[str], probes: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model ({type(model).__name__}) must be an nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError("the model is compiled by TorchScript; compress it before it is scripted or traced")
+    if isinstance(model, nn.Linear | nn.Embedding):
+        raise ValueError(f"model is itself an nn.{type(model).__name__}; wrap it in nn.Sequential")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds or isinstance(kinds, str):
+        raise ValueError(f"kinds ({kinds!r}) must be some of {list(KINDS)}")
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
+        raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")

@@ -1,0 +1,87 @@
+"""The options of a linear layer in blocks: 4 bits, 4 bits with a low-rank correction, and 8 bits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from panther.compression.options import INT4, INT8_BLOCKS, Option, Product, Replacements
+from panther.linalg.whitening import damped, whitened_svd
+from panther.nn.quantized import BlockLinear
+from panther.quantize.block_option import BlockOption
+from panther.quantize.blocks import Blocks, Known
+from panther.quantize.candidates import Int8Option
+from panther.quantize.feedback import INPUT_DAMPING, OUTPUT_DAMPING
+
+# fewer bytes, or closer
+_BLOCK_SIZES = (128, 32)
+_CORRECTION_RANK = 16
+_PLAIN, _FINE = (Blocks(4, size) for size in _BLOCK_SIZES)
+_CORRECTED, _EIGHT = Blocks(4, _BLOCK_SIZES[0], _CORRECTION_RANK), Blocks(8, _BLOCK_SIZES[0])
+
+
+class BlockOptions:
+    """The options of one layer.
+
+    Args:
+        layer: which, and what calibration says of its input.
+    """
+
+    def __init__(self, layer: Int8Option) -> None:
+        self._unit, sight = layer.unit, layer.candidate.sight
+        self._known = Known(sight.second, sight.sensitivities[layer.index], sight.rows.double().mean(0), sight.rows)
+        self._plain = BlockOption(self._unit, _PLAIN, self._known)
+
+    def of(self, kind: str) -> list[Option]:
+        """Those of a kind; none where the layer is too small for it."""
+        if kind == INT4:
+            fine = BlockOption(self._unit, _FINE, self._known)
+            return [self._option(kind, option, option.error) for option in (self._plain, fine)]
+        option = BlockOption(self._unit, _EIGHT if kind == INT8_BLOCKS else _CORRECTED, self._known)
+        if kind == INT8_BLOCKS:
+            # rounded to the nearest, which hardly differs at 8 bits
+            return [self._option(kind, option, option.estimate)]
+        d_out, d_in = self._unit.weight.shape
+        return [self._option(kind, option, self._corrected())] if _CORRECTED.rank(d_out, d_in) else []
+
+    def _corrected(self) -> float:
+        """The error of 4 bits, less the share of what rounding lost that the correction takes up."""
+        ((_, plain), *_) = self._plain.layers(final=True)
+        if not isinstance(plain, BlockLinear):
+            raise TypeError(f"{self._unit.name} in blocks is a {type(plain).__name__}")
+        lost = whitened_svd(
+            self._unit.weight.double() - plain.weight.double(),
+            damped(self._known.second, INPUT_DAMPING),
+            damped(self._known.sensitivity, OUTPUT_DAMPING),
+        ).tail()
+        left = lost[_CORRECTION_RANK] / lost[0].clamp_min(torch.finfo(lost.dtype).tiny)
+        return self._plain.error * float(left)
+
+    def _option(self, kind: str, option: BlockOption, error: float) -> Option:
+        d_out, d_in = self._unit.weight.shape
+        rank = option.blocks.rank(d_out, d_in)
+        return Option(
+            kind,
+            option.weight_bytes + 4 * d_out * len(self._unit.biases),
+            d_in * d_out + rank * (d_in + d_out),
+            error,
+            partial(_modules, option),
+            rank or None,
+            _products(option.blocks, d_in, d_out),
+            f"blocks of {option.blocks.size(d_in)}",
+        )
+
+
+def _modules(option: BlockOption) -> Replacements:
+    return option.layers(final=True)
+
+
+def _products(blocks: Blocks, d_in: int, d_out: int) -> tuple[Product, ...]:
+    kind = INT4 if blocks.bits == 4 else INT8_BLOCKS
+    found = [Product(kind, d_in, d_out, block_size=blocks.size(d_in))]
+    rank = blocks.rank(d_out, d_in)
+    if rank:
+        found.append(Product(INT8_BLOCKS, d_in, rank, block_size=blocks.size(d_in), rounded=False))
+        found.append(Product(INT8_BLOCKS, rank, d_out, block_size=blocks.size(rank), rounded=False))
+    return tuple(found)

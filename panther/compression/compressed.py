@@ -1,0 +1,61 @@
+"""What `compress` returns: the model, the report, the curve, and the way to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from panther.compression.curve import Curve
+from panther.compression.inputs import Inputs
+from panther.compression.report import CompressionReport
+from panther.convert.errors import ConversionError
+from panther.export import ExportReport, export_onnx
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model.
+
+    Attributes:
+        model: a new model in eval mode; quantized weights compute what the exported file does. The caller's is as it
+            was.
+        report: what became of every layer and why, with totals; ``print(report)``.
+        curve: bytes and errors of the plans that were tried; ``print(curve)``, ``curve.save("curve.svg")``.
+    """
+
+    model: nn.Module
+    report: CompressionReport
+    curve: Curve
+    _inputs: Inputs | ConversionError = field(repr=False)
+
+    def export(
+        self,
+        path_or_repository: str | Path,
+        *,
+        name: str,
+        example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> ExportReport:
+        """Export the model to one ONNX file, as `panther.export.export_onnx` does.
+
+        Args:
+            path_or_repository: a path ending in ``.onnx``, or the folder of a model repository.
+            name: the model's name.
+            example_inputs: rows to check on; some of the calibration inputs when None. Axes then vary in the file that
+                vary between the calibration batches.
+            options: of `export_onnx`, such as ``dynamic_axes`` and ``num_threads``.
+
+        Raises:
+            ConversionError: the calibration inputs are no arguments of the model; give example_inputs.
+            ExportError: as of `export_onnx`.
+        """
+        if example_inputs is None:
+            if isinstance(self._inputs, ConversionError):
+                raise self._inputs
+            example_inputs = self._inputs.examples()
+            options = {"dynamic_axes": self._inputs.dynamic_axes, **options}
+        return export_onnx(self.model, example_inputs, path_or_repository, name=name, **options)

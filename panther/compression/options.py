@@ -1,0 +1,101 @@
+"""What a layer can become: its options, each with bytes, multiply-adds and predicted effect on the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from panther.convert.layers import Place
+
+FLOAT, INT8, LOW_RANK, LOW_RANK_INT8 = "float", "int8", "low_rank", "low_rank_int8"
+INT4, INT4_CORRECTED, INT8_BLOCKS = "int4", "int4_corrected", "int8_blocks"
+LOW_RANK_INT4 = "low_rank_int4"
+IN_BLOCKS = (INT4, INT4_CORRECTED, INT8_BLOCKS)
+# a layer may always stay as it is
+KINDS = (INT8, LOW_RANK, LOW_RANK_INT8, LOW_RANK_INT4, *IN_BLOCKS)
+
+Replacements = Sequence[tuple[Place, nn.Module]]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product by a constant matrix, as it runs in an exported file.
+
+    Attributes:
+        kind: `FLOAT`, `INT8`, `INT4` or `INT8_BLOCKS`.
+        in_features, out_features: of the matrix.
+        smoothed: whether the input is multiplied by a factor a channel first.
+        block_size: of a weight in blocks; 0 for others.
+        rounded: whether a product with a weight in blocks rounds its input to 8 bits.
+    """
+
+    kind: str
+    in_features: int
+    out_features: int
+    smoothed: bool = False
+    block_size: int = 0
+    rounded: bool = True
+
+
+@dataclass(frozen=True)
+class Option:
+    """One of the things that a layer can become.
+
+    Attributes:
+        kind: `FLOAT`, which leaves it as it is, or one of `KINDS`.
+        bytes: of the weight, its scales and the biases.
+        multiply_adds: of a forward pass, for a row.
+        error: the predicted relative squared error of the model's outputs.
+        make: the modules, with the places that they go to; none for `FLOAT`.
+        rank: of the factors; None where there are none.
+        products: what an exported file computes.
+        detail: what else tells it from others of its kind.
+    """
+
+    kind: str
+    bytes: int
+    multiply_adds: int
+    error: float
+    make: Callable[[], Replacements]
+    rank: int | None = None
+    products: tuple[Product, ...] = ()
+    detail: str = ""
+
+    @property
+    def label(self) -> str:
+        """The kind, and what tells it from others of the kind."""
+        if self.detail:
+            return f"{self.kind} ({self.detail})"
+        return self.kind if self.rank is None else f"{self.kind} of rank {self.rank}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear layer or an embedding of the model.
+
+    Attributes:
+        name: dotted.
+        names: of every place that the weight stands in.
+        layer: "linear" or "embedding".
+        shape: of its weight.
+        options: at least one; the first is `FLOAT`.
+        reason: why it can become nothing else; None where it can.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    layer: str
+    shape: tuple[int, int]
+    options: tuple[Option, ...]
+    reason: str | None = None
+
+    def only(self, kinds: Sequence[str]) -> tuple[int, ...]:
+        """Indices of the options of some kinds; that of `FLOAT` is always among them."""
+        return tuple(i for i, option in enumerate(self.options) if option.kind == FLOAT or option.kind in kinds)
+
+
+def unchanged() -> Replacements:
+    """The modules of `FLOAT`."""
+    return ()

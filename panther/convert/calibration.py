@@ -1,0 +1,239 @@
+"""Calibration statistics per layer: second moments of its inputs, and the sensitivity of the model's outputs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.convolutions import Convolution, rows_of_outputs, sampled_patches
+from panther.convert.errors import ConversionError
+from panther.convert.fast_path import observing
+from panther.convert.forward import Forward, outputs_of, run
+from panther.convert.layers import Unit
+
+# rows kept of each layer's inputs, to look whether the sketched layer overflows on them
+EXTREME_ROWS = 8
+
+
+@dataclass
+class Moments:
+    """Sums over the rows that a layer saw in calibration; float64, on the layer's device.
+
+    A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
+    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity.
+
+    Attributes:
+        second: (d_in, d_in), Σ x xᵀ.
+        total: (d_in,), Σ x.
+        rows: how many, those left out that move no output of the model.
+        sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
+            to the layer's output, estimated with random projections; None where there are no derivatives.
+        calls: how often the layer was called.
+        extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
+    """
+
+    second: Tensor
+    total: Tensor
+    rows: int = 0
+    sensitivity: Tensor | None = None
+    calls: int = 0
+    extreme: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """(d_in,)."""
+        return self.total / max(self.rows, 1)
+
+    def covariance(self, *, centred: bool) -> Tensor:
+        """(d_in, d_in), the mean of x xᵀ, about the mean of x where centred."""
+        C = self.second / max(self.rows, 1)
+        return C - torch.outer(self.mean, self.mean) if centred else C
+
+
+@dataclass
+class _Call:
+    moments: Moments
+    x: Tensor
+    convolution: Convolution | None = None
+    # the rows of the output that the rows of x belong to; None for all
+    sampled: Tensor | None = None
+    moves: Tensor | None = None
+    # whether its effect on the outputs can be seen; not within torch.no_grad
+    watched: bool = True
+
+
+def collect(
+    model: nn.Module,
+    units: Sequence[Unit],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    *,
+    probes: int,
+    generator: torch.Generator,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[Moments]:
+    """Run the batches through the model and gather the moments of every unit.
+
+    For a random v of independent standard normal entries, E[(Jᵀv)(Jᵀv)ᵀ] = JᵀJ: each of the probes is a backward pass
+    that starts from such a v at the model's outputs, scaled to the size of the outputs, so that several outputs weigh
+    the same. Rows whose derivatives are all zero, as those of padding, count for nothing.
+
+    Args:
+        model: in eval mode and frozen.
+        units: whose modules are watched.
+        batches, forward: as `panther.convert.forward.call` takes them.
+        probes: backward passes for each batch.
+        generator: of v, on the CPU.
+        on_batch: called after each.
+
+    Raises:
+        ConversionError: the inputs of a layer hold values that are not finite.
+    """
+    found = [_empty(unit) for unit in units]
+    watch = _Watch(probes=probes, generator=generator)
+    handles = [
+        place.module.register_forward_hook(watch.hook(moments, unit.convolution), with_kwargs=True)
+        for unit, moments in zip(units, found, strict=True)
+        for place in unit.places
+    ]
+    try:
+        for number, batch in enumerate(batches):
+            with torch.set_grad_enabled(probes > 0), observing(model):
+                watch.finish(outputs_of(run(model, batch, forward, f"calibration: batch {number}"), batch))
+            on_batch()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for unit, moments in zip(units, found, strict=True):
+        if not bool(torch.isfinite(moments.second).all()):
+            raise ConversionError(f"calibration: the inputs of {unit.name} hold values that are not finite")
+        if moments.sensitivity is not None and not bool(torch.isfinite(moments.sensitivity).all()):
+            raise ConversionError(f"calibration: the derivatives at {unit.name} are not finite")
+    return found
+
+
+class _Watch:
+    """The calls of the watched layers in one forward pass, and the backward passes that follow it."""
+
+    def __init__(self, *, probes: int, generator: torch.Generator) -> None:
+        self._probes, self._generator = probes, generator
+        self._calls: list[_Call] = []
+        self._anchors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        # of positions of images: apart from the generator of v, which stays the same beside convolutions
+        self._positions = torch.Generator().manual_seed(0)
+        self.ended = False
+
+    def hook(self, moments: Moments, convolution: Convolution | None) -> Callable[..., Tensor]:
+        """A forward hook for a layer."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            if convolution is None:
+                record = _Call(moments, x.detach().reshape(-1, x.shape[-1]))
+            else:
+                patches, sampled = sampled_patches(convolution, x.detach(), self._positions)
+                record = _Call(moments, patches, convolution, sampled)
+            self._calls.append(record)
+            if not torch.is_grad_enabled():
+                record.watched = False
+                return out
+            key = (out.device, out.dtype)
+            if key not in self._anchors:
+                self._anchors[key] = torch.zeros((), device=key[0], dtype=key[1], requires_grad=True)
+            # a tensor of its own, whose gradient can be had though the parameters are frozen and it may be overwritten
+            watched = out + self._anchors[key]
+            watched.register_hook(lambda gradient: self._receive(record, gradient))  # type: ignore[no-untyped-call]
+            return watched
+
+        return hook
+
+    def _receive(self, record: _Call, gradient: Tensor | None) -> None:
+        if gradient is None:
+            # an operation without a derivative, such as a product with quantized weights, ends the way back
+            self.ended = True
+            record.watched = False
+        else:
+            _add_sensitivity(record, gradient, self._probes)
+
+    def finish(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """Run the backward passes and add up what was seen."""
+        moving = [(y, mask) for y, mask in outputs if y.requires_grad]
+        for remaining in reversed(range(self._probes if moving else 0)):
+            try:
+                torch.autograd.backward(
+                    [y for y, _ in moving],
+                    [_probe(y.detach(), mask, self._generator) for y, mask in moving],
+                    inputs=list(self._anchors.values()),
+                    retain_graph=remaining > 0,
+                )
+            except (NotImplementedError, RuntimeError) as error:
+                if "not implemented" not in str(error):
+                    raise
+                # an operation without a derivative
+                self.ended = True
+                break
+        for record in self._calls:
+            # beyond the end of the way back nothing is known of what a layer moves
+            record.watched = record.watched and not (self.ended and record.moves is None)
+            _add(record, moved=bool(moving))
+        self._calls.clear()
+        self._anchors.clear()
+
+
+def _empty(unit: Unit) -> Moments:
+    device, d_in = unit.weight.device, unit.in_features
+    return Moments(
+        torch.zeros(d_in, d_in, dtype=torch.float64, device=device),
+        torch.zeros(d_in, dtype=torch.float64, device=device),
+    )
+
+
+def _probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A random v whose outer product weighs the relative squared error of y, times the examples in the batch."""
+    v = torch.randn(y.shape, generator=generator, dtype=torch.float32, device=generator.device).to(y.device)
+    counted = y.float()
+    infinite = counted.isinf()
+    if bool(infinite.any()):
+        # scores that the model sets to -inf, say: no change of a layer moves them
+        v, counted = v.masked_fill(infinite, 0.0), counted.masked_fill(infinite, 0.0)
+    if mask is not None:
+        v *= mask.unsqueeze(-1)
+        counted = counted[mask]
+    norm = counted.double().square().sum().sqrt()
+    # nothing is relative to an output of zeros alone
+    scale = torch.where(norm == 0, 0.0, len(y) ** 0.5 / norm)
+    scaled: Tensor = v.double() * scale
+    return scaled.to(y.dtype)
+
+
+def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
+    if record.convolution is not None:
+        gradient = rows_of_outputs(record.convolution, gradient)
+    g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
+    moves = g.abs().sum(1)
+    record.moves = moves if record.moves is None else record.moves + moves
+    # summed in float64; within one batch float32 is enough for a weighting, once the squares are in its range
+    size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
+    g = g / size.float()
+    product = (g.t() @ g).double() * (size.square() / probes)
+    sensitivity = record.moments.sensitivity
+    record.moments.sensitivity = product if sensitivity is None else sensitivity + product
+
+
+def _add(record: _Call, *, moved: bool) -> None:
+    x, moments = record.x, record.moments
+    moments.calls += 1
+    if len(x):
+        kept = x if moments.extreme is None else torch.cat([moments.extreme, x])
+        moments.extreme = kept[kept.abs().amax(1).topk(min(EXTREME_ROWS, len(kept))).indices]
+    if moved and record.watched:
+        moves = record.moves if record.moves is None or record.sampled is None else record.moves[record.sampled]
+        x = x[:0] if moves is None else x[moves != 0]
+    x = x.double()
+    moments.second += x.t() @ x
+    moments.total += x.sum(0)
+    moments.rows += len(x)

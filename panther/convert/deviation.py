@@ -1,0 +1,100 @@
+"""How far a converted model's outputs are from the original's, on the same batches."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.forward import Forward, call, outputs_of
+
+# of the original's outputs kept for the comparison
+_MOST_BYTES = 2**28
+
+
+class Deviation(NamedTuple):
+    """Of a model's outputs from the original's, where these are finite: some scores may be masked by -inf.
+
+    Attributes:
+        error: √(Σ ‖y - ŷ‖² / Σ ‖y‖²), the root mean square over outputs where there are several.
+        cosine: the mean cosine between y and ŷ over rows (last axes), the mean over outputs.
+    """
+
+    error: float
+    cosine: float
+
+
+class Reference:
+    """The original's outputs on the batches, as many as fit in memory.
+
+    Args:
+        model: the original, in eval mode.
+        batches, forward: as `panther.convert.forward.call` takes them.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> None:
+        self._batches: list[tuple[Any, list[Tensor]]] = []
+        self._forward = forward
+        self._given = len(batches)
+        kept = 0
+        for batch in batches:
+            outputs = _rows(lambda batch: call(model, batch, forward), batch)
+            kept += sum(y.numel() * y.element_size() for y in outputs)
+            if kept > _MOST_BYTES and self._batches:
+                break
+            self._batches.append((batch, outputs))
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether there is anything to compare."""
+        return any(bool(y.isfinite().any()) for _, outputs in self._batches for y in outputs)
+
+    @property
+    def measured_on(self) -> str:
+        """The inputs that are compared, in words."""
+        batches = len(self._batches)
+        rows = [max((len(y) for y in outputs), default=0) for _, outputs in self._batches]
+        some = f"the first {batches} of {self._given}" if batches < self._given else f"{batches}"
+        return f"{some} calibration batch{'es' if self._given > 1 else ''}, {sum(rows):,} output rows"
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether all of the original's outputs could be compared."""
+        return all(bool(y.isfinite().all()) for _, outputs in self._batches for y in outputs)
+
+    def deviation(self, model: nn.Module) -> Deviation:
+        """Compare what a model makes of the same batches."""
+        return self.deviation_of(lambda batch: call(model, batch, self._forward))
+
+    def deviation_of(self, run: Callable[[Any], Any]) -> Deviation:
+        """Compare the outputs for each batch that anything returns, as a model would."""
+        sums: dict[int, list[float]] = {}
+        for batch, expected in self._batches:
+            for i, (y, y_hat) in enumerate(zip(expected, _rows(run, batch), strict=True)):
+                finite = y.isfinite()
+                reference, found = y.double().where(finite, 0.0), y_hat.double().where(finite, 0.0)
+                entry = sums.setdefault(i, [0.0, 0.0, 0.0, 0.0])
+                # a model that overflows is further off than any other, also beside a NaN
+                entry[0] += (reference - found).nan_to_num(nan=math.inf, posinf=math.inf).square().sum().item()
+                entry[1] += reference.square().sum().item()
+                entry[2] += nn.functional.cosine_similarity(reference, found, dim=-1).sum().item()
+                entry[3] += int(finite.any(dim=-1).sum())
+        errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, rows in sums.values() if rows]
+        cosines = [cosine / rows for _, _, cosine, rows in sums.values() if rows]
+        return Deviation((sum(errors) / len(errors)) ** 0.5, sum(cosines) / len(cosines))
+
+
+@torch.no_grad()
+def _rows(run: Callable[[Any], Any], batch: Any) -> list[Tensor]:
+    with warnings.catch_warnings():
+        # which torch's fast path for padding masks is built on
+        warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
+        outputs = outputs_of(run(batch), batch)
+    return [
+        (y[mask] if mask is not None else y.flatten(0, -2) if y.dim() > 1 else y.unsqueeze(0)).cpu()
+        for y, mask in outputs
+    ]

@@ -1,0 +1,99 @@
+"""What a conversion does not reach: parameters outside the layers in play, and why they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from panther.convert.convolutions import is_convolution
+from panther.convert.layers import Unit, is_conv1d
+from panther.convert.report import Unreached
+from panther.nn.quantized import Int8Embedding, Int8Linear
+
+_UNSKETCHED_CONVOLUTION = "a convolution of a kind that has no sketched form: transposed, or over three axes"
+_LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+
+
+def unreached(model: nn.Module, units: Sequence[Unit], *, convolutions: bool) -> tuple[Unreached, ...]:
+    """Group what the layers in play don't hold by the kind of module, the largest group first.
+
+    Each parameter counts once, under the first module that holds it.
+
+    Args:
+        model: the whole.
+        units: the layers in play.
+        convolutions: they are in play too, unless the caller leaves them out.
+    """
+    seen = {id(tensor) for unit in units for place in unit.places for tensor in place.module.parameters()}
+    groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    whole = sum(parameter.numel() for parameter in model.parameters() if not isinstance(parameter, _LAZY))
+    in_play = {id(place.module) for unit in units for place in unit.places}
+    for name, module in model.named_modules():
+        held: list[Tensor] = []
+        for tensor in (*module._parameters.values(), *_fixed_terms(module)):
+            if tensor is not None and id(tensor) not in seen and not isinstance(tensor, _LAZY):
+                seen.add(id(tensor))
+                held.append(tensor)
+        count = sum(tensor.numel() for tensor in held)
+        quantized = quantized_kind(module)
+        if id(module) not in in_play and (count or quantized is not None):
+            groups.setdefault((type(module).__name__, _why(module, convolutions=convolutions)), []).append(
+                (name or "the model", count)
+            )
+    found = [
+        Unreached(
+            kind, tuple(name for name, _ in members), total := sum(n for _, n in members), total / max(whole, 1), reason
+        )
+        for (kind, reason), members in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda group: -group.parameters))
+
+
+def quantized_kind(module: nn.Module) -> str | None:
+    """How a module that `panther.quantize_` or torch.ao has quantized stores its weight; None for others."""
+    if isinstance(module, Int8Linear | Int8Embedding):
+        return "int8"
+    package = type(module).__module__
+    if package.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and hasattr(module, "weight"):
+        weight = module.weight() if callable(module.weight) else module.weight
+        return str(getattr(weight, "dtype", "integers")).removeprefix("torch.")
+    return None
+
+
+def blocking(units: Iterable[Unit]) -> str:
+    """The layers that stay dense whatever the budget, the largest first, each with its reason."""
+    kept = sorted((unit for unit in units if unit.reason is not None), key=lambda unit: -unit.dense_parameters)
+    if not kept:
+        return ""
+    most = 6
+    named = [f"{unit.name} ({unit.dense_parameters:,} parameters): {unit.reason}" for unit in kept[:most]]
+    more = [f"and {len(kept) - most} more"] if len(kept) > most else []
+    return "; these stay dense: " + "; ".join([*named, *more])
+
+
+def _fixed_terms(module: nn.Module) -> list[Tensor | None]:
+    return [module._buffers[name] for name in ("U1s", "U2s") if name in module._buffers]
+
+
+def _why(module: nn.Module, *, convolutions: bool) -> str:  # noqa: PLR0911  one return for each reason
+    quantized = quantized_kind(module)
+    if quantized is not None:
+        return f"quantized ({quantized}), left alone"
+    if isinstance(module, nn.Linear) or is_conv1d(module) or (convolutions and is_convolution(module)):
+        return "left out by skip or filter_fn"
+    if {"U1s", "U2s"} <= module._buffers.keys():
+        return "sketched already"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "a table that is looked up, not multiplied"
+    if isinstance(module, nn.MultiheadAttention):
+        return "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "a recurrent layer, whose fused kernel reads all weights"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _UNSKETCHED_CONVOLUTION if convolutions else "a convolution"
+    if "Norm" in type(module).__name__:
+        return "a normalization"
+    if any(parameter is not None and parameter.dim() == 3 for parameter in module._parameters.values()):
+        return "weights of several matrices in one tensor, such as experts"
+    return "not an nn.Linear"

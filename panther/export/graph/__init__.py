@@ -1,0 +1,1 @@
+"""From a traced torch module to an ONNX graph."""

@@ -1,0 +1,237 @@
+"""How a model is called, and what it does when it is: names of inputs and outputs, axes, shapes."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import MappingKey, tree_flatten_with_path, tree_leaves
+
+from panther.export.card import Input, Output
+from panther.export.errors import ExportError, first_line
+from panther.export.graph.convolutions import conv_layers
+from panther.export.graph.recurrent import refuse_what_onnx_lacks
+from panther.export.graph.trace import no_fast_path, sketched_layers, tied_layers
+
+Axes = Mapping[str, Mapping[int, str]]
+# of the largest value: what two orders of adding up the same products may differ by
+FAST_PATH_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a model did with its example inputs.
+
+    Attributes:
+        x_shapes: by sketched layer the shape of the x of its first call.
+        output_names: of the tensors it returned: keys of a dictionary, else ``output``, or ``output_0`` and so on.
+        notes: what it returned besides tensors, and where torch's fast path gives other values, in words.
+    """
+
+    x_shapes: dict[str, tuple[int, ...]]
+    output_names: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def named_inputs(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    inputs: Sequence[Input] | None,
+) -> tuple[dict[str, Tensor], tuple[Input, ...], bool]:
+    """The example inputs by the names of the graph, on the CPU, and whether forward takes them by these names."""
+    by_name = isinstance(example_inputs, Mapping)
+    if isinstance(example_inputs, Mapping):
+        tensors, names = list(example_inputs.values()), list(example_inputs)
+    else:
+        tensors = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+        names = positional_names(model, len(tensors)) if inputs is None else [entry.name for entry in inputs]
+    if not tensors:
+        raise ValueError("example_inputs must hold at least one tensor")
+    if inputs is None:
+        inputs = tuple(Input(name) for name in names)
+    if len(inputs) != len(tensors) or len(names) != len(tensors):
+        raise ValueError(
+            f"example_inputs holds {len(tensors)} tensors; named are the inputs {[entry.name for entry in inputs]}; "
+            f"{type(model).__name__}.forward takes {list(inspect.signature(model.forward).parameters)}"
+        )
+    if by_name and [entry.name for entry in inputs] != names:
+        raise ValueError(f"inputs names {[entry.name for entry in inputs]} and example_inputs {names}")
+    for name, tensor in zip(names, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"example input {name!r} must be a tensor, not {type(tensor).__name__}")
+        if not tensor.numel():
+            raise ValueError(f"example input {name!r} of shape {tuple(tensor.shape)} holds no values to check on")
+    for entry, tensor in zip(inputs, tensors, strict=True):
+        entry.check_width(tensor.shape)
+    check_unique("inputs", names)
+    cast = (tensor.detach().cpu() for tensor in tensors)
+    examples = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in zip(names, cast, strict=True)
+    }
+    return examples, tuple(inputs), by_name
+
+
+def positional_names(model: nn.Module, count: int) -> list[str]:
+    """Names for inputs by position: those of forward's arguments, numbered for ``*arguments``."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{name}_{index}" for index in range(count - len(names))]
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+    return names[:count]
+
+
+def check_unique(argument: str, names: Sequence[str]) -> None:
+    """Raise ValueError when a name is empty or used twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1 or not name]
+    if twice:
+        raise ValueError(f"{argument} must have names of their own; {list(names)} repeats {twice}")
+
+
+def check_axes(axes: Axes, examples: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the variable axes are there, well named, and of one size where they have one name."""
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, by_axis in axes.items():
+        if name not in examples:
+            raise ValueError(f"dynamic_axes names input {name!r}; the inputs are {list(examples)}")
+        shape = examples[name].shape
+        for axis, axis_name in by_axis.items():
+            if not isinstance(axis, int) or not 0 <= axis < len(shape):
+                raise ValueError(f"dynamic_axes: input {name!r} has {len(shape)} axes; there is no axis {axis}")
+            if not isinstance(axis_name, str) or not axis_name.isidentifier():
+                raise ValueError(f"dynamic_axes: name {axis_name!r} of axis {axis} of {name!r} must be an identifier")
+            other, size = sizes.setdefault(axis_name, (name, shape[axis]))
+            if size != shape[axis]:
+                raise ValueError(
+                    f"dynamic_axes: axis {axis_name!r} is {size} in input {other!r} and {shape[axis]} in {name!r}; "
+                    "axes of one name are of one size"
+                )
+
+
+def observe(model: nn.Module, examples: Mapping[str, Tensor], *, by_name: bool) -> Observed:
+    """Run the model on the examples and look what comes by and out.
+
+    Raises:
+        ExportError: it does not take them, or returns no tensor.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def hook_for(name: str) -> Any:
+        def record(_layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            x = arguments[0] if arguments else keywords["x"]
+            shapes.setdefault(name, tuple(x.shape))
+
+        return record
+
+    def check_recurrent(name: str) -> Any:
+        def check(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            refuse_what_onnx_lacks(name, module, (*arguments, *keywords.values()))
+
+        return check
+
+    tied = tied_layers(model)
+    hooks = [
+        layer.register_forward_pre_hook(hook_for(tied[name]), with_kwargs=True)
+        for name, layer in sketched_layers(model).items()
+    ]
+    hooks += [
+        layer.register_forward_pre_hook(hook_for(name), with_kwargs=True) for name, layer in conv_layers(model).items()
+    ]
+    hooks += [
+        module.register_forward_pre_hook(check_recurrent(name or type(model).__name__), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.RNNBase)
+    ]
+    try:
+        with torch.no_grad(), no_fast_path():
+            outputs = model(**examples) if by_name else model(*examples.values())
+        with torch.no_grad():
+            fast = model(**examples) if by_name else model(*examples.values())
+    except ExportError:
+        raise
+    except Exception as error:
+        given = {name: tuple(tensor.shape) for name, tensor in examples.items()}
+        raise ExportError(
+            f"{type(model).__name__} does not take the example inputs {given}: {first_line(error)}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = list(_output_names(outputs))
+    if not names:
+        raise ExportError(f"{type(model).__name__} returns {type(outputs).__name__}; a tensor is needed")
+    return Observed(shapes, names, (*_left_out(outputs), *_fast_path_differs(outputs, fast)))
+
+
+def named_outputs(
+    model: nn.Module, outputs: Sequence[Output] | None, found: Sequence[str], inputs: Collection[str] = ()
+) -> tuple[Output, ...]:
+    """The outputs as the caller names them, or by the names that were found.
+
+    Args:
+        model: that returns them.
+        outputs: the caller's; None where the found names shall do, changed where an input is called so.
+        found: names in the order of what the model returns.
+        inputs: names of the inputs.
+
+    Raises:
+        ValueError: there are more or fewer, a name is used twice, or an input has it.
+    """
+    if outputs is None:
+        taken = set(inputs)
+        names = []
+        for name in found:
+            while name in taken:
+                name += "_output"  # noqa: PLW2901
+            taken.add(name)
+            names.append(name)
+        return tuple(map(Output, names))
+    if len(outputs) != len(found):
+        raise ValueError(
+            f"outputs names {[entry.name for entry in outputs]}; {type(model).__name__} returns {len(found)} tensors"
+        )
+    check_unique("outputs", [entry.name for entry in outputs])
+    for entry in outputs:
+        if entry.name in inputs:
+            raise ValueError(
+                f"output {entry.name!r} is called like an input, and a graph has one value of a name: "
+                "choose another name in outputs or inputs"
+            )
+    return tuple(outputs)
+
+
+def _fast_path_differs(slow: Any, fast: Any) -> Iterator[str]:
+    """Say where nn.TransformerEncoder's fast path of evaluation mode returns something else."""
+    for (path, ours), theirs in zip(tree_flatten_with_path(slow)[0], tree_leaves(fast), strict=True):
+        if isinstance(ours, Tensor) and ours.is_floating_point() and ours.shape == theirs.shape and ours.numel():
+            difference = float((ours - theirs).detach().abs().nan_to_num().max())
+            largest = float(ours.detach().abs().nan_to_num().max())
+            if difference > FAST_PATH_ROUNDING * largest:
+                yield (
+                    f"output{''.join(map(str, path))}: the fast path of nn.TransformerEncoder, which writes zeros at "
+                    f"padded places, differs by {difference / largest:.2g} of the largest value; the file "
+                    "computes those places as torch does without it"
+                )
+
+
+def _left_out(outputs: Any) -> Iterator[str]:
+    for path, leaf in tree_flatten_with_path(outputs)[0]:
+        if leaf is not None and not isinstance(leaf, Tensor):
+            where = "".join(map(str, path)) or "what forward returns"
+            yield f"{where} ({type(leaf).__name__}) is no tensor and no output of the file"
+
+
+def _output_names(outputs: Any) -> Iterator[str]:
+    leaves = [(path, leaf) for path, leaf in tree_flatten_with_path(outputs)[0] if isinstance(leaf, Tensor)]
+    keys = [path[0].key if len(path) == 1 and isinstance(path[0], MappingKey) else None for path, _ in leaves]
+    if len(leaves) == 1 and keys == [None]:
+        yield "output"
+        return
+    for index, key in enumerate(keys):
+        yield str(key) if isinstance(key, str) else f"output_{index}"

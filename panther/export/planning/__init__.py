@@ -1,0 +1,1 @@
+"""Choice of the cheapest computation for each layer, by measured latency."""

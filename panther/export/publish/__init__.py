@@ -1,0 +1,1 @@
+"""Writing a version into a model repository."""

@@ -1,0 +1,1 @@
+"""Checks of the exported file against torch."""

@@ -1,0 +1,147 @@
+"""Saving and loading of converted models by transformers: `save_pretrained` and `from_pretrained`.
+
+A converted model carries an entry ``quantization_config`` of method ``panther_sketch`` in its config, which names the
+sketched layers with their sizes. `from_pretrained` then builds these layers before it reads the weights, by the same
+extension point that quantized models use. `register` makes the method known; ``import panther`` arranges for that.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from panther.nn import SKLinear
+
+METHOD = "panther_sketch"
+
+
+@register_quantization_config(METHOD)
+class SketchConfig(QuantizationConfigMixin):  # type: ignore[misc,unused-ignore]
+    """The sketched layers of a model.
+
+    Args:
+        layers: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind.
+        tied: names of layers that share their terms, group by group.
+    """
+
+    def __init__(
+        self, layers: dict[str, list[int | str]] | None = None, tied: list[list[str]] | None = None, **_: object
+    ) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment,unused-ignore]
+        self.layers = {name: list(sizes) for name, sizes in (layers or {}).items()}
+        self.tied = [list(group) for group in tied or []]
+
+
+@register_quantizer(METHOD)
+class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
+    """Build the sketched layers of a checkpoint for `from_pretrained`, and let `save_pretrained` write them."""
+
+    @property
+    def _config(self) -> SketchConfig:
+        config: Any = self.quantization_config
+        return config  # type: ignore[no-any-return]
+
+    def is_serializable(self, *_: object, **__: object) -> bool:
+        """Whether `save_pretrained` may write the model."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the model may be trained on."""
+        return True
+
+    def get_state_dict_and_metadata(
+        self, model: Any, *_: object, **__: object
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The state, with terms that layers share once for each layer: transformers refuses shared tensors."""
+        state = model.state_dict()
+        seen: set[int] = set()
+        names = self._config.layers
+        for key in state:
+            layer, _, term = key.rpartition(".")
+            if layer in names and term in ("S1s", "S2s", "U1s", "U2s", "bias"):
+                address = state[key].data_ptr()
+                state[key] = state[key].clone() if address in seen else state[key]
+                seen.add(address)
+        return state, {}
+
+    def _process_model_before_weight_loading(self, model: Any, **_: object) -> None:
+        from panther.convert.restore import replace_layers
+
+        replace_layers(model, dict(_in_model(model, self._config.layers)))
+
+    def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
+        modules = dict(model.named_modules())
+        for name, _sizes in _in_model(model, self._config.layers):
+            modules[name]._loaded()
+        for group in self._config.tied:
+            found = [modules[name] for name, _ in _in_model(model, {name: self._config.layers[name] for name in group})]
+            for other in found[1:]:
+                other.tie_to(found[0])
+        # what transformers forbids for integers, casts say, is right for these layers
+        model.is_quantized = False
+        return model
+
+
+def describe(model: nn.Module) -> None:
+    """Give every converted model of transformers in a module the config entry that its checkpoint needs."""
+    from panther.nn import SKLinear
+    from panther.nn.sketched_conv import SketchedConv
+
+    for pretrained in _outermost(model):
+        sizes: dict[str, list[int | str]] = {}
+        linear: dict[str, SKLinear] = {}
+        for name, module in pretrained.named_modules():
+            if isinstance(module, SKLinear):
+                linear[name] = module
+                sizes[name] = [module.num_terms, module.low_rank]
+            elif isinstance(module, SketchedConv):
+                kind = [] if module.terms == "both" else [module.terms]
+                sizes[name] = [module.num_terms, module.low_rank, *kind]
+        if not sizes:
+            continue
+        described = SketchConfig(sizes, _tied(linear))
+        # a copy of its own: other models may be built from the same config
+        old = pretrained.config
+        new = copy.deepcopy(old)
+        new.quantization_config = described
+        for module in pretrained.modules():
+            if module.__dict__.get("config") is old:
+                module.config = new
+        pretrained.hf_quantizer = SketchQuantizer(described, pre_quantized=True)
+
+
+def _tied(layers: dict[str, SKLinear]) -> list[list[str]]:
+    groups: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(id(layer.S1s), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _outermost(model: nn.Module) -> Iterator[Any]:
+    pretrained = importlib.import_module("transformers.modeling_utils").PreTrainedModel
+    if isinstance(model, pretrained):
+        yield model
+        return
+    for child in model.children():
+        yield from _outermost(child)
+
+
+def _in_model(model: Any, layers: dict[str, list[int | str]]) -> Iterator[tuple[str, list[int | str]]]:
+    """The layers that a model has, under its names: of a base model, or of one with a head, from the other's file."""
+    names = {name for name, _ in model.named_modules()}
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    for name, sizes in layers.items():
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in names:
+                yield candidate, sizes
+                break

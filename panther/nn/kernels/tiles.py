@@ -1,0 +1,273 @@
+"""When the Triton kernels are used on a CUDA device, and their tile sizes; plain arithmetic, no device needed.
+
+The numbers come from sweeps on an H200 (docs/gpu.md has the figures).
+
+See docs/decisions/0042-two-triton-kernels-each-way.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+# columns, 2·num_terms·low_rank, up to which a layer is bound by the reading of x and the writing of y
+FEW_COLUMNS = 64
+# rows from which those pass by once, in large tiles
+MANY_ROWS = 4096
+# rows up to which, with few columns, the kernels are the fastest where launches cost nothing
+FEW_ROWS = 64
+# rows up to which casting the factors beforehand does not pay
+FEW_BLOCKS_ROWS = 1024
+# operations a second of forward and backward by our kernels, as measured, and the seconds up to which the launches
+# take longer: ours are four, the library's a dozen; forward alone, in tf32, two and four
+RATES = {"half": 300e12, "tf32": 55e12, "ieee": 20e12}
+LAUNCHES_S = 0.4e-3
+FORWARD_LAUNCHES_S = 0.2e-3
+# bytes of shared memory that the tiles of a program may take, and that leave room for a second program beside it
+SHARED_BYTES = 210_000
+HALF_SHARED_BYTES = 100_000
+# bytes of split-K partial sums, read again by each panel of the consumer, from which a reduction kernel takes less time
+SUM_BYTES = 64 << 20
+
+
+def streams(rows: int, columns: int) -> bool:
+    """Whether a layer of 16 bits is bound by memory, so that what is read and written is to pass by once."""
+    return rows >= MANY_ROWS and columns <= FEW_COLUMNS
+
+
+def captured_by_kernels(rows: int, columns: int, precision: str) -> bool:
+    """Whether our kernels win in a CUDA graph, where launches cost nothing."""
+    if precision == "ieee":
+        return rows <= 64 and columns <= 256
+    return precision == "half" and (columns <= 32 or (columns <= 64 and (rows <= 128 or streams(rows, columns))))
+
+
+@lru_cache(maxsize=4096)
+def kernels_win(
+    rows: int, d_in: int, d_out: int, columns: int, precision: str, *, learning: bool, captured: bool
+) -> bool:
+    """Whether our kernels are at least as fast as the library's products.
+
+    Args:
+        rows: N, of x.
+        d_in, d_out: of the layer.
+        columns: 2·num_terms·low_rank.
+        precision: ``"half"``, a type of 16 bits; float32 as ``"tf32"``, or as it is, ``"ieee"``.
+        learning: whether there is a way back.
+        captured: whether a CUDA graph is being captured, in which launches cost nothing.
+    """
+    if captured:
+        return captured_by_kernels(rows, columns, precision)
+    if precision == "half" and streams(rows, columns):
+        return True
+    launches_s = FORWARD_LAUNCHES_S if precision == "tf32" and not learning else LAUNCHES_S
+    return 5 * rows * columns * (d_in + d_out) / RATES[precision] <= launches_s
+
+
+@dataclass(frozen=True)
+class ShrinkTiles:
+    """Of x (rows, features) @ W (features, columns): BM rows, BF features and BC columns at a time.
+
+    Attributes:
+        splits: split-K factor: parts that the features are divided into, so that there is work for the whole device.
+        split_size: features of each part, a multiple of BF.
+        programs: to launch.
+        full_features, full_columns: whether no tile reaches over the edge.
+        reduced: whether a separate kernel reduces the partial sums, rather than each program of the consumer kernel.
+    """
+
+    BM: int
+    BF: int
+    BC: int
+    warps: int
+    stages: int
+    splits: int
+    split_size: int
+    programs: int
+    full_features: bool
+    full_columns: bool
+    reduced: bool
+
+
+@dataclass(frozen=True)
+class ExpandTiles:
+    """Of H (rows, columns) @ W (columns, features).
+
+    Attributes:
+        rows_each: rows that a program passes over.
+        one_tile: whether all columns fit in one tile, so that a program holds its panel of W.
+        store: how the cache is to take what is written; ".cs": it is not read again soon.
+    """
+
+    BM: int
+    BF: int
+    BC: int
+    warps: int
+    stages: int
+    rows_each: int
+    programs: int
+    full_features: bool
+    full_columns: bool
+    one_tile: bool
+    store: str
+
+
+@dataclass(frozen=True)
+class ReduceTiles:
+    """Of xᵀ (features, rows) @ H (rows, columns): BR rows at a time."""
+
+    BR: int
+    BF: int
+    BC: int
+    stages: int
+    programs: int
+    full_features: bool
+
+
+def shrink_tiles(
+    rows: int,
+    features: int,
+    columns: int,
+    x_bytes: int,
+    W_bytes: int,
+    processors: int,
+    *,
+    precision: str = "half",
+    readers: int = 0,
+    learning: bool = True,
+) -> ShrinkTiles:
+    """Tiles of x @ W.
+
+    Args:
+        rows, features, columns: of the product.
+        x_bytes, W_bytes: an entry's size in memory.
+        processors: multiprocessors of the device.
+        precision, learning: as for `kernels_win`.
+        readers: features of what is made of the result: each panel of them reads all of it.
+    """
+    streamed, few, ieee = streams(rows, columns), rows <= FEW_ROWS, precision == "ieee"
+    BM, BC = _tile(rows, 64), _tile(columns, 64)
+    if ieee and (few or columns <= FEW_COLUMNS):
+        side = 16 if few and columns <= FEW_COLUMNS else 32
+        BM, BC = _tile(rows, side), _tile(columns, side)
+    if precision == "half":
+        BF = _tile(features, 128 if max(x_bytes, W_bytes) == 2 else 64)
+    else:
+        BF = _tile(features, 64 if few else 32)
+    if streamed:
+        most = 1
+    elif few:
+        # the consumer kernel reduces the partial sums, so they must be few
+        most = min(16, max(1, (8192 if ieee else 2048) // columns))
+    elif columns > FEW_COLUMNS and (precision == "half" or (precision == "tf32" and learning)):
+        # so few that no separate reduction is needed: in forward and backward the launches dominate
+        most = 4
+    else:
+        most = 8
+    large = _cdiv(rows, 128) * _cdiv(columns, BC) * (1 if W_bytes == 2 else most)
+    if streamed or (rows > 64 and not ieee and 10 * large >= 9 * processors):
+        BM = 128
+    tiles = _cdiv(rows, BM) * _cdiv(columns, BC)
+    # programs that multiply entry by entry leave room for another one beside them
+    splits = max(1, min((2 if ieee else 1) * processors // tiles, features // (4 * BF), most))
+    split_size = _cdiv(_cdiv(features, splits), BF) * BF
+    splits = _cdiv(features, split_size)
+    return ShrinkTiles(
+        BM=BM,
+        BF=BF,
+        BC=BC,
+        warps=8 if streamed else 4,
+        stages=min(
+            3 if precision == "tf32" and not few else 5,
+            _stages(SHARED_BYTES if streamed else HALF_SHARED_BYTES, BM * BF * x_bytes + BF * BC * W_bytes),
+        ),
+        splits=splits,
+        split_size=split_size,
+        programs=tiles * splits,
+        full_features=features % BF == 0,
+        full_columns=columns % BC == 0,
+        reduced=splits > 1 and _cdiv(readers, 128) * rows * columns * 4 * (splits - 1) >= SUM_BYTES,
+    )
+
+
+def expand_tiles(
+    rows: int,
+    features: int,
+    columns: int,
+    H_bytes: int,
+    W_bytes: int,
+    processors: int,
+    *,
+    precision: str = "half",
+    beside: bool = False,
+) -> ExpandTiles:
+    """Tiles of H @ W.
+
+    Args:
+        H_bytes: an entry's size in memory, times the partial sums to reduce.
+        rows, features, columns, W_bytes, processors, precision: as for `shrink_tiles`.
+        beside: whether programs of another product are launched with these, and have to fit beside them.
+    """
+    one_tile, streamed, ieee = columns <= FEW_COLUMNS, streams(rows, columns), precision == "ieee"
+    large = rows > 64 and not one_tile and not ieee
+    BM = _tile(rows, 128 if large else 16 if ieee and rows <= FEW_ROWS else 64)
+    BF = _tile(features, 128 if rows > 64 and not ieee else 64)
+    BC = _tile(columns, 32 if ieee and rows > FEW_ROWS and not one_tile else FEW_COLUMNS)
+    warps, budget = (8, SHARED_BYTES) if large else (4, HALF_SHARED_BYTES)
+    added_up = large and precision == "tf32" and H_bytes == 4
+    if added_up:
+        # two programs beside each other, in two stages
+        warps, budget, BF = 4, HALF_SHARED_BYTES, _tile(features, 64)
+    W_stage = 0 if one_tile else BF * BC * W_bytes
+    while BM > 16 and BM * BC * H_bytes + W_stage > budget:
+        BM //= 2
+    # what is added up, or multiplied without a descriptor, needs no memory of its own in the last stage
+    spared = not added_up and (large or not (one_tile or beside or precision == "half"))
+    stages = min(3, _stages(budget, BM * BC * H_bytes + W_stage) + spared)
+    panels, blocks = _cdiv(features, BF), _cdiv(rows, BM)
+    if one_tile:
+        blocks = max(1, min(blocks, 2 * processors // panels))
+    rows_each = _cdiv(_cdiv(rows, blocks), BM) * BM
+    return ExpandTiles(
+        BM=BM,
+        BF=BF,
+        BC=BC,
+        warps=warps,
+        stages=stages,
+        rows_each=rows_each,
+        programs=panels * _cdiv(rows, rows_each),
+        full_features=features % BF == 0,
+        full_columns=columns % BC == 0,
+        one_tile=one_tile,
+        store=".cs" if streamed else "",
+    )
+
+
+def reduce_tiles(
+    rows: int, features: int, columns: int, x_bytes: int, H_bytes: int, *, precision: str = "half"
+) -> ReduceTiles:
+    """Tiles of xᵀ @ H; arguments as for `expand_tiles`."""
+    BR = 128 if rows >= MANY_ROWS and x_bytes == 2 else _tile(rows, 32 if precision == "ieee" else 64)
+    BF = _tile(features, 64)
+    BC = _tile(columns, 64)
+    return ReduceTiles(
+        BR=BR,
+        BF=BF,
+        BC=BC,
+        stages=_stages(HALF_SHARED_BYTES, BR * (BF * x_bytes + BC * H_bytes)),
+        programs=_cdiv(features, BF) * _cdiv(columns, BC),
+        full_features=features % BF == 0,
+    )
+
+
+def _tile(size: int, most: int) -> int:
+    """A power of two, at least 16 (what matrix units take), at most ``most``, not twice the size."""
+    return min(most, max(16, 1 << (size - 1).bit_length()))
+
+
+def _stages(budget: int, a_stage: int) -> int:
+    return max(1, min(5, budget // a_stage))
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)

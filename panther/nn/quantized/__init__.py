@@ -1,0 +1,16 @@
+"""Layers with quantized weights: what the exported file computes, simulated in torch."""
+
+from panther.nn.quantized.blocks import BlockLinear
+from panther.nn.quantized.corrected import CorrectedLinear, FactoredLinear
+from panther.nn.quantized.embedding import BlockEmbedding, Int8Embedding
+from panther.nn.quantized.int8 import LEVELS, Int8Linear
+
+__all__ = [
+    "LEVELS",
+    "BlockEmbedding",
+    "BlockLinear",
+    "CorrectedLinear",
+    "FactoredLinear",
+    "Int8Embedding",
+    "Int8Linear",
+]

@@ -1,0 +1,164 @@
+"""`quantize_`: a trained model's linear layers and embeddings in few bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from panther.convert.calibration import collect
+from panther.convert.deviation import Reference
+from panther.convert.errors import ConversionError
+from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
+from panther.convert.layers import Filter, find_units
+from panther.quantize import embeddings
+from panther.quantize.block_option import block_options
+from panther.quantize.blocks import Blocks
+from panther.quantize.candidates import candidates
+from panther.quantize.observe import observe
+from panther.quantize.plan import Decision, Plan, Quantizer, embedding_layers, linear_layers
+from panther.quantize.report import QuantizationReport
+from panther.quantize.sketched import find_sketched
+
+ALPHAS = (0.0, 0.35, 0.5, 0.65, 0.8)
+# rows of each layer's inputs that ranges are chosen on
+_SAMPLE = 1024
+_SEED = 0
+
+
+@torch.inference_mode(mode=False)
+def quantize_(
+    model: nn.Module,
+    *,
+    calibration: Any,
+    weights: str | Blocks = "int8",
+    max_error: float | None = None,
+    embedding_bits: int | None = 8,
+    alphas: Sequence[float] = ALPHAS,
+    filter_fn: Filter | None = None,
+    skip: Iterable[str] = (),
+    forward: Forward | None = None,
+    probes: int = 8,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> QuantizationReport:
+    """Quantize the linear layers of a trained model, in place; on any error the model is as it was.
+
+    With weights="int8" weights get 8 bits and a scale an output channel. Activations get 8 bits and one scale and zero
+    point a tensor, which are constants. Ranges, and the outliers that are moved from activations into weights, are
+    chosen by their predicted effect on the model's outputs. It is the fastest.
+
+    With weights="int4" weights get 4 bits, and a scale and a zero point for each block of a row. It is the smallest.
+    Sketched layers with learned factors, as `sketch_` makes them, get these bits too, where "int8" leaves them.
+
+    Either way the output for a row does not depend on its batch.
+
+    Args:
+        model: any module that contains nn.Linear layers, or the Conv1D of transformers.
+        calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
+            dict. A few hundred rows do.
+        weights: "int8" for static int8, "int4" for blocks of 4 bits, or a `panther.quantize.Blocks` that says more.
+        max_error: leave the layers in float32 that cost most, as few as keep ‖y - ŷ‖ / ‖y‖ of the model's outputs on
+            the calibration inputs within this, and the embeddings where they alone cost more; quantize all when None.
+            Layers in blocks of 4 bits get 8 bits first, and so do embeddings.
+        embedding_bits: 8 stores embeddings in 8 bits, a scale a row; 4 in blocks of 4 bits; None leaves them as they
+            are.
+        alphas: of weights="int8", strengths of smoothing to choose among, from 0 (none) to 1.
+        filter_fn: (module, name) → whether to quantize that linear or sketched layer.
+        skip: names of linear layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
+        forward: (model, batch) → outputs, where the model is to be called in another way.
+        probes: backward passes for each batch, which estimate how a layer's outputs move the model's.
+        generator: on the CPU, of the random directions of these passes and the sampled rows; a fixed seed when None.
+        on_step: called with (what, done, all) as the work goes on.
+
+    Returns:
+        What was done with every layer and why, with bytes and errors.
+
+    Raises:
+        ValueError: an argument is out of range.
+        ConversionError: the model has nothing to quantize, or calibration can't be run.
+    """
+    _check(model, max_error, embedding_bits, alphas, probes)
+    ladder = _ladder(weights)
+    step = on_step if on_step is not None else lambda *_: None
+    random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
+    units = find_units(model, filter_fn, skip)
+    if ladder:
+        units += find_sketched(model, filter_fn, skip)
+    tables = embeddings.find(model, embedding_bits) if embedding_bits is not None else []
+    active = [unit for unit in units if unit.reason is None]
+    if not active and not tables:
+        raise ConversionError("the model has no linear layer and no embedding to quantize")
+    batches = batches_of(calibration)
+    check_batches(batches, model, forward, "calibration")
+    check_differentiable(model)
+    with evaluating(model):
+        done = iter(range(1, 2 * len(batches) + 1))
+
+        def on_batch() -> None:
+            step("calibrating", next(done), 2 * len(batches))
+
+        moments = collect(model, active, batches, forward, probes=probes, generator=random, on_batch=on_batch)
+        seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
+        reference = Reference(model, batches, forward)
+        if not reference.has_outputs:
+            raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
+        by_unit = dict(zip(map(id, active), moments, strict=True))
+        quantizer = Quantizer(model, tables, reference, step)
+        if ladder:
+            options = block_options(active, by_unit, seen, ladder)
+            plan = Plan(tuple(Decision(choices[0].unit, choices) for choices in options))
+        else:
+            plan = quantizer.best_smoothing(candidates(active, by_unit, seen, alphas, step), alphas)
+        plan = quantizer.final(plan) if max_error is None else quantizer.within(plan, max_error)
+    swap = quantizer.swap(plan)
+    swap.do()
+    try:
+        notes = list(quantizer.notes(plan))
+        if swap.zero_padded:
+            notes.append(f"{', '.join(swap.zero_padded)}: zeros at padded places are written as torch's fast path does")
+        return QuantizationReport(
+            layers=(*linear_layers(units, plan), *embedding_layers(quantizer.tables)),
+            smoothing=plan.smoothing,
+            output_error=plan.deviation.error,
+            output_cosine=plan.deviation.cosine,
+            measured_on=reference.measured_on,
+            notes=tuple(notes),
+        )
+    except BaseException:
+        swap.undo()
+        raise
+
+
+def _ladder(weights: str | Blocks) -> tuple[Blocks, ...]:
+    """The formats that a layer goes through before it stays in float32; none for static int8."""
+    if weights == "int8":
+        return ()
+    if weights == "int4":
+        weights = Blocks()
+    if not isinstance(weights, Blocks):
+        raise ValueError(f"weights ({weights!r}) must be 'int8', 'int4' or a panther.quantize.Blocks")
+    more = dataclasses.replace(weights, bits=8, correction_rank=0)
+    return (weights, more) if weights.bits < more.bits else (weights,)
+
+
+def _check(model: Any, max_error: Any, embedding_bits: Any, alphas: Sequence[float], probes: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model ({type(model).__name__}) must be an nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError("the model is compiled by TorchScript; quantize it before it is scripted or traced")
+    if isinstance(model, nn.Linear | nn.Embedding):
+        raise ValueError(
+            f"model is itself an nn.{type(model).__name__} and can't be replaced in place; wrap it in nn.Sequential"
+        )
+    if max_error is not None and not max_error > 0:
+        raise ValueError(f"max_error ({max_error}) must be positive")
+    if embedding_bits not in (None, 4, 8):
+        raise ValueError(f"embedding_bits ({embedding_bits!r}) must be 4, 8 or None")
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
+        raise ValueError(f"alphas ({list(alphas)}) must lie between 0 and 1, and be at least one")
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
+        raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")

@@ -1,0 +1,184 @@
+"""What each layer can become in static int8: groups of layers that read one tensor, their choices, the layers made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.calibration import Moments
+from panther.convert.layers import Place, Unit, bias_of
+from panther.linalg.whitening import damped
+from panther.nn.hooks import take_hooks
+from panther.nn.quantized import Int8Linear
+from panther.quantize.observe import Observed
+from panther.quantize.rounding import Rounded, round_nearest, round_weight
+from panther.quantize.smoothing import Activation, Sight, choices
+
+_OUTPUT_DAMPING = 1e-2
+
+
+@dataclass
+class Candidate:
+    """Layers that read the same tensor.
+
+    Attributes:
+        units: the layers.
+        sight: what calibration says of them.
+        choices: one for each alpha.
+    """
+
+    units: list[Unit]
+    sight: Sight
+    choices: list[Activation]
+    _rounded: dict[tuple[int, float, bool], Rounded] = field(default_factory=dict, repr=False)
+
+    @property
+    def best(self) -> Activation:
+        """The choice of the least predicted error; of equals the one with least smoothing."""
+        return min(self.choices, key=lambda choice: (choice.error, choice.alpha))
+
+    def layers(self, index: int, choice: Activation, *, compensate: bool) -> list[tuple[Place, nn.Module]]:
+        """A quantized layer for each module of a unit.
+
+        Args:
+            index: of the unit.
+            choice: how its input is rounded.
+            compensate: make up for errors; to the nearest when False, which takes a fraction of the time.
+        """
+        unit, key = self.units[index], (index, choice.alpha, compensate)
+        if key not in self._rounded:
+            W, C = choice.smoothed(self.sight.weights[index]), choice.moment(self.sight.second)
+            self._rounded[key] = (
+                round_weight(W, C, self.sight.sensitivities[index]) if compensate else round_nearest(W, C)
+            )
+        rounded = self._rounded[key]
+        shift: Tensor | None = None
+        found = list[tuple[Place, nn.Module]]()
+        for place in unit.places:
+            bias = bias_of(place.module)
+            layer = Int8Linear(rounded.weight, rounded.scale, choice.scale, choice.zero_point, choice.smoothing, bias)
+            if layer.bias is not None:
+                if shift is None:
+                    shift = _mean_error(layer, self.sight, index)
+                layer.bias.data += shift
+            take_hooks(layer, place.module)
+            found.append((place, layer.to(unit.weight.device).train(place.module.training)))
+        return found
+
+
+@dataclass(frozen=True)
+class Int8Option:
+    """One layer of a candidate in static int8.
+
+    Attributes:
+        candidate, index: the group that it belongs to, and where.
+        choice: how its input is rounded.
+    """
+
+    candidate: Candidate
+    index: int
+    choice: Activation
+
+    @property
+    def unit(self) -> Unit:
+        """The layer."""
+        return self.candidate.units[self.index]
+
+    @property
+    def precision(self) -> str:
+        """As reports name it."""
+        return "int8"
+
+    @property
+    def alpha(self) -> float | None:
+        """Strength of the smoothing."""
+        return self.choice.alpha
+
+    @property
+    def reason(self) -> str:
+        """What was done about outliers."""
+        return "outliers moved into the weight" if self.choice.alpha else "no smoothing"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weight, its scales, the smoothing, and scale and zero point of the activations."""
+        smoothing = 0 if self.choice.smoothing is None else 4 * self.unit.in_features
+        return self.unit.weights + 4 * self.unit.out_features + smoothing + 5
+
+    @property
+    def estimate(self) -> float:
+        """The predicted relative squared error of the model's outputs."""
+        return self.choice.errors[self.index]
+
+    @property
+    def error(self) -> float:
+        """The same."""
+        return self.estimate
+
+    def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:
+        """Rounded with feedback where final, else to the nearest."""
+        return self.candidate.layers(self.index, self.choice, compensate=final)
+
+
+def usable(units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed) -> list[Unit]:
+    """The units that can be quantized; the others get their reason."""
+    for unit in units:
+        found = moments[id(unit)]
+        if found.calls == 0 or id(unit) not in seen.rows:
+            unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
+        elif found.rows == 0:
+            unit.reason = "moves no output of the model in calibration, so that its error can't be weighed"
+        elif not bool(unit.weight.any()):
+            unit.reason = "its weight is zero"
+    return [unit for unit in units if unit.reason is None]
+
+
+def candidates(
+    units: Sequence[Unit],
+    moments: Mapping[int, Moments],
+    seen: Observed,
+    alphas: Sequence[float],
+    step: Callable[[str, int, int], None],
+) -> list[Candidate]:
+    """The layers that can be quantized, with their choices; the others get their reason."""
+    usable(units, moments, seen)
+    groups = [[unit for unit in group if unit.reason is None] for group in seen.groups()]
+    groups = [group for group in groups if group]
+    result = []
+    for done, group in enumerate(groups):
+        first = id(group[0])
+        second = moments[first].covariance(centred=False)
+        weights = [unit.weight.double() for unit in group]
+        sensitivities = [
+            sensitivity(moments[id(unit)], W, second, seen.examples) for unit, W in zip(group, weights, strict=True)
+        ]
+        sight = Sight(seen.rows[first], seen.lowest[first], seen.highest[first], second, weights, sensitivities)
+        result.append(Candidate(group, sight, choices(sight, alphas)))
+        step("choosing ranges", done + 1, len(groups))
+    return result
+
+
+def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> Tensor:
+    """(d_out, d_out): what an error of the layer's outputs costs; relative to its own where nothing is known.
+
+    The moments weigh each batch by its examples, so that eᵀ G e of their sum is the relative error times all examples.
+    """
+    # few rows say little of many directions
+    share = _OUTPUT_DAMPING + len(W) / max(moments.rows, 1)
+    found = None if moments.sensitivity is None else damped(moments.sensitivity, share)
+    if found is not None:
+        return found / max(examples, 1)
+    energy = ((W @ second) * W).sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.eye(len(W), dtype=torch.float64, device=W.device) / energy
+
+
+def _mean_error(layer: Int8Linear, sight: Sight, index: int) -> Tensor:
+    """(d_out,), what the layer's outputs lack on average, to be added to its bias."""
+    X = sight.rows
+    q = layer.quantized_input(X).mean(0) * layer.input_scale
+    # the mean of x̂ Ŵᵀ beside that of x Wᵀ
+    expected = sight.weights[index].float() @ X.mean(0)
+    return expected - (layer.weight_int8.float() * layer.weight_scale.unsqueeze(1)) @ q

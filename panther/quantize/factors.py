@@ -1,0 +1,59 @@
+"""Low-rank factors in few bits: the first rounded, the second fitted to what the first one puts out, and rounded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from panther.linalg.whitening import damped
+from panther.nn.quantized import FactoredLinear
+from panther.nn.quantized.blocks import block_bytes
+from panther.quantize.blocks import Blocks, Known, MadeFactors, mean_shift, round_to_blocks
+from panther.quantize.feedback import INPUT_DAMPING
+from panther.quantize.loss import weighed_loss
+
+# of the second moment between the factors: only what float64 needs
+_FIT_DAMPING = 1e-9
+
+
+def quantize_factors(
+    left: Tensor, right: Tensor, blocks: Blocks, known: Known, bias: Tensor | None = None, W: Tensor | None = None
+) -> MadeFactors:
+    """Two quantized factors whose product is close to a weight where inputs and outputs have weight.
+
+    A is rounded with what the second factor makes of its errors as their cost, Bᵀ G B. With the outputs h = Â x of the
+    rounded one, B = W C Âᵀ (Â C Âᵀ)⁻¹ is the best second factor; it is rounded with the moment of h. A correction of
+    `blocks` is not added: the rank is the place for it.
+
+    Args:
+        left: (d_in, rank), right: (rank, d_out): xᵀ left right is the layer's output.
+        blocks: the format of both.
+        known: of the layer's inputs and outputs.
+        bias: (d_out,); what the outputs lack on average is added to it.
+        W: (d_out, d_in), what the product is to be close to; the product of left and right when None.
+    """
+    A, B = left.t().double(), right.t().double()
+    target = B @ A if W is None else W.double()
+    C, G = known.second.double(), known.sensitivity.double()
+    blocks = dataclasses.replace(blocks, correction_rank=0)
+    down = round_to_blocks(A, blocks, C, B.t() @ G @ B)
+    rounded = down.weight.double()
+    # damped as the rounding is, so that no direction is fitted that calibration did not see
+    C = C if (found := damped(C, INPUT_DAMPING)) is None else found
+    hidden = rounded @ C @ rounded.t()
+    steady = damped(hidden, _FIT_DAMPING)
+    fitted = B if steady is None else torch.linalg.solve(steady, rounded @ C @ target.t()).t()
+    up = round_to_blocks(fitted, blocks, hidden, G)
+    layer = FactoredLinear(down, up)
+    lost = target - layer.weight.double()
+    layer = FactoredLinear(down, up.with_bias(mean_shift(lost, known, bias)))
+    size = factor_bytes(len(target), target.shape[1], len(A), blocks)
+    return MadeFactors(layer.eval(), size, weighed_loss(lost, G, known.second))
+
+
+def factor_bytes(d_out: int, d_in: int, rank: int, blocks: Blocks) -> int:
+    """Of two factors in blocks, without a bias."""
+    sizes = ((rank, d_in), (d_out, rank))
+    return sum(block_bytes(n, k, bits=blocks.bits, block_size=blocks.size(k)) for n, k in sizes)

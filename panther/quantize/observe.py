@@ -1,0 +1,117 @@
+"""What layers see in calibration: a sample of their input rows, and which layers read the same tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.fast_path import observing
+from panther.convert.forward import Forward, outputs_of, run
+from panther.convert.layers import Unit
+
+
+class Observed:
+    """The inputs of the watched layers.
+
+    Attributes:
+        rows: by the id of a unit, (n, d_in) float32, drawn at random from the rows of every batch that its
+            attention_mask does not hide.
+        lowest, highest: by the id of a unit, (d_in,), over all rows.
+        examples: rows of the model's first output, over all batches.
+    """
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.rows: dict[int, Tensor] = {}
+        self.lowest: dict[int, Tensor] = {}
+        self.highest: dict[int, Tensor] = {}
+        self.examples = 0
+        self._units = list(units)
+        self._calls: dict[int, list[tuple[int, int, int]]] = {id(unit): [] for unit in units}
+
+    def groups(self) -> list[list[Unit]]:
+        """The units that were called, those that read the same tensors together, in the order of the model."""
+        found: dict[tuple[tuple[int, int, int], ...], list[Unit]] = {}
+        for unit in self._units:
+            if id(unit) in self.rows:
+                found.setdefault(tuple(self._calls[id(unit)]), []).append(unit)
+        return list(found.values())
+
+    def called(self, unit: Unit, key: tuple[int, int, int]) -> None:
+        """Note a call by the number of the batch, and the identity and version of the tensor."""
+        self._calls[id(unit)].append(key)
+
+    def add(self, unit: Unit, x: Tensor, kept: Tensor) -> None:
+        """Add the rows of a call, and those of them that are kept."""
+        key = id(unit)
+        low, high = x.amin(0), x.amax(0)
+        known = self.rows.get(key)
+        self.rows[key] = kept if known is None else torch.cat([known, kept])
+        self.lowest[key] = low if known is None else torch.minimum(self.lowest[key], low)
+        self.highest[key] = high if known is None else torch.maximum(self.highest[key], high)
+
+
+@torch.no_grad()
+def observe(
+    model: nn.Module,
+    units: Sequence[Unit],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    *,
+    sample: int,
+    generator: torch.Generator,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Observed:
+    """Run the batches through the model and sample the inputs of every unit.
+
+    Args:
+        model: in eval mode.
+        units: whose modules are watched.
+        batches, forward: as `panther.convert.forward.call` takes them.
+        sample: rows to keep of each unit, in all.
+        generator: of the draws, on the CPU.
+        on_batch: called after each batch.
+    """
+    seen = Observed(units)
+    share = math.ceil(sample / len(batches))
+    # tensors of the batch at hand, so that an identity is not given twice
+    alive: list[Tensor] = []
+    state: dict[str, Any] = {}
+
+    def hook(unit: Unit) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Tensor) -> None:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            alive.append(x)
+            seen.called(unit, (state["batch"], id(x), x._version))
+            rows = _counted(x.detach(), state["mask"])
+            if len(rows):
+                kept = torch.randperm(len(rows), generator=generator)[:share]
+                seen.add(unit, rows.float(), rows[kept.to(rows.device)].float())
+
+        return hook
+
+    handles = [
+        place.module.register_forward_hook(hook(unit), with_kwargs=True) for unit in units for place in unit.places
+    ]
+    try:
+        for number, batch in enumerate(batches):
+            state.update(batch=number, mask=batch.get("attention_mask") if isinstance(batch, Mapping) else None)
+            with observing(model):
+                outputs = outputs_of(run(model, batch, forward, f"calibration: batch {number}"), batch)
+            seen.examples += len(outputs[0][0]) if outputs else 0
+            alive.clear()
+            on_batch()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _counted(x: Tensor, mask: Any) -> Tensor:
+    """The rows that an attention_mask does not hide."""
+    if isinstance(mask, Tensor) and x.dim() > mask.dim() == 2 and x.shape[:2] == mask.shape:
+        return x[mask.to(x.device).bool()].reshape(-1, x.shape[-1])
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,47 @@
+"""What a layer can become, and the layers that are made of it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from panther.convert.layers import Place
+
+
+class Option(Protocol):
+    """One way to quantize a layer."""
+
+    @property
+    def precision(self) -> str:
+        """As reports name it, "int8" or "int4"."""
+        ...
+
+    @property
+    def alpha(self) -> float | None:
+        """Strength of the smoothing; None where there is none by design."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """How, in words."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the quantized weight, without biases."""
+        ...
+
+    @property
+    def estimate(self) -> float:
+        """The relative squared error of the model's outputs, roughly: layers and options are compared by it."""
+        ...
+
+    @property
+    def error(self) -> float:
+        """The same, of the layer that is made."""
+        ...
+
+    def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:
+        """A quantized layer for each module of the unit; a fast stand-in where it is not final."""
+        ...

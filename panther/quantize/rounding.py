@@ -1,0 +1,73 @@
+"""Weights rounded to 8 bits, a scale an output channel: scales by error, GPTQ rounding, and no overflow on AVX2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panther.quantize.feedback import compensated
+from panther.quantize.grid import Grid, best
+
+LARGEST = 127
+# of the scale that covers the largest entry; larger ones where many pairs would exceed the limit
+_FACTORS = (2.0, 1.7, 1.4, 1.2, 1.1, 1.0, 0.9, 0.8)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight in 8 bits.
+
+    Attributes:
+        weight: (d_out, d_in), int8; adjacent entries of a row, 2i and 2i + 1, add up to at most `PAIR_LIMIT`.
+        scale: (d_out,), float64.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def dense(self) -> Tensor:
+        """(d_out, d_in), float64, the rounded weight."""
+        return self.weight.double() * self.scale.unsqueeze(1)
+
+
+def round_weight(W: Tensor, C: Tensor, G: Tensor | None = None) -> Rounded:
+    """Round a weight so that its outputs change least on inputs of a second moment.
+
+    The entries that are left take up the errors of those that are rounded (`compensated`). The scale of a row is the
+    one that loses least, with the error weighed by the variance of each input.
+
+    CPUs with AVX2 but no VNNI add pairs of products in 16 bits and saturate. Entries 2i and 2i + 1 of a row, which such
+    a pair multiplies, are kept from adding up to more than 128, with activations of 0 to 255. Few pairs of trained
+    weights do so, and the scale decides how many: a full bit, as with 7-bit weights, is seldom given up.
+
+    Args:
+        W: (d_out, d_in).
+        C: (d_in, d_in), positive semidefinite.
+        G: (d_out, d_out), positive semidefinite, what an error of the outputs costs; each weighs the same when None.
+    """
+    grid = _grid(W.double(), C.diagonal())
+    return Rounded(compensated(W, grid, C, G).to(torch.int8), grid.step[:, 0])
+
+
+def round_nearest(W: Tensor, C: Tensor) -> Rounded:
+    """The same scales and limits without making up for errors: a fast estimate of what rounding costs."""
+    grid = _grid(W.float(), C.diagonal())
+    return Rounded(grid.nearest(W.float()).to(torch.int8), grid.step[:, 0].double())
+
+
+def largest_pair_sum(weight: Tensor) -> int:
+    """The largest absolute sum of entries 2i and 2i + 1 of a row that share their sign; entries alone count too."""
+    wide = weight.to(torch.int32)
+    if wide.shape[1] % 2:
+        wide = torch.nn.functional.pad(wide, (0, 1))
+    pairs = wide.reshape(len(wide), -1, 2)
+    return int(torch.maximum(pairs.clamp_min(0).sum(-1), -pairs.clamp_max(0).sum(-1)).max())
+
+
+def _grid(W: Tensor, variance: Tensor) -> Grid:
+    """For each row the scale that loses least, among those that cover all of it or a little less."""
+    full = W.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST
+    ends = torch.full_like(full, LARGEST)
+    return best(W, (Grid(full * factor, -ends, ends, W.shape[1], paired=True) for factor in _FACTORS), variance)

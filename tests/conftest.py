@@ -1,0 +1,70 @@
+"""Fixtures that the server's tests share. What needs the server is imported in them: the tests on a GPU have none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import httpx
+    import onnx
+    from helpers.build import Tiny
+    from helpers.host_cuda import HostRuntime
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    from helpers.build import Tiny
+
+    return Tiny()
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> HostRuntime:
+    """CUDA's runtime, played on the host; the CPU's provider takes the place of CUDA's."""
+    from helpers.host_cuda import HostRuntime
+
+    monkeypatch.setattr("app.runtime.cuda.graphs.CudaGraphRunner.memory", "cpu")
+    monkeypatch.setattr("app.runtime.cuda.accelerate.CUDA", "CPUExecutionProvider")
+    return HostRuntime()
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
+    from helpers.build import put, sketched_card
+
+    root = tmp_path_factory.mktemp("models")
+    put(root, tiny.graph(), "tiny", card=sketched_card())
+    return root
+
+
+@pytest.fixture(scope="session")
+def client(tiny_dir: Path) -> Iterator[httpx.Client]:
+    from helpers.build import running
+
+    with running(tiny_dir) as client:
+        yield client
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
+    """Serve one graph as model ``m``; returns its client."""
+    from helpers.build import put, running
+
+    stack = []
+
+    def start(model: onnx.ModelProto, card: Any = None, **settings: Any) -> httpx.Client:
+        put(tmp_path, model, "m", card=card)
+        context = running(tmp_path, **settings)
+        stack.append(context)
+        return context.__enter__()
+
+    yield start
+    for context in reversed(stack):
+        context.__exit__(None, None, None)

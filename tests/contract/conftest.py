@@ -1,3 +1,0 @@
-import os
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"

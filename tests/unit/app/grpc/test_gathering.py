@@ -1,0 +1,62 @@
+"""Requests that come together are started together, and one that comes alone is not kept."""
+
+import asyncio
+
+import pytest
+
+from app.grpc.gathering import PROBE_EVERY, Gathering
+from app.service.admission import AdmissionControl
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_what_comes_alone_starts_at_once_but_for_one_that_looks():
+    async def run():
+        started, at_once = [], []
+        gathering = Gathering(AdmissionControl(1))
+        for number in range(3 * PROBE_EVERY):
+            gathering.add(lambda number=number: started.append(number))
+            at_once.append(len(started) == number + 1)
+            await until(lambda number=number: len(started) == number + 1)
+        return at_once
+
+    assert asyncio.run(run()).count(False) == 3
+
+
+def test_what_comes_together_starts_together_in_order():
+    async def run():
+        started, seen = [], []
+        gathering = Gathering(AdmissionControl(1))
+        gathering._together = True
+        for round_number in range(3):
+            for number in range(5):
+                gathering.add(lambda number=number: started.append(number))
+            seen.append(len(started))
+            await until(lambda round_number=round_number: len(started) == 5 * (round_number + 1))
+        return started, seen
+
+    started, seen = asyncio.run(run())
+    assert started == [*range(5)] * 3
+    assert seen == [0, 5, 10]  # nothing before others had their time to come
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_one_look_decides_on_the_next(together):
+    async def run():
+        started = []
+        gathering = Gathering(AdmissionControl(1))
+        gathering._together = True
+        for _ in range(2 if together else 1):
+            gathering.add(lambda: started.append(0))
+        await until(lambda: started)
+        before = len(started)
+        gathering.add(lambda: started.append(1))
+        waits = len(started) == before
+        await until(lambda: len(started) == before + 1)
+        return waits
+
+    assert asyncio.run(run()) is together
