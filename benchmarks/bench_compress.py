@@ -2,6 +2,8 @@
 
     python benchmarks/bench_compress.py --out benchmarks/results/compress.json
 
+Making the files takes some 30 minutes of one core; with --files they are kept, and measured again in a few minutes.
+
 The encoder, its calibration texts and its held-out texts are those of bench_conversion.py. Every side is a file that
 onnxruntime runs: cosine to the embeddings of the original, bytes, the largest change of a row by the batch that it
 is in, and the latency of 32 tokens a text, sides in turn.
@@ -16,8 +18,9 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import compress_sides
 import numpy as np
@@ -31,12 +34,27 @@ from torch import Tensor, nn
 from panther.export import export_onnx
 
 Batch = dict[str, Tensor]
+
+
+class Encoded(NamedTuple):
+    """The model, calibration batches, held-out batches, and 16 held-out texts of 32 tokens."""
+
+    model: nn.Module
+    calibration: list[Batch]
+    held_out: list[Batch]
+    rows: Batch
+
+
+class Made(NamedTuple):
+    path: Path
+    noted: dict[str, Any]
+
+
 TOKENS = 32
 _PRODUCTS = {"MatMul", "Gemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "DequantizeLinear"}
 
 
-def encoder(count: int) -> tuple[nn.Module, list[Batch], list[Batch], Batch]:
-    """The model, calibration batches, held-out batches, and 16 held-out texts of 32 tokens."""
+def encoder(count: int) -> Encoded:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import BertModel, BertTokenizerFast
 
@@ -57,7 +75,7 @@ def encoder(count: int) -> tuple[nn.Module, list[Batch], list[Batch], Batch]:
 
     texts = sentences()
     rows = encoded(texts[-16:], padding="max_length", max_length=TOKENS)
-    return SentenceEncoder(bert).eval(), batches(texts[:count]), batches(texts[-192:]), rows
+    return Encoded(SentenceEncoder(bert).eval(), batches(texts[:count]), batches(texts[-192:]), rows)
 
 
 class Reader:
@@ -166,40 +184,60 @@ def latencies(paths: dict[str, Path], rows: Batch, rounds: int) -> dict[str, dic
     return result
 
 
-def measure(count: int, rounds: int, probes: int, max_error: float) -> dict[str, object]:
-    model, calibration, held_out, rows = encoder(count)
+def made_files(folder: Path, encoded: Encoded, probes: int, max_error: float) -> dict[str, Made]:
+    """The file of each side and what is noted of it; what the folder has is not made again."""
+    axes = {name: {0: "batch", 1: "tokens"} for name in encoded.rows}
+    index = folder / "sides.json"
+    known: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {}
+
+    def keep(side: str, path: Path, noted: dict[str, Any]) -> None:
+        known[side] = {"file": path.name, "noted": noted}
+        index.write_text(json.dumps(known))
+        print(side, noted, flush=True)
+
+    def sides() -> Iterator[tuple[str, Callable[[], compress_sides.Made]]]:
+        yield "float32", lambda: (encoded.model, {})
+        yield from compress_sides.ours(encoded.model, encoded.calibration, probes, max_error)
+        yield from compress_sides.plain(encoded.model, encoded.calibration)
+
+    for side, make in sides():
+        if side in known:
+            continue
+        network, noted = make()
+        path = folder / f"{len(known)}.onnx"
+        export_onnx(
+            network,
+            encoded.rows,
+            path,
+            name="encoder",
+            dynamic_axes=axes,
+            num_threads=1,
+            batch_sizes=(1,),
+            tolerance=0.5,
+        )
+        keep(side, path, noted)
+    if not (folder / "float16.onnx").exists():
+        for side, path in rivals(folder / known["float32"]["file"], folder, encoded.calibration):
+            keep(side, path, {})
+    return {side: Made(folder / entry["file"], entry["noted"]) for side, entry in known.items()}
+
+
+def measure(folder: Path, count: int, rounds: int, probes: int, max_error: float) -> dict[str, object]:
+    encoded = encoder(count)
+    files = made_files(folder, encoded, probes, max_error)
     with torch.no_grad():
-        expected = [model(**batch).numpy() for batch in held_out]
-    axes = {name: {0: "batch", 1: "tokens"} for name in rows}
-    paths: dict[str, Path] = {}
+        expected = [encoded.model(**batch).numpy() for batch in encoded.held_out]
     report: dict[str, object] = {
         "calibration_texts": count,
         "held_out_texts": 192,
         "tokens": TOKENS,
         "probes": probes,
-        "linear_layers": sum(isinstance(module, nn.Linear) for module in model.modules()),
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-
-        def export(side: str, network: nn.Module) -> None:
-            path = folder / f"{len(paths)}.onnx"
-            export_onnx(
-                network, rows, path, name="encoder", dynamic_axes=axes, num_threads=1, batch_sizes=(1,), tolerance=0.5
-            )
-            paths[side] = path
-
-        export("float32", model)
-        for side, network, noted in compress_sides.ours(model, calibration, probes, max_error):
-            report[side] = noted
-            export(side, network)
-            print(side, noted, flush=True)
-        for side, network in compress_sides.plain(model, calibration):
-            export(side, network)
-        paths.update(rivals(paths["float32"], folder, calibration))
-        sides = {name: figures(path, held_out, expected, rows) for name, path in paths.items()}
-        for name, times in latencies(paths, rows, rounds).items():
-            sides[name] |= times
+        "linear_layers": sum(isinstance(module, nn.Linear) for module in encoded.model.modules()),
+    } | {side: made.noted for side, made in files.items() if made.noted}
+    paths = {side: made.path for side, made in files.items()}
+    sides = {name: figures(path, encoded.held_out, expected, encoded.rows) for name, path in paths.items()}
+    for name, times in latencies(paths, encoded.rows, rounds).items():
+        sides[name] |= times
     base = sides["float32"]
     assert base["cosine"] > 0.99999, "the float32 file is not the model"
     for side in sides.values():
@@ -210,6 +248,7 @@ def measure(count: int, rounds: int, probes: int, max_error: float) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--files", type=Path, help="keep the files here; a later run takes them and only measures")
     parser.add_argument("--texts", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--probes", type=int, default=2)
@@ -217,7 +256,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    report = measure(arguments.texts, arguments.rounds, arguments.probes, arguments.max_error)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.files or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        report = measure(folder, arguments.texts, arguments.rounds, arguments.probes, arguments.max_error)
     report["environment"] = {**about(("torch", "onnxruntime", "transformers")), "threads": 1}
     print(json.dumps(report, indent=1))
     if arguments.out is not None:

@@ -55,6 +55,7 @@ class Repository:
         loads: how many loads of a model went well (``success``) or did not (``failure``).
         starting: not every model of the folder has had its turn yet, so that one that is not known may still come.
         folder: the models on disk.
+        names: of the models that are served.
     """
 
     def __init__(self, root: Path, policy: str, loader: Loader, readiness: Readiness | None = None) -> None:
@@ -63,6 +64,7 @@ class Repository:
         self.policy = policy
         self._loader = loader
         self.entries: dict[str, Entry] = {}
+        self.names: tuple[str, ...] = ()
         self.loads: Counter[tuple[str, str]] = Counter()
         self._retired: list[Serving] = []
         self._counted: dict[tuple[str, str], Statistics] = {}
@@ -219,6 +221,7 @@ class Repository:
     def _set(self, entries: dict[str, Entry]) -> None:
         # A new dict, since the event loop may be going through the old one.
         self.entries = entries
+        self.names = tuple(name for name, entry in entries.items() if entry.served is not None)
         self.readiness.update(entries, starting=self.starting)
 
     def _count(self, name: str, outcome: str) -> None:
@@ -310,10 +313,6 @@ class Repository:
             listed[name] = Entry(name, {**known.versions, **({part: skipped} if part not in known.versions else {})})
         return [listed[name] for name in sorted(listed)]
 
-    def names(self) -> list[str]:
-        """Names of the models that are served."""
-        return [name for name, entry in self.entries.items() if entry.served is not None]
-
     def to_retry(self) -> dict[str, frozenset[str]]:
         """The versions that could not be loaded since memory, time or file descriptors were short, by model."""
         found = {
@@ -346,7 +345,7 @@ class Repository:
         if entry is None and self.starting:
             raise ModelUnavailableError(LOADING)
         if entry is None:
-            loaded = ", ".join(self.names()) or "none"
+            loaded = ", ".join(self.names) or "none"
             raise ModelNotFoundError(f"model {name[:MAX_NAME_LENGTH]!r} is not loaded; loaded: {loaded}")
         return entry
 

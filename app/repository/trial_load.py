@@ -154,7 +154,8 @@ class Trials:
     def _close_later(self) -> None:
         self._timer = threading.Timer(_IDLE_S, self._time_out)
         self._timer.daemon = True
-        self._timer.start()
+        with contextlib.suppress(RuntimeError):  # no thread can be started: the helper stays
+            self._timer.start()
 
     def _time_out(self) -> None:
         with self._changed:

@@ -54,16 +54,13 @@ class AdmissionControl:
     def started(self) -> None:
         """Note that a request was decoded at once."""
         if not self._scheduled:
-            self._schedule()
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
     def later(self, start: Callable[[], None]) -> None:
         """Have a request decoded in one of the next turns, in the order of arrival."""
         self._waiting.append(start)
         self.started()
-
-    def _schedule(self) -> None:
-        self._scheduled = True
-        asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         self._turn_ns = 0
@@ -71,7 +68,7 @@ class AdmissionControl:
         if not self._waiting:
             return
         self._turn_ns = time.perf_counter_ns()
-        self._schedule()
+        self.started()
         until_ns = self._turn_ns + self._slice_ns
         while self._waiting and time.perf_counter_ns() < until_ns:
             self._waiting.popleft()()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,7 +60,7 @@ class Target:
         return OIP if self.api == "oip" else PLAIN
 
 
-def choose_default(names: list[str], default: str | None) -> str:
+def choose_default(names: Sequence[str], default: str | None) -> str:
     """The model of ``POST /predict``.
 
     Raises:
@@ -184,7 +184,7 @@ class InferenceService:
             if self.repository.starting:
                 # Which one is the only one is not known yet.
                 raise ModelUnavailableError(LOADING)
-            name = choose_default(self.repository.names(), None)
+            name = choose_default(self.repository.names, None)
         return self.repository.get(name, target.version)
 
     def admit(self, headers: Headers) -> None:

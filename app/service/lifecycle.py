@@ -106,7 +106,7 @@ class Lifecycle:
         if state.draining:
             return
         if problem is None:
-            log.info("ready: serving %s", ", ".join(state.repository.names()))
+            log.info("ready: serving %s", ", ".join(state.repository.names))
         else:
             log.error("not ready: %s", problem)
 

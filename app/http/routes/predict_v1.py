@@ -50,7 +50,7 @@ _MODEL = {
 @router.get("/models", responses=answers({"models": ["digits"]}))
 async def list_models(state: SharedState) -> dict[str, list[str]]:
     """The names of the models that are served."""
-    return {"models": state.repository.names()}
+    return {"models": list(state.repository.names)}
 
 
 @router.get("/models/{name}", responses=answers(_MODEL, named=True))
