@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from panther.convert import distill_ as distill_
     from panther.convert import restore_ as restore_
     from panther.convert import sketch_ as sketch_
+    from panther.convert import sketch_and_distill as sketch_and_distill
     from panther.efficiency import check_parameter_efficiency as check_parameter_efficiency
     from panther.efficiency import suggest as suggest
     from panther.nn import sketched_mlp as sketched_mlp
@@ -86,6 +87,7 @@ _HOME = {
     "restore_": "panther.convert",
     "save": "panther.checkpoint",
     "sketch_": "panther.convert",
+    "sketch_and_distill": "panther.convert",
     "sketched_mlp": "panther.nn",
     "suggest": "panther.efficiency",
 }
@@ -119,6 +121,7 @@ __all__ = [
     "save",
     "sketch",
     "sketch_",
+    "sketch_and_distill",
     "sketched_mlp",
     "suggest",
     "train",

@@ -219,7 +219,11 @@ def compress(
         typer.Option(help="Budget for .safetensors: stored parameters of the linear layers, as a share of now."),
     ] = None,
     distill: Annotated[
-        int | None, typer.Option(min=1, help="For .safetensors: steps to train on --calibration.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="For .safetensors: steps to train on --calibration; with --ratio in stages (0.75, 0.5, 0.25).",
+        ),
     ] = None,
 ) -> None:
     """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""

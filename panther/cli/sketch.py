@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import panther
 from panther.checkpoint import CheckpointError
 from panther.convert.api import sketch_
-from panther.convert.distill import distill_
+from panther.convert.distill import DistillResult, distill_
 from panther.convert.errors import ConversionError
+from panther.convert.gradual import sketch_and_distill
 
 
 def run(
@@ -45,34 +46,44 @@ def run(
     if distill_steps is not None and calibration is None:
         raise ValueError("distillation needs inputs; give --calibration")
     batches = None if calibration is None else load_batches(calibration, model, batch_size)
-    teacher = copy.deepcopy(model) if distill_steps is not None else None
-    with progress_bar(console) as show:
-        try:
-            report = sketch_(
-                model,
-                ratio=ratio,
-                max_bytes=max_bytes,
-                max_error=max_error,
-                calibration=batches,
-                skip=skip,
-                on_step=show,
-            )
-        except (RuntimeError, TypeError, IndexError) as error:
-            # of the model's own forward
-            raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
-    console.print(report)
-    if teacher is not None and report.replaced:
-        result = distill_(model, teacher, batches, steps=distill_steps or 1)
-        console.print(
-            f"distilled for {result.steps} steps: relative error {result.error_before:.4f} → {result.error:.4f}, "
-            f"mean cosine {result.cosine_before:.4f} → {result.cosine:.4f}"
-            + (" on inputs kept out of the training" if result.held_out else " on the training inputs")
-        )
+    try:
+        if distill_steps is not None and ratio is not None:
+            made = sketch_and_distill(model, batches, ratio=ratio, steps=distill_steps, skip=skip)
+            model = made.model
+            console.print(made.report)
+            for stage in made.stages:
+                console.print(f"ratio {stage.ratio:g}, {_gain(stage.distillation)}")
+        else:
+            teacher = copy.deepcopy(model) if distill_steps is not None else None
+            with progress_bar(console) as show:
+                report = sketch_(
+                    model,
+                    ratio=ratio,
+                    max_bytes=max_bytes,
+                    max_error=max_error,
+                    calibration=batches,
+                    skip=skip,
+                    on_step=show,
+                )
+            console.print(report)
+            if teacher is not None and report.replaced:
+                console.print(_gain(distill_(model, teacher, batches, steps=distill_steps or 1)))
+    except (RuntimeError, TypeError, IndexError) as error:
+        # of the model's own forward
+        raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
     try:
         size = panther.save(model, out)
     except CheckpointError as error:
         raise ConversionError(str(error)) from error
     console.print(f"wrote {out} ({size:,} bytes)", soft_wrap=True)
+
+
+def _gain(result: DistillResult) -> str:
+    return (
+        f"distilled for {result.steps} steps: relative error {result.error_before:.4f} → {result.error:.4f}, "
+        f"mean cosine {result.cosine_before:.4f} → {result.cosine:.4f}"
+        + (" on inputs kept out of the training" if result.held_out else " on the training inputs")
+    )
 
 
 @contextlib.contextmanager

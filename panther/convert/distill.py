@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -56,6 +56,9 @@ class DistillResult:
     seconds: float
 
 
+Train = Literal["all", "sketched"]
+
+
 class _Targets(NamedTuple):
     outputs: list[tuple[Tensor, Tensor | None]]
     hidden: dict[str, Tensor]
@@ -71,19 +74,21 @@ def distill_(
     steps: int = 300,
     lr: float = 0.005,
     hidden_weight: float = 20.0,
+    train: Train = "all",
     validation: Any = None,
     patience: int = 5,
     forward: Forward | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> DistillResult:
-    """Train S and the biases of a student's sketched layers until it puts out what the teacher does; in place.
+    """Train a student with sketched layers until it puts out what the teacher does; in place.
 
     The loss is the squared error of the outputs, relative to the teacher's, and that of the hidden states: the outputs
     of the repeated blocks that hold sketched layers (members of a ModuleList or Sequential), or of the sketched layers
     where there are none. (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015; hidden
     states: Romero et al., "FitNets", 2015.) Both models run in eval mode, so that dropout and batch statistics play no
-    part. The best state on the validation batches is kept; on an error, the student is as it was.
+    part. The best state on the validation batches is kept; on an error, the student is as it was. A few thousand inputs
+    and steps do far better than a few hundred; `sketch_and_distill` sketches and trains in stages.
 
     Args:
         student: a model converted by `panther.sketch_`.
@@ -92,6 +97,9 @@ def distill_(
         steps: optimiser steps, one batch each.
         lr: the size of Adam's first steps relative to the root mean square of each matrix; falls along a cosine.
         hidden_weight: of the mean error of the hidden states, beside the mean error of the outputs; 0 leaves them out.
+        train: "all" trains S and the biases of the sketched layers, normalizations, the layers that stayed dense and
+            all other parameters but the tables of embeddings, of which a batch meets few rows; "sketched" the first
+            alone.
         validation: inputs to measure on; an eighth of the batches is kept out for it when None, of 4 or more.
         patience: stop after this many measurements, 20 in a full run, without a gain.
         forward: (model, batch) → outputs, where the models are to be called in another way.
@@ -102,31 +110,24 @@ def distill_(
         ValueError: an argument is out of range.
         ConversionError: the student has no sketched layer, the loader no batch, or the loss is not finite.
     """
-    if steps < 1:
-        raise ValueError(f"steps ({steps}) must be at least 1")
-    if not lr > 0:
-        raise ValueError(f"lr ({lr}) must be above 0")
-    if not hidden_weight >= 0:
-        raise ValueError(f"hidden_weight ({hidden_weight}) must be at least 0")
-    if patience < 1:
-        raise ValueError(f"patience ({patience}) must be at least 1")
-    parameters = _trained(student)
+    _check(steps, lr, hidden_weight, train, patience)
+    parameters = _trained(student, train)
     if not parameters:
         raise ConversionError("student has no sketched layer to train; convert it with panther.sketch_ first")
     check_differentiable(student)
     started = time.perf_counter()
-    train, held_out = _split(batches_of(loader, "loader"), validation)
-    check_batches((*train, *held_out), student, forward, "loader")
+    training, held_out = _split(batches_of(loader, "loader"), validation)
+    check_batches((*training, *held_out), student, forward, "loader")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     names = _hidden_names(student, teacher) if hidden_weight else []
     initial = [parameter.detach().clone() for parameter in parameters]
     trained = [parameter.requires_grad for parameter in parameters]
     try:
         with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as advance:
-            reference = Reference(teacher, held_out or train, forward)
+            reference = Reference(teacher, held_out or training, forward)
             if not reference.has_outputs:
                 raise ConversionError("the teacher put out no finite floating-point numbers to learn from")
-            run = _Run(student, teacher, train, names, hidden_weight, forward)
+            run = _Run(student, teacher, training, names, hidden_weight, forward)
             result = _train(run, parameters, reference, steps, lr, patience, generator, advance)
     except BaseException:
         with torch.no_grad():
@@ -138,6 +139,19 @@ def distill_(
             parameter.grad = None
             parameter.requires_grad_(flag)
     return DistillResult(*result, held_out=bool(held_out), seconds=time.perf_counter() - started)
+
+
+def _check(steps: int, lr: float, hidden_weight: float, train: str, patience: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps ({steps}) must be at least 1")
+    if not lr > 0:
+        raise ValueError(f"lr ({lr}) must be above 0")
+    if not hidden_weight >= 0:
+        raise ValueError(f"hidden_weight ({hidden_weight}) must be at least 0")
+    if train not in ("all", "sketched"):
+        raise ValueError(f"train ({train!r}) must be 'all' or 'sketched'")
+    if patience < 1:
+        raise ValueError(f"patience ({patience}) must be at least 1")
 
 
 class _Run:
@@ -241,14 +255,20 @@ def _rms(parameter: Tensor) -> float:
     return parameter.detach().float().square().mean().sqrt().item()
 
 
-def _trained(student: nn.Module) -> list[nn.Parameter]:
-    """S1s, S2s and bias of every sketched layer, tied ones once."""
+def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
+    """What is trained, tied parameters once; nothing where no layer is sketched."""
     found: dict[int, nn.Parameter] = {}
     for module in student.modules():
         if isinstance(module, SKLinear | SketchedConv):
             for parameter in (module.S1s, module.S2s, module.bias):
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
+    if not found or train == "sketched":
+        return list(found.values())
+    tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    for parameter in student.parameters():
+        if parameter.is_floating_point() and id(parameter) not in tables:
+            found.setdefault(id(parameter), parameter)
     return list(found.values())
 
 

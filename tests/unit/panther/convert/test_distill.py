@@ -32,7 +32,9 @@ def test_gains_on_held_out_inputs_and_says_how_much(mlp):
     teacher_state = copy.deepcopy(teacher.state_dict())
     fixed = {name: buffer.clone() for name, buffer in student.named_buffers()}
     head = student[4].weight.clone()
-    result = pr.distill_(student, teacher, list(inputs[:3000].split(100)), steps=150, lr=0.01, progress=False)
+    result = pr.distill_(
+        student, teacher, list(inputs[:3000].split(100)), steps=150, lr=0.01, train="sketched", progress=False
+    )
     assert error(student, teacher, inputs[3000:]) < 0.7 * before
     assert result.held_out
     assert result.error < result.error_before
@@ -106,6 +108,7 @@ def test_hidden_states_are_those_of_the_repeated_blocks():
         ({"lr": 0.0}, ValueError, r"lr \(0.0\)"),
         ({"hidden_weight": -1}, ValueError, r"hidden_weight \(-1\)"),
         ({"patience": 0}, ValueError, r"patience \(0\)"),
+        ({"train": "norms"}, ValueError, r"train \('norms'\) must be 'all' or 'sketched'"),
     ],
 )
 def test_refuses(pair, inputs, arguments, error, match):
@@ -120,3 +123,32 @@ def test_refuses_a_student_without_sketched_layers(mlp, inputs):
     pr.sketch_(student, ratio=0.5)
     with pytest.raises(ConversionError, match="loader holds no batch"):
         pr.distill_(student, mlp, [])
+
+
+class Texts(nn.Module):
+    """A table of embeddings, a sketched layer, a normalization and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 64)
+        self.fc = nn.Linear(64, 64)
+        self.norm = nn.LayerNorm(64)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, ids):
+        return self.head(self.norm(self.fc(self.table(ids)).relu()).mean(1))
+
+
+def test_all_trains_everything_but_tables_and_gains_more():
+    torch.manual_seed(0)
+    teacher = Texts()
+    batches = list(torch.randint(50, (512, 12)).split(64))
+    student = copy.deepcopy(teacher)
+    pr.sketch_(student, ratio=0.55, filter_fn=lambda _, name: name == "fc")
+    other = copy.deepcopy(student)
+    before = copy.deepcopy(student.state_dict())
+    alone = pr.distill_(other, teacher, batches, steps=40, train="sketched", progress=False)
+    result = pr.distill_(student, teacher, batches, steps=40, progress=False)
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.S1s", "fc.S2s", "fc.bias", "norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert result.error < alone.error < result.error_before

