@@ -1,4 +1,4 @@
-"""What can go wrong, in the words of the domain, and the one table that maps it to HTTP status codes."""
+"""Errors of the server, and the table that maps them to HTTP status codes."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The arithmetic of what a sketched layer costs, beside the dense layer it stands for."""
+"""Parameter and multiply-add counts of a sketched layer and its dense twin."""
 
 from __future__ import annotations
 

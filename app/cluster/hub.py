@@ -84,7 +84,7 @@ class Hub:
         return member
 
     async def disconnect(self, member: Member) -> None:
-        """Count a worker out that has ended, once what it had sent is read."""
+        """Remove a worker that has ended, once all that it sent is read."""
         if member.task is not None:
             _, unread = await asyncio.wait({member.task}, timeout=_READ_S)
             for task in unread:  # another process holds the other end

@@ -80,7 +80,7 @@ class Link:
         self._fail_all()
 
     def tell_loaded(self, versions: dict[str, str]) -> None:
-        """Tell that this worker has loaded its models, and what it serves of each."""
+        """Report that this worker has loaded its models, with the served versions of each."""
         self._send({"kind": "loaded", "versions": versions})
 
     def tell_owed(self, names: list[str]) -> None:

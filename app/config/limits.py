@@ -22,7 +22,7 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each connection is held to; see the settings of the same names."""
+    """Limits of each connection; see the settings of the same names."""
 
     max_header_bytes: int = _default("max_header_bytes")
     header_timeout_s: float = _default("header_timeout_s")

@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         default=60.0,
         ge=0,
         le=86400,
-        description="a model is loaded in a process of its own first, which may take so long and as much memory as "
+        description="a model is loaded in a separate process first, which may take so long and as much memory as "
         "there is; one that ends that process, hangs or wants more is refused. 0 loads models untried",
     )
     allow_custom_ops: bool = Field(
@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(
         default=512 * 1024 * 1024,
         ge=1024,
-        description="most bytes of requests in hand in each worker, and of tensors that wait for one model; "
+        description="most bytes of requests in flight in each worker, and of tensors that wait for one model; "
         "beyond them requests get 503 at once",
     )
     max_queue_ms: int = Field(
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         default=30,
         ge=1,
         le=86400,
-        description="how long requests in hand may take to finish after SIGTERM and that delay",
+        description="how long requests in flight may take to finish after SIGTERM and that delay",
     )
     stuck_run_s: float = Field(
         default=120.0,
@@ -237,7 +237,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given by name (and, before it, the command line), then the environment, then the file."""
+        """Sources in order: arguments and the command line, then the environment, then the file."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, FileSource(settings_cls)
 
@@ -283,7 +283,7 @@ class Settings(BaseSettings):
         return value
 
     def control_hosts(self) -> tuple[str, ...]:
-        """The host names that requests which change what is served may be sent to, besides loopback and addresses.
+        """Host names allowed for control requests, besides loopback and IP addresses.
 
         A page that reaches the server by DNS rebinding has no API key, so that keys are protection enough.
         """
@@ -336,7 +336,7 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
 def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
     """Every setting with its value, secrets masked, and where it was set: a flag, a variable or ``file``.
 
-    None stands for a default.
+    None means the default.
     """
     found: dict[str, tuple[Any, str | None]] = {}
     for name in Settings.model_fields:

@@ -42,7 +42,7 @@ def is_heavy(nbytes: int, model: DescribedModel) -> bool:
 
 
 class Reader:
-    """Reads messages; remembers what came around the tensors of raw requests, which clients repeat."""
+    """Message reader; caches the parts around the tensors of raw requests, which clients repeat."""
 
     def __init__(self) -> None:
         self._heads: WeakKeyDictionary[DescribedModel, dict[bytes, Head]] = WeakKeyDictionary()

@@ -51,5 +51,5 @@ def grpc_server(state: AppState) -> "GrpcServer":
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
+    except ModuleNotFoundError:  # of its package
         return False

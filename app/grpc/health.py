@@ -26,7 +26,7 @@ class Health:
         self._is_draining = is_draining
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What the server calls."""
+        """The generic handler for the gRPC server."""
         request, answer = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         return grpc.method_handlers_generic_handler(
             HEALTH_NAME,

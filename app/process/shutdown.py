@@ -65,7 +65,7 @@ async def _nothing_else(*_: float) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the server asks and tells the application.
+    """Callbacks from the server to the application.
 
     Attributes:
         stuck_because: why the engine can't be called alive, or None.
@@ -161,7 +161,7 @@ class GracefulServer(uvicorn.Server):
         self._phase = Phase.DRAINING if self.draining else Phase.SERVING
 
     async def on_tick(self, counter: int) -> bool:
-        """Do what is due ten times a second; whether it is time to close."""
+        """Run the periodic work, ten times a second; True when it is time to close."""
         self._ticked_at = time.monotonic()
         if counter % 10 == 0:
             self._watch_engine()

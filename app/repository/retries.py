@@ -1,4 +1,4 @@
-"""When to load again what memory or time was short for."""
+"""Retries of loads that failed for lack of memory or time."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ class Retries:
         self._due_s: dict[str, float] = {}
 
     def due(self, short: Mapping[str, frozenset[str]]) -> list[Change]:
-        """What is to be loaded again now.
+        """Models to load again now.
 
         Args:
             short: the versions that memory or time is short for, by model; what is no more among them is forgotten.

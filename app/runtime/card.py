@@ -229,7 +229,7 @@ class Training(_Part):
 
 
 class Card(_Part):
-    """What a model file says of itself; its many fields are the keys of ``docs/model-card.schema.json``."""
+    """The model card of a file; its many fields are the keys of ``docs/model-card.schema.json``."""
 
     schema_version: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
     name: str = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Runners: the interface of what runs a model, and the result of one run."""
+"""The interface of runners, and the result of one run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

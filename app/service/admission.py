@@ -122,7 +122,7 @@ class Reservation:
 
 
 def join(body: Body, piece: bytes, reservation: Reservation) -> Body:
-    """Append a piece of a body to what has come of it, and reserve the memory that both take.
+    """Append a piece to a body, and reserve its bytes.
 
     Pieces are joined as they come: kept as they are, those of two bytes would take 28 times their length.
 

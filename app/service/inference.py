@@ -47,7 +47,7 @@ _MAX_PATH = 512  # a longer path is parsed for each request
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path asks for; the name is None for the default model."""
+    """Model, version and protocol of an inference path; the name is None for the default model."""
 
     name: str | None
     version: str | None
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def protocol(self) -> str:
-        """What its requests are counted as."""
+        """Protocol label of its counters."""
         return OIP if self.api == "oip" else PLAIN
 
 
@@ -79,7 +79,7 @@ def choose_default(names: list[str], default: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """What the inference service is set to; see the settings of the same names.
+    """Options of the inference service; see the settings of the same names.
 
     Attributes:
         default_model: the model of ``POST /predict``, or None.
@@ -162,7 +162,7 @@ class InferenceService:
         return self.context.unrouted
 
     def target(self, path: str) -> Target | None:
-        """What an inference path asks for; None for any other path."""
+        """Parse an inference path; None for any other path."""
         try:
             return self._targets[path]
         except KeyError:

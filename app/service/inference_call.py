@@ -53,7 +53,7 @@ class RequestIds:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What all inference calls of a service share.
+    """Shared context of all inference calls of a service.
 
     Attributes:
         compression_min_bytes: answers shorter than this are never compressed.

@@ -1,4 +1,4 @@
-"""What the routes share: one object, made by ``create_app`` and reached through the application."""
+"""Shared state of the routes, made by ``create_app``."""
 
 import time
 from dataclasses import dataclass, field

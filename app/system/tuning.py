@@ -1,4 +1,4 @@
-"""What a process that only serves may do to its garbage collector, and limits of the process."""
+"""Garbage collector settings for a serving process, and process limits."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ def end_with_parent() -> None:
 
 
 def freeze_collector() -> None:
-    """What lives once the models are loaded lives as long as the process: the collector need not look at it again."""
+    """Freeze loaded objects out of the garbage collector (gc.freeze), and collect less often."""
     gc.collect()
     gc.freeze()
     # A request leaves no cycles behind: look for them more seldom than after every few requests.

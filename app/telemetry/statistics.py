@@ -58,7 +58,7 @@ class ProtocolCounters:
         return [self.success, self.rows, dict(self.failures)]
 
     def merge(self, data: list[Any]) -> None:
-        """Add what another worker counted."""
+        """Add the counters of another worker."""
         self.success += data[0]
         self.rows += data[1]
         self.failures.update(data[2])

@@ -129,7 +129,7 @@ class Tracing:
         return b"traceresponse", b"00-%032x-%016x-%02x" % (ids.trace_id, ids.span_id, ids.trace_flags)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send pending spans."""
         self._provider.shutdown()
 
 

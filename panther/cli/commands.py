@@ -1,4 +1,4 @@
-"""The `panther` command. What needs torch is imported when a command runs, so that --help answers at once."""
+"""The `panther` command. torch is imported only when a command runs, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 @app.callback()
 def _commands() -> None:
-    """Make `panther train` a command of its own also while it is the only one."""
+    """Make `panther train` a subcommand also while it is the only one."""
 
 
 @app.command()
@@ -263,7 +263,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a model file is: its card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
+    """Describe a model file: card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
     _require("onnx", extra="inspect")
     import json
 
@@ -328,7 +328,7 @@ def predict(
     help="Serve the models of a folder over HTTP; all flags are those of the server: panther serve --help.",
 )
 def serve(context: typer.Context) -> None:
-    """Become the server; it is a program of its own, of which this package knows only how to start it."""
+    """Become the server: a separate program, of which this package knows only how to start it."""
     _require("app", "fastapi", "uvicorn", extra="cpu")
     if importlib.util.find_spec("onnxruntime") is None:
         _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")

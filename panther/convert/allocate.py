@@ -16,7 +16,7 @@ RANK_STEP = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer can be.
+    """A choice for one layer.
 
     Attributes:
         costs: of each choice, in parameters, bytes or microseconds, rising.

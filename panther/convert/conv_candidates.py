@@ -1,4 +1,4 @@
-"""What a convolution can become: two convolutions, one of them 1x1, which comes last or first.
+"""Candidates of a convolution: two convolutions, one of them 1x1, last or first.
 
 See docs/decisions/0073-conversion-of-convolutions.md.
 """
@@ -60,7 +60,7 @@ def _conv(unit: Unit) -> Convolution:
 
 
 class ConvCandidate(Candidate, ABC):
-    """What both ways have in common."""
+    """Common part of both forms."""
 
     @property
     def terms(self) -> str:
@@ -101,7 +101,7 @@ class ConvCandidate(Candidate, ABC):
         return [layer]
 
     def outputs(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        """What a sketched convolution makes of patches, (n, d_in)."""
+        """Outputs of a sketched convolution for patches, (n, d_in)."""
         if not isinstance(layer, SketchedConv):
             raise TypeError(f"{type(layer).__name__} is no sketched convolution")
         one, none = (1,) * layer.axes, (0,) * layer.axes

@@ -1,4 +1,4 @@
-"""The model card: what a file says of itself, as JSON in its ONNX metadata (docs/model-card.schema.json)."""
+"""The model card: description of a file, as JSON in its ONNX metadata (docs/model-card.schema.json)."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class PlannedSite:
-    """What was decided for a site.
+    """The decision for a site.
 
     Attributes:
         layers: its sketched layers.

@@ -1,4 +1,4 @@
-"""Weights in blocks of 4 or 8 bits: the format, the layer for a given weight, and what it costs.
+"""Weights in blocks of 4 or 8 bits: format, layer and cost.
 
 See docs/decisions/0069-weights-in-blocks.md.
 """
@@ -79,7 +79,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Known:
-    """What calibration says of a layer.
+    """Calibration statistics of a layer.
 
     Attributes:
         second: (d_in, d_in), the mean of x xᵀ.
@@ -139,12 +139,12 @@ def quantize_weight(W: Tensor, blocks: Blocks, known: Known, bias: Tensor | None
 def with_bias(
     layer: BlockLinear | CorrectedLinear, W: Tensor, known: Known, bias: Tensor | None
 ) -> BlockLinear | CorrectedLinear:
-    """A layer made of W with a bias, to which is added what its outputs lack on average; it shares the weight."""
+    """A layer of W with a bias, corrected by the mean output error; it shares the weight."""
     return layer.with_bias(mean_shift(W.double() - layer.weight.double(), known, bias))
 
 
 def mean_shift(lost: Tensor, known: Known, bias: Tensor | None) -> Tensor | None:
-    """A bias (d_out,) plus what the outputs lack on average for an error (d_out, d_in) of the weight; None for None."""
+    """A bias (d_out,) plus the mean output error for an error (d_out, d_in) of the weight; None for None."""
     if bias is None or known.mean is None:
         return bias
     return bias.detach().float() + (lost @ known.mean.double()).float()

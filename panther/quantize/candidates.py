@@ -1,4 +1,4 @@
-"""What each layer can become in static int8: groups of layers that read one tensor, their choices, the layers made."""
+"""Static int8 candidates: groups of layers that read one tensor, their choices, the layers made."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Int8Option:
 
     @property
     def reason(self) -> str:
-        """What was done about outliers."""
+        """The treatment of outliers."""
         return "outliers moved into the weight" if self.choice.alpha else "no smoothing"
 
     @property
@@ -162,7 +162,7 @@ def candidates(
 
 
 def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> Tensor:
-    """(d_out, d_out): what an error of the layer's outputs costs; relative to its own where nothing is known.
+    """(d_out, d_out): cost of an error of the layer's outputs; relative to its own if nothing is known.
 
     The moments weigh each batch by its examples, so that eᵀ G e of their sum is the relative error times all examples.
     """

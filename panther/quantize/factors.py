@@ -1,4 +1,4 @@
-"""Low-rank factors in few bits: the first rounded, the second fitted to what the first one puts out, and rounded."""
+"""Low-rank factors in few bits: the first is rounded, the second refitted to the rounded first, and rounded."""
 
 from __future__ import annotations
 

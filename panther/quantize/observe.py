@@ -1,4 +1,4 @@
-"""What layers see in calibration: a sample of their input rows, and which layers read the same tensor."""
+"""Layer inputs in calibration: a sample of rows, and the layers that read the same tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer can become, and the layers that are made of it."""
+"""Options of a layer, and the layers made of them."""
 
 from __future__ import annotations
 

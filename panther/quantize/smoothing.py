@@ -21,7 +21,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Sight:
-    """What is known of the layers that read one tensor.
+    """Statistics of the layers that read one tensor.
 
     Attributes:
         rows: (n, d_in) float32, a sample of it.
@@ -68,7 +68,7 @@ class Activation:
         return W if self.smoothing is None else W / self.smoothing
 
     def moment(self, second: Tensor) -> Tensor:
-        """(d_in, d_in), the second moment of what the rounded tensor is: smoothed, with the variance of rounding."""
+        """(d_in, d_in), the second moment of the rounded tensor: smoothed, with the variance of rounding."""
         C = second if self.smoothing is None else second * torch.outer(self.smoothing, self.smoothing)
         return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (self.scale**2 / 12)
 

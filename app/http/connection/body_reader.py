@@ -1,4 +1,4 @@
-"""Body reader: small requests through a shared buffer, long bodies zero-copy into a buffer of their own."""
+"""Body reader: small requests through a shared buffer, large bodies zero-copy into their own buffer."""
 
 from app.engine.codec import Body
 from app.engine.codec.oip import HEADER_LENGTH

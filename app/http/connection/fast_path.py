@@ -98,7 +98,7 @@ class FastPath:
             self.refuse(error)
 
     def receive_rest_directly(self) -> None:
-        """Receive what is still to come of a body of known length without the parser."""
+        """Receive the rest of a body of known length without the parser."""
         request = self.request
         if request is None or request.response_complete or b"transfer-encoding" in request.headers:
             return
@@ -160,7 +160,7 @@ class FastPath:
         self._send(request, status, headers, content)
 
     def refuse(self, error: AppError) -> None:
-        """Answer with an error before the body is whole; what still comes of it is discarded with the connection."""
+        """Answer with an error before the body is complete; the rest of it is discarded with the connection."""
         request = self.request
         if request is None or request.response_complete:
             return

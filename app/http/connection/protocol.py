@@ -51,7 +51,7 @@ from app.telemetry.logs import log_request
 
 
 class State(Enum):
-    """What a connection reads; see the module's table."""
+    """State of the reader of a connection; see the module's table."""
 
     BETWEEN = "between two requests"
     HEADERS = "headers"
@@ -126,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the event loop puts what it reads."""
+        """Buffer of the event loop for received bytes."""
         rest = self._fast.reader.rest
         return RECEIVED_VIEW if rest is None else rest
 
@@ -320,7 +320,7 @@ class Connection(asyncio.BufferedProtocol):
     # The watchdog's calls.
 
     def waiting_for(self) -> tuple[Waiting, object] | None:
-        """What the connection waits for its client to do, with a progress mark; see the module's table."""
+        """The client action that this connection is blocked on, with a progress mark; see the module's table."""
         unsent = self.transport.get_write_buffer_size()
         if unsent:
             return "write", unsent

@@ -17,7 +17,7 @@ _UPGRADE_TOKENS = {b"upgrade", b"http2-settings"}
 
 
 class RefusedRequestError(Exception):
-    """What came is refused, and nothing behind it is read.
+    """The request is refused, and nothing after it is read.
 
     Attributes:
         status: HTTP status code of the answer.
@@ -29,7 +29,7 @@ class RefusedRequestError(Exception):
 
 
 class ParserEvents(Protocol):
-    """Receives what the parser finds; a method may raise ``RefusedRequestError``."""
+    """Callbacks of the parser; each may raise ``RefusedRequestError``."""
 
     def message_began(self) -> None:
         """The first byte of a request has come."""
@@ -107,7 +107,7 @@ class RequestParser:
         return any(name == b"origin" for name, _ in self.headers)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Parse what was received.
+        """Parse received bytes.
 
         Raises:
             RefusedRequestError: it is not HTTP, has no valid Host, or its headers are too long.

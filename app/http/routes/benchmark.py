@@ -30,7 +30,7 @@ _EXAMPLE = {
 
 
 class BenchmarkBody(BaseModel):
-    """What to measure."""
+    """Options of a benchmark."""
 
     model_config = ConfigDict(extra="forbid")
 

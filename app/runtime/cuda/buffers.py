@@ -26,7 +26,7 @@ _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
 @dataclass
 class Owned:
-    """What has to be given back in the end."""
+    """Resources to free in the end."""
 
     device: list[int] = field(default_factory=list)
     pinned: list[int] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Owned:
 
 
 def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
-    """Free what is owned."""
+    """Free owned resources."""
     try:
         runtime.set_device(device_id)
     except CudaError as error:
@@ -116,7 +116,7 @@ class BufferSet:
 
 
 class Loan:
-    """Pinned memory that an array lies in; it goes back to its pool when the last array over it is gone."""
+    """Pinned memory of an array; it returns to its pool when the last array over it is gone."""
 
     def __init__(self, pool: "LoanPool | Bodies", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}

@@ -1,4 +1,4 @@
-"""What ends the walk of one node: its rows mix, or its rule does not cover it."""
+"""Exceptions that end the walk of a node: its rows mix, or its rule does not cover it."""
 
 from typing import Literal
 

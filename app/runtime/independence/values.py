@@ -1,4 +1,4 @@
-"""What the proof knows of a value: which axis carries the rows, its shape, and its elements where they are sizes."""
+"""Abstract values of the proof: row axis, shape, and elements if they are sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class Attempt:
 
 
 def attempts(model: nn.Module) -> list[Attempt]:
-    """What to try in turn: the model as it is but for its experts, then with plain attention and without a cache."""
+    """Variants to try in turn: with only the experts changed, then with plain attention and without a cache."""
     first = Attempt(_EXPERTS)
     return [first, Attempt(_EXPERTS | _PLAIN)] if any(True for _ in configs(model)) else [first]
 

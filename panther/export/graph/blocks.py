@@ -24,7 +24,7 @@ Signature = tuple[int, ...]
 
 @dataclass
 class BlockProducts:
-    """Writes the nodes of layers in blocks; what several of them share is written once."""
+    """Writes the nodes of layers in blocks; shared parts are written once."""
 
     graph: ir.Graph
     builder: Builder

@@ -97,7 +97,7 @@ class Step:
 
 
 def branches(layer: SketchedConv, dtype: type[np.floating], *, dense: bool) -> list[list[Step]]:
-    """The convolutions that a layer is computed by, one after the other; what several branches give is added up."""
+    """The convolutions of a layer, in sequence; the outputs of several branches are added."""
     if dense:
         return [[Step("W", _array(layer.dense_weight(), dtype), strided=True)]]
     S1s, U1s, U2s, S2s = layer.all_terms()

@@ -92,7 +92,7 @@ def _make_signs_exact(graph: onnx.GraphProto, products: dict[str, Array]) -> Non
 
 @contextlib.contextmanager
 def logging_as_it_was() -> Iterator[None]:
-    """The quantiser's module configures the root logger when it is imported, and tells of each node it takes."""
+    """The quantiser's module configures the root logger when it is imported, and logs each node it takes."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)

@@ -46,7 +46,7 @@ def check_graph(
 
     Raises:
         ExportError: a planned product is not there, a matrix of a dense layer is there that was to be two products,
-            or constants are computed anew at every run.
+            or constants are computed again at every run.
     """
     found = product_shapes(optimized.graph)
     planned = Counter(shape for site in sites for shape in site.shapes(plans[site.name]))
@@ -66,7 +66,7 @@ def check_graph(
     leftover = sorted(set(_unpacking_nodes(optimized.graph)))
     if leftover:
         raise ExportError(
-            f"onnxruntime computes constants anew at every run: {', '.join(leftover)}; nothing was written"
+            f"onnxruntime computes constants again at every run: {', '.join(leftover)}; nothing was written"
         )
 
 

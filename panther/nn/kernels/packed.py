@@ -57,7 +57,7 @@ def pack(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> Packed | None:
 
     Returns:
         Where they lie; None where they can't be moved (no memory, as on ``meta``; types or devices that differ;
-        subclasses of Tensor, which manage memory of their own; empty ones).
+        subclasses of Tensor, which manage their own memory; empty ones).
     """
     terms = (S1s, U1s, U2s, S2s)
     if (
@@ -104,7 +104,7 @@ def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
     pair = torch.empty((2 * L, *first.shape[1:]), dtype=first.dtype, device=first.device)
     pair[:L].copy_(first.detach())
     pair[L:].copy_(second.detach())
-    # .data: each half keeps a version counter of its own, so that a step of the optimiser does not count as a change
+    # .data: each half keeps its own version counter, so that a step of the optimiser does not count as a change
     # of the fixed half
     first.data, second.data = pair.data[:L], pair.data[L:]
     return pair

@@ -31,7 +31,7 @@ SUM_BYTES = 64 << 20
 
 
 def streams(rows: int, columns: int) -> bool:
-    """Whether a layer of 16 bits is bound by memory, so that what is read and written is to pass by once."""
+    """Whether a 16-bit layer is memory-bound, so that each tensor is to be read once."""
     return rows >= MANY_ROWS and columns <= FEW_COLUMNS
 
 
@@ -221,7 +221,7 @@ def expand_tiles(
     W_stage = 0 if one_tile else BF * BC * W_bytes
     while BM > 16 and BM * BC * H_bytes + W_stage > budget:
         BM //= 2
-    # what is added up, or multiplied without a descriptor, needs no memory of its own in the last stage
+    # what is added up, or multiplied without a descriptor, needs no separate memory in the last stage
     spared = not added_up and (large or not (one_tile or beside or precision == "half"))
     stages = min(3, _stages(budget, BM * BC * H_bytes + W_stage) + spared)
     panels, blocks = _cdiv(features, BF), _cdiv(rows, BM)
