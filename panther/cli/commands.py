@@ -329,12 +329,37 @@ def predict(
 )
 def serve(context: typer.Context) -> None:
     """Become the server: a separate program, of which this package knows only how to start it."""
-    _require("app", "fastapi", "uvicorn", extra="cpu")
+    from panther.cli import server
+
+    folder = server.folder()
+    if folder is None:
+        _fail("the server is not part of this installation; install a wheel of panther-sketch, or serve by its image")
+    _require("fastapi", "uvicorn", extra="cpu")
     if importlib.util.find_spec("onnxruntime") is None:
         _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
     os.environ["_PANTHER_PROGRAM"] = "panther serve"
-    # -P: a folder 'app' of the user's own, where the command is called, is not the server.
+    os.environ["PYTHONPATH"] = server.python_path(folder)
+    # -P: a folder 'app' where the command is called is not the server.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program  # nosec B606
+
+
+@app.command()
+def sample(
+    to: Annotated[Path, typer.Option(help="Folder of models to copy it to; made if missing.")] = Path("models"),
+) -> None:
+    """Copy the sample model, which reads handwritten digits, into a folder of models, and an input beside it."""
+    from panther.cli import server
+
+    try:
+        example = server.copy_sample(to)
+    except OSError as error:
+        _fail(f"{error.filename or to}: {error.strerror}")
+    except ValueError as error:
+        _fail(str(error))
+    console = Console()
+    console.print(f"wrote {to / 'digits'} and {example}; serve and ask it:", soft_wrap=True)
+    console.print(f"  panther serve --model-dir {to}", soft_wrap=True)
+    console.print(f"  curl -s localhost:8000/predict -d @{example}", soft_wrap=True)
 
 
 @contextlib.contextmanager
