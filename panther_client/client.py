@@ -272,7 +272,7 @@ class Client(_Common):
 
 
 class AsyncClient(_Common):
-    """The same, to be awaited; see ``Client`` for the arguments."""
+    """The client with awaitable methods; see ``Client`` for the arguments."""
 
     def __init__(
         self,

@@ -123,7 +123,7 @@ class ControlLog(Generic[Worker]):
         self._decided: dict[int, _Entry[Worker]] = {}
 
     def join(self, worker: Worker) -> History:
-        """Count a worker in; whatever is decided from now on is sent to it, after the history."""
+        """Add a worker; it receives the history and then every later decision."""
         self._members.add(worker)
         names = None if self._names is None else tuple(sorted(self._names))
         return History(names, tuple(sorted(self._last.values(), key=lambda command: command.number)))
@@ -151,7 +151,7 @@ class ControlLog(Generic[Worker]):
         return entry is not None and worker in entry.waiting
 
     def submit(self, worker: Worker, token: int, action: Action, name: str, policy: str | None) -> None:
-        """Take a command in; its number shows that order when its turn comes."""
+        """Accept a command; its number gives its order."""
         self._queues.setdefault(name, deque()).append(_Entry(worker, token, Command(0, action, name, policy)))
         self._decide_next(name)
 

@@ -77,7 +77,7 @@ class Hub:
         self._last_owed: tuple[str, ...] | None = None
 
     async def connect(self, pid: int, sock: socket.socket) -> Member:
-        """Count a worker in that was started with the other end of a socket pair."""
+        """Add a worker that has the other end of a socket pair."""
         member = Member(pid, await Channel.open(sock))
         self._members.add(member)
         member.task = asyncio.get_running_loop().create_task(self._serve(member))

@@ -33,7 +33,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
-        """As the settings say."""
+        """Limits from the settings."""
         return cls(**{name: getattr(settings, name) for name in cls.__slots__})
 
     def timeout_s(self, waiting: Waiting) -> float:

@@ -19,7 +19,7 @@ class MissingExtraError(AppError):
 
 
 def require_extra(settings: Settings) -> None:
-    """See that the packages are there where a port for gRPC is set.
+    """Check that the packages of the extra are installed if a gRPC port is set.
 
     Raises:
         MissingExtraError: names the extra, and the first package that is missing.

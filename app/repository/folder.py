@@ -74,12 +74,12 @@ class ModelFolder:
         return sorted(versions, key=int)
 
     def file(self, name: str, version: str) -> Path:
-        """Where the file of a version lies."""
+        """Path of the file of a version."""
         return self.root / name / version / MODEL_FILE
 
 
 def require_model_file(name: str, version: str, path: Path) -> None:
-    """See that onnxruntime may open a model: for a FIFO it would wait for ever.
+    """Check that a model is a regular file: onnxruntime would block on a FIFO.
 
     Raises:
         LoadError: it is no regular file, or this process may not read it.

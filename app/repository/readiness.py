@@ -33,7 +33,7 @@ class Readiness:
         return self._owed.union(self.required or ())
 
     def start(self, names: Iterable[str]) -> None:
-        """Take note of the models that are there when the server starts."""
+        """Record the models of the folder at the start of the server."""
         if self.required is None:
             self._owed = self._owed.union(names)
 

@@ -289,7 +289,7 @@ class Repository:
         return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
 
     def counted(self) -> dict[tuple[str, str], Statistics]:
-        """The same of every version that was ever loaded and is still known: one that comes back counts on."""
+        """Counters of every version ever loaded and still known; a reloaded version continues its counts."""
         return {**self._counted, **self.statistics()}
 
     def index(self) -> list[Entry]:

@@ -12,7 +12,7 @@ _FIRST_S, _LONGEST_S = 30.0, 600.0
 
 
 class Retries:
-    """Tells which models to try again: half a minute after a failure, then after ever twice as long, up to 10 minutes.
+    """Schedule of retries: half a minute after a failure, then doubling, up to 10 minutes.
 
     What failed for another reason waits for its files to change; memory may come free without.
 

@@ -20,7 +20,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}\Z|0\Z")
 
 
 class State(StrEnum):
-    """Where a version stands; the words of the repository extension."""
+    """State of a version, in the words of the repository extension."""
 
     LOADING = "LOADING"
     READY = "READY"

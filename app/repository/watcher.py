@@ -53,7 +53,7 @@ class Watcher:
         self._last = self._told
 
     def poll(self) -> list[Change]:
-        """Look once."""
+        """Scan the folder once."""
         before = self._device
         try:
             now = self._look()

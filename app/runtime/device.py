@@ -86,7 +86,7 @@ class Device:
             return None
 
     def without_tf32(self) -> "Device":
-        """The same, computing float32 as float32."""
+        """A copy that computes float32 without TF32."""
         return replace(self, cuda=replace(self.cuda, tf32=False))
 
 

@@ -143,7 +143,7 @@ class OnnxModel(HasSignature):
 
     @property
     def provider(self) -> str:
-        """The execution provider that comes first."""
+        """The first execution provider."""
         return self.session.providers[0]
 
     @property

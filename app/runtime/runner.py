@@ -40,7 +40,7 @@ class Runner(Protocol):
 
     @property
     def gathers(self) -> bool:
-        """See above."""
+        """Whether the runner concatenates requests itself; see above."""
         ...
 
     def run(

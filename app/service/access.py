@@ -122,7 +122,7 @@ class Access:
 
     @classmethod
     def of(cls, settings: Settings) -> "Access | None":
-        """As the settings say; None where they name no key.
+        """Access rules from the settings; None without keys.
 
         Raises:
             SettingsError: see ``Keys``.
@@ -197,7 +197,7 @@ class Access:
         return any(changed)
 
     def needed_by_operation(self, method: str, path: str) -> Need:
-        """The same for an operation of the OpenAPI schema, inference or not."""
+        """Key scope of an operation in the OpenAPI schema."""
         if path.endswith(("/predict", "/infer")):
             return "none" if self._predict is None else "predict"
         return self.needed(method.upper(), path)

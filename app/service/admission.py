@@ -52,12 +52,12 @@ class AdmissionControl:
         return True
 
     def started(self) -> None:
-        """Note that a request was decoded at once."""
+        """Count a request that was decoded at once."""
         if not self._scheduled:
             self._schedule()
 
     def later(self, start: Callable[[], None]) -> None:
-        """Have a request decoded in one of the next turns, in the order of arrival."""
+        """Decode a request in a later turn, in the order of arrival."""
         self._waiting.append(start)
         self.started()
 

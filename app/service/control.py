@@ -51,7 +51,7 @@ class ModelControl:
         self.behind: dict[str, str] = {}
 
     def check_allowed(self) -> None:
-        """See that clients may do more than predict.
+        """Check that clients may control models.
 
         Raises:
             ControlForbiddenError: the settings don't allow it.
@@ -139,12 +139,12 @@ class ModelControl:
                 self.release_retired()
 
     async def follow_log(self) -> None:
-        """Apply the commands of the log as they come, until cancelled."""
+        """Apply the commands of the log in order, until cancelled."""
         if self._link is not None:
             await self._link.follow(self.apply_command)
 
     async def apply_command(self, command: Command) -> Applied:
-        """Apply a command of the log: decide its outcome, or come to the outcome that another worker decided."""
+        """Apply a command of the log: decide its outcome, or reach the outcome of another worker."""
         async with self._log_lock_of(command.name):
             return await self._apply_command(command)
 

@@ -101,7 +101,7 @@ class ServiceOptions:
 
     @classmethod
     def of(cls, settings: Settings) -> "ServiceOptions":
-        """As the settings say."""
+        """Options from the settings."""
         return cls(
             settings.default_model,
             settings.max_body_bytes,
@@ -213,7 +213,7 @@ class InferenceService:
         return BodyTooLargeError(f"the body is larger than max_body_bytes ({self.max_body_bytes})")
 
     def start(self, target: Target, headers: Headers, query: bytes, body: Body, respond: Respond) -> InferenceCall:
-        """Begin to answer a request; ``respond`` is called once, now or later, in the event loop.
+        """Start an inference call; ``respond`` is called once, now or later, on the event loop.
 
         This is the fast path, without a task or an await, for all but the largest bodies. What follows:
         ``Batcher.submit`` queues the request and runs it in a batch, then calls ``InferenceCall.completed``, which
@@ -237,7 +237,7 @@ class InferenceService:
         return call
 
     def start_read(self, call: InferenceCall, target: Target, read: Read, make_job: MakeJob, body: Body) -> None:
-        """Begin to answer a request that another transport than HTTP brought; the rest is as with ``start``.
+        """Start an inference call of another transport than HTTP; the rest is as with ``start``.
 
         Args:
             call: made with ``context``; answers the request.

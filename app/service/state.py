@@ -40,7 +40,7 @@ class AppState:
     started_clock: float = field(default_factory=time.monotonic)
 
     def drain(self) -> None:
-        """Begin a graceful shutdown: not ready from now on, and nothing more is loaded."""
+        """Start a graceful shutdown: not ready from now on, and no more loads."""
         self.draining = True
         self.repository.end()
 

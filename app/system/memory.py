@@ -30,7 +30,7 @@ def is_short(text: str) -> bool:
 
 
 def resident_bytes() -> int | None:
-    """Bytes of the process that lie in memory and are its own, or None where the kernel doesn't tell.
+    """Private resident memory of the process in bytes, or None if the kernel does not report it.
 
     Pages of program files are left out: they are shared, and come in whenever code is first run.
     """

@@ -11,7 +11,7 @@ SPARE_FILES = 256
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process when its parent dies, so that no worker is left holding the port."""
+    """Make the kernel end this process when its parent dies, so that no worker keeps the port."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def open_standard_streams() -> None:
-    """Have standard input, output and error lead nowhere where the process was started without them.
+    """Open missing standard streams on /dev/null.
 
     Else their numbers would go to the first sockets, and what native code writes to standard error to a client.
     """

@@ -1,4 +1,4 @@
-"""Where to spend: one choice for every layer under one budget.
+"""Allocation: one choice for every layer under one budget.
 
 See docs/decisions/0046-two-sided-whitening.md.
 """

@@ -95,7 +95,7 @@ class Candidate:
         return half, half
 
     def multiply_adds(self, rank: int) -> int:
-        """Of a row."""
+        """Multiply-adds for a row."""
         return multiply_adds_per_row(self.unit.in_features, self.unit.out_features, 1, rank // 2)
 
     def tail(self) -> Tensor:

@@ -17,7 +17,7 @@ _MOST_BYTES = 2**28
 
 
 class Deviation(NamedTuple):
-    """Of a model's outputs from the original's, where these are finite: some scores may be masked by -inf.
+    """Deviation of a model's outputs from the original's finite ones; scores may be masked by -inf.
 
     Attributes:
         error: √(Σ ‖y - ŷ‖² / Σ ‖y‖²), the root mean square over outputs where there are several.

@@ -136,7 +136,7 @@ class Budgets:
         return self._plan([len(choice.costs) - 1 for choice in self._choices], "allocated")
 
     def by_weight_error(self, max_error: float) -> Plan:
-        """For each layer the lowest rank that keeps the relative error of its weight."""
+        """The lowest rank of each layer that keeps the relative error of its weight."""
         chosen = [next(i for i, error in enumerate(choice.errors) if error <= max_error**2) for choice in self._choices]
         return self._plan(chosen, "allocated")
 
@@ -236,7 +236,7 @@ def keep_overflowing_dense(chosen: Plan) -> list[Candidate]:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Of several layers."""
+    """Sum over several layers."""
     return sum(costs, start=Cost(0, 0, 0, 0))
 
 

@@ -78,7 +78,7 @@ class Input:
                 )
 
     def check_width(self, shape: Sequence[int]) -> None:
-        """See that the columns are those of an example input.
+        """Check that the columns match an example input.
 
         Raises:
             ValueError: the input is no table, or has another number of columns.
@@ -256,7 +256,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class DenseTwin:
-    """The same model with an nn.Linear for each sketched layer."""
+    """Counts and figures of the same model with an nn.Linear for each sketched layer."""
 
     weight_bytes: int
 

@@ -69,7 +69,7 @@ class Prepared:
 
     @property
     def output_names(self) -> list[str]:
-        """In the order in which the model returns them."""
+        """Output names in the order in which the model returns them."""
         return [entry.name for entry in self.outputs]
 
 

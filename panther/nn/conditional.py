@@ -76,7 +76,7 @@ class ConditionalSKLinear(nn.Module):
         sketch: Sketch = "sign",
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Make both branches stand for the weights of a trained layer.
+        """Make both branches approximate the weights of a trained layer.
 
         The standard branch becomes the layer itself (not a copy); the sketched one starts at the best approximation of
         it that its fixed matrices allow. Trained on, they go their own ways.

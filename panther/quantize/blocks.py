@@ -55,15 +55,15 @@ class Blocks:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return f"int{self.bits}"
 
     def rank(self, d_out: int, d_in: int) -> int:
-        """Of the correction of a weight of these sizes; 0 where it is too small for one."""
+        """Rank of the correction for a weight of these sizes; 0 if it is too small for one."""
         return self.correction_rank if self.correction_rank < min(d_out, d_in) else 0
 
     def weight_bytes(self, d_out: int, d_in: int) -> int:
-        """Of a weight of these sizes, its scales, zero points and correction."""
+        """Bytes of a weight of these sizes, its scales, zero points and correction."""
         found = block_bytes(d_out, d_in, bits=self.bits, block_size=self.size(d_in))
         rank = self.rank(d_out, d_in)
         if rank:
@@ -72,7 +72,7 @@ class Blocks:
         return found
 
     def size(self, d_in: int) -> int:
-        """Of the blocks of a weight: of those up to block_size the one of the fewest bytes, as rows are filled up."""
+        """Size of the blocks of a weight: up to block_size, the one of the fewest bytes, since rows are padded."""
         sizes = [size for size in BLOCK_SIZES if size <= self.block_size]
         return min(reversed(sizes), key=lambda size: block_bytes(1, d_in, bits=self.bits, block_size=size))
 

@@ -89,7 +89,7 @@ class Int8Option:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return "int8"
 
     @property
@@ -104,7 +104,7 @@ class Int8Option:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weight, its scales, the smoothing, and scale and zero point of the activations."""
+        """Bytes of the weight, its scales, the smoothing, and scale and zero point of the activations."""
         smoothing = 0 if self.choice.smoothing is None else 4 * self.unit.in_features
         return self.unit.weights + 4 * self.unit.out_features + smoothing + 5
 
@@ -115,7 +115,7 @@ class Int8Option:
 
     @property
     def error(self) -> float:
-        """The same."""
+        """Error of the finished layer."""
         return self.estimate
 
     def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:

@@ -54,6 +54,6 @@ def quantize_factors(
 
 
 def factor_bytes(d_out: int, d_in: int, rank: int, blocks: Blocks) -> int:
-    """Of two factors in blocks, without a bias."""
+    """Bytes of two factors in blocks, without a bias."""
     sizes = ((rank, d_in), (d_out, rank))
     return sum(block_bytes(n, k, bits=blocks.bits, block_size=blocks.size(k)) for n, k in sizes)

@@ -37,7 +37,7 @@ class Grid:
         return tensor.repeat_interleave(self.block_size, dim=1)[:, :d_in]
 
     def nearest(self, W: Tensor) -> Tensor:
-        """(d_out, d_in), the integers that come closest, each by itself."""
+        """(d_out, d_in), the nearest integers."""
         step, low, high = (self.each(tensor, W.shape[1]).to(W.dtype) for tensor in (self.step, self.low, self.high))
         Q = torch.round(W / step).clamp(low, high)
         if self.paired:
@@ -61,7 +61,7 @@ def within_pair(second: Tensor, first: Tensor) -> Tensor:
 
 
 def best(W: Tensor, grids: Iterable[Grid], variance: Tensor) -> Grid:
-    """For each block the grid that loses least; all grids have the same blocks."""
+    """The best grid of each block; all grids have the same blocks."""
     found, least = None, torch.tensor(torch.inf)
     for grid in grids:
         loss = grid.loss(W, variance)

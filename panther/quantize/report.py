@@ -62,12 +62,12 @@ class QuantizationReport:
 
     @property
     def bytes_before(self) -> int:
-        """Of the layers in play."""
+        """Bytes of the layers in play, before."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """Of the layers in play."""
+        """Bytes of the layers in play, after."""
         return sum(layer.bytes_after for layer in self.layers)
 
     @property

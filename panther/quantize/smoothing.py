@@ -60,7 +60,7 @@ class Activation:
 
     @property
     def error(self) -> float:
-        """Of all its layers."""
+        """Error of all its layers."""
         return sum(self.errors)
 
     def smoothed(self, W: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Activation:
 
 
 def choices(sight: Sight, alphas: Sequence[float]) -> list[Activation]:
-    """For each alpha the best range, with its predicted error.
+    """The best range for each alpha, with its predicted error.
 
     Smoothing moves outliers from activations into weights: x_j is divided, and column j of W multiplied, by
     max|x_j|^alpha / max|W_j|^(1 - alpha) (Xiao et al., "SmoothQuant", 2022); layers that read the same tensor share it.

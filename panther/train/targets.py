@@ -131,7 +131,7 @@ class Scores:
         self._sums: Tensor | None = None
 
     def add(self, output: Tensor, y: Tensor) -> None:
-        """Count rows in.
+        """Add rows.
 
         Raises:
             ValueError: the targets are not of the task.

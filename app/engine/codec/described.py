@@ -52,7 +52,7 @@ class DescribedModel(HasSignature, Protocol):
 
 @dataclass(frozen=True)
 class LabelledOutput:
-    """See ``Labels``."""
+    """Interface of an output with labels; see ``Labels``."""
 
     name: str
     labels: tuple[str, ...]

@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input as the JSON part announces it; ``data`` is missing where it comes as binary.
+    """One input of the JSON header; ``data`` is missing for binary data.
 
     ``given`` is the input in the datatype of the request, where that is to be cast to the model's.
     """

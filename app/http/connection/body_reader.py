@@ -31,11 +31,11 @@ class BodyReader:
 
     @property
     def received(self) -> int:
-        """Bytes that have come."""
+        """Number of received bytes."""
         return len(self._body) - (0 if self.rest is None else len(self.rest))
 
     def begin(self, service: InferenceService, request: WireRequest, length: int, begun: Body | memoryview) -> None:
-        """Receive a body of which the beginning has come.
+        """Start to receive a body, with its first piece.
 
         Raises:
             OverloadedError: too much is in flight, or there is no memory.
@@ -44,7 +44,7 @@ class BodyReader:
         self._continue_in(request, _used_buffer(service, request, length), min(length, _FIRST_BYTES), begun)
 
     def advance(self, request: WireRequest, nbytes: int) -> bool:
-        """Note that the event loop has read; whether the body is whole.
+        """Account for received bytes; True if the body is complete.
 
         Raises:
             OverloadedError: as in ``begin``.

@@ -37,7 +37,7 @@ class LingeringClose(asyncio.BufferedProtocol):
         return _DISCARDED
 
     def buffer_updated(self, nbytes: int) -> None:  # noqa: ARG002 - asyncio's signature
-        """Note that the client is still sending."""
+        """Discard received bytes."""
         self._received = True
 
     def _look(self) -> None:

@@ -223,7 +223,7 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def body_received(self, piece: bytes) -> None:
-        """A piece of the body has come."""
+        """Handle a piece of the body."""
         self._path.receive_body(piece)
 
     def message_received(self) -> None:
@@ -339,7 +339,7 @@ class Connection(asyncio.BufferedProtocol):
         return found
 
     def time_out(self, waiting: Waiting) -> None:
-        """The client makes no progress: tell it where it may listen, and end the connection."""
+        """End a connection without progress, with a response if the client can receive one."""
         error = self._context.limits.timed_out(waiting)
         if waiting == "write" or self.transport.is_closing():
             self.transport.abort()

@@ -32,13 +32,13 @@ class ParserEvents(Protocol):
     """Callbacks of the parser; each may raise ``RefusedRequestError``."""
 
     def message_began(self) -> None:
-        """The first byte of a request has come."""
+        """Called at the first byte of a request."""
 
     def headers_received(self) -> None:
         """The headers of a request are whole."""
 
     def body_received(self, piece: bytes) -> None:
-        """A piece of its body has come."""
+        """Called for each piece of the body."""
 
     def message_received(self) -> None:
         """The request is whole."""
@@ -74,7 +74,7 @@ class RequestParser:
         self.reset()
 
     def reset(self) -> None:
-        """Begin between two requests, whatever has been read."""
+        """Start again between two requests."""
         self._parser = httptools.HttpRequestParser(self)
         # A request behind one with "Connection: close" is no error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -103,7 +103,7 @@ class RequestParser:
 
     @property
     def has_origin(self) -> bool:
-        """Whether the request comes from a page: its answer needs headers that the application adds."""
+        """Whether the request has an Origin, so that the response needs CORS headers."""
         return any(name == b"origin" for name, _ in self.headers)
 
     def feed(self, data: bytes | memoryview) -> None:

@@ -44,7 +44,7 @@ class Watchdog:
         self._seen: dict[object, tuple[Waiting, object, float]] = {}
 
     def wake(self) -> None:
-        """Begin to check, where there were no connections before."""
+        """Start the checks at the first connection."""
         if self._timer is None:
             self._check_in(self._every_s)
 

@@ -284,7 +284,7 @@ class Streams:
         return self._runtime.make_stream()
 
     def give(self, device_id: int, stream: int) -> None:
-        """Have a stream used again."""
+        """Return a stream to the pool."""
         with self._lock:
             self._free.setdefault(device_id, []).append(stream)
 

@@ -30,7 +30,7 @@ class NoBuffersError(Exception):
 
 
 def check_buffers(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool) -> None:
-    """See that every tensor's shape is known beforehand, but for the rows of a batch.
+    """Check that the shape of every tensor is known in advance, except for the rows of a batch.
 
     Raises:
         NoBuffersError: one is not, or can't lie on the device.

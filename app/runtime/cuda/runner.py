@@ -101,7 +101,7 @@ class CudaRuns:
 
     @property
     def padded_to(self) -> tuple[int, ...]:
-        """For each size the one that its batches are run at: itself, or a larger one that is faster."""
+        """Run size for each batch size: itself, or a larger and faster one."""
         return tuple(self.plans[plan.run_as].rows for plan in self.plans)
 
     def _bind(self, size: int) -> Any:

@@ -116,7 +116,7 @@ class Algebra:
         return Size(1, (atom,))
 
     def upto(self, size: Number, end: Number) -> Size:
-        """The size of an axis cut at an end that may lie beyond it."""
+        """The size of an axis cut at an end that may exceed it."""
         found = self.opaque("upto", size, end, low=0)
         self._ends[found] = end
         return found

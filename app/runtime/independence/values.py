@@ -31,7 +31,7 @@ class Batch:
         return self.outer == 1 and self.inner == 1
 
     def on(self, axis: int) -> "Batch":
-        """The same on another axis."""
+        """A copy on another axis."""
         return Batch(axis, self.outer, self.inner)
 
 

@@ -39,7 +39,7 @@ def attempts(model: nn.Module) -> list[Attempt]:
 
 
 def configs(model: nn.Module) -> Iterator[Any]:
-    """The configurations of the parts of a model that came from transformers, each once."""
+    """The transformers configurations of a model's parts, each once."""
     seen: set[int] = set()
     for module in model.modules():
         config = getattr(module, "config", None)

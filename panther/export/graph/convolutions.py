@@ -159,7 +159,7 @@ def lower_convolutions(
 
 
 def check_convolutions(optimized: onnx.ModelProto, written: ir.Graph) -> None:
-    """Look whether the graph that runs has every convolution that was written.
+    """Check that the optimized graph has every written convolution.
 
     Raises:
         ExportError: it has fewer, other than those over constants alone.

@@ -1,4 +1,4 @@
-"""From a graph with sketched nodes to plain ONNX: each becomes the products that its plan says."""
+"""Lowering: replace sketched nodes by plain ONNX products, as planned."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def quantize_weights(model: ir.Model) -> ir.Model:
 
 
 def quantize_proto(before: onnx.ModelProto) -> onnx.ModelProto:
-    """The same for a model as protobuf; the given one may be changed."""
+    """Quantize a model in protobuf form; the given one may be changed."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in before.graph.initializer}
     products = {node.name: weights[node.input[1]] for node in before.graph.node if set(node.input[1:2]) & set(weights)}
     with logging_as_it_was():

@@ -1,4 +1,4 @@
-"""From a module to an ONNX graph in which each call of a sketched layer is still one node.
+"""Tracing: an ONNX graph in which each call of a sketched layer is still one node.
 
 See docs/decisions/0048-shapes-by-dim-auto.md.
 """
@@ -120,7 +120,7 @@ class Placeholder(nn.Module):
         return self._node(WEIGHT_OP, terms, dtype=self.S1s.dtype, shape=(self.out_features, self.in_features))
 
     def dense_weight(self) -> Tensor:
-        """As `weight`."""
+        """The dense weight; see `weight`."""
         return self.weight
 
     def _node(self, op: str, inputs: Sequence[Tensor], *, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:

@@ -86,7 +86,7 @@ def quantized_entries(model: nn.Module) -> tuple[cards.QuantizedLayer, ...]:
 
 
 def u_storage(written: ir.Model) -> str:
-    """How the fixed matrices lie in a float file: "bits" where any is stored so, else "float"."""
+    """Storage of the fixed matrices in a float file: "bits" if any is stored so, else "float"."""
     return "bits" if any(name.endswith(BITS_SUFFIX) for name in written.graph.initializers) else "float"
 
 

@@ -17,7 +17,7 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBit
 
 
 def check_values(model: nn.Module) -> None:
-    """Look whether a model's weights are numbers; buffers may hold infinities, as masks of attention do.
+    """Check that a model's weights are finite; buffers may hold infinities, as attention masks do.
 
     Raises:
         ExportError: a parameter holds NaN or an infinity as float32, or a buffer NaN.
@@ -36,7 +36,7 @@ def check_values(model: nn.Module) -> None:
 def check_graph(
     optimized: onnx.ModelProto, sites: Sequence[Site], plans: Mapping[str, str], others: Counter[Shape]
 ) -> None:
-    """Look whether the optimised graph holds the planned products, and nothing densified or left to unpack.
+    """Check that the optimized graph holds the planned products, with nothing densified or left to unpack.
 
     Args:
         optimized: what onnxruntime runs.
@@ -88,7 +88,7 @@ def product_shapes(graph: onnx.GraphProto) -> Counter[Shape]:
 
 
 def constant_products(graph: ir.Graph) -> Counter[Shape]:
-    """The same for a graph that is still being made.
+    """Constant products of a graph that is still being made.
 
     A matrix that is used as it is and by a Transpose counts twice: onnxruntime folds the Transpose into a second one.
     """

@@ -1,4 +1,4 @@
-"""The fast way through a sketched layer whose terms lie side by side in memory.
+"""The fast path of a sketched layer with adjacent terms in memory.
 
 S1s and U2s are the two halves of one block of memory, U1s and S2s of another, so that both factors are there without
 a copy: `A` as (2L, d_in, k), a batch of matrices, and `B` as (2Lk, d_out). Each half is contiguous, an ordinary
@@ -23,7 +23,7 @@ SMALL = 1 << 20
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the terms of a layer lie.
+    """Memory layout of a layer's terms.
 
     Attributes:
         A: (2L, d_in, k): S1s, then U2s.

@@ -66,7 +66,7 @@ def kernels_win(
 
 @dataclass(frozen=True)
 class ShrinkTiles:
-    """Of x (rows, features) @ W (features, columns): BM rows, BF features and BC columns at a time.
+    """Tiles of x (rows, features) @ W (features, columns): BM rows, BF features and BC columns at a time.
 
     Attributes:
         splits: split-K factor: parts that the features are divided into, so that there is work for the whole device.
@@ -91,7 +91,7 @@ class ShrinkTiles:
 
 @dataclass(frozen=True)
 class ExpandTiles:
-    """Of H (rows, columns) @ W (columns, features).
+    """Tiles of H (rows, columns) @ W (columns, features).
 
     Attributes:
         rows_each: rows that a program passes over.
@@ -114,7 +114,7 @@ class ExpandTiles:
 
 @dataclass(frozen=True)
 class ReduceTiles:
-    """Of xᵀ (features, rows) @ H (rows, columns): BR rows at a time."""
+    """Tiles of xᵀ (features, rows) @ H (rows, columns): BR rows at a time."""
 
     BR: int
     BF: int

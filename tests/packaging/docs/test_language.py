@@ -37,7 +37,7 @@ BANNED = {
     "is well again": "has recovered",
 }
 PROSE = re.compile(rf"\b({'|'.join(BANNED)})\b(?! (class|largest|size)\b)", re.IGNORECASE)
-RIDDLE = re.compile(r"^(who|whoever|whether what)\b|\bwhat\b", re.IGNORECASE)
+RIDDLE = re.compile(r"^(who|whoever|of|as|the same|see that|see above|have|take note)\b|\bwhat\b", re.IGNORECASE)
 GENERATED = re.compile(r"<!-- report: \w+ -->.*?<!-- end of report -->", re.DOTALL)  # quotes messages of results
 READ = [
     *ROOT.glob("*.md"),
@@ -104,6 +104,8 @@ def test_the_first_line_of_a_docstring_is_no_riddle():
         ("What a client may take of the server.", True),
         ("Note what became of a command.", True),
         ("Whoever asks is answered.", True),
+        ("Of a row of the weight.", True),
+        ("The same for a node.", True),
         ("Limits of each connection.", False),
         ("An output whose last axis has labels.", False),
     ],
