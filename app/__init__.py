@@ -5,5 +5,5 @@ import os
 __version__ = "0.1.0"
 
 # onnxruntime reads this once, when it is imported, which several modules do. Set whatever the environment says: the
-# server calls nobody.
+# server opens no connection.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -70,7 +70,7 @@ class Application(FastAPI):
         return any(route.matches(scope)[0] is Match.FULL for route in self.router.routes)
 
     def openapi(self) -> dict[str, Any]:
-        """The schema, with what it takes to be let in."""
+        """The OpenAPI schema, with its authentication schemes."""
         if self.openapi_schema is None:
             complete(super().openapi())
             describe_access(super().openapi(), self.service.access)

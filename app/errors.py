@@ -1,4 +1,4 @@
-"""What can go wrong, in the words of the domain, and the one table that maps it to HTTP status codes."""
+"""Errors of the server, and the table that maps them to HTTP status codes."""
 
 import re
 
@@ -127,7 +127,7 @@ def shortened(text: str, most: int = 120) -> str:
 
 
 def without_folders(message: str) -> str:
-    """A message of the runtime, with nothing of where its files lie: absolute paths are cut down to the last name."""
+    """A message of the runtime without folders: absolute paths are cut to their last name."""
     return _FOLDERS.sub("", message)
 
 

@@ -1,4 +1,4 @@
-"""What the sketched layers of a model cost and hold, and how well one module stands for another."""
+"""Costs and statistics of the sketched layers of a model, and the approximation error of a module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from panther.nn.sketched_conv import SketchedConv
 
 @dataclass(frozen=True)
 class Costs:
-    """What something costs, and the dense twin that it stands for.
+    """Costs of a layer or model, and of its dense twin.
 
     Attributes:
         parameters: dense, learnable and fixed.
@@ -155,7 +155,7 @@ class Analysis:
 
 
 def analyze(model_or_layer: nn.Module, *, batch_size: int | None = 1) -> Analysis:
-    """Say what the sketched layers of a module cost, beside their dense twins, and what they hold.
+    """Report costs and statistics of the sketched layers of a module, beside their dense twins.
 
     Args:
         model_or_layer: any module, an `SKLinear` itself included; it is left as it is.
@@ -200,7 +200,7 @@ def approximation_quality(
     approximation: nn.Module | Callable[[Tensor], Tensor],
     inputs: Tensor | Iterable[Tensor],
 ) -> ApproximationQuality:
-    """Compare what two modules make of the same inputs, without gradients, in the mode that they are in.
+    """Compare the outputs of two modules for the same inputs, without gradients, in their current mode.
 
     Args:
         reference, approximation: give outputs of the same shape.

@@ -1,4 +1,4 @@
-"""The arithmetic of what a sketched layer costs, beside the dense layer it stands for."""
+"""Parameter and multiply-add counts of a sketched layer and its dense twin."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def conv_multiply_adds_per_position(
 def check_parameter_efficiency(
     in_features: int, out_features: int, num_terms: int, low_rank: int
 ) -> tuple[bool, float]:
-    """Say whether a sketched layer stores fewer weights than the dense one: 2Lk(d_in + d_out) < d_in·d_out.
+    """Check whether a sketched layer stores fewer weights than the dense one: 2Lk(d_in + d_out) < d_in·d_out.
 
     Both sides leave out the bias, which is the same for both. The fixed matrices count as stored.
 

@@ -110,7 +110,7 @@ def describe(model: nn.Module) -> None:
         if not sizes:
             continue
         described = SketchConfig(sizes, _tied(linear))
-        # a copy of its own: other models may be built from the same config
+        # a copy: other models may be built from the same config
         old = pretrained.config
         new = copy.deepcopy(old)
         new.quantization_config = described

@@ -1,4 +1,4 @@
-"""The clients: ``Client`` blocks, ``AsyncClient`` is awaited; what they send and understand is the same."""
+"""The clients: ``Client`` blocks, ``AsyncClient`` is awaited; both send and read the same."""
 
 import asyncio
 import json
@@ -123,7 +123,7 @@ class Client(_Common):
         retries: what to do where the server is overloaded; ``Retries(0)`` never tries again.
         headers: sent with every request.
         api_key: sent with every request as ``Authorization: Bearer``; also with a client of your own.
-        http: a client of httpx to use instead of one of its own; it is not closed.
+        http: a client of httpx to use instead of a new one; it is not closed.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class Client(_Common):
         return True
 
     def models(self) -> list[dict[str, Any]]:
-        """What the server serves."""
+        """The served models."""
         found: list[dict[str, Any]] = self._send(_Call("GET", "/models", _json))["models"]
         return found
 
@@ -261,7 +261,7 @@ class Client(_Common):
         return found
 
     def load(self, model: str) -> None:
-        """Load a model anew from the server's folder."""
+        """Load a model again from the server's folder."""
         self._metadata.clear()
         self._send(_Call("POST", f"/v2/repository/models/{quote(model, safe='')}/load", lambda _: None))
 
@@ -272,7 +272,7 @@ class Client(_Common):
 
 
 class AsyncClient(_Common):
-    """The same, to be awaited; see ``Client`` for the arguments."""
+    """The client with awaitable methods; see ``Client`` for the arguments."""
 
     def __init__(
         self,
@@ -378,7 +378,7 @@ class AsyncClient(_Common):
         return True
 
     async def models(self) -> list[dict[str, Any]]:
-        """What the server serves."""
+        """The served models."""
         found: list[dict[str, Any]] = (await self._send(_Call("GET", "/models", _json)))["models"]
         return found
 
@@ -389,7 +389,7 @@ class AsyncClient(_Common):
         return found
 
     async def load(self, model: str) -> None:
-        """Load a model anew from the server's folder."""
+        """Load a model again from the server's folder."""
         self._metadata.clear()
         await self._send(_Call("POST", f"/v2/repository/models/{quote(model, safe='')}/load", lambda _: None))
 

@@ -1,4 +1,4 @@
-"""What can go wrong in asking a server."""
+"""Errors of a request to a server."""
 
 import json
 

@@ -36,7 +36,7 @@ _BINARY_ONLY = ("FP16", "BF16")
 
 @dataclass(frozen=True)
 class InferResult(Mapping[str, Array]):
-    """Outputs by name; BF16 comes as float32, BYTES as Python bytes.
+    """Outputs by name; BF16 as float32, BYTES as Python bytes.
 
     Attributes:
         model_name, model_version: what answered.

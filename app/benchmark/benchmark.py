@@ -27,7 +27,7 @@ _MOST_ROUNDS = 2000
 
 
 def check_memory(model: OnnxModel, needed_bytes: int) -> None:
-    """See that the twin can be made: its weights are held three times while it is.
+    """Check that memory suffices for the twin: its weights exist three times while it is made.
 
     Raises:
         BenchmarkError: it is too large, or memory is short.

@@ -63,7 +63,7 @@ def twin_weights(wanted: list[Site]) -> int:
 
 @contextmanager
 def in_memory(name: str) -> Iterator[str]:
-    """The path of a file that lies in memory, since the served file system is read-only."""
+    """The path of a file in memory, since the served file system is read-only."""
     descriptor = os.memfd_create(name)
     try:
         yield f"/proc/self/fd/{descriptor}"

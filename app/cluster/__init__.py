@@ -1,1 +1,1 @@
-"""What the workers of one server share: one log of control commands, and their statistics."""
+"""Shared state of the workers of one server: the log of control commands, and statistics."""

@@ -42,7 +42,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a worker that starts replays instead of deciding for itself.
+    """Commands that a late-starting worker replays.
 
     Attributes:
         names: the models that the other workers know; None where no worker has loaded yet.
@@ -57,7 +57,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a command at one worker.
+    """Result of a command at one worker.
 
     Attributes:
         number: of the command.
@@ -123,13 +123,13 @@ class ControlLog(Generic[Worker]):
         self._decided: dict[int, _Entry[Worker]] = {}
 
     def join(self, worker: Worker) -> History:
-        """Count a worker in; whatever is decided from now on is sent to it, after the history."""
+        """Add a worker; it receives the history and then every later decision."""
         self._members.add(worker)
         names = None if self._names is None else tuple(sorted(self._names))
         return History(names, tuple(sorted(self._last.values(), key=lambda command: command.number)))
 
     def loaded(self, worker: Worker, versions: Mapping[str, str]) -> None:
-        """Note what a worker serves at its start; where workers differ, the first one that serves a model counts.
+        """Record the versions that a worker serves at its start; the first worker that serves a model decides.
 
         Args:
             worker: which has loaded its models and applied its history.
@@ -151,12 +151,12 @@ class ControlLog(Generic[Worker]):
         return entry is not None and worker in entry.waiting
 
     def submit(self, worker: Worker, token: int, action: Action, name: str, policy: str | None) -> None:
-        """Take a command in; its number shows that order when its turn comes."""
+        """Accept a command; its number gives its order."""
         self._queues.setdefault(name, deque()).append(_Entry(worker, token, Command(0, action, name, policy)))
         self._decide_next(name)
 
     def applied(self, worker: Worker, result: Applied) -> None:
-        """Note what became of a command at a worker."""
+        """Record the result of a command at a worker."""
         for name, entry in self._deciding.items():
             if (worker, result.number) == (entry.origin, entry.command.number):
                 del self._deciding[name]
@@ -168,7 +168,7 @@ class ControlLog(Generic[Worker]):
             self._progress(decided, worker, {} if result.error is None else {worker: result.error})
 
     def leave(self, worker: Worker) -> None:
-        """Count a worker out that has ended; what it received and did not decide is dropped with it."""
+        """Remove a worker that has ended, with its undecided commands."""
         self._members.discard(worker)
         self._loaded.discard(worker)
         for name, queue in self._queues.items():

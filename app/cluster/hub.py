@@ -77,14 +77,14 @@ class Hub:
         self._last_owed: tuple[str, ...] | None = None
 
     async def connect(self, pid: int, sock: socket.socket) -> Member:
-        """Count a worker in that was started with the other end of a socket pair."""
+        """Add a worker that has the other end of a socket pair."""
         member = Member(pid, await Channel.open(sock))
         self._members.add(member)
         member.task = asyncio.get_running_loop().create_task(self._serve(member))
         return member
 
     async def disconnect(self, member: Member) -> None:
-        """Count a worker out that has ended, once what it had sent is read."""
+        """Remove a worker that has ended, once all that it sent is read."""
         if member.task is not None:
             _, unread = await asyncio.wait({member.task}, timeout=_READ_S)
             for task in unread:  # another process holds the other end

@@ -80,15 +80,15 @@ class Link:
         self._fail_all()
 
     def tell_loaded(self, versions: dict[str, str]) -> None:
-        """Tell that this worker has loaded its models, and what it serves of each."""
+        """Report that this worker has loaded its models, with the served versions of each."""
         self._send({"kind": "loaded", "versions": versions})
 
     def tell_owed(self, names: list[str]) -> None:
-        """Tell which models count for the readiness of this worker: they do for one that starts later, too."""
+        """Report the models that this worker needs to be ready; they count for later workers too."""
         self._send({"kind": "owed", "names": names})
 
     async def submit(self, action: Action, name: str, policy: str | None) -> Outcome[str] | None:
-        """Have every worker apply a command; the outcome once all have, or None where the server ends before."""
+        """Make every worker apply a command; returns the outcome of all, or None if the server ends before."""
         message = await self._ask({"kind": "submit", "action": action, "name": name, "policy": policy})
         if message is None:
             return None
@@ -107,7 +107,7 @@ class Link:
         return ([], []) if message is None else (message["present"], message["past"])
 
     async def follow(self, apply: Callable[[Command], Awaitable[Applied]]) -> None:
-        """Apply the commands as they come, until cancelled.
+        """Apply commands in their order, until cancelled.
 
         Args:
             apply: applies a command; calls for one model are in the order of the log, and it is to keep that.

@@ -22,7 +22,7 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What each connection is held to; see the settings of the same names."""
+    """Limits of each connection; see the settings of the same names."""
 
     max_header_bytes: int = _default("max_header_bytes")
     header_timeout_s: float = _default("header_timeout_s")
@@ -33,7 +33,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
-        """As the settings say."""
+        """Limits from the settings."""
         return cls(**{name: getattr(settings, name) for name in cls.__slots__})
 
     def timeout_s(self, waiting: Waiting) -> float:

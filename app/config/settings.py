@@ -58,57 +58,64 @@ class Settings(BaseSettings):
         description="where models run: cuda (or never ready), cpu, or auto: cuda where it works, else cpu",
     )
     cuda_devices: str = Field(
-        default="0", description="devices of CUDA: all, or numbers such as 0,2; the workers take them in turn"
+        default="0", description="CUDA devices: all, or numbers such as 0,2; assigned to the workers in turn"
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="run a model on CUDA as one recorded graph for each batch size, where that can be done",
+        description="run a model on CUDA as one captured graph per batch size, where possible",
     )
     cuda_tf32: bool = Field(
-        default=False, description="compute products of float32 in TF32 on CUDA: quicker, with 10 bits of mantissa"
+        default=False, description="compute float32 products in TF32 on CUDA: faster, with 10 bits of mantissa"
     )
     cuda_memory_limit_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = Field(
-        default=None, description="memory of the device that one model may take; default: all there is"
+        default=None, description="limit of the device memory of one model; default: no limit"
     )
     cuda_arena: Literal["next_power_of_two", "same_as_requested"] = Field(
-        default="next_power_of_two", description="how a model's memory of the device grows"
+        default="next_power_of_two", description="growth strategy of a model's device memory arena"
     )
-    workers: int = Field(default=1, ge=1, le=256, description="processes that serve, each with its own models")
+    workers: int = Field(
+        default=1, ge=1, le=256, description="number of worker processes, each with its own copy of the models"
+    )
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
-        description="threads of onnxruntime in each worker; default: the usable cores, shared out among the workers",
+        description="onnxruntime threads per worker; default: the usable cores divided by the workers",
     )
     max_body_bytes: int = Field(
-        default=64 * 1024 * 1024, ge=1024, description="largest request body in bytes, as sent and when decompressed"
+        default=64 * 1024 * 1024,
+        ge=1024,
+        description="maximum size of a request body in bytes, as sent and when decompressed",
     )
-    max_request_rows: int = Field(default=1_000_000, ge=1, description="most rows of one request; beyond them 413")
+    max_request_rows: int = Field(default=1_000_000, ge=1, description="maximum rows per request (413 if exceeded)")
     max_header_bytes: int = Field(
-        default=32 * 1024, ge=1024, le=1024 * 1024, description="largest head of a request in bytes; beyond it 431"
+        default=32 * 1024,
+        ge=1024,
+        le=1024 * 1024,
+        description="maximum size of the request line and headers in bytes (431 if exceeded)",
     )
     max_connections: int = Field(
-        default=4096, ge=1, description="most open connections of each worker; others get 503 at once, but for probes"
+        default=4096,
+        ge=1,
+        description="maximum open connections per worker; further ones get 503, except health checks",
     )
     header_timeout_s: float = Field(
         default=10.0,
         ge=0.05,
         le=86400,
-        description="how long a new connection may take to send the whole head of a request",
+        description="time limit for receiving a complete request header (slow-client protection)",
     )
     body_timeout_s: float = Field(
         default=20.0,
         ge=0.05,
         le=86400,
-        description="how long a body may bring no more than 1 KiB before the request is given up",
+        description="time limit for each 1 KiB of a request body",
     )
     write_timeout_s: float = Field(
         default=30.0,
         ge=0.05,
         le=86400,
-        description="how long a client may leave its answer unread before it is cut off",
+        description="time limit for a client to read its response before the connection is closed",
     )
-    compression_min_bytes: int = Field(
-        default=1024, ge=0, description="answers shorter than this are never compressed, whatever the client accepts"
-    )
+    compression_min_bytes: int = Field(default=1024, ge=0, description="minimum size of a response to compress")
     default_model: str | None = Field(
         default=None, min_length=1, description="model of POST /predict; default: the only model that is served"
     )
@@ -117,101 +124,101 @@ class Settings(BaseSettings):
     )
     model_control: Literal["none", "explicit", "watch"] = Field(
         default="none",
-        description="explicit lets clients load and unload models through v2/repository; watch follows what changes in "
-        "the model folder; none does neither",
+        description="explicit: clients load and unload models through v2/repository; watch: hot reload on changes of "
+        "the model folder; none: neither",
     )
     required_models: str | None = Field(
         default=None,
         min_length=1,
-        description="models without which the server is not ready, separated by commas; default: those that are there "
-        "when it starts. A model that was served once counts as well",
+        description="models that the server needs to be ready, separated by commas; default: those in the folder at "
+        "the start. A model that was served once counts as well",
     )
     strict_readiness: bool = Field(
         default=False,
-        description="every model of the folder counts for readiness, whenever it came: one bad new model makes the "
+        description="every model of the folder counts for readiness: one broken new model makes the "
         "whole server not ready",
     )
     watch_interval_s: float = Field(
         default=2.0,
         ge=0.05,
         le=3600,
-        description="how often the folder is looked at with model_control watch; a change counts once it is seen twice",
+        description="polling interval of model_control watch; a change counts once it is seen twice",
     )
     trial_load_s: float = Field(
         default=60.0,
         ge=0,
         le=86400,
-        description="a model is loaded in a process of its own first, which may take so long and as much memory as "
-        "there is; one that ends that process, hangs or wants more is refused. 0 loads models untried",
+        description="time limit for test-loading each model in a separate process; models that crash, hang or exhaust "
+        "memory there are rejected. 0 disables it",
     )
     allow_custom_ops: bool = Field(
         default=False,
         description="register the shared libraries of operators that a model's panther.toml names in its own folder; "
-        "they run as part of the server, so whoever writes to the model folder has to be trusted",
+        "they run inside the server, so only trusted users may write to the model folder",
     )
     predict_keys: SecretStr | None = Field(
         default=None,
-        description="API keys that may ask models, separated by commas, each plain or as sha256:HEX; a file is safer",
+        description="API keys for inference, separated by commas, each plain or as sha256:HEX; a file is safer",
     )
     predict_keys_file: Path | None = Field(
         default=None, description="file of such keys, one a line; read again when it changes"
     )
     control_keys: SecretStr | None = Field(
-        default=None, description="API keys that may, besides, load, unload and measure models; as predict_keys"
+        default=None, description="API keys for inference and model control (load, unload, benchmark); as predict_keys"
     )
     control_keys_file: Path | None = Field(default=None, description="file of such keys, one a line")
-    protect_metrics: bool = Field(default=False, description="ask for an API key for GET /metrics too")
+    protect_metrics: bool = Field(default=False, description="require an API key for GET /metrics")
     cors_origins: str | None = Field(
         default=None,
         min_length=1,
-        description="origins whose pages may ask, separated by commas, such as https://a.example; * for all",
+        description="allowed CORS origins, separated by commas, such as https://a.example; * for all",
     )
     allowed_hosts: str | None = Field(
         default=None,
         min_length=1,
-        description="host names that requests which load, unload or measure models may be sent to, separated by "
+        description="allowed Host names of model control requests, separated by "
         "commas, besides IP addresses, localhost and the host; *.a.example for all names below, * for all. "
         "Default: none, and all where API keys are set",
     )
-    max_batch_rows: int = Field(default=256, ge=1, description="most rows that are run together")
+    max_batch_rows: int = Field(default=256, ge=1, description="maximum rows per batch")
     max_queue_rows: int = Field(
-        default=8192, ge=1, description="most rows that may wait for one model; beyond them requests get 503 at once"
+        default=8192, ge=1, description="maximum queued rows per model; beyond it requests get 503 at once"
     )
     max_queue_bytes: int = Field(
         default=512 * 1024 * 1024,
         ge=1024,
-        description="most bytes of requests in hand in each worker, and of tensors that wait for one model; "
-        "beyond them requests get 503 at once",
+        description="maximum bytes of requests in flight per worker, and of queued tensors per model; "
+        "beyond it requests get 503 at once",
     )
     max_queue_ms: int = Field(
         default=10_000,
         ge=1,
-        description="longest wait for a model, as far as it can be foreseen; beyond it requests get 503 at once",
+        description="maximum expected time in the queue; beyond it requests get 503 at once",
     )
     inline_run_us: int = Field(
         default=2000,
         ge=0,
-        description="a run expected to take no longer happens in the event loop, a longer one on a thread of the model",
+        description="runs expected to finish within this time execute on the event loop, longer ones on a thread",
     )
-    keep_alive_s: int = Field(default=30, ge=1, le=86400, description="how long an idle connection is kept open")
+    keep_alive_s: int = Field(default=30, ge=1, le=86400, description="idle time before a connection is closed")
     shutdown_delay_s: float = Field(
         default=0.0,
         ge=0,
         le=3600,
-        description="how long after SIGTERM new requests are still taken, so that load balancers see it not ready",
+        description="time after SIGTERM to accept new requests while /health/ready says 503, for load balancers",
     )
     shutdown_timeout_s: int = Field(
         default=30,
         ge=1,
         le=86400,
-        description="how long requests in hand may take to finish after SIGTERM and that delay",
+        description="time limit for requests in flight after SIGTERM and that delay",
     )
     stuck_run_s: float = Field(
         default=120.0,
         ge=0,
         le=86400,
-        description="a run of a model that takes longer fails the liveness probe, and where there are several workers "
-        "its worker is replaced; 0 for never",
+        description="a longer run of a model fails the liveness check, and with several workers "
+        "its worker is replaced; 0 disables it",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe level logged"
@@ -223,7 +230,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(default="console", description="form of a log line")
 
     access_log: bool = Field(
-        default=False, description="log a line for each request: method, path, status and time, never what was in it"
+        default=False, description="log a line for each request: method, path, status and time, never its content"
     )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -237,7 +244,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given by name (and, before it, the command line), then the environment, then the file."""
+        """Sources in order: arguments and the command line, then the environment, then the file."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, FileSource(settings_cls)
 
@@ -283,7 +290,7 @@ class Settings(BaseSettings):
         return value
 
     def control_hosts(self) -> tuple[str, ...]:
-        """The host names that requests which change what is served may be sent to, besides loopback and addresses.
+        """Host names allowed for control requests, besides loopback and IP addresses.
 
         A page that reaches the server by DNS rebinding has no API key, so that keys are protection enough.
         """
@@ -336,7 +343,7 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
 def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
     """Every setting with its value, secrets masked, and where it was set: a flag, a variable or ``file``.
 
-    None stands for a default.
+    None means the default.
     """
     found: dict[str, tuple[Any, str | None]] = {}
     for name in Settings.model_fields:

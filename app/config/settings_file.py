@@ -22,7 +22,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """What the bytes of a TOML file hold; a byte order mark, with which some editors begin a file, is no part of it.
+    """Parse the bytes of a TOML file, without a leading byte order mark.
 
     Raises:
         ValueError: it is no TOML; says where and why.

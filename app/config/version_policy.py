@@ -2,7 +2,7 @@
 
 
 def check_policy(value: str) -> str:
-    """See that a text is a version policy.
+    """Check that a text is a version policy.
 
     Raises:
         ValueError: it is neither ``latest`` nor ``all`` nor numbers separated by commas.

@@ -29,7 +29,7 @@ RunRecord = tuple[int, int, Timings]
 
 @dataclass(slots=True)
 class BatchOutcome:
-    """What came of a batch.
+    """Outcome of a batch.
 
     Attributes:
         outcomes: the result or the error of each request, in the order of the batch.

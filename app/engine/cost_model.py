@@ -38,5 +38,5 @@ class CostModel:
         self._typical_ns[exponent] = run_ns if known is None else known + _WEIGHT * (run_ns - known)
 
     def set(self, rows: int, run_ns: float) -> None:
-        """Replace what is known of runs of about so many rows, as after a warm-up."""
+        """Replace the measured time of runs of about so many rows, as after a warm-up."""
         self._typical_ns[(rows - 1).bit_length()] = run_ns

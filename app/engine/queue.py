@@ -10,7 +10,7 @@ from app.engine.request import Completion, InferenceRequest, Timings
 
 
 class QueueEntry:
-    """A request in the queue or in a run, with what takes its result.
+    """An inference request in the queue or in a run, with its completion.
 
     Attributes:
         request: the request.

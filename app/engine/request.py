@@ -1,4 +1,4 @@
-"""An inference request on its way through the engine: what is asked for, its times, and how it ends."""
+"""An inference request in the engine: inputs, timings and completion."""
 
 import asyncio
 from collections.abc import Hashable

@@ -74,7 +74,7 @@ class BatchResult:
         return array if self._axes is None else rows_between(array, self._axes[index], start, stop)
 
     def values(self, index: int, start: int, stop: int) -> Array:
-        """The same as numbers that JSON can express: bfloat16 as float32."""
+        """Values as numbers that JSON can express: bfloat16 as float32."""
         array = self.array(index, start, stop)
         is_bfloat16 = self.model.output_by_name[self.output_names[index]].datatype == "BF16"
         return bfloat16_values(array) if is_bfloat16 else array
@@ -134,7 +134,7 @@ class BatchResult:
         return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def best(self) -> list[tuple[int, bytes]]:
-        """For each row the likeliest label's index, and its probability as JSON; none where nothing has labels."""
+        """Index and probability of the most likely label of each row; None without labels."""
         if self._best is None:
             self._best = self._find_best()
         return self._best

@@ -1,4 +1,4 @@
-"""Inference requests from messages: the rules are those of the protocol over HTTP, only the tensors lie elsewhere."""
+"""Decoding of gRPC messages into inference requests, by the rules of the protocol over HTTP."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class GrpcJob(Job):
     deadline_us: int
 
     def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
-        """See ``Job``."""
+        """Read the message; see ``Job``."""
         return Reader().read(parse(ModelInferRequest, bytes(body)), self.model, self.deadline_us)
 
 
@@ -42,7 +42,7 @@ def is_heavy(nbytes: int, model: DescribedModel) -> bool:
 
 
 class Reader:
-    """Reads messages; remembers what came around the tensors of raw requests, which clients repeat."""
+    """Message reader; caches the parts around the tensors of raw requests, which clients repeat."""
 
     def __init__(self) -> None:
         self._heads: WeakKeyDictionary[DescribedModel, dict[bytes, Head]] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""Answers as messages: raw or typed, as the request came."""
+"""Encoding of responses as gRPC messages, raw or typed like the request."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ class MissingExtraError(AppError):
 
 
 def require_extra(settings: Settings) -> None:
-    """See that the packages are there where a port for gRPC is set.
+    """Check that the packages of the extra are installed if a gRPC port is set.
 
     Raises:
         MissingExtraError: names the extra, and the first package that is missing.
@@ -51,5 +51,5 @@ def grpc_server(state: AppState) -> "GrpcServer":
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # of the package that it lies in
+    except ModuleNotFoundError:  # of its package
         return False

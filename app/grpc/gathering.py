@@ -1,4 +1,4 @@
-"""Requests that come at about the same time, decoded together, so that they share a batch."""
+"""Gathering: decode concurrent requests together, so that they share a batch."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ PROBE_EVERY = 16
 
 
 class Gathering:
-    """Starts the decoding of requests, several together where several come.
+    """Decodes concurrent requests together.
 
     gRPC hands over one call in a turn of the event loop. Decoded as they come, each would run by itself, however many
     clients there are. So where the last requests came together, the first of the next waits for as long as others come;
@@ -31,7 +31,7 @@ class Gathering:
         self._together = False
 
     def add(self, start: Callable[[], None]) -> None:
-        """Have a request decoded, now or with others that come within milliseconds."""
+        """Decode a request, now or together with others within milliseconds."""
         if self._starts:
             self._starts.append(start)
             return

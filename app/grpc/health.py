@@ -26,7 +26,7 @@ class Health:
         self._is_draining = is_draining
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What the server calls."""
+        """The generic handler for the gRPC server."""
         request, answer = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         return grpc.method_handlers_generic_handler(
             HEALTH_NAME,
@@ -50,7 +50,7 @@ class Health:
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The same at once and whenever it changes, until the client leaves or the server is shut down."""
+        """Stream the health status now and at each change, until the client leaves or the server shuts down."""
         known, told = request.service in _SERVICES, None
         while True:
             draining = self._is_draining()

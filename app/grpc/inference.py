@@ -56,7 +56,7 @@ def _succeed(answered: "asyncio.Future[Outcome]", _: int, headers: HeaderList, m
 
 
 class Inference:
-    """Answers inference requests that come by gRPC.
+    """Answers inference requests over gRPC.
 
     Args:
         service: answers them.

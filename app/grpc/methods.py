@@ -1,4 +1,4 @@
-"""Methods of the protocol besides inference: what the server and its models are, and loading and unloading them.
+"""Methods of the protocol besides inference: metadata of the server and its models, and model control.
 
 They need the keys that the same requests need over HTTP.
 """

@@ -1,4 +1,4 @@
-"""The one table that maps errors to the status codes of gRPC, and what goes with an error's answer."""
+"""The table that maps errors to gRPC status codes, and the details of an error response."""
 
 import grpc
 
@@ -50,7 +50,7 @@ def details_of(error: AppError) -> str:
 
 
 def headers_of(metadata: object) -> Headers:
-    """What is read of a call's metadata, as the headers of HTTP by the same names."""
+    """Known metadata of a call, as HTTP headers of the same names."""
     headers: Headers = {}
     for name, value in metadata or ():  # type: ignore[attr-defined]
         if name in _READ and isinstance(value, str):

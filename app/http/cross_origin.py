@@ -1,4 +1,4 @@
-"""Cross-origin protection: which pages and host names a request that changes what is served may come with."""
+"""Cross-origin protection: origins and host names allowed for control requests."""
 
 import ipaddress
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ _SHOWN = 100
 
 
 class CrossOriginGuard:
-    """Refuses requests that change what is served where a page of another origin may have sent them.
+    """Refuses control requests that a page of another origin may have sent.
 
     A browser sends some requests for any page without asking, to a server on its own machine too; it only keeps the
     answer from the page. It says whose page it is by ``Sec-Fetch-Site``, where the server is local or behind TLS, and
@@ -31,7 +31,7 @@ class CrossOriginGuard:
         self._suffixes = tuple(host[1:] for host in self._hosts if host.startswith("*."))
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """See that a request may change what is served.
+        """Check that a control request is allowed.
 
         Raises:
             AccessForbiddenError: it comes from a page of another origin, or with a host name that is not allowed.

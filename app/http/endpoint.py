@@ -96,7 +96,7 @@ async def read_body(
 
 
 class Responder(Response):
-    """The same as a response of Starlette, for the routes that OpenAPI describes."""
+    """Inference as a Starlette response, for the routes in OpenAPI."""
 
     def __init__(self, service: InferenceService, target: Target) -> None:
         super().__init__()

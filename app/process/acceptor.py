@@ -107,7 +107,7 @@ def accept_all(sock: socket.socket, most: int = sys.maxsize) -> list[socket.sock
 
 
 def drop_syn(sock: socket.socket) -> None:
-    """Have the kernel drop packets that begin a connection at a listening socket; handshakes that have begun go on.
+    """Make the kernel drop SYN packets at a listening socket; handshakes in progress go on.
 
     A client that connects after the last ``accept`` and before ``close`` would be reset. Unanswered, it sends its SYN
     again after a second, and is refused, or served by another socket on the port. Where the kernel has no such filter

@@ -33,7 +33,7 @@ _TURN_S = 0.02
 
 
 class Phase(Enum):
-    """Where a server stands; each is followed by the next."""
+    """Phase of a server's life; each is followed by the next."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -65,7 +65,7 @@ async def _nothing_else(*_: float) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the server asks and tells the application.
+    """Callbacks from the server to the application.
 
     Attributes:
         stuck_because: why the engine can't be called alive, or None.
@@ -141,7 +141,7 @@ class GracefulServer(uvicorn.Server):
         )
 
     def drain(self) -> None:
-        """Begin the shutdown: not ready, and each answer is the last of its connection."""
+        """Start the shutdown: not ready, and each response closes its connection."""
         if self.draining:
             return
         self._drained_at = time.monotonic()
@@ -151,7 +151,7 @@ class GracefulServer(uvicorn.Server):
         self._hooks.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve."""
+        """Start serving."""
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hooks.reread)
         await super().startup(sockets)
@@ -161,7 +161,7 @@ class GracefulServer(uvicorn.Server):
         self._phase = Phase.DRAINING if self.draining else Phase.SERVING
 
     async def on_tick(self, counter: int) -> bool:
-        """Do what is due ten times a second; whether it is time to close."""
+        """Run the periodic work, ten times a second; True when it is time to close."""
         self._ticked_at = time.monotonic()
         if counter % 10 == 0:
             self._watch_engine()
@@ -232,7 +232,7 @@ class GracefulServer(uvicorn.Server):
 
 
 def ignore_stray_signals() -> None:
-    """Have signals that mean nothing to the server end nothing; SIGHUP means something once it serves."""
+    """Ignore signals without a meaning for the server; SIGHUP gets one once it serves."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)

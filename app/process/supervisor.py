@@ -82,7 +82,7 @@ class Worker:
         return self.process.exitcode
 
     def problem(self) -> str | None:
-        """Why it must be replaced although it lives, as far as it has told by now, or None; never waits."""
+        """Reason to replace a live worker, from its latest report, or None; never blocks."""
         now = time.monotonic()
         found = None
         with contextlib.suppress(OSError, EOFError):
@@ -105,7 +105,7 @@ class Worker:
                 os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Let go of a worker that has ended."""
+        """Release the resources of a worker that has ended."""
         self.process.join()
         self._pipe.close()
         self.process.close()

@@ -36,7 +36,7 @@ START_FAILED = 3
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a worker is started with.
+    """Start options of a worker.
 
     Attributes:
         settings: of the server.
@@ -95,7 +95,7 @@ def serve_alone(settings: Settings, sock: socket.socket, grpc_address: str | Non
 
 
 def run_worker(options: WorkerOptions, sock: socket.socket, others: socket.socket, pipe: "Pipe[Any, Any]") -> None:
-    """Serve as a worker; what runs in its process.
+    """Main function of a worker process.
 
     Args:
         options: of the worker.

@@ -32,13 +32,17 @@ _PROCESS_HELP = {
     "process_resident_memory_bytes": "Resident memory of all workers in bytes.",
     "process_virtual_memory_bytes": "Virtual memory of all workers in bytes.",
     "process_open_fds": "Open file descriptors of all workers.",
-    "process_max_fds": "Most file descriptors that all workers may open.",
+    "process_max_fds": "Limit of open file descriptors of all workers.",
     "process_start_time_seconds": "Start of the first worker in seconds since 1970.",
 }
 _TIMES = (
-    ("panther_request_seconds", "success", "Successful requests, from the first look at the body to the answer."),
-    ("panther_queue_seconds", "queue", "Time that a request waited for a run of the model."),
-    ("panther_compute_seconds", "compute_infer", "Time of the run of the batch that a request was in."),
+    (
+        "panther_request_seconds",
+        "success",
+        "Time of successful requests, from decoding to the last byte of the response.",
+    ),
+    ("panther_queue_seconds", "queue", "Time in the queue."),
+    ("panther_compute_seconds", "compute_infer", "Run time of the batch of a request."),
 )
 
 
@@ -73,19 +77,23 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
     ready = state.not_ready_because() is None
     yield GaugeMetricFamily("panther_ready", "Whether the server is ready, 0 or 1.", ready)
     live = state.stuck_because() is None
-    yield GaugeMetricFamily("panther_live", "Whether the models can be run and their runs end, 0 or 1.", live)
+    yield GaugeMetricFamily("panther_live", "Whether the models run without getting stuck, 0 or 1.", live)
     yield GaugeMetricFamily("panther_workers", "Workers that answered this scrape.", counters.workers)
-    yield GaugeMetricFamily("panther_workers_wanted", "Workers that there should be.", state.settings.workers)
+    yield GaugeMetricFamily("panther_workers_wanted", "Configured number of workers.", state.settings.workers)
     yield CounterMetricFamily(
-        "panther_log_lines_dropped", "Lines of the log that could not be written.", counters.dropped_log_lines
+        "panther_log_lines_dropped",
+        "Log lines dropped because the log is not read or the disk is full.",
+        counters.dropped_log_lines,
     )
     unrouted = CounterMetricFamily(
-        "panther_unrouted_requests", "Failed requests that met no model.", labels=["protocol", "outcome"]
+        "panther_unrouted_requests", "Failed requests for unknown models or paths.", labels=["protocol", "outcome"]
     )
     for (protocol, outcome), count in sorted(counters.unrouted.items()):
         unrouted.add_metric([protocol, outcome], count)
     yield unrouted
-    loads = CounterMetricFamily("panther_model_loads", "Loads of a model's versions.", labels=["model", "outcome"])
+    loads = CounterMetricFamily(
+        "panther_model_loads", "Loads of model versions by outcome.", labels=["model", "outcome"]
+    )
     for (name, outcome), count in sorted(counters.loads.items()):
         loads.add_metric([name, outcome], count)
     yield loads
@@ -98,24 +106,26 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
 
 def model_metrics(state: AppState) -> Iterable[Metric]:
     """Metrics of each version: state, file and savings, where they are known."""
-    states = GaugeMetricFamily("panther_model_state", "1 for the state that it is in.", labels=[*_MODEL, "state"])
-    info = InfoMetricFamily("panther_model", "What a loaded version runs on.", labels=_MODEL)
+    states = GaugeMetricFamily(
+        "panther_model_state", "1 for the current state, 0 for the others.", labels=[*_MODEL, "state"]
+    )
+    info = InfoMetricFamily("panther_model", "Execution provider and options of a loaded version.", labels=_MODEL)
     gauges = {
         name: GaugeMetricFamily(f"panther_model_{name}", text, labels=_MODEL)
         for name, text in (
             ("file_bytes", "Bytes on disk."),
             ("dense_twin_weight_bytes", "Bytes of the dense twin's weights."),
             ("saved_bytes", "Bytes of the dense twin's weights less those on disk."),
-            ("resident_bytes", "What one worker grew by when it loaded the model."),
-            ("load_seconds", "Time that loading took."),
-            ("loaded_timestamp_seconds", "When it was loaded, in seconds since 1970."),
+            ("resident_bytes", "Increase of one worker's resident memory by loading the model."),
+            ("load_seconds", "Load time."),
+            ("loaded_timestamp_seconds", "Load time stamp in seconds since 1970."),
         )
     }
     parameters = GaugeMetricFamily(
         "panther_model_parameters", "Parameters of the whole model by way of counting.", labels=[*_MODEL, "count"]
     )
     failing = GaugeMetricFamily(
-        "panther_model_load_failing", "Whether the file in the folder could not be loaded, 0 or 1.", labels=_MODEL
+        "panther_model_load_failing", "Whether the version in the folder fails to load, 0 or 1.", labels=_MODEL
     )
     for entry in state.repository.entries.values():
         for item in entry.versions.values():
@@ -160,13 +170,15 @@ def live_metrics(counters: ServerCounters, loaded: Iterable[tuple[str, str]]) ->
     requests = CounterMetricFamily("panther_requests", "Requests by outcome.", labels=[*_MODEL, "protocol", "outcome"])
     rows = CounterMetricFamily("panther_rows", "Rows of successful requests.", labels=[*_MODEL, "protocol"])
     codec = CounterMetricFamily(
-        "panther_codec_seconds", "Time spent on reading requests and writing answers.", labels=[*_MODEL, "direction"]
+        "panther_codec_seconds",
+        "Time spent on decoding requests and encoding responses.",
+        labels=[*_MODEL, "direction"],
     )
-    running = CounterMetricFamily("panther_execution_seconds", "Time that runs of the model took.", labels=_MODEL)
+    running = CounterMetricFamily("panther_execution_seconds", "Run time of the model.", labels=_MODEL)
     failed = CounterMetricFamily("panther_failed_request_seconds", "Time spent on failed requests.", labels=_MODEL)
-    depth = GaugeMetricFamily("panther_queue_depth", "Requests that wait for a run.", labels=_MODEL)
+    depth = GaugeMetricFamily("panther_queue_depth", "Requests in the queue.", labels=_MODEL)
     mismatched = CounterMetricFamily(
-        "panther_mismatched_runs", "Runs whose outputs did not have the rows that went in.", labels=_MODEL
+        "panther_mismatched_runs", "Runs whose outputs have another number of rows than their inputs.", labels=_MODEL
     )
     batches = HistogramMetricFamily("panther_batch_rows", "Rows of each run of the model.", labels=_MODEL)
     times = [HistogramMetricFamily(name, text, labels=_MODEL) for name, _, text in _TIMES]

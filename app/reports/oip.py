@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of the server and its models, as objects of its JSON; gRPC sends the same."""
+"""Metadata, configuration and statistics of the Open Inference Protocol, as JSON objects; gRPC sends the same."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ PLATFORM = "onnx_onnxv1"
 
 
 def server_metadata() -> dict[str, Any]:
-    """What the server is and which extensions of the protocol it speaks."""
+    """Server metadata: name, version and protocol extensions."""
     return {"name": "panther", "version": app.__version__, "extensions": EXTENSIONS}
 
 

@@ -117,7 +117,7 @@ _WORKED_OUT = ("outputs", "layers", "totals", "multiply_adds_per_row", "latency"
 
 
 def card_fields(card: Card | None) -> dict[str, Any]:
-    """The fields of ``LoadedStats`` that come from the card; all None without one."""
+    """The fields of ``LoadedStats`` from the card; all None without one."""
     if card is None:
         return dict.fromkeys(_COPIED + _LAYERS + _WORKED_OUT)
     totals = card.totals

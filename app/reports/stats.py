@@ -108,7 +108,7 @@ class BatchingStats(StatsPart):
 
 
 class SessionStats(StatsPart):
-    """What the model's own settings chose for its session."""
+    """Session options from the model's own settings."""
 
     graph_optimization: Optimization = Field(description="as the session reports it")
     wanted_providers: list[str] = Field(description="of panther.toml; none: those of the server's device")
@@ -126,7 +126,7 @@ class SessionStats(StatsPart):
 
 
 class RuntimeStats(StatsPart):
-    """What the session runs on, read back from it."""
+    """Execution providers and options of the session, read back from it."""
 
     provider: str
     providers: list[str]
@@ -225,7 +225,7 @@ def version_stats(entry: Entry, version: Version, counters: ServerCounters) -> V
 
 
 class DeviceStats(StatsPart):
-    """The requested device and what is available."""
+    """The requested device and the available one."""
 
     requested: str
     providers: list[str] | None

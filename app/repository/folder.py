@@ -1,4 +1,4 @@
-"""The folder of models on disk: ``NAME/VERSION/model.onnx``, and what lies there under names that can't be served."""
+"""The model folder on disk: ``NAME/VERSION/model.onnx``, and entries whose names are not allowed."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ class ModelFolder:
         self._told: set[tuple[str, str]] = set()
 
     def scan(self) -> dict[str, list[str]]:
-        """Names and versions on disk, whether loaded or not; what is skipped is logged once.
+        """Names and versions on disk, whether loaded or not; skipped entries are logged once.
 
         Raises:
             OSError: the folder can't be read, as where no file descriptor is left.
@@ -74,12 +74,12 @@ class ModelFolder:
         return sorted(versions, key=int)
 
     def file(self, name: str, version: str) -> Path:
-        """Where the file of a version lies."""
+        """Path of the file of a version."""
         return self.root / name / version / MODEL_FILE
 
 
 def require_model_file(name: str, version: str, path: Path) -> None:
-    """See that onnxruntime may open a model: for a FIFO it would wait for ever.
+    """Check that a model is a regular file: onnxruntime would block on a FIFO.
 
     Raises:
         LoadError: it is no regular file, or this process may not read it.

@@ -1,4 +1,4 @@
-"""``NAME/panther.toml``: what one model wants otherwise than the server's settings say.
+"""Settings of one model: ``NAME/panther.toml``.
 
 See docs/decisions/0019-model-settings-in-panther-toml.md.
 """
@@ -34,7 +34,7 @@ class SessionSettings(BaseModel):
 
 
 class ModelSettings(BaseModel):
-    """Settings of one model; what is None is as the server's settings have it.
+    """Settings of one model; None means the server's setting.
 
     Attributes:
         batching: whether rows of several requests may run together: ``auto`` where the graph proves that they are

@@ -33,12 +33,12 @@ class Readiness:
         return self._owed.union(self.required or ())
 
     def start(self, names: Iterable[str]) -> None:
-        """Take note of the models that are there when the server starts."""
+        """Record the models of the folder at the start of the server."""
         if self.required is None:
             self._owed = self._owed.union(names)
 
     def update(self, entries: Mapping[str, Entry], *, starting: bool) -> None:
-        """Take note of what is served now, and log where the readiness of the models changed.
+        """Update the served models, and log changes of their readiness.
 
         Args:
             entries: what is known, by name.
@@ -57,7 +57,7 @@ class Readiness:
             self._told = problems
 
     def problems(self, entries: Mapping[str, Entry]) -> list[str]:
-        """What keeps the server from being ready, a line for each model; none where it is."""
+        """Reasons why the server is not ready, a line for each model; empty if it is ready."""
         missing = [f"{name}: it is not in the model folder" for name in self.required or () if name not in entries]
         if not entries and not missing:
             return ["no model was found; the model folder needs NAME/VERSION/model.onnx"]

@@ -1,4 +1,4 @@
-"""One load of a model: which versions are loaded, which are kept, and what becomes of those that fail.
+"""One load of a model: versions to load, to keep, and failures.
 
 See docs/decisions/0002-load-models-off-the-event-loop.md.
 """
@@ -31,7 +31,7 @@ class Load:
         self.failure: LoadError | None = None
 
     def announced(self, wanted: Sequence[str]) -> Entry:
-        """What to show meanwhile: the versions that are new as being loaded, beside what is served."""
+        """Intermediate state: new versions as LOADING beside the served ones."""
         loading = {
             version: Version(version, State.LOADING, "being loaded")
             for version in wanted
@@ -40,7 +40,7 @@ class Load:
         return make_entry(self.before.name, {**self.before.versions, **loading})
 
     def run(self, wanted: Sequence[str], on_disk: Sequence[str], *, fall_back: bool) -> Entry:
-        """Load what is wanted.
+        """Load the wanted versions.
 
         Args:
             wanted: versions, the oldest first.

@@ -40,7 +40,7 @@ Loader = Callable[[str, str, Path, ModelSettings], Serving]
 
 
 class Repository:
-    """What is on disk, what is loaded, and which version a request gets.
+    """Models on disk, loaded versions, and the version for a request.
 
     Loading may happen in other threads than looking things up, and in several at once: of one model one load follows
     the other, and those of different models don't wait for one another.
@@ -80,7 +80,7 @@ class Repository:
         owed: Collection[str] | None = None,
         names: Collection[str] | None = None,
     ) -> None:
-        """Load every model of the folder but those ``unloaded`` by request; what fails is kept with its reason.
+        """Load every model of the folder except those ``unloaded`` by request; failures keep their reason.
 
         Args:
             unloaded: models not to load.
@@ -212,7 +212,7 @@ class Repository:
         elif entry.served is None and before.served is not None and entry.reason != UNLOADED:
             log.error("model %s is no longer served: %s", entry.name, entry.reason)
         if before.failing and not entry.failing and entry.served is not None:
-            log.info("model %s is well again: version %s is served", entry.name, entry.served)
+            log.info("model %s has recovered: version %s is served", entry.name, entry.served)
 
     def _put(self, entry: Entry) -> None:
         with self._changing:
@@ -241,7 +241,7 @@ class Repository:
         log.info("unloaded model %s", name)
 
     def forget(self, name: str) -> None:
-        """Stop serving a model whose folder is gone, and know nothing of it any more; waits as ``unload`` does."""
+        """Stop serving a model whose folder is gone, and remove its entry; waits as ``unload`` does."""
         with self._lock_of(name), self._changing:
             before = self.entries.get(name)
             if before is None:
@@ -282,7 +282,7 @@ class Repository:
                     yield item.serving
 
     def take_retired(self) -> list[Serving]:
-        """What was replaced or unloaded since the last call; its owner lets it finish and closes it."""
+        """Versions replaced or unloaded since the last call; their owner drains and closes them."""
         with self._changing:
             retired, self._retired = self._retired, []
         return retired
@@ -292,11 +292,11 @@ class Repository:
         return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
 
     def counted(self) -> dict[tuple[str, str], Statistics]:
-        """The same of every version that was ever loaded and is still known: one that comes back counts on."""
+        """Counters of every version ever loaded and still known; a reloaded version continues its counts."""
         return {**self._counted, **self.statistics()}
 
     def index(self) -> list[Entry]:
-        """What is known and what lies in the folder besides, by name."""
+        """All entries, and skipped folders, by name."""
         listed = dict(self.entries)
         try:
             found = self.folder.scan()
@@ -335,7 +335,7 @@ class Repository:
         return self.readiness.problems(self.entries)
 
     def entry(self, name: str) -> Entry:
-        """What is known of a model.
+        """The entry of a model.
 
         Raises:
             ModelNotFoundError: nothing is.

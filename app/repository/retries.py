@@ -1,4 +1,4 @@
-"""When to load again what memory or time was short for."""
+"""Retries of loads that failed for lack of memory or time."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ _FIRST_S, _LONGEST_S = 30.0, 600.0
 
 
 class Retries:
-    """Tells which models to try again: half a minute after a failure, then after ever twice as long, up to 10 minutes.
+    """Schedule of retries: half a minute after a failure, then doubling, up to 10 minutes.
 
     What failed for another reason waits for its files to change; memory may come free without.
 
@@ -26,7 +26,7 @@ class Retries:
         self._due_s: dict[str, float] = {}
 
     def due(self, short: Mapping[str, frozenset[str]]) -> list[Change]:
-        """What is to be loaded again now.
+        """Models to load again now.
 
         Args:
             short: the versions that memory or time is short for, by model; what is no more among them is forgotten.

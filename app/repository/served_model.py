@@ -1,4 +1,4 @@
-"""A loaded model together with what runs it, as the repository holds it and requests find it."""
+"""A served model: a loaded version with its codec and batcher."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ _TRIAL_BYTES_A_SECOND = 32_000_000
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A model, what reads and writes for it, and what runs it.
+    """A served model: model, codec and batcher.
 
     ``resident_bytes`` is what the process grew by while the model was loaded and warmed up, None where that is unknown.
     ``settings`` are the model's own.
@@ -75,7 +75,7 @@ class Loader:
         return f"nothing runs on CUDA any more in this process: {runtime.lost}"
 
     def __call__(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
-        """Load one version, in a process of its own first, and warm it up.
+        """Load one version, in a separate process first, and warm it up.
 
         Args:
             name, version: of the model.

@@ -92,7 +92,7 @@ class Trials:
             self._idle.append(Helper("fork"))
 
     def run(self, trial: Trial) -> Passed:
-        """Load a model in another process; what was found out about it.
+        """Load a model in another process, and return the findings.
 
         Raises:
             LoadTimeoutError: that takes too long.

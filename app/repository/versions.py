@@ -1,4 +1,4 @@
-"""What is known of a model: its versions, and which of them are served.
+"""Versions of a model, and which of them are served.
 
 See docs/decisions/0017-immutable-entries.md.
 """
@@ -20,7 +20,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}\Z|0\Z")
 
 
 class State(StrEnum):
-    """Where a version stands; the words of the repository extension."""
+    """State of a version, in the words of the repository extension."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -31,7 +31,7 @@ class State(StrEnum):
 class Version:
     """One version of a model: its state, the reason of that, and the loaded model when it is READY.
 
-    ``failed`` says that what lies in the folder could not be loaded; a READY version then is the one from before.
+    ``failed`` says that the version in the folder could not be loaded; a READY version then is the one from before.
     ``may_recover`` says that memory, time or file descriptors were short, so that it may go well another time.
     """
 
@@ -66,7 +66,7 @@ class Entry:
 
     @property
     def failing(self) -> bool:
-        """Whether something that lies in the folder could not be loaded."""
+        """Whether a version in the folder could not be loaded."""
         return any(item.failed for item in self.versions.values())
 
     @property
@@ -107,7 +107,7 @@ def unselected(version: str) -> Version:
 
 
 def failed(before: Entry, version: str, error: LoadError) -> Version:
-    """What becomes of a version that could not be loaded: as it was where it is served, else unavailable."""
+    """State of a version that could not be loaded: unchanged if it is served, else unavailable."""
     known = before.versions.get(version)
     short = isinstance(error, LoadTimeoutError) or is_transient(f"{error}: {error.__cause__!r}")
     if known is not None and known.state is State.READY:

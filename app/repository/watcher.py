@@ -1,4 +1,4 @@
-"""Noticing what changes in the folder of models, by looking at it now and then.
+"""Watcher: notice changes in the model folder by polling.
 
 Looking works on any file system: a bind mount, a volume, NFS, a folder that is a link to be swapped; notifications of
 the kernel don't.
@@ -25,7 +25,7 @@ Prints = Mapping[str, tuple[_Stat, ...]]
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be done about one model: load the versions that changed, or forget it, since it is gone."""
+    """A change of one model: versions to load, or a model to forget."""
 
     name: str
     versions: frozenset[str] = field(default_factory=frozenset)
@@ -33,13 +33,13 @@ class Change:
 
 
 class Watcher:
-    """Tells what has changed in a folder of models since it was loaded.
+    """Finds changes in a model folder since it was loaded.
 
     A change is told once it looked the same in two polls, one after the other: a file that is still being copied is
     left alone. One that only paused for as long is told twice, the second time when it is whole.
 
     Args:
-        root: the folder; what lies in it now counts as loaded.
+        root: the folder; its contents count as loaded.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,7 +53,7 @@ class Watcher:
         self._last = self._told
 
     def poll(self) -> list[Change]:
-        """Look once."""
+        """Scan the folder once."""
         before = self._device
         try:
             now = self._look()

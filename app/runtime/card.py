@@ -163,7 +163,7 @@ class Totals(_Part):
 
 
 class DenseTwin(_Part):
-    """The same model with an ordinary linear layer for each sketched one."""
+    """Counts and figures of the same model with dense layers."""
 
     weight_bytes: Count
 
@@ -229,7 +229,7 @@ class Training(_Part):
 
 
 class Card(_Part):
-    """What a model file says of itself; its many fields are the keys of ``docs/model-card.schema.json``."""
+    """The model card of a file; its many fields are the keys of ``docs/model-card.schema.json``."""
 
     schema_version: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
     name: str = Field(min_length=1)
@@ -252,7 +252,7 @@ class Card(_Part):
     versions: dict[str, str]
 
     def contradictions(self) -> list[str]:
-        """Where the card's counts differ from the formulas, in words; empty when all agree."""
+        """Contradictions between the card's counts and the formulas, as text; empty if all agree."""
         found = []
         for layer in self.layers:
             counted = layer.counted()

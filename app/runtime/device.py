@@ -59,11 +59,11 @@ class CudaOptions:
 
 @dataclass(frozen=True)
 class Device:
-    """What was asked for (``auto``, ``cpu``, ``cuda``), what can be had, and why not more.
+    """The requested device (``auto``, ``cpu``, ``cuda``), the available one, and the reason for a difference.
 
     Attributes:
         cuda: how CUDA is used, where it can be had.
-        runtime, streams: to run on CUDA from buffers of our own; None where ``runtime_problem`` says why not.
+        runtime, streams: to run on CUDA from own buffers; None where ``runtime_problem`` says why not.
         bodies: what long request bodies are received into; None where there is no memory for it.
     """
 
@@ -86,7 +86,7 @@ class Device:
             return None
 
     def without_tf32(self) -> "Device":
-        """The same, computing float32 as float32."""
+        """A copy that computes float32 without TF32."""
         return replace(self, cuda=replace(self.cuda, tf32=False))
 
 
@@ -164,7 +164,7 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
 def open_session(
     path: str, device: Device, num_threads: int, stream: int | None = None, choices: SessionChoices = AS_IT_COMES
 ) -> tuple[ort.InferenceSession, str | None]:
-    """Make a session on the device and read back what it really runs on.
+    """Make a session on the device, and read back its actual providers.
 
     A model that onnxruntime can't take as it is, or that ends in a sequence of maps, is rewritten in memory.
 

@@ -14,7 +14,7 @@ _GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
 
 
 def external_files(path: Path) -> dict[str, bytes]:
-    """What the files of weights hold that a model names, by the name that it gives them.
+    """Contents of the external data files of a model, by the names in the model.
 
     Raises:
         ValueError: see ``external_paths``; or a file can't be read, or grows meanwhile.

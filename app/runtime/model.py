@@ -1,4 +1,4 @@
-"""A model file, loaded: its tensors, its card, and what runs it."""
+"""A loaded model file: tensors, card and runner."""
 
 import logging
 import time
@@ -143,7 +143,7 @@ class OnnxModel(HasSignature):
 
     @property
     def provider(self) -> str:
-        """The execution provider that comes first."""
+        """The first execution provider."""
         return self.session.providers[0]
 
     @property
@@ -198,7 +198,7 @@ class OnnxModel(HasSignature):
             ) from None
 
     def stop_batching(self, reason: str) -> None:
-        """Run every request by itself from now on: a run has shown that its rows are not what was proven or stated."""
+        """Stop batching: a run has shown that rows are not independent."""
         if self.batched:
             self.batching = replace(self.batching, batched=False, decided_by="run", reason=reason)
             log.error("model %s version %s is not batched any more: %s", self.name, self.version, reason)

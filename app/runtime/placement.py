@@ -24,7 +24,7 @@ class Node:
 
 
 def find_placement(session: Any) -> tuple[Node, ...] | None:
-    """The nodes of a session, in its order; None where the runtime is too old to tell."""
+    """The nodes of a session with their providers; None if the runtime is too old to report them."""
     tell = getattr(session, "get_provider_graph_assignment_info", None)
     if tell is None:
         return None
@@ -37,7 +37,7 @@ def elsewhere(nodes: Sequence[Node], provider: str) -> list[Node]:
 
 
 def why_not_captured(nodes: Sequence[Node] | None, provider: str) -> str | None:
-    """Why a graph can't be recorded as one CUDA graph, as far as its nodes tell; None where they allow it."""
+    """Reason why a graph can't be captured as one CUDA graph; None if its nodes allow it."""
     if nodes is None:
         return "this version of onnxruntime does not tell where nodes run"
     others = elsewhere(nodes, provider)

@@ -1,4 +1,4 @@
-"""What a file that is no ONNX model probably is, and what to do about it."""
+"""Recognize files that are no ONNX models, and say how to fix them."""
 
 from pathlib import Path
 

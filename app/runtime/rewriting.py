@@ -22,7 +22,7 @@ _LOCALE = b"C.UTF-8"
 _NO_LOCALE = "Failed to construct locale"
 _MAPS = "seq(map("
 
-# Fields of ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto and what lies in them.
+# Fields of ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto and their parts.
 _GRAPH, _OPSETS, _METADATA = 7, 8, 14
 _NODES, _INPUTS, _OUTPUTS, _INITIALIZERS = 1, 11, 12, 5
 _NODE_INPUTS, _NODE_OUTPUTS, _OP_TYPE, _ATTRIBUTES, _DOMAIN = 1, 2, 4, 5, 7

@@ -1,4 +1,4 @@
-"""Runners: the interface of what runs a model, and the result of one run."""
+"""The interface of runners, and the result of one run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Runner(Protocol):
 
     @property
     def gathers(self) -> bool:
-        """See above."""
+        """Whether the runner concatenates requests itself; see above."""
         ...
 
     def run(

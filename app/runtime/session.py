@@ -1,4 +1,4 @@
-"""A session of onnxruntime, and what it really runs on."""
+"""An onnxruntime session and its actual execution providers."""
 
 import weakref
 from pathlib import Path

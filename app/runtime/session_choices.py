@@ -1,4 +1,4 @@
-"""What a model's own settings choose for its session of onnxruntime: optimisation, providers, custom operators."""
+"""Session options from a model's own settings: optimization, providers, custom operators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class SessionChoices:
     custom_ops: tuple[str, ...] = ()
 
     def apply(self, options: ort.SessionOptions) -> None:
-        """Set what goes into the options of a session.
+        """Set the options of a session.
 
         Raises:
             ValueError: a library can't be loaded, or was replaced after it was loaded.

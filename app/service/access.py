@@ -1,4 +1,4 @@
-"""API keys: who may ask models and read figures, and who may change what is served.
+"""API keys: access to inference and statistics, and to model control.
 
 Only digests of keys are compared, each with every known one and in constant time, so that neither the time nor the
 memory of the comparison tells how much of a guess was right.
@@ -61,7 +61,7 @@ class Keys:
                 raise SettingsError(f"{str(file)!r} ({setting}_file) holds no keys; it needs one a line")
         elif not self._digests:
             raise SettingsError(
-                f"{setting} holds no keys, so that nobody would be let in; leave it out to ask for none"
+                f"{setting} holds no keys, so every request would be refused; leave it out to need no keys"
             )
 
     def has(self, digest: bytes) -> bool:
@@ -88,7 +88,7 @@ class Keys:
             return False
         if self._digests == before:
             return False
-        log.info("%d API keys were read anew from %s", len(self._digests), self._file)
+        log.info("%d API keys were read again from %s", len(self._digests), self._file)
         return True
 
     def _read(self, file: Path) -> frozenset[bytes]:
@@ -122,7 +122,7 @@ class Access:
 
     @classmethod
     def of(cls, settings: Settings) -> "Access | None":
-        """As the settings say; None where they name no key.
+        """Access rules from the settings; None without keys.
 
         Raises:
             SettingsError: see ``Keys``.
@@ -134,7 +134,7 @@ class Access:
         return cls(predict, control, protect_metrics=settings.protect_metrics)
 
     def needed(self, method: str, path: str) -> Need:
-        """What a request needs that is none of inference.
+        """Key scope for a request that is not inference.
 
         What changes nothing needs a key for predicting, but for probes, the page, the description of the interface, and
         mostly metrics, which answer everybody. All else needs a key for control, whatever it may be.
@@ -146,7 +146,7 @@ class Access:
         return "predict"
 
     def check(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> None:
-        """See that a request that is none of inference may be answered.
+        """Check that a request other than inference is allowed.
 
         Raises:
             UnauthorizedError, AccessForbiddenError: see below.
@@ -158,7 +158,7 @@ class Access:
             self.check_control(headers)
 
     def check_predict(self, headers: Mapping[bytes, bytes]) -> None:
-        """See that a request may ask models and read what is served.
+        """Check that a request may use inference and read statistics.
 
         Raises:
             UnauthorizedError: it brings no key, or none that is known.
@@ -173,7 +173,7 @@ class Access:
             raise UnauthorizedError(f"the API key is not known; {_HOW}", key_sent=True)
 
     def check_control(self, headers: Mapping[bytes, bytes]) -> None:
-        """See that a request may change what is served.
+        """Check that a request may control models.
 
         Raises:
             UnauthorizedError: it brings no key, or none that is known.
@@ -197,14 +197,14 @@ class Access:
         return any(changed)
 
     def needed_by_operation(self, method: str, path: str) -> Need:
-        """The same for an operation of the OpenAPI schema, inference or not."""
+        """Key scope of an operation in the OpenAPI schema."""
         if path.endswith(("/predict", "/infer")):
             return "none" if self._predict is None else "predict"
         return self.needed(method.upper(), path)
 
 
 def changes_something(method: str, path: str) -> bool:
-    """Whether a request that is none of inference may change what is served, for all that is known of it."""
+    """Whether a request other than inference may change the served models; True if unknown."""
     return method not in _READING and path != _INDEX
 
 
@@ -216,7 +216,7 @@ def describe_access(schema: dict[str, Any], access: Access | None) -> None:
             "type": "apiKey",
             "in": "header",
             "name": "X-API-Key",
-            "description": "the same in a header of its own",
+            "description": "the same key in a separate header",
         },
     }
     if access is None:
@@ -246,7 +246,7 @@ async def watch_keys(access: Access | None, on_change: Callable[[], None]) -> No
 
 
 def warn_of_open_doors(settings: Settings) -> None:
-    """Log a warning for key files that others can read, and for what anybody may do from other machines."""
+    """Warn of key files that others can read, and of access without keys from other machines."""
     for name in ("predict_keys_file", "control_keys_file"):
         file = getattr(settings, name)
         with contextlib.suppress(OSError):

@@ -52,13 +52,13 @@ class AdmissionControl:
         return True
 
     def started(self) -> None:
-        """Note that a request was decoded at once."""
+        """Count a request that was decoded at once."""
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._next_turn)
 
     def later(self, start: Callable[[], None]) -> None:
-        """Have a request decoded in one of the next turns, in the order of arrival."""
+        """Decode a request in a later turn, in the order of arrival."""
         self._waiting.append(start)
         self.started()
 
@@ -119,7 +119,7 @@ class Reservation:
 
 
 def join(body: Body, piece: bytes, reservation: Reservation) -> Body:
-    """Append a piece of a body to what has come of it, and reserve the memory that both take.
+    """Append a piece to a body, and reserve its bytes.
 
     Pieces are joined as they come: kept as they are, those of two bytes would take 28 times their length.
 

@@ -25,7 +25,7 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
 
 
 class ModelControl:
-    """Changes what is served, one change at a time.
+    """Loads and unloads models, one change at a time.
 
     Args:
         settings: of the server.
@@ -51,7 +51,7 @@ class ModelControl:
         self.behind: dict[str, str] = {}
 
     def check_allowed(self) -> None:
-        """See that clients may do more than predict.
+        """Check that clients may control models.
 
         Raises:
             ControlForbiddenError: the settings don't allow it.
@@ -63,7 +63,7 @@ class ModelControl:
             )
 
     async def load_all(self, history: History | None = None) -> None:
-        """Load what the folder holds.
+        """Load all models of the folder.
 
         Args:
             history: what the other workers serve, where this one starts later.
@@ -78,7 +78,7 @@ class ModelControl:
         self.tell_loaded()
 
     def tell_loaded(self) -> None:
-        """Tell the other workers what this one serves; with ``watch`` each follows the folder by itself."""
+        """Report the served models to the other workers; with ``watch`` each worker follows the folder by itself."""
         if self._link is not None:
             watching = self._settings.model_control == "watch"
             self._link.tell_loaded({} if watching else self._repository.serving_versions())
@@ -128,7 +128,7 @@ class ModelControl:
             raise LoadError(f"{action} of model {name!r} is not applied by every worker yet: {late}")
 
     async def apply(self, action: Action, name: str, policy: str | None = None) -> None:
-        """Load or unload a model in this process; what it replaces finishes its requests first."""
+        """Load or unload a model in this process; a replaced version finishes its requests first."""
         async with self._lock_of(name):
             try:
                 if action == "load":
@@ -139,12 +139,12 @@ class ModelControl:
                 self.release_retired()
 
     async def follow_log(self) -> None:
-        """Apply the commands of the log as they come, until cancelled."""
+        """Apply the commands of the log in order, until cancelled."""
         if self._link is not None:
             await self._link.follow(self.apply_command)
 
     async def apply_command(self, command: Command) -> Applied:
-        """Apply a command of the log: decide its outcome, or come to the outcome that another worker decided."""
+        """Apply a command of the log: decide its outcome, or reach the outcome of another worker."""
         async with self._log_lock_of(command.name):
             return await self._apply_command(command)
 
@@ -201,7 +201,7 @@ class ModelControl:
         self.behind.pop(name, None)
 
     async def retry(self) -> None:
-        """Try again what failed in this worker alone, and what resources were short for at the start, until cancelled.
+        """Retry failures of this worker and loads that lacked resources at the start, until cancelled.
 
         With ``watch``, the watch of the folder sees to the latter.
         """
@@ -240,7 +240,7 @@ class ModelControl:
         return self._repository.serving_versions().get(name, "")
 
     async def watch(self, watcher: Watcher, retries: Retries) -> None:
-        """Follow what changes in the folder, until cancelled."""
+        """Follow changes of the folder, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.watch_interval_s)
             try:
@@ -249,7 +249,7 @@ class ModelControl:
                 log.exception("looking at the model folder failed")
 
     async def poll(self, watcher: Watcher, retries: Retries) -> list[asyncio.Task[None]]:
-        """Begin to load what has changed in the folder, and once more what memory or time was short for.
+        """Start loads for changes of the folder, and retries for lack of memory or time.
 
         Returns:
             A task for each model: one that takes long to load keeps no other waiting.
@@ -262,7 +262,7 @@ class ModelControl:
         return tasks
 
     async def follow(self, change: Change) -> None:
-        """Do what a change of the folder asks for; what fails is logged and shown, and the old version stays."""
+        """Apply a change of the folder; failures are logged and shown, and the old version stays."""
         async with self._lock_of(change.name):
             try:
                 if change.gone:
@@ -280,7 +280,7 @@ class ModelControl:
                 self.release_retired()
 
     def release_retired(self) -> None:
-        """Have what was replaced finish its requests, and give its memory back."""
+        """Drain replaced models, then free their memory."""
         self._tell_owed()
         retired = self._repository.take_retired()
         if retired:

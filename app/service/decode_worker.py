@@ -65,7 +65,7 @@ class HttpJob(Job):
     api: Api
 
     def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
-        """See ``Job``."""
+        """Read the body; see ``Job``."""
         encoding = self.headers.get(b"content-encoding")
         if encoding is not None:
             body = decompress(body, encoding, self.max_body_bytes)
@@ -124,7 +124,7 @@ def _exactly(stream: IO[bytes], size: int) -> bytearray:
 
 
 def main() -> None:
-    """Read bodies until nothing comes for a while, or the server is gone."""
+    """Read bodies until idle for a while, or until the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer

@@ -47,7 +47,7 @@ _MAX_PATH = 512  # a longer path is parsed for each request
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path asks for; the name is None for the default model."""
+    """Model, version and protocol of an inference path; the name is None for the default model."""
 
     name: str | None
     version: str | None
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def protocol(self) -> str:
-        """What its requests are counted as."""
+        """Protocol label of its counters."""
         return OIP if self.api == "oip" else PLAIN
 
 
@@ -79,7 +79,7 @@ def choose_default(names: Sequence[str], default: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """What the inference service is set to; see the settings of the same names.
+    """Options of the inference service; see the settings of the same names.
 
     Attributes:
         default_model: the model of ``POST /predict``, or None.
@@ -101,7 +101,7 @@ class ServiceOptions:
 
     @classmethod
     def of(cls, settings: Settings) -> "ServiceOptions":
-        """As the settings say."""
+        """Options from the settings."""
         return cls(
             settings.default_model,
             settings.max_body_bytes,
@@ -162,7 +162,7 @@ class InferenceService:
         return self.context.unrouted
 
     def target(self, path: str) -> Target | None:
-        """What an inference path asks for; None for any other path."""
+        """Parse an inference path; None for any other path."""
         try:
             return self._targets[path]
         except KeyError:
@@ -213,7 +213,7 @@ class InferenceService:
         return BodyTooLargeError(f"the body is larger than max_body_bytes ({self.max_body_bytes})")
 
     def start(self, target: Target, headers: Headers, query: bytes, body: Body, respond: Respond) -> InferenceCall:
-        """Begin to answer a request; ``respond`` is called once, now or later, in the event loop.
+        """Start an inference call; ``respond`` is called once, now or later, on the event loop.
 
         This is the fast path, without a task or an await, for all but the largest bodies. What follows:
         ``Batcher.submit`` queues the request and runs it in a batch, then calls ``InferenceCall.completed``, which
@@ -237,7 +237,7 @@ class InferenceService:
         return call
 
     def start_read(self, call: InferenceCall, target: Target, read: Read, make_job: MakeJob, body: Body) -> None:
-        """Begin to answer a request that another transport than HTTP brought; the rest is as with ``start``.
+        """Start an inference call of another transport than HTTP; the rest is as with ``start``.
 
         Args:
             call: made with ``context``; answers the request.

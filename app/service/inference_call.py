@@ -53,7 +53,7 @@ class RequestIds:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What all inference calls of a service share.
+    """Shared context of all inference calls of a service.
 
     Attributes:
         compression_min_bytes: answers shorter than this are never compressed.
@@ -112,7 +112,7 @@ class InferenceCall:
         return self.serving
 
     def decode_aside(self, decoding: Coroutine[Any, Any, None]) -> None:
-        """Note that another process decodes the request; the call is given to the engine then."""
+        """Mark the request as being decoded in another process; it goes to the engine afterwards."""
         self._decoding = asyncio.ensure_future(decoding)
         self._decoding.add_done_callback(self._decoded_aside)
 
@@ -120,7 +120,7 @@ class InferenceCall:
         self._decoding = None
 
     def decoded(self, rows: int, encode: Encode) -> None:
-        """Note that the request is decoded and now given to the engine."""
+        """Mark the request as decoded and given to the engine."""
         self.rows = rows
         self._encode = encode
         self._pending = True

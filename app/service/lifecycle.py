@@ -1,4 +1,4 @@
-"""What runs beside the requests, from the start of the application to its end."""
+"""Background tasks of the application, from start to shutdown."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ class LifecycleOptions:
 
 
 class Lifecycle:
-    """What runs beside the requests: loading, following the folder and the other workers, rereading keys.
+    """Background tasks: load models, watch the folder, follow the other workers, reread keys.
 
     Args:
         state: of the application.
@@ -108,7 +108,9 @@ class Lifecycle:
         if problem is None:
             log.info("ready: serving %s", ", ".join(state.repository.names))
         else:
-            log.error("not ready: %s", problem)
+            # only the log names the folder: answers never do
+            where = "" if state.repository.entries else f" (model_dir is {str(state.settings.model_dir)!r})"
+            log.error("not ready: %s%s", problem, where)
 
     def _check_default_model(self) -> None:
         """Log that the default model isn't there: ``POST /predict`` is refused until it is."""

@@ -12,7 +12,7 @@ from app.errors import InvalidRequestError, shortened
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """What a client asks of a load.
+    """Options of a load request.
 
     Attributes:
         policy: the versions to load; None where it asks for none in particular.
@@ -24,7 +24,7 @@ class LoadRequest:
 
     @property
     def warning(self) -> str | None:
-        """What the client should know, or None."""
+        """A warning for the client, or None."""
         if not self.ignored:
             return None
         names = shortened(", ".join(self.ignored), 300)

@@ -1,4 +1,4 @@
-"""What the routes share: one object, made by ``create_app`` and reached through the application."""
+"""Shared state of the routes, made by ``create_app``."""
 
 import time
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class AppState:
     started_clock: float = field(default_factory=time.monotonic)
 
     def drain(self) -> None:
-        """Begin a graceful shutdown: not ready from now on, and nothing more is loaded."""
+        """Start a graceful shutdown: not ready from now on, and no more loads."""
         self.draining = True
         self.repository.end()
 

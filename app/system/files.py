@@ -15,7 +15,7 @@ _KINDS = {
 
 
 def require_regular(path: Path) -> os.stat_result:
-    """See that a path is a regular file, or a link to one, without opening it.
+    """Check that a path is a regular file, or a link to one, without opening it.
 
     Raises:
         OSError: it is something else, or is not there; ``strerror`` says what it is.

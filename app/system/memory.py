@@ -1,4 +1,4 @@
-"""What the process holds in memory, as the kernel counts it, and what is said where there is none left."""
+"""Resident memory of the process, and the message for lack of memory."""
 
 import ctypes
 import sys
@@ -30,7 +30,7 @@ def is_short(text: str) -> bool:
 
 
 def resident_bytes() -> int | None:
-    """Bytes of the process that lie in memory and are its own, or None where the kernel doesn't tell.
+    """Private resident memory of the process in bytes, or None if the kernel does not report it.
 
     Pages of program files are left out: they are shared, and come in whenever code is first run.
     """
@@ -77,7 +77,7 @@ def growth(before: int | None, after: int | None) -> int | None:
 
 
 def trim_memory() -> None:
-    """Have the allocator give back what it keeps of memory that was freed; glibc keeps most of a model."""
+    """Return freed memory to the system (malloc_trim); glibc would keep most of a model."""
     if sys.platform.startswith("linux"):
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if malloc_trim is not None:

@@ -1,4 +1,4 @@
-"""What a process that only serves may do to its garbage collector, and limits of the process."""
+"""Garbage collector settings for a serving process, and process limits."""
 
 import ctypes
 import gc
@@ -11,13 +11,13 @@ SPARE_FILES = 256
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process when its parent dies, so that no worker is left holding the port."""
+    """Make the kernel end this process when its parent dies, so that no worker keeps the port."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def freeze_collector() -> None:
-    """What lives once the models are loaded lives as long as the process: the collector need not look at it again."""
+    """Freeze loaded objects out of the garbage collector (gc.freeze), and collect less often."""
     gc.collect()
     gc.freeze()
     # A request leaves no cycles behind: look for them more seldom than after every few requests.

@@ -1,4 +1,4 @@
-"""Counters of the whole server: what each worker counts, summed.
+"""Counters of the whole server: the sum over all workers.
 
 See docs/decisions/0024-gather-counters-on-request.md.
 """

@@ -15,7 +15,7 @@ _PAUSE_S = 0.5
 
 
 class LogWriter(logging.Handler):
-    """Writes lines to a descriptor in a thread; what does not fit into the queue is dropped and counted.
+    """Writes lines to a descriptor in a thread; lines beyond the queue's capacity are dropped and counted.
 
     Args:
         descriptor: of the open file, such as 2 for standard error.
@@ -66,7 +66,7 @@ class LogWriter(logging.Handler):
             return not (self._lines or self._writing)
 
     def flush(self) -> None:
-        """Wait until what was queued is written, for a second at most."""
+        """Wait until queued lines are written, for a second at most."""
         end = time.monotonic() + FLUSH_S
         with self._changed:
             while not self.idle and (left := end - time.monotonic()) > 0:

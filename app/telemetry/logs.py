@@ -22,7 +22,7 @@ request_id_of_task: ContextVar[str | None] = ContextVar("request_id_of_task", de
 
 
 class WithRequestId(logging.Filter):
-    """Adds the id of the request to what is logged while it is answered."""
+    """Adds the request id to log records of a request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add it; every record passes."""
@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def open_standard_streams() -> None:
-    """Have standard input, output and error lead nowhere where the process was started without them.
+    """Open missing standard streams on /dev/null.
 
     Else their numbers would go to the first sockets, and what native code writes to standard error to a client.
     """
@@ -118,7 +118,7 @@ def dropped_log_lines() -> int:
 
 
 def say_and_end(text: str) -> None:
-    """Write a last line to standard error as it is, after what was logged, and without waiting for a reader."""
+    """Write a last line to standard error after all log records, without waiting for a reader."""
     for handler in logging.getLogger().handlers:
         handler.flush()
     with contextlib.suppress(OSError):
@@ -127,7 +127,7 @@ def say_and_end(text: str) -> None:
 
 
 def log_settings(settings: Mapping[str, tuple[Any, str | None]], warnings: Iterable[str] = ()) -> None:
-    """Tell in one record what the server runs with.
+    """Log the effective settings in one record.
 
     Args:
         settings: value and origin (None for a default) of each, secrets masked; see ``app.config.settings.effective``.
@@ -147,14 +147,14 @@ def log_settings(settings: Mapping[str, tuple[Any, str | None]], warnings: Itera
 
 
 def about(request_id: bytes) -> dict[str, Any]:
-    """``extra`` of a record that tells of one request."""
+    """``extra`` of a record about one request."""
     return {"fields": {"request_id": request_id.decode("ascii", "replace")}}
 
 
 def log_request(
     method: str, path: bytes, status: int, seconds: float, request_id: bytes, client: str | None = None
 ) -> None:
-    """Tell of one request that was answered; never of what was in it, its query or its key.
+    """Log an answered request; never its content, query or key.
 
     Args:
         method: as it was sent.

@@ -21,7 +21,7 @@ class Duration:
         self.ns += ns
 
     def plain(self) -> list[int]:
-        """As plain data."""
+        """The duration as plain data."""
         return [self.count, self.ns]
 
     def merge(self, data: list[int]) -> None:
@@ -41,7 +41,7 @@ DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "comp
 
 @dataclass(slots=True)
 class ProtocolCounters:
-    """The part of a version's requests that came by one protocol.
+    """Counters of a version for one protocol.
 
     Attributes:
         success: requests that succeeded.
@@ -58,7 +58,7 @@ class ProtocolCounters:
         return [self.success, self.rows, dict(self.failures)]
 
     def merge(self, data: list[Any]) -> None:
-        """Add what another worker counted."""
+        """Add the counters of another worker."""
         self.success += data[0]
         self.rows += data[1]
         self.failures.update(data[2])

@@ -75,7 +75,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def parent(self, headers: dict[bytes, bytes]) -> "Context":
-        """The context that a request came in (W3C ``traceparent`` and ``tracestate``); an empty one without."""
+        """The parent context of a request (W3C ``traceparent`` and ``tracestate``), or an empty one."""
         from opentelemetry.context import Context
 
         carrier = {name: headers[key].decode("latin-1") for key, name in _CONTEXT_HEADERS if key in headers}
@@ -129,7 +129,7 @@ class Tracing:
         return b"traceresponse", b"00-%032x-%016x-%02x" % (ids.trace_id, ids.span_id, ids.trace_flags)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send pending spans."""
         self._provider.shutdown()
 
 

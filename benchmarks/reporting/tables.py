@@ -33,13 +33,13 @@ def proof() -> str:
         twin, file = savings["dense_twin_weight_bytes"], savings["file_bytes"]
         rows.append(
             (
-                "the shipped digit reader: file, beside its dense twin's weights",
+                "the shipped digits model: file, and weights of the same network with dense layers",
                 f"{file / 1e6:.2f} MB, {twin / 1e6:.2f} MB ({100 * (1 - file / twin):.0f}% less)",
             )
         )
         accuracy, dense = savings["test_accuracy"], savings["dense_twin_test_accuracy"]
         rows.append(
-            ("… accuracy on held-out digits, beside its dense twin's", f"{percent(accuracy)}%, {percent(dense)}%")
+            ("… accuracy on held-out digits, and of the dense network", f"{percent(accuracy)}%, {percent(dense)}%")
         )
     if export := load("export"):
         (cell,) = [c for c in export["cells"] if shape_of(c) == (4096, 4096, 2, 64)] or [None]
@@ -52,13 +52,22 @@ def proof() -> str:
                     f"{us['ours']:,.0f} µs; dense {us['dense']:,.0f} µs ({us['dense'] / us['ours']:.0f}×)",
                 )
             )
+    if compress := load("compress"):
+        before, after = compress["sides"]["float32"], compress["sides"]["quantize_"]
+        rows.append(
+            (
+                "a sentence encoder in int8 (`quantize_`): file; cosine to the original; speed on one CPU thread",
+                f"{before['file_bytes'] / 1e6:.1f} → {after['file_bytes'] / 1e6:.1f} MB; {after['cosine']:.4f}; "
+                f"{after['speed_1']:.1f}×",
+            )
+        )
     if (conversion := load("conversion")) and "encoder" in conversion:
         half = next((row for row in conversion["encoder"]["mean_cosine"] if row["ratio"] == 0.5), None)
         if half is not None:
             rows.append(
                 (
-                    "a sentence encoder cut to half of its linear parameters: mean cosine to the original's embeddings",
-                    f"{half['ours_distilled']:.3f}; weight SVD {half['weight_svd']:.3f}",
+                    "the same encoder in low rank (`sketch_`), half of its linear parameters: cosine to the original",
+                    f"{half['ours_distilled']:.3f}; plain SVD of the weights {half['weight_svd']:.3f}",
                 )
             )
     if serving := load("serving"):
@@ -67,7 +76,7 @@ def proof() -> str:
         rows.append(
             (
                 "the server on one core, 64 clients, one row of JSON each",
-                f"{ours['rate']:,.0f} answers/s, median {ours['p50_us'] / 1000:.1f} ms; "
+                f"{ours['rate']:,.0f} responses/s, median {ours['p50_us'] / 1000:.1f} ms; "
                 f"a plain FastAPI handler {naive['rate']:,.0f} ({ours['rate'] / naive['rate']:.0f}×)",
             )
         )

@@ -16,7 +16,7 @@ from panther.compression import KINDS, compress
 
 @dataclass(frozen=True)
 class Wanted:
-    """The budget, and what may be changed for it; as the arguments of `panther.compress`, metric by MODULE:FUNCTION."""
+    """The budget and the layers in play; as the arguments of `panther.compress`, metric by MODULE:FUNCTION."""
 
     max_bytes: int | None
     max_error: float | None
@@ -29,7 +29,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured, and with what.
+    """Options of the measurements.
 
     Attributes:
         batch_size: rows of the calibration inputs in a batch.
@@ -46,7 +46,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Files:
-    """What is read and written.
+    """Input and output files.
 
     Attributes:
         out: a model repository, or a path ending in ``.onnx``.

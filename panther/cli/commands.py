@@ -1,4 +1,4 @@
-"""The `panther` command. What needs torch is imported when a command runs, so that --help answers at once."""
+"""The `panther` command. torch is imported only when a command runs, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 @app.callback()
 def _commands() -> None:
-    """Make `panther train` a command of its own also while it is the only one."""
+    """Make `panther train` a subcommand also while it is the only one."""
 
 
 @app.command()
@@ -267,7 +267,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a model file is: its card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
+    """Describe a model file: card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
     _require("onnx", extra="inspect")
     import json
 
@@ -332,13 +332,38 @@ def predict(
     help="Serve the models of a folder over HTTP; all flags are those of the server: panther serve --help.",
 )
 def serve(context: typer.Context) -> None:
-    """Become the server; it is a program of its own, of which this package knows only how to start it."""
-    _require("app", "fastapi", "uvicorn", extra="cpu")
+    """Become the server: a separate program, of which this package knows only how to start it."""
+    from panther.cli import server
+
+    folder = server.folder()
+    if folder is None:
+        _fail("the server is not part of this installation; install a wheel of panther-sketch, or serve by its image")
+    _require("fastapi", "uvicorn", extra="cpu")
     if importlib.util.find_spec("onnxruntime") is None:
         _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
     os.environ["_PANTHER_PROGRAM"] = "panther serve"
-    # -P: a folder 'app' of the user's own, where the command is called, is not the server.
+    os.environ["PYTHONPATH"] = server.python_path(folder)
+    # -P: a folder 'app' where the command is called is not the server.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program  # nosec B606
+
+
+@app.command()
+def sample(
+    to: Annotated[Path, typer.Option(help="Folder of models to copy it to; made if missing.")] = Path("models"),
+) -> None:
+    """Copy the sample model, which reads handwritten digits, into a folder of models, and an input beside it."""
+    from panther.cli import server
+
+    try:
+        example = server.copy_sample(to)
+    except OSError as error:
+        _fail(f"{error.filename or to}: {error.strerror}")
+    except ValueError as error:
+        _fail(str(error))
+    console = Console()
+    console.print(f"wrote {to / 'digits'} and {example}; serve and ask it:", soft_wrap=True)
+    console.print(f"  panther serve --model-dir {to}", soft_wrap=True)
+    console.print(f"  curl -s localhost:8000/predict -d @{example}", soft_wrap=True)
 
 
 @contextlib.contextmanager

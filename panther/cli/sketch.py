@@ -88,7 +88,7 @@ def _gain(result: DistillResult) -> str:
 
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each kind of step, called with (what, done, all)."""
+    """A progress bar for each kind of step; a callback for `on_step`."""
     with Progress(console=console, transient=True) as progress:
         tasks: dict[str, TaskID] = {}
 

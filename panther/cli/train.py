@@ -32,7 +32,7 @@ def run(
     checkpoints: Path | None = None,
     unit: str | None = None,
 ) -> tuple[Comparison, ExportReport | None]:
-    """Train both networks, print what they cost and how good they are, export the sketched one.
+    """Train both networks, print their costs and scores, export the sketched one.
 
     Under ``torchrun`` the processes train together; the first one alone prints and exports, and the others' report is
     None.

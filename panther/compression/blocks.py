@@ -34,7 +34,7 @@ class BlockOptions:
         self._plain = BlockOption(self._unit, _PLAIN, self._known)
 
     def of(self, kind: str) -> list[Option]:
-        """Those of a kind; none where the layer is too small for it."""
+        """Options of a kind; none if the layer is too small for it."""
         if kind == INT4:
             fine = BlockOption(self._unit, _FINE, self._known)
             return [self._option(kind, option, option.error) for option in (self._plain, fine)]

@@ -1,4 +1,4 @@
-"""What `compress` returns: the model, the report, the curve, and the way to a file."""
+"""The result of `compress`: the model, the report, the curve, and the export."""
 
 from __future__ import annotations
 

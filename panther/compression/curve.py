@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """What can be had for which bytes; ``print(curve)`` shows the table, a notebook the picture.
+    """Error against bytes of the models tried; ``print(curve)`` shows the table, a notebook the picture.
 
     Attributes:
         points: the smallest first.
@@ -88,7 +88,7 @@ class Curve:
         return path
 
     def svg(self) -> str:
-        """The picture: bytes along, error upwards on a logarithmic scale; rings for what was only predicted."""
+        """The picture: bytes along, error upwards on a logarithmic scale; rings for predicted models."""
         shown = [(point, index) for index, point in enumerate(self.points) if 0 < point.error < math.inf]
         axes = _Axes([point.bytes for point, _ in shown], [point.error for point, _ in shown])
         parts = [

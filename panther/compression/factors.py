@@ -35,7 +35,7 @@ class FactorOptions:
         self._made: dict[int, MadeFactors] = {}
 
     def of(self, every: Sequence[int]) -> list[Option]:
-        """For some ranks, rising; the first and the last are rounded, and what that costs the others lies between."""
+        """Options for increasing ranks; only the first and the last are rounded, costs in between are interpolated."""
         ends = sorted({every[0], every[-1]})
         excess = [max(self._rounded(rank).error - self._tail[rank].item(), 0.0) for rank in ends]
         d_out, d_in = self._unit.weight.shape

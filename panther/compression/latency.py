@@ -21,7 +21,7 @@ _MEASURED: dict[tuple[Product, int, int], float] = {}
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Measures products; what was measured in this process is not measured again.
+    """Measures products; results are cached within the process.
 
     Attributes:
         threads: of the CPU.

@@ -48,7 +48,7 @@ _ROUNDED_RANKS = 3
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What the calibration inputs say of a model.
+    """Calibration statistics of a model.
 
     Attributes:
         moments: by the id of a unit.

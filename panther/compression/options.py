@@ -1,4 +1,4 @@
-"""What a layer can become: its options, each with bytes, multiply-adds and predicted effect on the model's outputs."""
+"""Options of a layer, each with bytes, multiply-adds and predicted effect on the model's outputs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Option:
 
     @property
     def label(self) -> str:
-        """The kind, and what tells it from others of the kind."""
+        """The kind and its parameters."""
         if self.detail:
             return f"{self.kind} ({self.detail})"
         return self.kind if self.rank is None else f"{self.kind} of rank {self.rank}"

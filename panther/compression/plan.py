@@ -14,7 +14,7 @@ from panther.convert.allocate import Choice, allocate, path
 
 @dataclass(frozen=True)
 class Cost:
-    """What a budget counts.
+    """The quantity that a budget bounds.
 
     Attributes:
         unit: in words.
@@ -30,7 +30,7 @@ BYTES = Cost("bytes", lambda option: option.bytes)
 
 @dataclass(frozen=True)
 class Plan:
-    """What every layer becomes.
+    """The chosen option of every layer.
 
     Attributes:
         chosen: for each part the index of its option.
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Chooser:
-    """Chooses options by what they cost and what they are predicted to do to the model's outputs.
+    """Chooses options by cost and predicted effect on the model's outputs.
 
     Args:
         parts: the layers.
@@ -79,7 +79,7 @@ class Chooser:
 
     @property
     def least(self) -> float:
-        """What the parts cost at their cheapest."""
+        """The smallest possible cost of the parts."""
         return sum(choice.costs[0] for choice in self._choices)
 
     def within(self, limit: float) -> Plan:

@@ -1,4 +1,4 @@
-"""What a compression did, layer by layer and in all."""
+"""The report of a compression, layer by layer and in total."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What `panther.compress` did; ``print(report)`` shows the table.
+    """The report of `panther.compress`; ``print(report)`` shows the table.
 
     Attributes:
         budget: in words.
@@ -127,7 +127,7 @@ class CompressionReport:
 
     @property
     def bytes_by_kind(self) -> dict[str, int]:
-        """Bytes of the compressed model by what layers became, the most first; "other" is what is no layer in play."""
+        """Bytes of the compressed model by the kind of layer, largest first; "other" is outside the layers in play."""
         found: dict[str, int] = {}
         for layer in self.layers:
             found[layer.kind] = found.get(layer.kind, 0) + layer.bytes_after
@@ -176,7 +176,7 @@ class CompressionReport:
 
 
 def layer_reports(parts: Sequence[Part], plan: Plan, chooser: Chooser) -> tuple[CompressedLayer, ...]:
-    """What became of every part, and why."""
+    """The decision for every part, with its reason."""
     found = []
     for part, index, worthwhile in zip(parts, plan.chosen, chooser.worthwhile, strict=True):
         option, before = part.options[index], part.options[0]

@@ -1,4 +1,4 @@
-"""What onnxruntime's own dynamic quantization makes of the original, on the same data."""
+"""Comparison with onnxruntime's own dynamic quantization on the same data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget of latency: layers are weighed by what they take in onnxruntime, and the joint file is timed at the end."""
+"""A latency budget: layers are weighed by their time in onnxruntime, and the joint file is timed at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BUDGET_S = 2.0
 
 @dataclass(frozen=True)
 class Timing:
-    """What latencies are measured with.
+    """Options of the latency measurements.
 
     Attributes:
         inputs: of the model.

@@ -1,4 +1,4 @@
-"""Plans tried on the whole model: what their outputs really are, each measured once."""
+"""Plans tried on the whole model, with the measured error of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from panther.convert.swap import Swap
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan, and what it does to the outputs.
+    """A plan, and its measured effect on the outputs.
 
     Attributes:
         plan: what every layer becomes.

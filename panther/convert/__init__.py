@@ -1,4 +1,4 @@
-"""Conversion: a trained model's dense layers replaced by sketched ones that come closest to them, and distillation."""
+"""Conversion: replace a trained model's dense layers by their best sketched approximations; distillation."""
 
 from panther.convert.api import sketch_
 from panther.convert.distill import DistillResult, distill_

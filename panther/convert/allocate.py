@@ -1,4 +1,4 @@
-"""Where to spend: one choice for every layer under one budget.
+"""Allocation: one choice for every layer under one budget.
 
 See docs/decisions/0046-two-sided-whitening.md.
 """
@@ -16,7 +16,7 @@ RANK_STEP = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """What one layer can be.
+    """A choice for one layer.
 
     Attributes:
         costs: of each choice, in parameters, bytes or microseconds, rising.

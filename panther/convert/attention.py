@@ -66,7 +66,7 @@ def closed(attentions: Sequence[Replacement], replacements: Sequence[Replacement
 
 
 def needed(attentions: Iterable[Replacement], keys: Iterable[str]) -> list[Replacement]:
-    """Those attentions that a file holds opened, by the names of its tensors."""
+    """Attentions that a file holds as separate projections, by the names of its tensors."""
     held = {key.rpartition(".")[0] for key in keys}
     return [
         (place, attention)

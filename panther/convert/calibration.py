@@ -144,7 +144,7 @@ class _Watch:
             key = (out.device, out.dtype)
             if key not in self._anchors:
                 self._anchors[key] = torch.zeros((), device=key[0], dtype=key[1], requires_grad=True)
-            # a tensor of its own, whose gradient can be had though the parameters are frozen and it may be overwritten
+            # a separate tensor, whose gradient is available though the parameters are frozen and it may be overwritten
             watched = out + self._anchors[key]
             watched.register_hook(lambda gradient: self._receive(record, gradient))  # type: ignore[no-untyped-call]
             return watched

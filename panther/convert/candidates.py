@@ -1,4 +1,4 @@
-"""What a layer can become: its weight taken apart, with the cost and the error of every rank."""
+"""Candidates of a layer: its decomposed weight, with the cost and the error of every rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True)
 class Weighing:
-    """What calibration says of a unit, ready to weigh errors by.
+    """Calibration statistics of a unit, prepared to weigh errors.
 
     Attributes:
         covariance: (d_in, d_in) of its inputs, about their mean where its bias can take that up.
@@ -95,7 +95,7 @@ class Candidate:
         return half, half
 
     def multiply_adds(self, rank: int) -> int:
-        """Of a row."""
+        """Multiply-adds for a row."""
         return multiply_adds_per_row(self.unit.in_features, self.unit.out_features, 1, rank // 2)
 
     def tail(self) -> Tensor:
@@ -135,7 +135,7 @@ class Candidate:
         return sketched_from(self.unit, left, right, biases, largest_input=largest)
 
     def outputs(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        """What a sketched layer makes of rows, (n, d_in)."""
+        """Outputs of a sketched layer for rows, (n, d_in)."""
         y: Tensor = layer(rows)
         return y
 

@@ -1,4 +1,4 @@
-"""What a convolution can become: two convolutions, one of them 1x1, which comes last or first.
+"""Candidates of a convolution: two convolutions, one of them 1x1, last or first.
 
 See docs/decisions/0073-conversion-of-convolutions.md.
 """
@@ -60,11 +60,11 @@ def _conv(unit: Unit) -> Convolution:
 
 
 class ConvCandidate(Candidate, ABC):
-    """What both ways have in common."""
+    """Common part of both forms."""
 
     @property
     def terms(self) -> str:
-        """As of `SKConv2d`."""
+        """The `terms` of `SKConv2d`."""
         after_S1, after_U2 = self.channels_between(2)
         return "output" if not after_U2 else "input" if not after_S1 else "both"
 
@@ -74,7 +74,7 @@ class ConvCandidate(Candidate, ABC):
 
     @abstractmethod
     def split(self, rank: int) -> tuple[Factors | None, Factors | None]:
-        """As `SketchedConv.from_factors` takes them."""
+        """The factors, as `SketchedConv.from_factors` takes them."""
 
     def stored(self, rank: int) -> tuple[int, int]:
         """Entries that are learned, and those that are fixed, without the bias."""
@@ -84,7 +84,7 @@ class ConvCandidate(Candidate, ABC):
         return learned, after_S1 * conv.out_channels + after_U2 * conv.in_channels
 
     def multiply_adds(self, rank: int) -> int:
-        """Of a position of the output."""
+        """Multiply-adds for a position of the output."""
         conv = _conv(self.unit)
         channels = conv.in_channels, conv.out_channels
         between = self.channels_between(rank)
@@ -101,7 +101,7 @@ class ConvCandidate(Candidate, ABC):
         return [layer]
 
     def outputs(self, layer: nn.Module, rows: Tensor) -> Tensor:
-        """What a sketched convolution makes of patches, (n, d_in)."""
+        """Outputs of a sketched convolution for patches, (n, d_in)."""
         if not isinstance(layer, SketchedConv):
             raise TypeError(f"{type(layer).__name__} is no sketched convolution")
         one, none = (1,) * layer.axes, (0,) * layer.axes
@@ -118,7 +118,7 @@ class OutputCandidate(ConvCandidate):
         return (rank // 2, rank // 2) if positions_of(_conv(self.unit)) == 1 else (rank, 0)
 
     def split(self, rank: int) -> tuple[Factors | None, Factors | None]:
-        """As `SketchedConv.from_factors` takes them."""
+        """The factors, as `SketchedConv.from_factors` takes them."""
         left, right = self.factors(rank)
         if positions_of(_conv(self.unit)) > 1:
             return (right.t(), left.t()), None
@@ -159,7 +159,7 @@ class InputCandidate(ConvCandidate):
         return self.unit.weight.double() - torch.einsum("orp,cr->ocp", second, A).flatten(1)
 
     def split(self, rank: int) -> tuple[Factors | None, Factors | None]:
-        """As `SketchedConv.from_factors` takes them."""
+        """The factors, as `SketchedConv.from_factors` takes them."""
         A, second = self._down(rank)
         return None, (A, second.transpose(0, 1).flatten(1))
 

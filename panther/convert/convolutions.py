@@ -31,7 +31,7 @@ def reason_of_convolution(conv: Convolution) -> str | None:
     if own or {"forward", "_conv_forward"} & conv.__dict__.keys():
         return f"{kind} does more than nn.{dense.__name__} in its forward"
     if conv.groups > 1 and conv.groups == conv.in_channels:
-        return "depthwise: each channel has a kernel of its own, and there is no rank across channels to cut"
+        return "depthwise: each channel has its own kernel, and there is no rank across channels to cut"
     if conv.groups > 1:
         channels = conv.in_channels // conv.groups
         return (

@@ -17,7 +17,7 @@ _MOST_BYTES = 2**28
 
 
 class Deviation(NamedTuple):
-    """Of a model's outputs from the original's, where these are finite: some scores may be masked by -inf.
+    """Deviation of a model's outputs from the original's finite ones; scores may be masked by -inf.
 
     Attributes:
         error: √(Σ ‖y - ŷ‖² / Σ ‖y‖²), the root mean square over outputs where there are several.
@@ -67,7 +67,7 @@ class Reference:
         return all(bool(y.isfinite().all()) for _, outputs in self._batches for y in outputs)
 
     def deviation(self, model: nn.Module) -> Deviation:
-        """Compare what a model makes of the same batches."""
+        """Compare the outputs of a model for the same batches."""
         return self.deviation_of(lambda batch: call(model, batch, self._forward))
 
     def deviation_of(self, run: Callable[[Any], Any]) -> Deviation:

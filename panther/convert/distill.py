@@ -1,4 +1,4 @@
-"""`distill_`: a converted model trained to put out what the original does, on inputs without labels."""
+"""`distill_`: train a converted model to match the original's outputs, on inputs without labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LEAST_FOR_VALIDATION = 4
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What a distillation gained, measured on the validation batches.
+    """Result of a distillation, measured on the validation batches.
 
     Attributes:
         steps: that were taken; fewer than asked for where it stopped early.
@@ -81,7 +81,7 @@ def distill_(
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> DistillResult:
-    """Train a student with sketched layers until it puts out what the teacher does; in place.
+    """Train a student with sketched layers to match the teacher's outputs, in place.
 
     The loss is the squared error of the outputs, relative to the teacher's, and that of the hidden states: the outputs
     of the repeated blocks that hold sketched layers (members of a ModuleList or Sequential), or of the sketched layers

@@ -1,4 +1,4 @@
-"""How a model is called with a batch, and what it puts out."""
+"""Calling a model with a batch, and reading its outputs."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def call(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
 
 
 def arguments_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What `call` gives a model by position and by name."""
+    """Positional and named arguments that `call` passes to a model."""
     if isinstance(batch, Mapping):
         parameters = parameters_of(model)
         any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -125,7 +125,7 @@ def arguments_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
 
 
 def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """What the forward of a model takes, or of the module within that a wrapper passes all its arguments on to.
+    """Parameters of a model's forward, or of the inner module that a wrapper passes all its arguments to.
 
     Such wrappers are DistributedDataParallel, DataParallel, AveragedModel, and what torch.compile returns.
     """

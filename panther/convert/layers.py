@@ -22,7 +22,7 @@ Filter = Callable[[nn.Module, str], bool]
 
 @dataclass
 class Place:
-    """A module that holds a weight, and where it stands in the model.
+    """A module that holds a weight, and its place in the model.
 
     Attributes:
         module: an nn.Linear, a Conv1D of transformers, or a convolution.
@@ -93,7 +93,7 @@ class Unit:
 
     @property
     def element_bytes(self) -> int:
-        """Of an entry of the weight; it may be computed from parameters, or have no values yet."""
+        """Bytes of an entry of the weight; it may be computed from parameters, or have no values yet."""
         dtype: torch.dtype = self.places[0].module.weight.dtype  # type: ignore[assignment]
         return dtype.itemsize
 

@@ -1,4 +1,4 @@
-"""From moments to a plan: what each layer can become, at which cost, and what the budget allows.
+"""From moments to a plan: candidates of each layer, their costs, and the best ones within the budget.
 
 See docs/decisions/0047-conversion-budgets.md.
 """
@@ -57,7 +57,7 @@ def _candidates(unit: Unit, weighing: Weighing | None) -> Sequence[Candidate]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every candidate becomes.
+    """The decision for every candidate.
 
     Attributes:
         ranks: each candidate with its rank, None for dense.
@@ -71,7 +71,7 @@ class Plan:
 
 
 class Budgets:
-    """What can be had for which budget.
+    """Attainable sizes and errors for each budget.
 
     Args:
         model: the whole.
@@ -136,7 +136,7 @@ class Budgets:
         return self._plan([len(choice.costs) - 1 for choice in self._choices], "allocated")
 
     def by_weight_error(self, max_error: float) -> Plan:
-        """For each layer the lowest rank that keeps the relative error of its weight."""
+        """The lowest rank of each layer that keeps the relative error of its weight."""
         chosen = [next(i for i, error in enumerate(choice.errors) if error <= max_error**2) for choice in self._choices]
         return self._plan(chosen, "allocated")
 
@@ -185,7 +185,7 @@ def _options(ways: Sequence[Candidate], *, in_bytes: bool) -> list[_Option]:
 
 
 def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> LayerReport:
-    """What the report says of a layer."""
+    """The report entry of a layer."""
     size = unit.element_bytes
     biases = unit.dense_parameters - unit.weights
     d_in, d_out = unit.in_features, unit.out_features
@@ -236,7 +236,7 @@ def keep_overflowing_dense(chosen: Plan) -> list[Candidate]:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Of several layers."""
+    """Sum over several layers."""
     return sum(costs, start=Cost(0, 0, 0, 0))
 
 

@@ -1,4 +1,4 @@
-"""What a conversion does not reach: parameters outside the layers in play, and why they stay."""
+"""Parameters outside the layers in play, with the reason for each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
 def unreached(model: nn.Module, units: Sequence[Unit], *, convolutions: bool) -> tuple[Unreached, ...]:
-    """Group what the layers in play don't hold by the kind of module, the largest group first.
+    """Group the parameters outside the layers in play by kind of module, the largest group first.
 
     Each parameter counts once, under the first module that holds it.
 

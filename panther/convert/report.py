@@ -1,4 +1,4 @@
-"""What a conversion did, layer by layer and in all."""
+"""The report of a conversion, layer by layer and in total."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_GROUPS = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layer costs, its bias included.
+    """Cost of a layer, its bias included.
 
     Attributes:
         learnable: parameters that are trained.
@@ -55,7 +55,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ConvolutionReport:
-    """What a layer that is a convolution has besides.
+    """Further fields for a layer that is a convolution.
 
     Attributes:
         kernel_size, stride, groups: its own.
@@ -125,7 +125,7 @@ class Unreached:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `panther.sketch_` did; ``print(report)`` shows the table, as does a notebook.
+    """The report of `panther.sketch_`; ``print(report)`` shows the table, as does a notebook.
 
     Attributes:
         layers: every linear layer and convolution in play, in the order of the model; those that filter_fn or skip

@@ -1,4 +1,4 @@
-"""Whether a subclass of nn.Linear that overrides forward still computes what nn.Linear computes."""
+"""Check that a subclass of nn.Linear that overrides forward still computes the linear map."""
 
 from __future__ import annotations
 

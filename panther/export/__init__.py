@@ -1,4 +1,4 @@
-"""From a PyTorch model to one self-describing ONNX file in a model repository.
+"""Export: a PyTorch model as one self-describing ONNX file in a model repository.
 
 What needs torch is imported when it is used: reading a file and its card takes onnx alone.
 """

@@ -66,7 +66,7 @@ def export_onnx(
         max_weight_bytes: limit on the constants that are resident when the file is loaded.
         tolerance: largest |y - reference| / max |reference| at which a file is written; 1e-4, 2e-2 or 5e-2 by precision
             when None.
-        external_data_bytes: weights of more bytes than this go into a file of their own beside the model.
+        external_data_bytes: weights of more bytes than this go into a separate file beside the model.
         conditional: ``sketched`` or ``standard``: which branch of every `ConditionalSKLinear` the file holds; needed
             where the model has one.
         training, description, license, authors, preprocessing: what else the card shall say.

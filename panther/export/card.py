@@ -1,4 +1,4 @@
-"""The model card: what a file says of itself, as JSON in its ONNX metadata (docs/model-card.schema.json)."""
+"""The model card: description of a file, as JSON in its ONNX metadata (docs/model-card.schema.json)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Input:
                 )
 
     def check_width(self, shape: Sequence[int]) -> None:
-        """See that the columns are those of an example input.
+        """Check that the columns match an example input.
 
         Raises:
             ValueError: the input is no table, or has another number of columns.
@@ -256,7 +256,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class DenseTwin:
-    """The same model with an nn.Linear for each sketched layer."""
+    """Counts and figures of the same model with an nn.Linear for each sketched layer."""
 
     weight_bytes: int
 
@@ -312,7 +312,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class PlannedSite:
-    """What was decided for a site.
+    """The decision for a site.
 
     Attributes:
         layers: its sketched layers.

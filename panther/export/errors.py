@@ -1,10 +1,10 @@
-"""What can go wrong in an export."""
+"""Errors of exports."""
 
 
 class ExportError(Exception):
-    """The model could not be exported, or the exported file did not compute what the model does."""
+    """The model could not be exported, or the outputs of the file differ from the model's."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in a line; torch adds pages of advice."""
+    """First line of an error message; torch adds pages of advice."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

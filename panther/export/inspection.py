@@ -1,4 +1,4 @@
-"""What can be said of an ONNX file, ours or not: its card, its sizes, and the graph that onnxruntime runs."""
+"""Inspection of an ONNX file of any origin: card, sizes, and the graph that onnxruntime runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAN_NAMES = {"two_products": "x·A·B", "dense": "x·W"}
 
 
 def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
-    """Tell what a file is, as plain JSON.
+    """Describe a file as plain JSON.
 
     Args:
         path: of an ONNX file; its external data, if any, lies beside it.
@@ -76,7 +76,7 @@ def inspect_file(path: str | Path, *, num_threads: int = 1) -> dict[str, Any]:
 
 
 def print_inspection(inspection: dict[str, Any], console: Console) -> None:
-    """Print what `inspect_file` told, for people.
+    """Print the result of `inspect_file`, for people.
 
     Raises:
         ExportError: the card lacks what every card has.
@@ -151,7 +151,7 @@ def convolution_table(card: dict[str, Any]) -> Table:
 
 
 def measured_table(card: dict[str, Any], file_bytes: int) -> Table:
-    """What was counted and measured for a card, the unit of each figure, and what it was measured with."""
+    """Counts and measurements of a card, with units and conditions."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("measured")
     table.add_column("value", justify="right")

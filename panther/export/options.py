@@ -1,4 +1,4 @@
-"""What a caller decides about an export, checked where it is given."""
+"""Options of an export, validated at the call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTERNAL_DATA_BYTES = 1_800_000_000
 
 @dataclass(frozen=True)
 class About:
-    """What the card says besides what is measured: how the model was trained, what it is for, who made it."""
+    """Descriptive part of the card: training, purpose, author."""
 
     training: cards.Training | None = None
     description: str | None = None

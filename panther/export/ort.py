@@ -1,4 +1,4 @@
-"""onnxruntime sessions as the server makes them, and what its optimiser made of a graph."""
+"""onnxruntime sessions with the server's options, and the optimized graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclass(frozen=True)
 class Target:
-    """What an exported model is to run on.
+    """Device that an exported model is meant for.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -144,7 +144,7 @@ def load(
 def optimized_graph(model: Path, target: Target) -> onnx.ModelProto:
     """The graph that onnxruntime runs, without the contents of large constants.
 
-    On the CPU a process of its own makes it: there are models that end the process which loads them, such as an LSTM in
+    On the CPU a separate process makes it: there are models that end the process which loads them, such as an LSTM in
     float16 before a linear layer (onnxruntime 1.32), and no exception comes of it.
 
     Raises:

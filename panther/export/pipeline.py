@@ -69,7 +69,7 @@ class Prepared:
 
     @property
     def output_names(self) -> list[str]:
-        """In the order in which the model returns them."""
+        """Output names in the order in which the model returns them."""
         return [entry.name for entry in self.outputs]
 
 
@@ -117,7 +117,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Verified:
-    """A file that computes what the model does.
+    """A file whose outputs match the model's.
 
     Attributes:
         session: of the file, on the target.
@@ -238,7 +238,7 @@ def _plan_convolutions(
 
 
 def write(planned: Planned, stage: Staged, options: ExportOptions) -> Path:
-    """Write the graph aside, large weights in a file of their own, and return its path."""
+    """Write the graph aside, large weights in a separate file, and return its path."""
     file = stage.folder / MODEL_FILE
     large = counts.weight_bytes(planned.graph) > options.external_data_bytes
     ir.save(planned.graph, file, external_data=stage.data_name if large else None)
@@ -274,7 +274,7 @@ def verify(file: Path, prepared: Prepared, planned: Planned, options: ExportOpti
 
 
 def describe(prepared: Prepared, planned: Planned, verified: Verified, options: ExportOptions) -> cards.ModelCard:
-    """What the file says of itself."""
+    """Make the card of the file."""
     target, about = options.measured_on, options.about
     totals = counts.totals(prepared.model)
     twin_bytes = np.dtype(options.dtype).itemsize * totals.model.dense

@@ -1,4 +1,4 @@
-"""What an export hands back to its caller."""
+"""The result of an export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH = 140
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote.
+    """The result of an export: path, card and measurements.
 
     Attributes:
         path: of the file.

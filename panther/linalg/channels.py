@@ -17,7 +17,7 @@ from panther.linalg.terms import orthonormal_basis
 # which of the two convolutions comes first: the one with the kernel for "output", the 1x1 one for "input"
 Terms = Literal["both", "output", "input"]
 Factors = tuple[Tensor, Tensor]
-# how often each side's subspace is chosen anew for what the other leaves
+# how often each side's subspace is chosen again for what the other leaves
 _SWEEPS = 4
 
 

@@ -1,7 +1,7 @@
 """One bit an entry for matrices of signs: the fixed ±1/√k of a sketched layer, on disk and in an exported file.
 
 The order is that of ``numpy.packbits`` at its default: entries in row-major (C) order, eight to a byte, the first entry
-in the most significant bit; a set bit stands for the positive value, and the unused bits of the last byte are zero.
+in the most significant bit; a set bit means the positive value, and the unused bits of the last byte are zero.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Multi-head attention whose four projections are layers of their own, so that each can be sketched."""
+"""Multi-head attention whose four projections are separate layers, so that each can be sketched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class ProjectedAttention(nn.Module):
-    """What nn.MultiheadAttention computes, with layers ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
+    """nn.MultiheadAttention with layers ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
 
     nn.MultiheadAttention reads the weights of its projections as tensors, the first three often packed into one; here
     each projection is called. Arguments, masks, dropout and what is returned are the same; the softmax is exact.
@@ -87,7 +87,7 @@ class ProjectedAttention(nn.Module):
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        # as torch does: without other masks and weights to return, the hint stands for the mask, added keys included
+        # as torch does: without other masks and weights to return, the hint replaces the mask, added keys included
         by_hint = is_causal and key_padding_mask is None and not need_weights
         mask = None if by_hint else self._mask(q, k, key_padding_mask, attn_mask)
         if self.bias_k is not None and self.bias_v is not None:
@@ -112,7 +112,7 @@ class ProjectedAttention(nn.Module):
         return (y if batched else y.squeeze(0 if self.batch_first else 1)), weights
 
     def own_projections(self) -> None:
-        """Give projections that are views into a packed weight memory of their own."""
+        """Give separate memory to projections that are views into a packed weight."""
         for name in PROJECTIONS[:3]:
             layer = getattr(self, name)
             for kind in ("weight", "bias") if isinstance(layer, nn.Linear) else ():

@@ -14,7 +14,7 @@ from panther.nn.linear import SKLinear
 class ConditionalSKLinear(nn.Module):
     """Uses ``standard_layer`` below a number of rows and ``sketched_layer`` from there on.
 
-    Made by the constructor, the branches are two unrelated layers, each with parameters of its own. Made by
+    Made by the constructor, the branches are two unrelated layers, each with its own parameters. Made by
     `from_linear`, both stand for the same weights: the standard branch exactly, the sketched one as well as it can.
 
     A graph of fixed form holds one branch: export `as_standard()` or `as_sketched()`.
@@ -76,7 +76,7 @@ class ConditionalSKLinear(nn.Module):
         sketch: Sketch = "sign",
         generator: torch.Generator | None = None,
     ) -> Self:
-        """Make both branches stand for the weights of a trained layer.
+        """Make both branches approximate the weights of a trained layer.
 
         The standard branch becomes the layer itself (not a copy); the sketched one starts at the best approximation of
         it that its fixed matrices allow. Trained on, they go their own ways.
@@ -137,5 +137,5 @@ class ConditionalSKLinear(nn.Module):
         return self.sketched_layer
 
     def extra_repr(self) -> str:
-        """What the children's reprs don't tell."""
+        """Settings that the children's reprs do not show."""
         return f"sketch_threshold={self.sketch_threshold}"

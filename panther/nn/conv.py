@@ -11,7 +11,7 @@ from panther.nn.sketched_conv import SketchedConv
 
 
 class SKConv2d(SketchedConv):
-    """A convolution whose weight is a sum of sketched low-rank terms; stands in for ``nn.Conv2d``.
+    """A convolution whose weight is a sum of sketched low-rank terms; replaces ``nn.Conv2d``.
 
     y = 1/(2L) · Σ_i ( (x * S1s[i]) * U1s[i]  +  (x * U2s[i]) * S2s[i] ) + bias, with L = num_terms and k = low_rank
 
@@ -55,7 +55,7 @@ class SKConv2d(SketchedConv):
 
 
 class SKConv1d(SketchedConv):
-    """A convolution over one axis whose weight is a sum of sketched low-rank terms; stands in for ``nn.Conv1d``.
+    """A convolution over one axis whose weight is a sum of sketched low-rank terms; replaces ``nn.Conv1d``.
 
     As `SKConv2d`, with one spatial axis.
 

@@ -37,7 +37,7 @@ def factors(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor,
 
 
 def two_products(x: Tensor, A: Tensor, B: Tensor, num_terms: int, bias: Tensor | None = None) -> Tensor:
-    """Apply a sketched linear layer whose terms stand side by side: its definition, as short as it can be said.
+    """Apply a sketched linear layer with concatenated terms: its definition in one line.
 
     Args:
         x: (..., d_in).
@@ -58,7 +58,7 @@ def two_products(x: Tensor, A: Tensor, B: Tensor, num_terms: int, bias: Tensor |
 def sketched_linear(
     x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Apply a sketched linear layer to terms that lie anywhere in memory.
+    """Apply a sketched linear layer to terms anywhere in memory.
 
     Computes `two_products` with A and B each taken in two halves, so that nothing has to be copied side by side:
     (x @ A) @ B = (x @ [S1s…]) @ [U1s…] + (x @ [U2s…]) @ [S2s…]. Made of plain operations, so that every transformation

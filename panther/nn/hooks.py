@@ -1,4 +1,4 @@
-"""The forward and backward hooks of a module, taken over by the one that stands in for it."""
+"""Move the forward and backward hooks of a module to its replacement."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _WIDE_RANGE = 1e30
 
 
 class SKLinear(kernels.PackedStorage):
-    """A linear layer whose weight is a sum of sketched low-rank terms; stands in for ``nn.Linear``.
+    """A linear layer whose weight is a sum of sketched low-rank terms; replaces ``nn.Linear``.
 
     y = 1/(2L) · Σ_i ( x · S1s[i] · U1s[i] + x · U2s[i] · S2s[i] ) + bias, with L = num_terms and k = low_rank
     (Kasiviswanathan, Narodytska, Jin, IJCAI 2018). The names, shapes and state_dict keys are those of the public
@@ -216,7 +216,7 @@ class SKLinear(kernels.PackedStorage):
         return self.dense_weight()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw S1s, S2s and bias anew; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
+        """Draw S1s, S2s and bias again; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
 
         An entry of S·U or U·S has the variance σ² of an entry of S, and the 2L terms are divided by 2L, so an entry of
         the whole weight has the variance σ²/(2L). A fresh nn.Linear has 1/(3·d_in): S uniform within ±√(2L/d_in).

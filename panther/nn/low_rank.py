@@ -1,4 +1,4 @@
-"""A linear layer of low rank in 8 bits: what the exported file computes, simulated in torch."""
+"""A linear layer of low rank in 8 bits, simulated in torch as the exported file computes it."""
 
 from __future__ import annotations
 

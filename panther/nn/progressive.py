@@ -1,4 +1,4 @@
-"""A sketched layer that grows during training and keeps what it has learnt."""
+"""A sketched layer that grows during training and keeps its learned function."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ProgressiveSKLinear(nn.Module):
         The grown layer's S1s and S2s are new parameters (the bias stays the one it was). An optimiser that was made
         before has to learn of them: give it here, and they take the places of the old ones, each in the same group
         with the same options and no history of steps. Or make a new optimiser afterwards. A DistributedDataParallel
-        wrapper has to be made anew.
+        wrapper has to be made again.
 
         Args:
             optimizer: steps the old parameters so far.

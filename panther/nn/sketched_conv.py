@@ -32,7 +32,7 @@ Axes = int | Sequence[int]
 
 
 class SketchedConv(nn.Module):
-    """What `SKConv1d` and `SKConv2d` have in common: everything but the number of spatial axes."""
+    """Common base of `SKConv1d` and `SKConv2d`: all but the number of spatial axes."""
 
     axes: ClassVar[int]
     dense_type: ClassVar[type[nn.Conv1d | nn.Conv2d]]
@@ -208,7 +208,7 @@ class SketchedConv(nn.Module):
         return self.dense_weight()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw S1s, S2s and bias anew; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
+        """Draw S1s, S2s and bias again; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
 
         An entry of the whole weight has the variance σ²/(2L), σ² being that of an entry of S, as in `SKLinear`; a fresh
         nn.Conv2d has 1/(3·fan_in): S uniform within ±√(2L/fan_in).
@@ -385,7 +385,7 @@ def own_padding(conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> tuple[int, ...] |
 
 
 def padding_sides(conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
-    """What a convolution pads before and after each axis."""
+    """Padding of a convolution before and after each axis."""
     if isinstance(conv.padding, tuple):
         return [(width, width) for width in conv.padding]
     if conv.padding == "valid":

@@ -34,12 +34,12 @@ class BlockOption:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return self.blocks.precision
 
     @property
     def alpha(self) -> float | None:
-        """Of no smoothing."""
+        """Smoothing strength: none."""
         return None
 
     @property
@@ -53,17 +53,17 @@ class BlockOption:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weight, its scales, zero points and correction."""
+        """Bytes of the weight, its scales, zero points and correction."""
         return self.blocks.weight_bytes(self.unit.out_features, self.unit.in_features)
 
     @cached_property
     def estimate(self) -> float:
-        """Of rounding to the nearest."""
+        """Error of rounding to the nearest."""
         return estimate(self.unit.weight, self.blocks, self.known)
 
     @property
     def error(self) -> float:
-        """Of the layer that is made."""
+        """Error of the finished layer."""
         return self._made.error
 
     @cached_property
@@ -86,7 +86,7 @@ def block_options(
     seen: Observed,
     ladder: Sequence[Blocks],
 ) -> list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption]]:
-    """For each unit that can be quantized its options, in the order of the ladder; the others get their reason."""
+    """Options of each unit that can be quantized, in the order of the ladder; the others get their reason."""
     result = list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption]]()
     for unit in usable(units, moments, seen):
         of_unit = moments[id(unit)]

@@ -1,4 +1,4 @@
-"""Weights in blocks of 4 or 8 bits: the format, the layer for a given weight, and what it costs.
+"""Weights in blocks of 4 or 8 bits: format, layer and cost.
 
 See docs/decisions/0069-weights-in-blocks.md.
 """
@@ -55,15 +55,15 @@ class Blocks:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return f"int{self.bits}"
 
     def rank(self, d_out: int, d_in: int) -> int:
-        """Of the correction of a weight of these sizes; 0 where it is too small for one."""
+        """Rank of the correction for a weight of these sizes; 0 if it is too small for one."""
         return self.correction_rank if self.correction_rank < min(d_out, d_in) else 0
 
     def weight_bytes(self, d_out: int, d_in: int) -> int:
-        """Of a weight of these sizes, its scales, zero points and correction."""
+        """Bytes of a weight of these sizes, its scales, zero points and correction."""
         found = block_bytes(d_out, d_in, bits=self.bits, block_size=self.size(d_in))
         rank = self.rank(d_out, d_in)
         if rank:
@@ -72,14 +72,14 @@ class Blocks:
         return found
 
     def size(self, d_in: int) -> int:
-        """Of the blocks of a weight: of those up to block_size the one of the fewest bytes, as rows are filled up."""
+        """Size of the blocks of a weight: up to block_size, the one of the fewest bytes, since rows are padded."""
         sizes = [size for size in BLOCK_SIZES if size <= self.block_size]
         return min(reversed(sizes), key=lambda size: block_bytes(1, d_in, bits=self.bits, block_size=size))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What calibration says of a layer.
+    """Calibration statistics of a layer.
 
     Attributes:
         second: (d_in, d_in), the mean of x xᵀ.
@@ -139,12 +139,12 @@ def quantize_weight(W: Tensor, blocks: Blocks, known: Known, bias: Tensor | None
 def with_bias(
     layer: BlockLinear | CorrectedLinear, W: Tensor, known: Known, bias: Tensor | None
 ) -> BlockLinear | CorrectedLinear:
-    """A layer made of W with a bias, to which is added what its outputs lack on average; it shares the weight."""
+    """A layer of W with a bias, corrected by the mean output error; it shares the weight."""
     return layer.with_bias(mean_shift(W.double() - layer.weight.double(), known, bias))
 
 
 def mean_shift(lost: Tensor, known: Known, bias: Tensor | None) -> Tensor | None:
-    """A bias (d_out,) plus what the outputs lack on average for an error (d_out, d_in) of the weight; None for None."""
+    """A bias (d_out,) plus the mean output error for an error (d_out, d_in) of the weight; None for None."""
     if bias is None or known.mean is None:
         return bias
     return bias.detach().float() + (lost @ known.mean.double()).float()

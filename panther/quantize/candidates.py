@@ -1,4 +1,4 @@
-"""What each layer can become in static int8: groups of layers that read one tensor, their choices, the layers made."""
+"""Static int8 candidates: groups of layers that read one tensor, their choices, the layers made."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Int8Option:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return "int8"
 
     @property
@@ -99,12 +99,12 @@ class Int8Option:
 
     @property
     def reason(self) -> str:
-        """What was done about outliers."""
+        """The treatment of outliers."""
         return "outliers moved into the weight" if self.choice.alpha else "no smoothing"
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weight, its scales, the smoothing, and scale and zero point of the activations."""
+        """Bytes of the weight, its scales, the smoothing, and scale and zero point of the activations."""
         smoothing = 0 if self.choice.smoothing is None else 4 * self.unit.in_features
         return self.unit.weights + 4 * self.unit.out_features + smoothing + 5
 
@@ -115,7 +115,7 @@ class Int8Option:
 
     @property
     def error(self) -> float:
-        """The same."""
+        """Error of the finished layer."""
         return self.estimate
 
     def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:
@@ -162,7 +162,7 @@ def candidates(
 
 
 def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> Tensor:
-    """(d_out, d_out): what an error of the layer's outputs costs; relative to its own where nothing is known.
+    """(d_out, d_out): cost of an error of the layer's outputs; relative to its own if nothing is known.
 
     The moments weigh each batch by its examples, so that eᵀ G e of their sum is the relative error times all examples.
     """

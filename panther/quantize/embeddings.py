@@ -21,7 +21,7 @@ _BLOCK_SIZE = 64
 
 @dataclass(frozen=True)
 class Table:
-    """An embedding of the model, and where it stands.
+    """An embedding of the model, and its place.
 
     Attributes:
         place: where.
@@ -56,7 +56,7 @@ class Table:
         return rows * (width // 2 + 4 * blocks + -(-blocks // 2))
 
     def finer(self) -> Table:
-        """The same with 8 bits in place of 4, and in float32 in place of 8."""
+        """A copy with 8 bits instead of 4, or float32 instead of 8."""
         if self.reason is None and self.bits == 4:
             return dataclasses.replace(self, bits=8)
         return dataclasses.replace(self, reason=self.reason or "8-bit embeddings alone cost more than max_error")

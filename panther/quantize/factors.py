@@ -1,4 +1,4 @@
-"""Low-rank factors in few bits: the first rounded, the second fitted to what the first one puts out, and rounded."""
+"""Low-rank factors in few bits: the first is rounded, the second refitted to the rounded first, and rounded."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def quantize_factors(
 
 
 def factor_bytes(d_out: int, d_in: int, rank: int, blocks: Blocks) -> int:
-    """Of two factors in blocks, without a bias."""
+    """Bytes of two factors in blocks, without a bias."""
     sizes = ((rank, d_in), (d_out, rank))
     return sum(block_bytes(n, k, bits=blocks.bits, block_size=blocks.size(k)) for n, k in sizes)

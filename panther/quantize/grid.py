@@ -37,7 +37,7 @@ class Grid:
         return tensor.repeat_interleave(self.block_size, dim=1)[:, :d_in]
 
     def nearest(self, W: Tensor) -> Tensor:
-        """(d_out, d_in), the integers that come closest, each by itself."""
+        """(d_out, d_in), the nearest integers."""
         step, low, high = (self.each(tensor, W.shape[1]).to(W.dtype) for tensor in (self.step, self.low, self.high))
         Q = torch.round(W / step).clamp(low, high)
         if self.paired:
@@ -46,22 +46,22 @@ class Grid:
         return Q
 
     def dense(self, integers: Tensor) -> Tensor:
-        """(d_out, d_in), what integers stand for."""
+        """(d_out, d_in), the dequantized weight."""
         return integers * self.each(self.step, integers.shape[1]).to(integers.dtype)
 
     def loss(self, W: Tensor, variance: Tensor) -> Tensor:
-        """(d_out, blocks), what rounding to the nearest loses, weighed by the variance (d_in,) of each input."""
+        """(d_out, blocks), loss of rounding to the nearest, weighed by the variance (d_in,) of each input."""
         lost = (W - self.dense(self.nearest(W))).square() * variance.to(W.dtype)
         return in_blocks(lost, self.block_size).sum(2)
 
 
 def within_pair(second: Tensor, first: Tensor) -> Tensor:
-    """The second integers of pairs, brought within what the first ones leave of `PAIR_LIMIT`."""
+    """The second integers of pairs, clipped so that both stay within `PAIR_LIMIT`."""
     return torch.minimum(torch.maximum(second, -PAIR_LIMIT - first.clamp_max(0)), PAIR_LIMIT - first.clamp_min(0))
 
 
 def best(W: Tensor, grids: Iterable[Grid], variance: Tensor) -> Grid:
-    """For each block the grid that loses least; all grids have the same blocks."""
+    """The best grid of each block; all grids have the same blocks."""
     found, least = None, torch.tensor(torch.inf)
     for grid in grids:
         loss = grid.loss(W, variance)

@@ -1,4 +1,4 @@
-"""What an error of a weight costs at the model's outputs."""
+"""Cost of a weight error at the model's outputs."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _DAMPING = 1e-4
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of a layer that is to become two factors in 8 bits.
+    """Statistics of a layer that is to become two factors in 8 bits.
 
     Attributes:
         unit: the layer.
@@ -60,7 +60,7 @@ class Factors:
 
 
 def factorize(layer: Layer, left: Tensor, *, compensate: bool) -> Factors:
-    """Round the first factor, refit the second on what it puts out, and round that.
+    """Round the first factor, refit the second to its outputs, and round that.
 
     With ẑ = Â (x + n), n being the error of the rounded input, the second factor that loses least is
     B = E[W x ẑᵀ] E[ẑ ẑᵀ]⁻¹ = W C Âᵀ (Â (C + s²/12) Âᵀ)⁻¹, whatever the outputs weigh.
@@ -106,7 +106,7 @@ def modules(layer: Layer, factors: Factors) -> list[tuple[Place, Int8LowRank]]:
 
 @torch.no_grad()
 def mean_error(layer: Layer, made: Int8LowRank, bias: Tensor | None) -> Tensor:
-    """(d_out,), what the outputs lack on average over the sampled rows."""
+    """(d_out,), mean output error over the sampled rows."""
     X = layer.sight.rows
     expected = nn.functional.linear(X.mean(0), layer.weight.float(), None if bias is None else bias.float())
     missing: Tensor = expected - made(X).mean(0)

@@ -1,4 +1,4 @@
-"""What layers see in calibration: a sample of their input rows, and which layers read the same tensor."""
+"""Layer inputs in calibration: a sample of rows, and the layers that read the same tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Observed:
         return list(found.values())
 
     def called(self, unit: Unit, key: tuple[int, int, int]) -> None:
-        """Note a call by the number of the batch, and the identity and version of the tensor."""
+        """Record a call, by the number of the batch, and the identity and version of the tensor."""
         self._calls[id(unit)].append(key)
 
     def add(self, unit: Unit, x: Tensor, kept: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a layer can become, and the layers that are made of it."""
+"""Options of a layer, and the layers made of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Option(Protocol):
 
     @property
     def precision(self) -> str:
-        """As reports name it, "int8" or "int4"."""
+        """Name in reports, "int8" or "int4"."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Option(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Of the quantized weight, without biases."""
+        """Bytes of the quantized weight, without biases."""
         ...
 
     @property
@@ -39,9 +39,9 @@ class Option(Protocol):
 
     @property
     def error(self) -> float:
-        """The same, of the layer that is made."""
+        """Error of the finished layer."""
         ...
 
     def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:
-        """A quantized layer for each module of the unit; a fast stand-in where it is not final."""
+        """A quantized layer for each module of the unit; a fast approximation if it is not final."""
         ...

@@ -24,7 +24,7 @@ _UNMEASURED = Deviation(math.inf, -1.0)
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one layer.
+    """The decision for one layer.
 
     Attributes:
         unit: the layer.
@@ -42,7 +42,7 @@ class Decision:
         return self.options[self.at] if self.at < len(self.options) else None
 
     def gain(self, at: int) -> float:
-        """What the step from option `at` to the next one takes from the squared error, for each byte that it adds."""
+        """Decrease of the squared error from option `at` to the next one, for each byte that it adds."""
         sizes = [option.weight_bytes for option in self.options[at : at + 2]]
         errors = [option.estimate for option in self.options[at : at + 2]]
         if len(sizes) == 1:
@@ -133,7 +133,7 @@ class Quantizer:
         return self._swap(plan, final=True)
 
     def notes(self, plan: Plan) -> Iterator[str]:
-        """What is to be said of a plan."""
+        """Notes on a plan for the report."""
         if not math.isfinite(plan.deviation.error):
             yield "the quantized model's outputs overflow where the original's are finite"
         if not self._reference.all_finite:
@@ -185,7 +185,7 @@ def _after(plan: Plan, steps: Sequence[int]) -> Plan:
 
 
 def linear_layers(units: Sequence[Unit], plan: Plan) -> Iterator[QuantizedLayer]:
-    """What became of each linear layer."""
+    """The decision for each linear layer."""
     by_unit = {id(each.unit): each for each in plan.decisions}
     for unit in units:
         before = unit.dense_parameters * unit.element_bytes
@@ -206,7 +206,7 @@ def linear_layers(units: Sequence[Unit], plan: Plan) -> Iterator[QuantizedLayer]
 
 
 def embedding_layers(tables: Sequence[Table]) -> Iterator[QuantizedLayer]:
-    """What became of each embedding."""
+    """The decision for each embedding."""
     for table in tables:
         embedding, name = table.embedding, table.place.names[0]
         before, shape = embedding.weight.nbytes, (embedding.num_embeddings, embedding.embedding_dim)

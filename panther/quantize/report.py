@@ -1,4 +1,4 @@
-"""What a quantization did, layer by layer and in all."""
+"""The report of a quantization, layer by layer and in total."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What `panther.quantize_` did; ``print(report)`` shows the table.
+    """The report of `panther.quantize_`; ``print(report)`` shows the table.
 
     Attributes:
         layers: every linear layer and embedding in play, in the order of the model.
@@ -62,12 +62,12 @@ class QuantizationReport:
 
     @property
     def bytes_before(self) -> int:
-        """Of the layers in play."""
+        """Bytes of the layers in play, before."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """Of the layers in play."""
+        """Bytes of the layers in play, after."""
         return sum(layer.bytes_after for layer in self.layers)
 
     @property

@@ -52,7 +52,7 @@ def round_weight(W: Tensor, C: Tensor, G: Tensor | None = None) -> Rounded:
 
 
 def round_nearest(W: Tensor, C: Tensor) -> Rounded:
-    """The same scales and limits without making up for errors: a fast estimate of what rounding costs."""
+    """Round to the nearest with the same scales and limits: a fast estimate of the rounding error."""
     grid = _grid(W.float(), C.diagonal())
     return Rounded(grid.nearest(W.float()).to(torch.int8), grid.step[:, 0].double())
 

@@ -50,7 +50,7 @@ class SketchedUnit(Unit):
 
     @property
     def element_bytes(self) -> int:
-        """Of an entry of a factor."""
+        """Bytes of an entry of a factor."""
         return self.layer.S1s.element_size()
 
 
@@ -110,12 +110,12 @@ class FactorOption:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return self.blocks.precision
 
     @property
     def alpha(self) -> float | None:
-        """Of no smoothing."""
+        """Smoothing strength: none."""
         return None
 
     @property
@@ -125,17 +125,17 @@ class FactorOption:
 
     @property
     def weight_bytes(self) -> int:
-        """Of both factors."""
+        """Bytes of both factors."""
         return factor_bytes(self.unit.out_features, self.unit.in_features, self._rank, self.blocks)
 
     @property
     def estimate(self) -> float:
-        """Of the layer that is made."""
+        """Error of the finished layer."""
         return self._made.error
 
     @property
     def error(self) -> float:
-        """Of the layer that is made."""
+        """Error of the finished layer."""
         return self._made.error
 
     @property

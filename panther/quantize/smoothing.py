@@ -21,7 +21,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Sight:
-    """What is known of the layers that read one tensor.
+    """Statistics of the layers that read one tensor.
 
     Attributes:
         rows: (n, d_in) float32, a sample of it.
@@ -60,7 +60,7 @@ class Activation:
 
     @property
     def error(self) -> float:
-        """Of all its layers."""
+        """Error of all its layers."""
         return sum(self.errors)
 
     def smoothed(self, W: Tensor) -> Tensor:
@@ -68,13 +68,13 @@ class Activation:
         return W if self.smoothing is None else W / self.smoothing
 
     def moment(self, second: Tensor) -> Tensor:
-        """(d_in, d_in), the second moment of what the rounded tensor is: smoothed, with the variance of rounding."""
+        """(d_in, d_in), the second moment of the rounded tensor: smoothed, with the variance of rounding."""
         C = second if self.smoothing is None else second * torch.outer(self.smoothing, self.smoothing)
         return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (self.scale**2 / 12)
 
 
 def choices(sight: Sight, alphas: Sequence[float]) -> list[Activation]:
-    """For each alpha the best range, with its predicted error.
+    """The best range for each alpha, with its predicted error.
 
     Smoothing moves outliers from activations into weights: x_j is divided, and column j of W multiplied, by
     max|x_j|^alpha / max|W_j|^(1 - alpha) (Xiao et al., "SmoothQuant", 2022); layers that read the same tensor share it.

@@ -42,12 +42,12 @@ class TermOption:
 
     @property
     def precision(self) -> str:
-        """As reports name it."""
+        """Name in reports."""
         return "int8"
 
     @property
     def alpha(self) -> float | None:
-        """Of no smoothing."""
+        """Smoothing strength: none."""
         return None
 
     @property
@@ -57,7 +57,7 @@ class TermOption:
 
     @property
     def weight_bytes(self) -> int:
-        """In the file: terms and their steps, and signs."""
+        """Bytes in the file: terms and their steps, and signs."""
         layer = self.unit.layer
         steps = layer.num_terms * layer.low_rank + layer.out_features
         signs = sum(-(-U.numel() // 8) for U in (layer.U1s, layer.U2s))
@@ -65,12 +65,12 @@ class TermOption:
 
     @property
     def estimate(self) -> float:
-        """Of the layer that is made."""
+        """Error of the finished layer."""
         return self.error
 
     @property
     def error(self) -> float:
-        """Of the layer that is made."""
+        """Error of the finished layer."""
         lost = self.unit.layer.dense_weight().detach() - self._made.dense_weight().detach()
         return weighed_loss(lost, self.known.sensitivity, self.known.second)
 

@@ -23,7 +23,7 @@ SCALE = 0.15
 
 
 def shift_turn_scale(x: Tensor, generator: torch.Generator, *, side: int) -> Tensor:
-    """Move, turn and scale square images, each by amounts of its own, bilinearly, with zeros from outside.
+    """Move, turn and scale square images, each by different amounts, bilinearly, with zeros from outside.
 
     Args:
         x: (N, side·side), one flattened image a row.

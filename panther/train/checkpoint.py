@@ -1,4 +1,4 @@
-"""What a training run needs to go on after it was killed, in a file.
+"""Checkpoints of a training run, to resume it after it was killed.
 
 See docs/decisions/0040-checkpoint-formats.md.
 """

@@ -23,7 +23,7 @@ from panther.train.targets import TargetLoss, Task
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, and what training it came to.
+    """A trained network with its results.
 
     Attributes:
         model: in eval mode.

@@ -27,7 +27,7 @@ Schedule = Literal["cosine", "constant"] | Callable[[float], float]
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch came to.
+    """Results of an epoch.
 
     Attributes:
         epoch: its number, from 1.

@@ -131,7 +131,7 @@ class Scores:
         self._sums: Tensor | None = None
 
     def add(self, output: Tensor, y: Tensor) -> None:
-        """Count rows in.
+        """Add rows.
 
         Raises:
             ValueError: the targets are not of the task.
@@ -142,7 +142,7 @@ class Scores:
 
     @property
     def sums(self) -> list[float]:
-        """What the processes of a run add up."""
+        """Sums that the processes of a run add up."""
         return [] if self._sums is None else self._sums.flatten().tolist()
 
     def width(self, output: Tensor) -> int:

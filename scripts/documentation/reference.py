@@ -168,7 +168,7 @@ def http_page() -> str:
     parts = [
         "# HTTP paths",
         "From the server's own OpenAPI schema, which it serves at `/openapi.json` and shows at `/docs`. "
-        "[The HTTP interface](../http.md) tells of it in words.",
+        "[The HTTP interface](../http.md) explains it.",
     ]
     by_tag: dict[str, list[str]] = {}
     for path, methods in document["paths"].items():
@@ -222,7 +222,7 @@ def metrics_page() -> str:
     from prometheus_client.parser import text_string_to_metric_families
 
     rows = []
-    # On a thread of its own: whoever builds the pages may be running an event loop.
+    # On a separate thread: the process that builds the pages may be running an event loop.
     with ThreadPoolExecutor(1) as pool:
         scrape = pool.submit(lambda: asyncio.run(_scrape())).result()
     for family in text_string_to_metric_families(scrape):

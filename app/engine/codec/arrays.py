@@ -66,7 +66,7 @@ def from_npy(model: DescribedModel, body: Body, *, nan: bool = False) -> dict[st
 
 
 def _read_npy(body: Body) -> Array:
-    """An array that lies in the body; what its header claims is checked before anything is made of it."""
+    """An array within the body; its header is validated first."""
     stream = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(stream)

@@ -17,7 +17,7 @@ _LEVEL = 1  # tensors hardly compress; more effort would cost far more than it s
 
 
 def decompress_short(body: Body, encoding: bytes, most: int, limit: int) -> Body | None:
-    """Undo a Content-Encoding where no more than ``most`` bytes come out; None where more do.
+    """Undo a Content-Encoding of at most ``most`` decompressed bytes; None if there are more.
 
     Raises:
         BodyTooLargeError: more than ``limit`` bytes come out.

@@ -1,4 +1,4 @@
-"""What a codec needs to know of a model: all of it can be sent to another process."""
+"""Description of a model for a codec; it can be sent to another process."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,14 +52,14 @@ class DescribedModel(HasSignature, Protocol):
 
 @dataclass(frozen=True)
 class LabelledOutput:
-    """See ``Labels``."""
+    """Interface of an output with labels; see ``Labels``."""
 
     name: str
     labels: tuple[str, ...]
 
 
 class ModelDescription(HasSignature):
-    """A model as codecs see it, without what runs it.
+    """A model as codecs see it, without its session.
 
     Args:
         model: the model to describe.

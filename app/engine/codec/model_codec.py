@@ -20,7 +20,7 @@ from app.engine.request import InferenceRequest
 from app.engine.results import InferenceResult
 from app.errors import InvalidRequestError, UnsupportedMediaTypeError
 
-# Curl's -d says that its body is a form; nobody sends tensors as a form.
+# Curl's -d says that its body is a form; no client sends tensors as a form.
 _JSON_TYPES = (b"application/json", b"", b"text/json", b"text/plain", b"application/x-www-form-urlencoded")
 _BINARY_TYPES = (arrays.OCTETS, *arrays.NPY)
 MOST_INLINE_BYTES = 1 << 20
@@ -70,7 +70,7 @@ def _allows_nan(query: bytes) -> bool:
 
 
 class ModelCodec:
-    """Reads and writes for one model; what never changes from request to request is made once.
+    """Reader and writer for one model; constant parts are prepared once.
 
     Args:
         model: the model.
@@ -121,7 +121,7 @@ class ModelCodec:
         return predict_v1.decode(self._model, self._table, body, self._max_rows)
 
     def encoder(self, request: InferenceRequest, form: AnswerForm) -> Encode:
-        """What encodes the result of a request that was read."""
+        """Encoder for the result of a decoded request."""
         if form is None:
             return self._default_encode
         if isinstance(form, Asked):

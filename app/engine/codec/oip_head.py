@@ -23,7 +23,7 @@ _MAX_SHOWN = 8  # dimensions
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request wants back, and how."""
+    """The response options of a request: id, outputs, format."""
 
     output_names: tuple[str, ...]
     binary: tuple[bool, ...]
@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input as the JSON part announces it; ``data`` is missing where it comes as binary.
+    """One input of the JSON header; ``data`` is missing for binary data.
 
     ``given`` is the input in the datatype of the request, where that is to be cast to the model's.
     """
@@ -165,7 +165,7 @@ def _read_size(item: dict[str, Any], spec: TensorSpec) -> int | None:
 
 
 def read_asked(model: DescribedModel, document: dict[str, Any]) -> Asked:
-    """What a request wants back: id, outputs, and the parameters with a meaning.
+    """Read the response options of a request: id, outputs, and known parameters.
 
     Raises:
         InvalidRequestError: names the place and the rule; or the request is meant for another model.

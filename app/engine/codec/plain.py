@@ -22,7 +22,7 @@ _KEYS = ("inputs", "outputs", "top_k")
 
 
 def expected_body(model: DescribedModel) -> str:
-    """What a body looks like, for a message."""
+    """Describe the expected body, for an error message."""
     if len(model.inputs) == 1:
         return f'{{"inputs": {example(model.inputs[0])}}}'
     inside = ", ".join(f'"{spec.name}": {example(spec)}' for spec in model.inputs)
@@ -160,7 +160,7 @@ def check_top_k(model: DescribedModel, value: Any) -> int | None:
 
 
 class PlainWriter:
-    """Writes answers of one model; what never changes is made once."""
+    """Writer of plain answers for one model; constant parts are prepared once."""
 
     def __init__(self, model: DescribedModel) -> None:
         self._head = b'{"model":%s,"version":%s,"outputs":{' % (orjson.dumps(model.name), orjson.dumps(model.version))

@@ -1,4 +1,4 @@
-"""What a client would like its answer to be: names with weights, as Accept and Accept-Encoding list them."""
+"""Content negotiation: weighted names of Accept and Accept-Encoding."""
 
 from collections.abc import Iterator
 

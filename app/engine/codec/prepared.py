@@ -15,7 +15,7 @@ def prepare(
     priority: int = 0,
     timeout_us: int = 0,
 ) -> InferenceRequest:
-    """Make a request of tensors that fit the model one by one; checks what only shows when all are there.
+    """Make an inference request of valid tensors; check the constraints between them.
 
     Args:
         model: the model to run.

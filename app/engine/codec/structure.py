@@ -24,7 +24,7 @@ _QUOTE, _BACKSLASH = ord('"'), ord("\\")
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What a JSON text is made of.
+    """The structural tokens of a JSON text.
 
     Attributes:
         lists, objects, strings: how many begin; keys are strings too.

@@ -84,7 +84,7 @@ class Table:
         return ", ".join(shown) + (f" and {more} more" if more else "")
 
     def check(self, given: Sequence[Any], where: str) -> None:
-        """See that the names are those of the model, in any order.
+        """Check that the names are the model's, in any order.
 
         Args:
             given: the names.

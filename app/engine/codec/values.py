@@ -48,7 +48,7 @@ def describe(value: Any) -> str:
 
 
 def example(spec: TensorSpec) -> str:
-    """What a tensor of this spec looks like in JSON, such as ``[[784 numbers], …]``."""
+    """JSON shape of a tensor of this spec, such as ``[[784 numbers], …]``."""
     noun = {"BOOL": "booleans", "BYTES": "texts"}.get(
         spec.datatype, "integers" if spec.dtype.kind in "iu" else "numbers"
     )
@@ -93,7 +93,7 @@ def array_from_json(value: Any, spec: TensorSpec, where: str, *, nan: bool = Fal
 
 
 def _depth(value: Any) -> int:
-    """How deep the first of a value's elements lies in lists."""
+    """Nesting depth of a value's first element."""
     depth = 0
     while isinstance(value, list):
         depth += 1

@@ -152,7 +152,7 @@ class AsgiBridge:
         self._server_state.tasks.add(task)
 
     def run_next(self) -> None:
-        """Have the application answer the next pipelined request."""
+        """Run the application for the next pipelined request."""
         self._run(self.pipeline.popleft())
 
     def receive_body(self, piece: bytes) -> None:
@@ -167,7 +167,7 @@ class AsgiBridge:
         request.message_event.set()
 
     def end_body(self) -> None:
-        """Note that the body is whole."""
+        """Mark the body as complete."""
         request = self.reading
         if request is not None and not request.response_complete:
             request.more_body = False
@@ -189,7 +189,7 @@ class AsgiBridge:
             self.flow.resume_reading()
 
     def disconnect(self) -> None:
-        """Tell the application that the client has disconnected, and free all bodies."""
+        """Notify the application of the disconnect, and free all bodies."""
         self.pipeline.clear()
         for request in (self._running, self.reading):
             if request is not None:

@@ -1,4 +1,4 @@
-"""Body reader: small requests through a shared buffer, long bodies zero-copy into a buffer of their own."""
+"""Body reader: small requests through a shared buffer, large bodies zero-copy into their own buffer."""
 
 from app.engine.codec import Body
 from app.engine.codec.oip import HEADER_LENGTH
@@ -31,11 +31,11 @@ class BodyReader:
 
     @property
     def received(self) -> int:
-        """Bytes that have come."""
+        """Number of received bytes."""
         return len(self._body) - (0 if self.rest is None else len(self.rest))
 
     def begin(self, service: InferenceService, request: WireRequest, length: int, begun: Body | memoryview) -> None:
-        """Receive a body of which the beginning has come.
+        """Start to receive a body, with its first piece.
 
         Raises:
             OverloadedError: too much is in flight, or there is no memory.
@@ -44,7 +44,7 @@ class BodyReader:
         self._continue_in(request, _used_buffer(service, request, length), min(length, _FIRST_BYTES), begun)
 
     def advance(self, request: WireRequest, nbytes: int) -> bool:
-        """Note that the event loop has read; whether the body is whole.
+        """Account for received bytes; True if the body is complete.
 
         Raises:
             OverloadedError: as in ``begin``.

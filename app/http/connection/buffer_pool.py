@@ -24,12 +24,12 @@ class BodyBuffers:
         return free.pop()
 
     def give_back(self, buffer: bytearray) -> None:
-        """Nobody reads the buffer any more."""
+        """The buffer is no longer read."""
         length = len(buffer)
         if length > _LARGEST:
             return
         if self._kept_bytes + length > _KEPT_BYTES:
-            # Sizes have changed: begin anew rather than keep what nobody asks for.
+            # Sizes have changed: begin again rather than keep unused sizes.
             self._free.clear()
             self._kept_bytes = 0
         self._kept_bytes += length

@@ -1,4 +1,4 @@
-"""What all connections of one worker share."""
+"""Shared context of all connections of one worker."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from app.service.inference import InferenceService
 
 
 class ConnectionContext:
-    """What all connections of one worker share.
+    """Shared context of all connections of one worker.
 
     Attributes:
         service: answers inference requests.

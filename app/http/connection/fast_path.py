@@ -38,13 +38,13 @@ class FastPath:
 
     @property
     def received(self) -> int:
-        """Bytes of the body that have come."""
+        """Number of received bytes of the body."""
         if self.reader.rest is not None:
             return self.reader.received
         return 0 if self.request is None else len(self.request.body)
 
     def begin(self, parser: RequestParser, target: Target, query: bytes, text: bytes) -> WireRequest:
-        """Begin a request whose headers were parsed, and admit or refuse it by them.
+        """Start a request with parsed headers: admit or refuse it.
 
         Args:
             parser: has read them.
@@ -65,7 +65,7 @@ class FastPath:
         return request
 
     def begin_known(self, known: KnownHeaders, start: int, nbytes: int) -> WireRequest:
-        """Begin a request whose headers are in the cache.
+        """Start a request whose headers are in the cache.
 
         Args:
             known: the headers.
@@ -98,7 +98,7 @@ class FastPath:
             self.refuse(error)
 
     def receive_rest_directly(self) -> None:
-        """Receive what is still to come of a body of known length without the parser."""
+        """Receive the rest of a body of known length without the parser."""
         request = self.request
         if request is None or request.response_complete or b"transfer-encoding" in request.headers:
             return
@@ -111,7 +111,7 @@ class FastPath:
                 self.refuse(error)
 
     def received_directly(self, nbytes: int) -> bool:
-        """Note that the event loop has read a part of the body; whether the body is whole."""
+        """Account for received bytes of the body; True if it is complete."""
         request = self.request
         if request is None or request.response_complete:
             return False
@@ -160,7 +160,7 @@ class FastPath:
         self._send(request, status, headers, content)
 
     def refuse(self, error: AppError) -> None:
-        """Answer with an error before the body is whole; what still comes of it is discarded with the connection."""
+        """Answer with an error before the body is complete; the rest of it is discarded with the connection."""
         request = self.request
         if request is None or request.response_complete:
             return

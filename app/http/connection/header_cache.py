@@ -15,7 +15,7 @@ MAX_ENTRIES = 1024
 
 @dataclass(frozen=True, slots=True)
 class KnownHeaders:
-    """What the parser found in the request line and headers of an inference request.
+    """Parsed request line and headers of an inference request.
 
     Attributes:
         target: the model that is asked for.
@@ -31,7 +31,7 @@ class KnownHeaders:
 
 
 def header_text(received: bytearray, nbytes: int) -> bytes:
-    """The request line and headers that begin what was received; empty where they aren't whole, or too long."""
+    """Request line and headers at the start of the received bytes; empty if incomplete or too long."""
     end = received.find(b"\r\n\r\n", 0, nbytes) + 4
     return bytes(received[:end]) if 4 <= end <= MAX_TEXT_BYTES else b""
 
@@ -53,7 +53,7 @@ class HeaderCache:
         return len(self._known)
 
     def remember(self, text: bytes, target: Target, headers: Headers, query: bytes) -> None:
-        """Keep what the parser found in a text; only bodies of known length are worth it."""
+        """Cache the parsed headers of a text; only for bodies of known length."""
         length = headers.get(b"content-length")
         if length is None or b"transfer-encoding" in headers:
             return

@@ -27,7 +27,7 @@ class KeepAlive:
         self._transport = transport
 
     def start(self) -> None:
-        """Note that the connection is idle from now on."""
+        """Start the idle timeout."""
         self.idle_since = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._close_if_idle)

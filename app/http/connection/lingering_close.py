@@ -1,4 +1,4 @@
-"""Lingering close: send FIN, and discard what the client still sends, so that it reads the answer before a reset."""
+"""Lingering close: send FIN and discard further input, so that the client reads the answer before a reset."""
 
 import asyncio
 
@@ -33,11 +33,11 @@ class LingeringClose(asyncio.BufferedProtocol):
         self._timer = loop.call_later(IDLE_S, self._look)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the event loop puts what is discarded."""
+        """Buffer of the event loop for discarded input."""
         return _DISCARDED
 
     def buffer_updated(self, nbytes: int) -> None:  # noqa: ARG002 - asyncio's signature
-        """Note that the client is still sending."""
+        """Discard received bytes."""
         self._received = True
 
     def _look(self) -> None:

@@ -51,7 +51,7 @@ from app.telemetry.logs import log_request
 
 
 class State(Enum):
-    """What a connection reads; see the module's table."""
+    """State of the reader of a connection; see the module's table."""
 
     BETWEEN = "between two requests"
     HEADERS = "headers"
@@ -126,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the event loop puts what it reads."""
+        """Buffer of the event loop for received bytes."""
         rest = self._fast.reader.rest
         return RECEIVED_VIEW if rest is None else rest
 
@@ -223,7 +223,7 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def body_received(self, piece: bytes) -> None:
-        """A piece of the body has come."""
+        """Handle a piece of the body."""
         self._path.receive_body(piece)
 
     def message_received(self) -> None:
@@ -320,7 +320,7 @@ class Connection(asyncio.BufferedProtocol):
     # The watchdog's calls.
 
     def waiting_for(self) -> tuple[Waiting, object] | None:
-        """What the connection waits for its client to do, with a progress mark; see the module's table."""
+        """The client action that this connection is blocked on, with a progress mark; see the module's table."""
         unsent = self.transport.get_write_buffer_size()
         if unsent:
             return "write", unsent
@@ -339,7 +339,7 @@ class Connection(asyncio.BufferedProtocol):
         return found
 
     def time_out(self, waiting: Waiting) -> None:
-        """The client makes no progress: tell it where it may listen, and end the connection."""
+        """End a connection without progress, with a response if the client can receive one."""
         error = self._context.limits.timed_out(waiting)
         if waiting == "write" or self.transport.is_closing():
             self.transport.abort()

@@ -58,7 +58,7 @@ class WireRequest:
         return True
 
     def drop_body(self) -> None:
-        """Free what has come of the body: the request is refused."""
+        """Free the received part of the body: the request is refused."""
         self.body = b""
         self.reservation.release()
 

@@ -17,7 +17,7 @@ _UPGRADE_TOKENS = {b"upgrade", b"http2-settings"}
 
 
 class RefusedRequestError(Exception):
-    """What came is refused, and nothing behind it is read.
+    """The request is refused, and nothing after it is read.
 
     Attributes:
         status: HTTP status code of the answer.
@@ -29,16 +29,16 @@ class RefusedRequestError(Exception):
 
 
 class ParserEvents(Protocol):
-    """Receives what the parser finds; a method may raise ``RefusedRequestError``."""
+    """Callbacks of the parser; each may raise ``RefusedRequestError``."""
 
     def message_began(self) -> None:
-        """The first byte of a request has come."""
+        """Called at the first byte of a request."""
 
     def headers_received(self) -> None:
         """The headers of a request are whole."""
 
     def body_received(self, piece: bytes) -> None:
-        """A piece of its body has come."""
+        """Called for each piece of the body."""
 
     def message_received(self) -> None:
         """The request is whole."""
@@ -74,7 +74,7 @@ class RequestParser:
         self.reset()
 
     def reset(self) -> None:
-        """Begin between two requests, whatever has been read."""
+        """Start again between two requests."""
         self._parser = httptools.HttpRequestParser(self)
         # A request behind one with "Connection: close" is no error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -103,11 +103,11 @@ class RequestParser:
 
     @property
     def has_origin(self) -> bool:
-        """Whether the request comes from a page: its answer needs headers that the application adds."""
+        """Whether the request has an Origin, so that the response needs CORS headers."""
         return any(name == b"origin" for name, _ in self.headers)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Parse what was received.
+        """Parse received bytes.
 
         Raises:
             RefusedRequestError: it is not HTTP, has no valid Host, or its headers are too long.

@@ -21,7 +21,7 @@ class Watched(Protocol):
     """A connection, as the watchdog sees it."""
 
     def waiting_for(self) -> tuple[Waiting, object] | None:
-        """What the connection waits for its client to do, with a progress mark; None where the server is to act."""
+        """The client action that this connection is blocked on, with a progress mark; None if the server is to act."""
 
     def time_out(self, waiting: Waiting) -> None:
         """End the connection: it waited without progress for too long."""
@@ -44,7 +44,7 @@ class Watchdog:
         self._seen: dict[object, tuple[Waiting, object, float]] = {}
 
     def wake(self) -> None:
-        """Begin to check, where there were no connections before."""
+        """Start the checks at the first connection."""
         if self._timer is None:
             self._check_in(self._every_s)
 

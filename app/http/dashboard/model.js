@@ -22,7 +22,7 @@ export class ModelView {
     this.shown = {};
   }
 
-  /** Show anew what differs from what is shown; a form that is being filled in stays. */
+  /** Show again what differs from what is shown; a form that is being filled in stays. */
   once(part, state, make) {
     const key = JSON.stringify(state);
     if (this.shown[part] === key) return;

@@ -17,7 +17,7 @@ function hatched(x, y, width, height) {
 
 const solid = (x, y, width, height) => s("rect", { class: "learnable", x, y, width, height });
 
-/** The matrices of a layer to scale: W that it stands for, and A and B that stand in its place. */
+/** The matrices of a layer to scale: the dense W, and its factors A and B. */
 function matrices(layer) {
   const { in_features: rows, out_features: columns } = layer;
   const rank = 2 * layer.num_terms * layer.low_rank;

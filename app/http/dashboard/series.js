@@ -33,7 +33,7 @@ export class Series {
     const requests = live.requests - before.live.requests;
     const runs = live.executions - before.live.executions;
     if (requests < 0 || runs < 0 || elapsed <= 0) {
-      // The server was started anew: what came before says nothing about the difference.
+      // The server was started again: what came before says nothing about the difference.
       this.points.push({ rate: null, p50: null, p99: null, batch: null, failures: 0 });
     } else {
       const [now, old] = [live.histograms.request, before.live.histograms.request];

@@ -8,7 +8,7 @@ const TONES = { READY: "good", LOADING: "warn", UNAVAILABLE: "bad" };
 
 export const statePill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state.toLowerCase());
 
-// A version that nobody wants served is no fault.
+// A version that is not to be served is no fault.
 const notWanted = (report) => report.reason === "unloaded" || (report.reason ?? "").startsWith("not selected");
 
 function row(report) {
@@ -24,7 +24,7 @@ function row(report) {
   );
 }
 
-/** The table, and buttons to load anew and to measure. */
+/** The table, and buttons to load again and to measure. */
 export class Versions {
   constructor(name, refresh) {
     this.name = name;

@@ -30,7 +30,7 @@ _EXAMPLE = {
 
 
 class BenchmarkBody(BaseModel):
-    """What to measure."""
+    """Options of a benchmark."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +74,7 @@ class BenchmarkAnswer(BaseModel):
 async def benchmark(
     state: SharedState, name: str, body: Annotated[BenchmarkBody | None, Body()] = None
 ) -> BenchmarkAnswer:
-    """Run the loaded model and a dense twin of random weights in turn; requests that come meanwhile are slower.
+    """Run the loaded model and a dense twin of random weights in turn; concurrent requests are slower.
 
     The twin is the same graph with one dense matrix for each sketched layer, made on the spot and thrown away.
     """

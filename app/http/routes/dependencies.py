@@ -1,4 +1,4 @@
-"""What routes take from the application: its shared state."""
+"""Dependencies of the routes: the shared state of the application."""
 
 from typing import Annotated
 

@@ -26,7 +26,7 @@ _NOT_SO: Responses = {400: {"description": "it is not", "content": {"application
     "", tags=_META, responses=answers(examples.OIP_SERVER), summary="Name, version and extensions of the server"
 )
 async def server_metadata() -> dict[str, Any]:
-    """What the server is and which extensions of the protocol it speaks."""
+    """Server metadata: name, version and protocol extensions."""
     return oip.server_metadata()
 
 
@@ -116,7 +116,7 @@ async def repository_index(state: SharedState, request: Request) -> JSONResponse
 
 @router.post("/repository/models/{name}/load", tags=_CONTROL, responses=_DONE, response_class=Response)
 async def load(state: SharedState, request: Request, name: str) -> Response:
-    """Load a model anew from the folder, beside the version that is served, and swap it in.
+    """Load a model again from the folder, beside the version that is served, and swap it in.
 
     The parameter ``config`` may hold ``version_policy`` in Triton's form, to load other versions than the settings say:
     so one goes back to an older one. Its other members have no effect, and the answer names them as a warning.
@@ -128,7 +128,7 @@ async def load(state: SharedState, request: Request, name: str) -> Response:
 
 @router.post("/repository/models/{name}/unload", tags=_CONTROL, responses=_DONE, response_class=Response)
 async def unload(state: SharedState, request: Request, name: str) -> Response:
-    """Stop serving a model; what it has in hand is finished."""
+    """Stop serving a model after it has finished its requests."""
     await _object(request)
     await state.control.request("unload", name)
     return Response(status_code=200)

@@ -102,7 +102,7 @@ _ANSWER: dict[str, Any] = {
 
 
 async def delegate(request: Request) -> Response:
-    """Answer an inference request that came through FastAPI's routing."""
+    """Answer an inference request from FastAPI's routing."""
     state = app_state(request)
     target = state.service.target(request.scope["path"])
     if target is None:

@@ -26,7 +26,7 @@ _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
 @dataclass
 class Owned:
-    """What has to be given back in the end."""
+    """Resources to free in the end."""
 
     device: list[int] = field(default_factory=list)
     pinned: list[int] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Owned:
 
 
 def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
-    """Free what is owned."""
+    """Free owned resources."""
     try:
         runtime.set_device(device_id)
     except CudaError as error:
@@ -46,7 +46,7 @@ def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
 
 @dataclass(frozen=True)
 class CudaTarget:
-    """Where a session on CUDA runs.
+    """Device and stream of a session on CUDA.
 
     Attributes:
         runtime: the CUDA runtime.
@@ -116,7 +116,7 @@ class BufferSet:
 
 
 class Loan:
-    """Pinned memory that an array lies in; it goes back to its pool when the last array over it is gone."""
+    """Pinned memory of an array; it returns to its pool when the last array over it is gone."""
 
     def __init__(self, pool: "LoanPool | Bodies", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
@@ -157,12 +157,12 @@ class LoanPool:
         return address, np.asarray(Loan(self, address, shape, dtype))
 
     def take_back(self, address: int) -> None:
-        """Have memory lent again."""
+        """Return memory to the pool."""
         self._free.append(address)
 
 
 class Bodies:
-    """Pinned memory that long request bodies are received into: tensors in them are copied to the device as they lie.
+    """Pinned memory for long request bodies, copied to the device without a further copy.
 
     One block, in pieces of a few sizes. A piece is free again when the last array over it is gone, so none is reused
     while a run reads it, even if its client has left.
@@ -193,7 +193,7 @@ class Bodies:
         return None
 
     def take_back(self, address: int) -> None:
-        """Have a piece used again."""
+        """Return a piece to the pool."""
         end = self._start
         for (size, count), (_, free) in zip(_BODIES, self._pieces, strict=True):
             end += size * count
@@ -202,6 +202,6 @@ class Bodies:
                 return
 
     def address(self, array: Array) -> int | None:
-        """Where an array lies, if it lies here in one piece."""
+        """Address of an array in the pinned memory, or None."""
         address: int = array.__array_interface__["data"][0]
         return address if self._start <= address < self._end and array.flags.c_contiguous else None

@@ -122,7 +122,7 @@ class CudaRuntime:
         self._check(self._quick.cudaSetDevice(device_id), "cudaSetDevice")
 
     def gpu(self, device_id: int) -> Gpu:
-        """What is to be said of a device now."""
+        """Name, memory and versions of a device."""
         self.set_device(device_id)
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
         name = "cudaGetDeviceProperties_v2" if hasattr(self._waiting, "cudaGetDeviceProperties_v2") else None
@@ -162,7 +162,7 @@ class CudaRuntime:
         graphs: Sequence[int] = (),
         events: Sequence[int] = (),
     ) -> None:
-        """Give back memory, graphs and events; what the runtime refuses is left to the end of the process."""
+        """Free memory, graphs and events; ignore errors, since the end of the process frees them too."""
         for graph in graphs:
             self._waiting.cudaGraphExecDestroy(graph)
         for address in device:
@@ -208,7 +208,7 @@ class CudaRuntime:
         return event.value or 0
 
     def record(self, event: int, stream: int) -> None:
-        """Have an event take down when what was queued before it is done."""
+        """Record an event on the stream (cudaEventRecord)."""
         self._check(self._quick.cudaEventRecord(event, stream), "recording an event")
 
     def elapsed_ns(self, start: int, end: int) -> int:
@@ -218,7 +218,7 @@ class CudaRuntime:
         return int(1e6 * ms.value)
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
-        """Record what ``work`` queues on a stream, without running it.
+        """Capture the operations that ``work`` queues on a stream, without running them.
 
         Returns:
             The graph, to be instantiated and destroyed.
@@ -243,11 +243,11 @@ class CudaRuntime:
         return executable.value or 0
 
     def destroy(self, graph: int) -> None:
-        """Forget a captured graph; what was instantiated of it stays."""
+        """Destroy a captured graph; its instances stay."""
         self._check(self._waiting.cudaGraphDestroy(graph), "destroying a graph")
 
     def host_work(self, graph: int) -> tuple[list[Copy], int, int]:
-        """What a graph has to do with the host: its copies, the number of its calls back, and of all its nodes."""
+        """Copies of a graph, and its numbers of host callbacks and of all nodes."""
         count = ctypes.c_size_t()
         self._check(self._waiting.cudaGraphGetNodes(graph, None, ctypes.byref(count)), "cudaGraphGetNodes")
         nodes = (Address * count.value)()
@@ -284,7 +284,7 @@ class Streams:
         return self._runtime.make_stream()
 
     def give(self, device_id: int, stream: int) -> None:
-        """Have a stream used again."""
+        """Return a stream to the pool."""
         with self._lock:
             self._free.setdefault(device_id, []).append(stream)
 

@@ -26,11 +26,11 @@ Feeds = Callable[[int], Mapping[str, Array]]
 
 
 class NoBuffersError(Exception):
-    """Why a model's tensors can't have buffers of their own; the message is for ``/stats``."""
+    """Why a model's tensors can't have own buffers; the message is for ``/stats``."""
 
 
 def check_buffers(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool) -> None:
-    """See that every tensor's shape is known beforehand, but for the rows of a batch.
+    """Check that the shape of every tensor is known in advance, except for the rows of a batch.
 
     Raises:
         NoBuffersError: one is not, or can't lie on the device.
@@ -71,7 +71,7 @@ class CudaGraphRunner(CudaRuns):
             self._compare(plan.rows, given)
 
     def capture(self, feeds: Feeds) -> None:
-        """Capture the graph of every size, compare what each replays with a plain run, and choose the fastest.
+        """Capture one graph per batch size, validate each against a plain run, and choose the fastest.
 
         Raises:
             CudaError: the capture is refused, or a replay would not do what a run does.
@@ -173,7 +173,7 @@ class CudaGraphRunner(CudaRuns):
 
 
 def relative_error(mine: Array, expected: Array, spec: TensorSpec) -> float:
-    """The largest difference over the largest finite value; 0 or 1 for what is no floating-point number."""
+    """The largest difference over the largest finite value; 0 or 1 for non-floating types."""
     if spec.datatype == "BF16":
         mine, expected = (bfloat16_values(array) for array in (mine, expected))
     elif spec.dtype.kind != "f":
@@ -188,6 +188,6 @@ def relative_error(mine: Array, expected: Array, spec: TensorSpec) -> float:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to one line."""
+    """First line of an error message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -40,7 +40,7 @@ class CudaRuns:
     """Runs a session from fixed buffers.
 
     A run copies its inputs into pinned memory, queues the copies to the device, the graph and the copies back, and
-    waits once. The batch is padded with what lies in the buffers. Where the tensors are small, the copies are part of
+    waits once. The batch is padded with the buffers' contents. Where the tensors are small, the copies are part of
     the graph, so that a run is one launch; where they are large, the rows that are there are copied piece by piece,
     each while the next is put into place, and outputs stay in the pinned memory that they came to.
 
@@ -101,7 +101,7 @@ class CudaRuns:
 
     @property
     def padded_to(self) -> tuple[int, ...]:
-        """For each size the one that its batches are run at: itself, or a larger one that is faster."""
+        """Run size for each batch size: itself, or a larger and faster one."""
         return tuple(self.plans[plan.run_as].rows for plan in self.plans)
 
     def _bind(self, size: int) -> Any:
@@ -159,7 +159,7 @@ class CudaRuns:
         return RunResult(results, ready - began + plan.copy_ns, time.perf_counter_ns() - ended + plan.copy_ns)
 
     def _run_within(self, plan: SizePlan) -> None:
-        """Run what lies in the pinned buffers, back into them, and wait."""
+        """Run on the contents of the pinned buffers, write back into them, and wait."""
         target = self._target
         if plan.graph is not None:
             target.runtime.launch(plan.graph, target.stream)

@@ -42,7 +42,7 @@ class SizePlan:
     copy_ns: int = 0
 
     def forget_graph(self) -> None:
-        """Go back to running node by node."""
+        """Return to running node by node."""
         self.graph = None
         self.run_as = self.index
         self.copy_ns = 0

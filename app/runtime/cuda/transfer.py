@@ -1,4 +1,4 @@
-"""Copies of large inputs to the device: from pinned request bodies as they lie, else in pieces through a buffer."""
+"""Copies of large inputs to the device: directly from pinned bodies, else in pieces through a buffer."""
 
 from collections.abc import Iterator
 
@@ -43,7 +43,7 @@ def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
 
 
 def pinned_addresses(bodies: Bodies, parts: Parts) -> list[tuple[int, int]] | None:
-    """Addresses and bytes of arrays that all lie in pinned request bodies, else None."""
+    """Addresses and sizes of arrays if all are in pinned request bodies, else None."""
     found = []
     for part in parts if isinstance(parts, list) else [parts]:
         address = bodies.address(part)

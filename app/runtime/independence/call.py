@@ -11,7 +11,7 @@ from app.runtime.independence.values import Batch, Failure, Listed, Tensor, Valu
 
 
 class Scope(Protocol):
-    """What a rule of a control-flow operator needs of the walker."""
+    """Services of the walker for the rules of control-flow operators."""
 
     def body(self, graph: Graph, inputs: Sequence[Value], *, isolated: bool = False) -> list[Value]:
         """The outputs of a subgraph."""
@@ -105,7 +105,7 @@ class Call:
                 raise unproven(f"takes its input {index} from the rows")
 
     def elements(self, index: int) -> Array | None:
-        """What an input says of shapes or places, or None where it is shared, but not known.
+        """Symbolic elements of an input that holds shapes or places; None if unknown.
 
         Raises:
             Decision: it depends on the data of rows.

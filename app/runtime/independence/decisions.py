@@ -1,4 +1,4 @@
-"""What ends the walk of one node: its rows mix, or its rule does not cover it."""
+"""Exceptions that end the walk of a node: its rows mix, or its rule does not cover it."""
 
 from typing import Literal
 
@@ -39,7 +39,7 @@ def impossible(reason: str) -> Decision:
 
 
 class Fork(Exception):  # noqa: N818 - a question and no error
-    """A condition of which both cases must be looked at.
+    """A condition with two cases to analyse.
 
     Attributes:
         atom: the number of the condition's symbol.

@@ -1,4 +1,4 @@
-"""Evaluation of what graphs compute from shapes: Shape, Gather, Concat, Mul and the like on sizes that are symbols."""
+"""Evaluation of shape arithmetic in graphs: Shape, Gather, Concat, Mul and the like on symbolic sizes."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

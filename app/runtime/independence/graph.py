@@ -70,7 +70,7 @@ class Attribute:
 
     @property
     def kind(self) -> int:
-        """What it holds, ``AttributeProto.AttributeType``."""
+        """Type of its value, ``AttributeProto.AttributeType``."""
         return integer(self.message, 20)
 
     def integer(self) -> int:

@@ -21,7 +21,7 @@ _PROVEN = "each row of the outputs depends on the same row of the inputs alone"
 
 @dataclass(frozen=True)
 class Proof:
-    """What the graph says of its rows.
+    """Result of the analysis of a graph: are its rows independent?
 
     Attributes:
         verdict: "independent" where every row of the outputs is proven to depend on its row of the inputs alone,

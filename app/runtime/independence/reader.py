@@ -44,7 +44,7 @@ class Budget:
         self._left = left
 
     def spend(self, count: int = 1) -> None:
-        """Count fields as read.
+        """Count read fields.
 
         Raises:
             ValueError: more than the limit have been read.

@@ -1,4 +1,4 @@
-"""Arithmetic on sizes that are not known: the number of rows, a length, and what a graph computes from them.
+"""Arithmetic on symbolic sizes: the number of rows, a length, and values computed from them.
 
 A size is an integer, or a product of a factor and atoms. An atom is a symbol, a sum, or the result of an operation
 whose value is not known; equal operations on equal sizes give the same atom.
@@ -105,7 +105,7 @@ class Algebra:
         return Size(1, (self._atom(low),))
 
     def opaque(self, operation: object, *values: Element, low: int | None = None, real: bool | None = None) -> Size:
-        """What an operation gives; the same for the same values. It is real where a value is, unless ``real`` says."""
+        """Symbol for the result of an operation; the same for the same operands. Real if an operand or ``real`` is."""
         key = (operation, *(_key(value) for value in values))
         atom = self._table.get(key)
         if atom is None:
@@ -116,7 +116,7 @@ class Algebra:
         return Size(1, (atom,))
 
     def upto(self, size: Number, end: Number) -> Size:
-        """The size of an axis cut at an end that may lie beyond it."""
+        """The size of an axis cut at an end that may exceed it."""
         found = self.opaque("upto", size, end, low=0)
         self._ends[found] = end
         return found

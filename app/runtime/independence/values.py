@@ -1,4 +1,4 @@
-"""What the proof knows of a value: which axis carries the rows, its shape, and its elements where they are sizes."""
+"""Abstract values of the proof: row axis, shape, and elements if they are sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Batch:
         return self.outer == 1 and self.inner == 1
 
     def on(self, axis: int) -> "Batch":
-        """The same on another axis."""
+        """A copy on another axis."""
         return Batch(axis, self.outer, self.inner)
 
 

@@ -44,7 +44,7 @@ class Walker:
         return scope
 
     def spend(self, cost: int, nodes: int = 1) -> None:
-        """Count a node, or a body, which takes as long as several nodes.
+        """Count a node, or a body at the cost of several nodes.
 
         Raises:
             TooLargeError: the limit is passed.
@@ -113,7 +113,7 @@ class Scope:
             self.values.setdefault(constant.name, found)
 
     def walk(self, nodes: Sequence[Node]) -> None:
-        """Find the outputs of nodes, which come in order."""
+        """Analyse nodes in order, and return their outputs."""
         for node in nodes:
             self.walker.spend(1 + (len(node.inputs) + len(node.outputs)) // 4)
             results = self._outputs(node)

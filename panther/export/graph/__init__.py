@@ -1,1 +1,1 @@
-"""From a traced torch module to an ONNX graph."""
+"""Graphs: a traced torch module as an ONNX graph."""

@@ -33,13 +33,13 @@ class Attempt:
 
 
 def attempts(model: nn.Module) -> list[Attempt]:
-    """What to try in turn: the model as it is but for its experts, then with plain attention and without a cache."""
+    """Variants to try in turn: with only the experts changed, then with plain attention and without a cache."""
     first = Attempt(_EXPERTS)
     return [first, Attempt(_EXPERTS | _PLAIN)] if any(True for _ in configs(model)) else [first]
 
 
 def configs(model: nn.Module) -> Iterator[Any]:
-    """The configurations of the parts of a model that came from transformers, each once."""
+    """The transformers configurations of a model's parts, each once."""
     seen: set[int] = set()
     for module in model.modules():
         config = getattr(module, "config", None)

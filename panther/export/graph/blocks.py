@@ -24,7 +24,7 @@ Signature = tuple[int, ...]
 
 @dataclass
 class BlockProducts:
-    """Writes the nodes of layers in blocks; what several of them share is written once."""
+    """Writes the nodes of layers in blocks; shared parts are written once."""
 
     graph: ir.Graph
     builder: Builder
@@ -61,6 +61,6 @@ def signature(layer: BlockLinear) -> Signature:
 
 
 def signature_of(node: onnx.NodeProto) -> Signature:
-    """The same of a node."""
+    """The signature of a node."""
     found = {attribute.name: attribute.i for attribute in node.attribute}
     return tuple(found.get(name, 0) for name in ("K", "N", "bits", "block_size", "accuracy_level"))

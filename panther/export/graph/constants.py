@@ -1,4 +1,4 @@
-"""The constant matrices of an exported graph: how they are stored in the file, and what they fold to at load.
+"""The constant matrices of an exported graph: storage in the file, and folded form after loading.
 
 A constant is a small expression. What depends on weights alone is written as a few nodes over compact initializers
 (signs at one bit an entry, factors in place of their product) which onnxruntime folds into plain matrices when it loads
@@ -37,7 +37,7 @@ class Constant(Protocol):
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         ...
 
     def value(self) -> Array:
@@ -126,7 +126,7 @@ class Plain:
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         return self.array.nbytes
 
     def value(self) -> Array:
@@ -143,7 +143,7 @@ class Signs:
     """A matrix of ±magnitude, stored at one bit an entry.
 
     Attributes:
-        bits: (⌈rows·columns/8⌉,) uint8 in the order of numpy.packbits; a set bit stands for +magnitude.
+        bits: (⌈rows·columns/8⌉,) uint8 in the order of numpy.packbits; a set bit means +magnitude.
         magnitude: a scalar in the type of the running graph.
         shape: rows and columns.
     """
@@ -159,7 +159,7 @@ class Signs:
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         return self.bits.nbytes
 
     def value(self) -> Array:
@@ -209,7 +209,7 @@ class Levels:
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         return self.levels.nbytes + self.steps.nbytes
 
     def value(self) -> Array:
@@ -247,7 +247,7 @@ class SideBySide:
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         return sum(part.stored_bytes for part in self.parts)
 
     @cached_property
@@ -283,7 +283,7 @@ class Product:
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         return self.left.stored_bytes + self.right.stored_bytes
 
     @cached_property

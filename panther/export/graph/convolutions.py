@@ -97,7 +97,7 @@ class Step:
 
 
 def branches(layer: SketchedConv, dtype: type[np.floating], *, dense: bool) -> list[list[Step]]:
-    """The convolutions that a layer is computed by, one after the other; what several branches give is added up."""
+    """The convolutions of a layer, in sequence; the outputs of several branches are added."""
     if dense:
         return [[Step("W", _array(layer.dense_weight(), dtype), strided=True)]]
     S1s, U1s, U2s, S2s = layer.all_terms()
@@ -159,7 +159,7 @@ def lower_convolutions(
 
 
 def check_convolutions(optimized: onnx.ModelProto, written: ir.Graph) -> None:
-    """Look whether the graph that runs has every convolution that was written.
+    """Check that the optimized graph has every written convolution.
 
     Raises:
         ExportError: it has fewer, other than those over constants alone.

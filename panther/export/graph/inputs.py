@@ -1,4 +1,4 @@
-"""How a model is called, and what it does when it is: names of inputs and outputs, axes, shapes."""
+"""Calling convention of a model: names of inputs and outputs, axes, shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAST_PATH_ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Observed:
-    """What a model did with its example inputs.
+    """Observations of a model on its example inputs.
 
     Attributes:
         x_shapes: by sketched layer the shape of the x of its first call.
@@ -91,7 +91,7 @@ def check_unique(argument: str, names: Sequence[str]) -> None:
     """Raise ValueError when a name is empty or used twice."""
     twice = [name for name, count in Counter(names).items() if count > 1 or not name]
     if twice:
-        raise ValueError(f"{argument} must have names of their own; {list(names)} repeats {twice}")
+        raise ValueError(f"{argument} must have distinct names; {list(names)} repeats {twice}")
 
 
 def check_axes(axes: Axes, examples: Mapping[str, Tensor]) -> None:
@@ -115,7 +115,7 @@ def check_axes(axes: Axes, examples: Mapping[str, Tensor]) -> None:
 
 
 def observe(model: nn.Module, examples: Mapping[str, Tensor], *, by_name: bool) -> Observed:
-    """Run the model on the examples and look what comes by and out.
+    """Run the model on the examples, and record its inputs and outputs.
 
     Raises:
         ExportError: it does not take them, or returns no tensor.

@@ -20,7 +20,7 @@ OP, DOMAIN = "MatMulIntegerToFloat", "com.microsoft"
 
 @dataclass
 class IntegerProducts:
-    """Writes the nodes of layers in static int8; what several of them share is written once."""
+    """Writes the nodes of layers in static int8; shared parts are written once."""
 
     graph: ir.Graph
     builder: Builder

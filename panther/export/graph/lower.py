@@ -1,4 +1,4 @@
-"""From a graph with sketched nodes to plain ONNX: each becomes the products that its plan says."""
+"""Lowering: replace sketched nodes by plain ONNX products, as planned."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """What its constants are called in the graph."""
+        """Name of its constants in the graph."""
         return "+".join(self.layers)
 
     @property
@@ -74,7 +74,7 @@ class Site:
         return [(self.in_features, self.out_features)] if plan == DENSE else [self.A.shape, self.B.shape]
 
     def weights(self, plan: str) -> int:
-        """Entries of those matrices: what is resident, and the multiply-adds for one row."""
+        """Entries of the resident matrices, which are also the multiply-adds for one row."""
         return sum(rows * columns for rows, columns in self.shapes(plan))
 
     def dense(self, *, transposed_: bool = False) -> Constant:
@@ -292,7 +292,7 @@ def _replace(node: ir.Node, x: ir.Value, factors: list[ir.Value], *, has_bias: b
     value = x
     for index, factor in enumerate(factors):
         op = "Add" if has_bias and index == len(factors) - 1 else "MatMul"
-        # a name of its own: the constants of the layer have the plain ones
+        # a separate name: the constants of the layer have the plain ones
         result = ir.Value(name=f"{name}.{op.lower()}{index}", type=output.type)
         nodes.append(ir.node(op, [value, factor], outputs=[result], name=f"{name}/{op}{index}"))
         value = result

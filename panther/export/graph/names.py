@@ -24,7 +24,7 @@ def name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 
 def make_unique(graph: ir.Graph) -> None:
-    """Rename what is called like an input, an output, or another value; nested graphs see the names around them."""
+    """Rename values that share a name with an input, an output or another value; nested graphs see outer names."""
     ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
     taken = {value.name or "" for value in (*graph.inputs, *graph.outputs)}
     values = [value for value in _values(graph) if id(value) not in ends]

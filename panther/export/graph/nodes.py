@@ -1,4 +1,4 @@
-"""Nodes of a graph: where they lie, what they read, and their replacement."""
+"""Nodes of a graph: location, inputs and replacement."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import onnx_ir as ir
 
 
 def graph_of(node: ir.Node) -> ir.Graph:
-    """The graph that a node lies in.
+    """The graph of a node.
 
     Raises:
-        TypeError: it lies in none.
+        TypeError: it is in no graph.
     """
     graph = node.graph
     if not isinstance(graph, ir.Graph):
-        raise TypeError(f"node {node.name!r} lies in no graph")
+        raise TypeError(f"node {node.name!r} is in no graph")
     return graph
 
 

@@ -56,7 +56,7 @@ class TablePlaceholder(nn.Module):
 
 
 def placeholder(layer: QuantizedLayer, name: str) -> nn.Module:
-    """For a layer of a dotted name."""
+    """A placeholder module for a layer of a dotted name."""
     return TablePlaceholder(layer, name) if isinstance(layer, BlockEmbedding) else QuantizedPlaceholder(layer, name)
 
 

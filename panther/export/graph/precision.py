@@ -48,7 +48,7 @@ def quantize_weights(model: ir.Model) -> ir.Model:
 
 
 def quantize_proto(before: onnx.ModelProto) -> onnx.ModelProto:
-    """The same for a model as protobuf; the given one may be changed."""
+    """Quantize a model in protobuf form; the given one may be changed."""
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in before.graph.initializer}
     products = {node.name: weights[node.input[1]] for node in before.graph.node if set(node.input[1:2]) & set(weights)}
     with logging_as_it_was():
@@ -92,7 +92,7 @@ def _make_signs_exact(graph: onnx.GraphProto, products: dict[str, Array]) -> Non
 
 @contextlib.contextmanager
 def logging_as_it_was() -> Iterator[None]:
-    """The quantiser's module configures the root logger when it is imported, and tells of each node it takes."""
+    """The quantiser's module configures the root logger when it is imported, and logs each node it takes."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""From a graph with quantized nodes to the products and look-ups that onnxruntime has for them."""
+"""Lowering of quantized nodes to the products and look-ups of onnxruntime."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lower_products(traced: Traced) -> None:
 
 
 def lower_dense(traced: Traced) -> None:
-    """Replace them by products and look-ups with the float weights that they stand for; two factors by one product."""
+    """Replace quantized nodes by products and look-ups with their float weights; two factors by one product."""
     graph = traced.model.graph
     builder = Builder(graph, fold=False)
     products = list(_products(traced))
@@ -79,7 +79,7 @@ def _pairs(traced: Traced, nodes: Sequence[ir.Node]) -> dict[ir.Node, ir.Node]:
 
 
 def check_products(optimized: onnx.ModelProto, layers: Mapping[str, QuantizedLayer], used: Counter[str]) -> None:
-    """Look whether the graph that runs multiplies the quantized layers as planned.
+    """Check that the optimized graph multiplies the quantized layers as planned.
 
     Args:
         optimized: what onnxruntime runs.
@@ -124,7 +124,7 @@ def uses(traced: Traced) -> Counter[str]:
 
 
 def dense_entries(layer: QuantizedLayer) -> int:
-    """Of the float weight that it stands for."""
+    """Shape of the float weight that it replaces."""
     if isinstance(layer, BlockEmbedding):
         return layer.num_embeddings * layer.embedding_dim
     return layer.in_features * layer.out_features

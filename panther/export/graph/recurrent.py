@@ -25,7 +25,7 @@ _GATES: dict[type[nn.RNNBase], tuple[str, tuple[int, ...]]] = {
 
 
 def make_traceable(model: nn.Module) -> None:
-    """Have the recurrent layers of a model leave one ONNX node a layer when they are traced; changes it in place.
+    """Make recurrent layers trace to one ONNX node a layer; changes the model in place.
 
     Left as they are: a forward of the user's own, and weights that are computed from others.
     """

@@ -1,4 +1,4 @@
-"""From a module to an ONNX graph in which each call of a sketched layer is still one node.
+"""Tracing: an ONNX graph in which each call of a sketched layer is still one node.
 
 See docs/decisions/0048-shapes-by-dim-auto.md.
 """
@@ -120,7 +120,7 @@ class Placeholder(nn.Module):
         return self._node(WEIGHT_OP, terms, dtype=self.S1s.dtype, shape=(self.out_features, self.in_features))
 
     def dense_weight(self) -> Tensor:
-        """As `weight`."""
+        """The dense weight; see `weight`."""
         return self.weight
 
     def _node(self, op: str, inputs: Sequence[Tensor], *, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
@@ -146,7 +146,7 @@ class Traceable(nn.Module):
         self.half_inside = half
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Call the model, and return the tensors in what it returns, in order."""
+        """Call the model, and return the tensors of its result in order."""
         if self.half_inside:
             tensors = tuple(tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors)
         outputs: object = (
@@ -164,7 +164,7 @@ def sketched_layers(model: nn.Module) -> dict[str, SKLinear]:
 def tied_layers(model: nn.Module) -> dict[str, str]:
     """By the name of each sketched layer the first one that has the same four matrices: itself where none is tied.
 
-    Layers are tied by their Parameters S1s and S2s; U1s and U2s are buffers, of which a module keeps copies of its own
+    Layers are tied by their Parameters S1s and S2s; U1s and U2s are buffers, of which a module keeps its own copies
     where the model's type was changed.
     """
     first: dict[tuple[int, int], list[str]] = {}

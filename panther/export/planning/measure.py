@@ -126,7 +126,7 @@ def runner(
 def resized(
     feeds: Mapping[str, Array], axes: Mapping[str, Mapping[int, str]], axis_name: str, size: int
 ) -> dict[str, Array]:
-    """The same inputs with every axis of a name cut or repeated to a size."""
+    """Copies of the inputs with every axis of a name cut or repeated to a size."""
     result = {}
     for name, array in feeds.items():
         for axis, dim in axes.get(name, {}).items():

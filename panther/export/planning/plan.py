@@ -37,7 +37,7 @@ def choose(
 ) -> dict[str, PlannedSite]:
     """Decide a plan for each site.
 
-    Measured is each site by itself, as a graph of its own, for all batch sizes: taken is the plan whose worst ratio to
+    Each site is measured separately, as its own graph, for all batch sizes: taken is the plan whose worst ratio to
     the faster one is smallest; within noise, two products, which take less memory. Sites of the same shape are measured
     once.
 
@@ -210,7 +210,7 @@ def _keep_limit(
         return other_bytes + sum(site.weight_bytes for site in planned.values())
 
     def cost(site: Site) -> float:
-        """Time lost for an entry saved, by going back to two products."""
+        """Time lost for an entry saved, by a return to two products."""
         times = planned[site.name].median_us
         lost = sum(times[TWO_PRODUCTS]) - sum(times[DENSE]) if times else 0.0
         return lost / (site.weights(DENSE) - site.weights(TWO_PRODUCTS))

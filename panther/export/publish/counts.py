@@ -1,4 +1,4 @@
-"""What the card counts: parameters and multiply-adds of the sketched layers and of the model, bytes of constants."""
+"""Counts for the card: parameters and multiply-adds of the sketched layers and of the model, bytes of constants."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def resident_bytes(optimized: onnx.ModelProto) -> dict[str, int]:
 
 
 def quantized_entries(model: nn.Module) -> tuple[cards.QuantizedLayer, ...]:
-    """What the card says of each quantized layer and embedding."""
+    """Card entries of quantized layers and embeddings."""
     found = []
     for path, module in model.named_modules():
         name, blocks, smoothed = path or type(module).__name__, None, False
@@ -86,14 +86,14 @@ def quantized_entries(model: nn.Module) -> tuple[cards.QuantizedLayer, ...]:
 
 
 def u_storage(written: ir.Model) -> str:
-    """How the fixed matrices lie in a float file: "bits" where any is stored so, else "float"."""
+    """Storage of the fixed matrices in a float file: "bits" if any is stored so, else "float"."""
     return "bits" if any(name.endswith(BITS_SUFFIX) for name in written.graph.initializers) else "float"
 
 
 def layer_entries(
     model: nn.Module, sites: Sequence[Site], plans: Mapping[str, str], read_densely: Collection[str] = ()
 ) -> tuple[cards.Layer, ...]:
-    """What the card says of each sketched layer; tied ones are one layer with several uses.
+    """Card entries of sketched layers; tied ones are one layer with several uses.
 
     Args:
         model: that holds them.
@@ -110,7 +110,7 @@ def layer_entries(
 def convolution_entries(
     layers: Mapping[str, SketchedConv], plans: Mapping[str, cards.PlannedSite]
 ) -> tuple[cards.Convolution, ...]:
-    """What the card says of each sketched convolution."""
+    """Card entries of sketched convolutions."""
     found = []
     for name, layer in layers.items():
         decision = plans[name]
@@ -138,7 +138,7 @@ def convolution_entries(
 
 
 def totals(model: nn.Module) -> cards.Totals:
-    """The sketched layers together, and the whole model, quantized weights too; what is shared is counted once.
+    """Totals of the sketched layers and of the whole model, quantized weights too; shared weights count once.
 
     Corrections and factors in few bits count as learnt; the dense twin has one matrix for each of these layers.
     """
@@ -150,7 +150,7 @@ def totals(model: nn.Module) -> cards.Totals:
     of_sketched = of_layers.keys() | of_convolutions.keys()
     other = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in of_sketched)
     other += _quantized_weights(model)
-    # layers that share a bias alone are layers of their own, each with its bias
+    # layers that share a bias alone are separate layers, each with its bias
     twice = sketched.learnable - sum(parameter.numel() for parameter in of_layers.values())
     whole = ParameterCount(
         dense=sketched.dense + other + _dense_more(model) - twice,

@@ -30,7 +30,7 @@ _STALE_S = 24 * 3600
 
 
 class Staged:
-    """Files of a model that is being written; nobody reads them before `publish`.
+    """Files of a model that is being written; they are invisible before `publish`.
 
     Attributes:
         folder: where to write: MODEL_FILE, and what it refers to by relative path.
@@ -48,7 +48,7 @@ class Staged:
         self.data_name = f"{MODEL_FILE}.data" if self.in_repository else f"{target.name}.{secrets.token_hex(4)}.data"
 
     def publish(self, config: str) -> Path:
-        """Put what was written into place, all or nothing, and return the model's path.
+        """Move the written files into place, all or nothing, and return the model's path.
 
         Args:
             config: what config.pbtxt shall say; not written beside a file of the caller's own.
@@ -92,7 +92,7 @@ def staged(path_or_repository: Path, name: str) -> Iterator[Staged]:
     Args:
         path_or_repository: a path ending in .onnx, or the folder of a repository, where the model becomes the next
             version of name: its folder is made under a name that servers pass over and renamed into place, so a server
-            that watches sees a whole version or none, and a crash leaves at most a folder that nobody reads.
+            that watches sees a whole version or none, and a crash leaves at most an unused folder.
         name: the model's.
 
     Raises:
@@ -100,7 +100,7 @@ def staged(path_or_repository: Path, name: str) -> Iterator[Staged]:
     """
     parent = path_or_repository.parent if _is_file_target(path_or_repository) else path_or_repository
     if not _is_file_target(path_or_repository) and (parent / name).is_dir():
-        # may be a mount of its own
+        # may be a separate mount
         parent /= name
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
@@ -167,7 +167,7 @@ def _unless_taken() -> Iterator[None]:
 
 
 def _write_config(path: Path, config: str) -> None:
-    """Write the configuration, unless it is there already or somebody made it their own."""
+    """Write the configuration, unless it exists already or a user has changed it."""
     first_line, _, _ = config.partition("\n")
     before = path.read_text(errors="replace") if path.exists() else first_line
     if before.startswith(first_line) and before != config:

@@ -1,4 +1,4 @@
-"""What config.pbtxt says, so that Triton serves the same folder unmodified."""
+"""The config.pbtxt of a model, for Triton to serve the same folder unmodified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the exported file compute what the model does? Compared before anything is published.
+"""Comparison of the exported file with the model, before it is published.
 
 See docs/decisions/0048-shapes-by-dim-auto.md.
 """
@@ -49,7 +49,7 @@ def random_like(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dic
 def check_inputs(
     examples: Mapping[str, Tensor], axes: Axes, generator: torch.Generator
 ) -> Iterator[tuple[dict[str, Tensor], bool]]:
-    """What to compare on, and whether the model has to take it.
+    """Inputs for the comparison, and whether the model must accept them.
 
     The examples, random inputs like them, and for each variable axis random inputs with that axis at 1, which not every
     model takes. There a mask has one entry, the largest of the example; of booleans, whose True may hide, the smallest
@@ -93,7 +93,7 @@ def check_against_torch(
 ) -> Check:
     """Compare the session's outputs with the model's, computed by torch in float64.
 
-    A model that can't compute in float64, as it makes tensors of float32 of its own, is compared in float32.
+    A model that can't compute in float64, as it makes float32 tensors itself, is compared in float32.
 
     Args:
         session: of the exported file.

@@ -17,7 +17,7 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "MatMulNBit
 
 
 def check_values(model: nn.Module) -> None:
-    """Look whether a model's weights are numbers; buffers may hold infinities, as masks of attention do.
+    """Check that a model's weights are finite; buffers may hold infinities, as attention masks do.
 
     Raises:
         ExportError: a parameter holds NaN or an infinity as float32, or a buffer NaN.
@@ -36,7 +36,7 @@ def check_values(model: nn.Module) -> None:
 def check_graph(
     optimized: onnx.ModelProto, sites: Sequence[Site], plans: Mapping[str, str], others: Counter[Shape]
 ) -> None:
-    """Look whether the optimised graph holds the planned products, and nothing densified or left to unpack.
+    """Check that the optimized graph holds the planned products, with nothing densified or left to unpack.
 
     Args:
         optimized: what onnxruntime runs.
@@ -46,7 +46,7 @@ def check_graph(
 
     Raises:
         ExportError: a planned product is not there, a matrix of a dense layer is there that was to be two products,
-            or constants are computed anew at every run.
+            or constants are computed again at every run.
     """
     found = product_shapes(optimized.graph)
     planned = Counter(shape for site in sites for shape in site.shapes(plans[site.name]))
@@ -66,7 +66,7 @@ def check_graph(
     leftover = sorted(set(_unpacking_nodes(optimized.graph)))
     if leftover:
         raise ExportError(
-            f"onnxruntime computes constants anew at every run: {', '.join(leftover)}; nothing was written"
+            f"onnxruntime computes constants again at every run: {', '.join(leftover)}; nothing was written"
         )
 
 
@@ -88,7 +88,7 @@ def product_shapes(graph: onnx.GraphProto) -> Counter[Shape]:
 
 
 def constant_products(graph: ir.Graph) -> Counter[Shape]:
-    """The same for a graph that is still being made.
+    """Constant products of a graph that is still being made.
 
     A matrix that is used as it is and by a Transpose counts twice: onnxruntime folds the Transpose into a second one.
     """

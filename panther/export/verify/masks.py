@@ -1,4 +1,4 @@
-"""Masks among the inputs: what they hide altogether has no meaning, and torch and ONNX may differ on it."""
+"""Masks among the inputs: fully masked positions have no meaning, and torch and ONNX may differ there."""
 
 from __future__ import annotations
 

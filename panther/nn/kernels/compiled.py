@@ -183,7 +183,7 @@ def backward_split_k(
     parameter_dtype: torch.dtype,
     needs: list[bool],
 ) -> list[Tensor]:
-    """Those gradients that `cuda.backward` gives, of what `forward_split_k` was given and gave."""
+    """Gradients of `cuda.backward` for the inputs and outputs of `forward_split_k`."""
     asked = needs[0], needs[1], needs[2], needs[3]
     rows, grad = _rows(x), _rows(grad)
     found = _kernels_for(rows, factors, None, dtype, parameter_dtype, learning=True)

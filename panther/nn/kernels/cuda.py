@@ -176,7 +176,7 @@ class _Kept:
 def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
 ) -> tuple[Tensor, Tensor, _Kept]:
-    """The output, H = x @ A / (2L) in the form that `backward` takes, and what else it needs."""
+    """The output, H = x @ A / (2L) in the form that `backward` takes, and further tensors for it."""
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
     if plan is None:
         return _products_forward(x, bias, A, B, dtype)
@@ -202,7 +202,7 @@ def _run(plan: launch.LaunchPlan, x: Tensor, A: Tensor, B: Tensor, bias: Tensor 
 def backward(
     grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, S1s, S2s and the bias; None for what needs none.
+    """The gradients of x, S1s, S2s and the bias; None for those that are not needed.
 
     The device is to be the current one, as the engine of autograd makes it.
     """

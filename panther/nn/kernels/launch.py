@@ -181,7 +181,7 @@ class LaunchPlan:
         return y, H
 
     def backward(self, needs: tuple[bool, bool, bool, bool]) -> Backward:
-        """What gives the gradients that are asked for, of x, S1s, S2s and the bias."""
+        """The launch for the requested gradients of x, S1s, S2s and the bias."""
         backward = self._backward.get(needs)
         if backward is None:
             backward = self._backward[needs] = Backward(self, needs)
@@ -218,7 +218,7 @@ class SplitK:
         return partial
 
     def reduced(self, stream: int, partial: Tensor) -> Tensor:
-        """Launch the reduction where there is one; returns what the consumer kernel reads."""
+        """Launch the reduction if there is one; returns the input of the consumer kernel."""
         if self._reduction is None:
             return partial
         H = partial if self._reduced is None else _empty(*self._reduced)
@@ -281,7 +281,7 @@ class Backward:
     def __call__(
         self, grad: Tensor, x: Tensor, H: Tensor, A: Tensor, B: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of x, S1s, S2s and the bias; None for what was not asked for."""
+        """The gradients of x, S1s, S2s and the bias; None for those that were not requested."""
         needs_x, needs_S1, needs_S2, needs_bias = self.needs
         stream = _current_stream(self.device)
         dH = self._dH.empty()

@@ -1,4 +1,4 @@
-"""The fast way through a sketched layer whose terms lie side by side in memory.
+"""The fast path of a sketched layer with adjacent terms in memory.
 
 S1s and U2s are the two halves of one block of memory, U1s and S2s of another, so that both factors are there without
 a copy: `A` as (2L, d_in, k), a batch of matrices, and `B` as (2Lk, d_out). Each half is contiguous, an ordinary
@@ -23,7 +23,7 @@ SMALL = 1 << 20
 
 @dataclass(frozen=True)
 class Packed:
-    """Where the terms of a layer lie.
+    """Memory layout of a layer's terms.
 
     Attributes:
         A: (2L, d_in, k): S1s, then U2s.
@@ -57,7 +57,7 @@ def pack(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> Packed | None:
 
     Returns:
         Where they lie; None where they can't be moved (no memory, as on ``meta``; types or devices that differ;
-        subclasses of Tensor, which manage memory of their own; empty ones).
+        subclasses of Tensor, which manage their own memory; empty ones).
     """
     terms = (S1s, U1s, U2s, S2s)
     if (
@@ -104,7 +104,7 @@ def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
     pair = torch.empty((2 * L, *first.shape[1:]), dtype=first.dtype, device=first.device)
     pair[:L].copy_(first.detach())
     pair[L:].copy_(second.detach())
-    # .data: each half keeps a version counter of its own, so that a step of the optimiser does not count as a change
+    # .data: each half keeps its own version counter, so that a step of the optimiser does not count as a change
     # of the fixed half
     first.data, second.data = pair.data[:L], pair.data[L:]
     return pair

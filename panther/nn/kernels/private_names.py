@@ -1,4 +1,4 @@
-"""Private names of torch and triton that the kernels use, each with what is done where a release lacks it.
+"""Private names of torch and triton that the kernels use, each with the fallback if a release lacks it.
 
 No other module of `panther.nn` reads a private name. A missing name costs speed, never the result.
 """
@@ -69,7 +69,7 @@ def compiles_cuda_graphs() -> bool:
 
 
 def compile_callees_only(function: Any) -> Any:
-    """Decorate a function that torch.compile is not to compile as a whole where it starts there, only what it calls.
+    """Decorate a function so that torch.compile compiles only its callees.
 
     Inlined into a larger function it is compiled as any other.
     """

@@ -31,7 +31,7 @@ SUM_BYTES = 64 << 20
 
 
 def streams(rows: int, columns: int) -> bool:
-    """Whether a layer of 16 bits is bound by memory, so that what is read and written is to pass by once."""
+    """Whether a 16-bit layer is memory-bound, so that each tensor is to be read once."""
     return rows >= MANY_ROWS and columns <= FEW_COLUMNS
 
 
@@ -66,7 +66,7 @@ def kernels_win(
 
 @dataclass(frozen=True)
 class ShrinkTiles:
-    """Of x (rows, features) @ W (features, columns): BM rows, BF features and BC columns at a time.
+    """Tiles of x (rows, features) @ W (features, columns): BM rows, BF features and BC columns at a time.
 
     Attributes:
         splits: split-K factor: parts that the features are divided into, so that there is work for the whole device.
@@ -91,7 +91,7 @@ class ShrinkTiles:
 
 @dataclass(frozen=True)
 class ExpandTiles:
-    """Of H (rows, columns) @ W (columns, features).
+    """Tiles of H (rows, columns) @ W (columns, features).
 
     Attributes:
         rows_each: rows that a program passes over.
@@ -114,7 +114,7 @@ class ExpandTiles:
 
 @dataclass(frozen=True)
 class ReduceTiles:
-    """Of xᵀ (features, rows) @ H (rows, columns): BR rows at a time."""
+    """Tiles of xᵀ (features, rows) @ H (rows, columns): BR rows at a time."""
 
     BR: int
     BF: int
@@ -221,7 +221,7 @@ def expand_tiles(
     W_stage = 0 if one_tile else BF * BC * W_bytes
     while BM > 16 and BM * BC * H_bytes + W_stage > budget:
         BM //= 2
-    # what is added up, or multiplied without a descriptor, needs no memory of its own in the last stage
+    # what is added up, or multiplied without a descriptor, needs no separate memory in the last stage
     spared = not added_up and (large or not (one_tile or beside or precision == "half"))
     stages = min(3, _stages(budget, BM * BC * H_bytes + W_stage) + spared)
     panels, blocks = _cdiv(features, BF), _cdiv(rows, BM)

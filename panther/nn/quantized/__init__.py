@@ -1,4 +1,4 @@
-"""Layers with quantized weights: what the exported file computes, simulated in torch."""
+"""Layers with quantized weights, simulated in torch as the exported file computes them."""
 
 from panther.nn.quantized.blocks import BlockLinear
 from panther.nn.quantized.corrected import CorrectedLinear, FactoredLinear

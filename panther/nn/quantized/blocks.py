@@ -76,7 +76,7 @@ class BlockLinear(nn.Module):
         return nn.functional.linear(wide, self.weight.to(wide.dtype), bias).to(x.dtype)
 
     def with_bias(self, bias: Tensor | None) -> BlockLinear:
-        """The same weight, in the same memory, with another bias."""
+        """A layer that shares this weight, with another bias."""
         other = BlockLinear.__new__(BlockLinear)
         nn.Module.__init__(other)
         other.out_features, other.in_features = self.out_features, self.in_features
@@ -88,7 +88,7 @@ class BlockLinear(nn.Module):
 
     @property
     def blocks(self) -> int:
-        """Of a row of the weight."""
+        """Number of blocks of a row of the weight."""
         return -(-self.in_features // self.block_size)
 
     @property
@@ -166,7 +166,7 @@ def block_bytes(d_out: int, d_in: int, *, bits: int, block_size: int, zero_point
 
 
 def check_levels(levels: Tensor, bits: int, name: str) -> None:
-    """Look whether a matrix holds integers of some bits.
+    """Check that a matrix holds integers of some bits.
 
     Raises:
         ValueError: it is none of uint8, or one is too large.

@@ -70,7 +70,7 @@ class CorrectedLinear(nn.Module):
         return y
 
     def with_bias(self, bias: Tensor | None) -> CorrectedLinear:
-        """The same weight, in the same memory, with another bias."""
+        """A layer that shares this weight, with another bias."""
         return CorrectedLinear(self.base.with_bias(bias), self.correction)
 
     @property

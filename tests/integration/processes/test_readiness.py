@@ -42,7 +42,7 @@ def test_a_broken_new_model_shows_everywhere_and_changes_nothing_else(models):
         fresh.write_bytes(processes.linear(5).SerializeToString())
         fresh.rename(bad / "1" / "model.onnx")
         server.wait_for(lambda: server.value("bad") == 5)
-        server.wait_for(lambda: "model bad is well again: version 1 is served" in server.log)
+        server.wait_for(lambda: "model bad has recovered: version 1 is served" in server.log)
         assert server.metric('panther_model_load_failing{model="bad",version="1"}') == 0
 
 

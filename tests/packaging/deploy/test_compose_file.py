@@ -26,20 +26,36 @@ def test_only_where_it_listens_and_reads_is_fixed(server):
         "PANTHER_PORT": 8000,
         "PANTHER_GRPC_PORT": 8001,
         "PANTHER_MODEL_DIR": "/models",
+        "PANTHER_DEVICE": "${PANTHER_DEVICE:-cpu}",
     }
     assert server["volumes"] == ["${PANTHER_MODELS:-./models}:/models:ro"]
 
 
-def test_a_variable_of_compose_never_has_the_name_of_a_setting(root):
-    used = set(re.findall(r"\$\{(\w+)", (root / "docker-compose.yml").read_text()))
+def test_a_variable_of_compose_never_has_the_name_of_another_setting(root):
+    """A setting may only have its own variable as its value, with the image's default."""
+    text = (root / "docker-compose.yml").read_text()
+    used = set(re.findall(r"\$\{(\w+)", re.sub(r"^ +(\w+): \$\{\1:-\w+\}$", "", text, flags=re.MULTILINE)))
     assert used
     assert not used & {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+
+
+def test_each_service_runs_on_the_device_of_its_image_by_default(root):
+    """Without a value Compose would unset the image's own, and the server would look for a GPU and warn."""
+    services = yaml.safe_load((root / "docker-compose.yml").read_text())["services"]
+    devices = {name: one["environment"].get("PANTHER_DEVICE") for name, one in services.items() if "environment" in one}
+    assert {name: device for name, device in devices.items() if device} == {
+        "server": "${PANTHER_DEVICE:-cpu}",
+        "replica": "${PANTHER_DEVICE:-cpu}",
+        "gpu": "${PANTHER_DEVICE:-cuda}",
+    }
+    assert set(services["gpu"]["environment"]) == set(services["server"]["environment"])
 
 
 def test_the_image_sets_what_compose_sets(root, server):
     text = (root / "Dockerfile").read_text()
     for name, value in server["environment"].items():
-        assert value is None or f"{name}={value}" in text
+        default = re.sub(r"^\$\{\w+:-(\w+)\}$", r"\1", str(value))
+        assert value is None or f"{name}={default}" in text
 
 
 def test_the_image_has_the_version_of_the_package(root):

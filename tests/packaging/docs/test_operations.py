@@ -11,7 +11,7 @@ from app.repository.model_settings import ModelSettings
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "operations.md").read_text()
-PROMISES = re.findall(r"^\| (.+) \| (.+) \|$", TEXT.partition("| promise | held by |\n|---|---|\n")[2], re.MULTILINE)
+PROMISES = re.findall(r"^\| (.+) \| (.+) \|$", TEXT.partition("| guarantee | test |\n|---|---|\n")[2], re.MULTILINE)
 
 
 def functions(path):

@@ -31,7 +31,7 @@ def test_the_readme_has_the_figures_of_the_results():
     assert f"{savings['file_bytes'] / 1e6:.2f} MB, {savings['dense_twin_weight_bytes'] / 1e6:.2f} MB" in readme
     assert savings["file_bytes"] == (ROOT / "models/digits/1/model.onnx").stat().st_size
     serving = json.loads((FOLDER / "serving.json").read_text())["median"]["ours"]["1 row JSON, 64 clients"]
-    assert f"{serving['rate']:,.0f} answers/s" in readme
+    assert f"{serving['rate']:,.0f} responses/s" in readme
 
 
 def test_a_figure_changed_by_hand_is_noticed():
@@ -39,7 +39,7 @@ def test_a_figure_changed_by_hand_is_noticed():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.filled(text) == text
-    tampered = text.replace(" answers/s", "1 answers/s")
+    tampered = text.replace(" responses/s", "1 responses/s")
     assert tampered != text
     assert report.filled(tampered) == text
     with pytest.raises(ValueError, match="there is no block 'unknown'; there are: proof"):

@@ -88,4 +88,6 @@ def test_the_api_is_documented_from_the_docstrings(site):
     page = (site / "reference/api/panther.nn/index.html").read_text(encoding="utf-8")
     for name in ("panther.nn.SKLinear", "panther.nn.SKLinear.from_linear", "panther.nn.ProgressiveSKLinear"):
         assert f'id="{name}"' in page
+    listed, described = page.index("Classes:"), page.index('id="panther.nn.ProgressiveSKLinear"')
+    assert "#panther.nn.ProgressiveSKLinear" in page[listed:described], "members are listed before they are described"
     assert "&gt;&gt;&gt;" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL), "a doctest is shown as text"

@@ -1,4 +1,4 @@
-"""If, Loop and Scan: their bodies are walked, those of loops until what they carry stays the same."""
+"""If, Loop and Scan: their bodies are walked, those of loops until the carried values stay the same."""
 
 from collections.abc import Sequence
 
@@ -41,7 +41,7 @@ def _condition(value: Value | None, what: str) -> Tensor:
 
 @operator("If", failures=True, counts=True, places=True, padded=True)
 def branch(call: Call) -> Result:
-    """One of two graphs; where it is not known which, what both have in common."""
+    """One of two graphs; if the condition is unknown, the facts common to both."""
     condition = _condition(call.inputs[0] if call.inputs else None, "chooses")
     known = listed(condition.elements)[0] if condition.elements is not None and condition.elements.size == 1 else None
     atom = known.atoms[0].number if isinstance(known, Size) and len(known.atoms) == 1 else None

@@ -67,7 +67,7 @@ def _lead(call: Call, tensor: Tensor, count: int) -> Tensor:
 
 
 def with_bias(call: Call, result: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """A result and what is added to it, which must not be larger."""
+    """A result and its bias, which must not be larger."""
     shape, batch = broadcast(call.algebra, [result, *others])
     if len(shape) != result.rank or batch != result.batch:
         raise unproven("adds what is larger than the product")

@@ -147,7 +147,7 @@ def compress(call: Call) -> Result:
 @operator("NonZero", "Unique")
 @operator("Unique", domain="com.microsoft")
 def selected(call: Call) -> Result:
-    """As many elements as the data say."""
+    """A data-dependent number of elements."""
     if not call.all_shared():
         raise mixes("gives as many elements as the data of the rows say", ragged=True)
     tensor = call.data(0)

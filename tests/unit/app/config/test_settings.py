@@ -107,7 +107,7 @@ def test_the_environment_may_name_the_file(monkeypatch, tmp_path):
         ("port = 99999", r"port in the settings file: 99999 is not accepted: .*less than or equal to 65535"),
         ("port = " + 5000 * "9", r"the settings file .*panther.toml' is not valid TOML: .*4300 digits"),
         ("port = " + 5000 * "[", r"the settings file .*panther.toml' is not valid TOML: .*nested too deep"),
-        ("predict_keys = []", r"predict_keys holds no keys, so that nobody would be let in"),
+        ("predict_keys = []", r"predict_keys holds no keys, so every request would be refused"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(tmp_path, text, said):

@@ -183,7 +183,7 @@ def test_alerts_use_what_is_exposed(exposed):
     for rule in alerts:
         check_expression(rule["expr"], exposed)
         assert rule["labels"]["severity"] in {"critical", "warning"}
-        assert set(rule["annotations"]) == {"summary", "description"}
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
         known = set().union(*exposed.values()) | TARGET_LABELS
         assert set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"]))) <= known
 

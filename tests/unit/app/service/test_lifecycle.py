@@ -49,3 +49,28 @@ def test_a_folder_that_can_not_be_read_at_the_start_is_read_later(tmp_path, monk
         await lifecycle.stop()
 
     asyncio.run(scenario())
+
+
+def test_an_empty_folder_is_named_in_the_log_and_in_no_answer(tmp_path, caplog):
+    application = create_app(Settings(model_dir=tmp_path, device="cpu", trial_load_s=0))
+
+    async def scenario():
+        lifecycle = application.lifecycle
+        await lifecycle.start()
+        transport = httpx.ASGITransport(application)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+            asyncio.timeout(LIMIT_S),
+        ):
+            while (
+                f"no model was found; the model folder needs NAME/VERSION/model.onnx (model_dir is '{tmp_path}')"
+                not in (caplog.text)
+            ):
+                await asyncio.sleep(0.01)
+            answer = await client.get("/health/ready")
+        await lifecycle.stop()
+        return answer
+
+    answer = asyncio.run(scenario())
+    assert answer.status_code == 503
+    assert tmp_path.name not in answer.text

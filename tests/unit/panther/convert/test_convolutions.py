@@ -72,7 +72,7 @@ def not_finite():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: nn.Conv2d(32, 32, 3, groups=32), "depthwise: each channel has a kernel of its own"),
+        (lambda: nn.Conv2d(32, 32, 3, groups=32), "depthwise: each channel has its own kernel"),
         (lambda: nn.Conv2d(32, 32, 3, groups=4), r"grouped: each of its 4 groups .* SKConv2d.from_conv"),
         (lambda: nn.Conv2d(1, 8, 3), "too small: no rank that is a multiple of 8"),
         (lambda: Standardized(32, 32, 3), "Standardized does more than nn.Conv2d in its forward"),
