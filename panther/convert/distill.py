@@ -26,6 +26,7 @@ from panther.convert.forward import (
     outputs_of,
 )
 from panther.nn import SKLinear
+from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
 
 # of what the teacher put out, kept so that it need not run again
@@ -77,13 +78,14 @@ def distill_(
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> DistillResult:
-    """Train S and the biases of a student's sketched layers until it puts out what the teacher does; in place.
+    """Train a student's sketched layers until it puts out what the teacher does; in place.
 
-    The loss is the squared error of the outputs, relative to the teacher's, and that of the hidden states: the outputs
-    of the repeated blocks that hold sketched layers (members of a ModuleList or Sequential), or of the sketched layers
-    where there are none. (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015; hidden
-    states: Romero et al., "FitNets", 2015.) Both models run in eval mode, so that dropout and batch statistics play no
-    part. The best state on the validation batches is kept; on an error, the student is as it was.
+    Trained are S and the biases, and A and B of embeddings of low rank. The loss is the squared error of the outputs,
+    relative to the teacher's, and that of the hidden states: the outputs of the repeated blocks that hold sketched
+    layers (members of a ModuleList or Sequential), or of the sketched layers where there are none. (Hinton, Vinyals and
+    Dean, "Distilling the knowledge in a neural network", 2015; hidden states: Romero et al., "FitNets", 2015.) Both
+    models run in eval mode, so that dropout and batch statistics play no part. The best state on the validation batches
+    is kept; on an error, the student is as it was.
 
     Args:
         student: a model converted by `panther.sketch_`.
@@ -242,13 +244,15 @@ def _rms(parameter: Tensor) -> float:
 
 
 def _trained(student: nn.Module) -> list[nn.Parameter]:
-    """S1s, S2s and bias of every sketched layer, tied ones once."""
+    """S1s, S2s and bias of every sketched layer, A and B of every table of low rank, tied ones once."""
     found: dict[int, nn.Parameter] = {}
     for module in student.modules():
         if isinstance(module, SKLinear | SketchedConv):
             for parameter in (module.S1s, module.S2s, module.bias):
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
+        elif isinstance(module, LowRankTable):
+            found |= {id(factor): factor for factor in (module.A, module.B)}
     return list(found.values())
 
 
@@ -264,7 +268,9 @@ def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
-    sketched = [name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv)]
+    sketched = [
+        name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv | LowRankTable)
+    ]
     of_teacher = dict(teacher.named_modules())
     blocks = [
         f"{name}.{child}" if name else child
