@@ -217,6 +217,29 @@ def test_reading_the_weight_hooks_dtype_and_shared_tables():
     assert len(list(model.parameters())) == 2
 
 
+@pytest.mark.parametrize("first", ["table", "head"])
+def test_a_table_that_is_the_head_too_stays(first):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            made = {"table": nn.Embedding(300, 32), "head": nn.Linear(32, 300)}
+            made["head"].weight = made["table"].weight
+            for name in (first, *(made.keys() - {first})):
+                self.add_module(name, made[name])
+            self.wide = nn.Linear(32, 128)
+            self.narrow = nn.Linear(128, 32)
+
+        def forward(self, ids):
+            return self.head(self.narrow(torch.relu(self.wide(self.table(ids)))))
+
+    model = Tied().eval()
+    report = pr.sketch_(model, ratio=0.95, calibration=torch.randint(0, 300, (8, 6)), probes=1)
+    assert set(report.replaced) <= {"wide", "narrow"}
+    assert report.replaced
+    assert model.head.weight is model.table.weight
+    assert any("its weight is also that of" in reason for reason in report.kept.values())
+
+
 def test_what_stays_dense_says_why():
     class Many(nn.Module):
         def __init__(self):
