@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from panther.counting import ParameterCount, multiply_adds_per_row
 from panther.linalg.sign_bits import sign_magnitude
 from panther.nn import SKLinear
+from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
+
+Layer = SKLinear | SketchedConv | LowRankTable
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ class Costs:
 class LayerAnalysis:
     """One sketched layer; its many fields are the columns of the report.
 
+    An embedding of low rank has A in the place of S1s and B in that of S2s, one term of its rank, and no U.
+
     Attributes:
         name: its dotted name in the model; empty for the module itself.
         in_features, out_features, num_terms, low_rank: its sizes; of a convolution the channels.
-        sketch: the distribution of U.
+        sketch: the distribution of U; "none" of an embedding.
         S1s_parameters, S2s_parameters, U1s_parameters, U2s_parameters, bias_parameters: entries, 0 of none.
         S1s_mean, S1s_std, S2s_mean, S2s_std: of the values of S; None on the device ``meta``.
         costs: what it costs beside its dense twin; of a convolution for one position of its output, without a latency.
@@ -167,7 +172,7 @@ def analyze(model_or_layer: nn.Module, *, batch_size: int | None = 1) -> Analysi
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size ({batch_size}) must be at least 1, or None")
-    kinds = (SKLinear, SketchedConv)
+    kinds = (SKLinear, SketchedConv, LowRankTable)
     sketched = {name: module for name, module in model_or_layer.named_modules() if isinstance(module, kinds)}
     layers = tuple(_analyze_layer(name, module, batch_size) for name, module in sketched.items())
     every = sum(parameter.numel() for parameter in model_or_layer.parameters())
@@ -228,8 +233,15 @@ def approximation_quality(
     return ApproximationQuality(statistics.fmean(errors), max(errors), cosines / rows, rows)
 
 
-def _analyze_layer(name: str, layer: SKLinear | SketchedConv, batch_size: int | None) -> LayerAnalysis:
-    S1s, S2s, U1s, U2s, bias = layer.S1s, layer.S2s, layer.U1s, layer.U2s, layer.bias
+def _terms(layer: Layer) -> tuple[Tensor | None, ...]:
+    """S1s, S2s, U1s, U2s and bias."""
+    if isinstance(layer, LowRankTable):
+        return layer.A, layer.B, None, None, None
+    return layer.S1s, layer.S2s, layer.U1s, layer.U2s, layer.bias
+
+
+def _analyze_layer(name: str, layer: Layer, batch_size: int | None) -> LayerAnalysis:
+    S1s, S2s, U1s, U2s, bias = _terms(layer)
     (S1s_mean, S1s_std), (S2s_mean, S2s_std) = _mean_std(S1s), _mean_std(S2s)
     count = layer.parameter_count()
     size = next(layer.parameters()).element_size()
@@ -238,12 +250,13 @@ def _analyze_layer(name: str, layer: SKLinear | SketchedConv, batch_size: int | 
         for U in (U1s, U2s)
         if U is not None
     )
-    ours, dense = (None, None) if isinstance(layer, SketchedConv) else _latencies(layer, batch_size)
+    ours, dense = _latencies(layer, batch_size) if isinstance(layer, SKLinear) else (None, None)
     ours_per_row, dense_per_row = _multiply_adds(layer)
     return LayerAnalysis(
         name,
-        *(*_features(layer), layer.num_terms, layer.low_rank),
-        sketch=layer.sketch,
+        *_features(layer),
+        *((1, layer.rank) if isinstance(layer, LowRankTable) else (layer.num_terms, layer.low_rank)),
+        sketch="none" if isinstance(layer, LowRankTable) else layer.sketch,
         S1s_parameters=_entries(S1s),
         S2s_parameters=_entries(S2s),
         U1s_parameters=_entries(U1s),
@@ -267,13 +280,17 @@ def _analyze_layer(name: str, layer: SKLinear | SketchedConv, batch_size: int | 
     )
 
 
-def _features(layer: SKLinear | SketchedConv) -> tuple[int, int]:
+def _features(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, LowRankTable):
+        return layer.num_embeddings, layer.embedding_dim
     if isinstance(layer, SketchedConv):
         return layer.in_channels, layer.out_channels
     return layer.in_features, layer.out_features
 
 
-def _multiply_adds(layer: SKLinear | SketchedConv) -> tuple[int, int]:
+def _multiply_adds(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, LowRankTable):
+        return layer.rank * layer.embedding_dim, 0
     if isinstance(layer, SketchedConv):
         return layer.multiply_adds_per_position()
     d_in, d_out = layer.in_features, layer.out_features
@@ -333,16 +350,17 @@ def median_latency_us(
     return statistics.median(times)
 
 
-def _own(sketched: Iterable[SKLinear | SketchedConv], layers: Iterable[LayerAnalysis]) -> Iterator[Costs]:
+def _own(sketched: Iterable[Layer], layers: Iterable[LayerAnalysis]) -> Iterator[Costs]:
     """What each layer costs, less what it shares with one before it; the work it does all the same."""
     seen: set[int] = set()
     for module, layer in zip(sketched, layers, strict=True):
         costs, size = layer.costs, next(module.parameters()).element_size()
-        terms = {id(term) for term in (module.S1s, module.S2s, module.U1s, module.U2s) if term is not None}
+        *every, module_bias = _terms(module)
+        terms = {id(term) for term in every if term is not None}
         tied = terms <= seen
-        bias = layer.bias_parameters if module.bias is not None and id(module.bias) not in seen else 0
+        bias = layer.bias_parameters if module_bias is not None and id(module_bias) not in seen else 0
         shared = layer.bias_parameters - bias
-        seen |= {*terms, id(module.bias)}
+        seen |= {*terms, id(module_bias)}
         count = costs.parameters
         own = ParameterCount(count.dense - shared, count.learnable - shared, count.fixed)
         if tied:

@@ -196,6 +196,7 @@ def _advice(model: nn.Module, unexpected: list[str]) -> str:
     """What to do where a file of a converted model was to be loaded into the dense one."""
     dense = dict(model.named_modules())
     converted = {key.rpartition(".")[0] for key in unexpected if key.rpartition(".")[2] == "S1s"}
+    converted |= {key.removesuffix(".A") for key in unexpected if f"{key.removesuffix('.A')}.B" in unexpected}
     found = sorted(name for name in converted if isinstance(dense.get(name), nn.Module))
     if not found:
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from panther.nn import SKLinear
+    from panther.nn.embedding import LowRankTable
 
 METHOD = "panther_sketch"
 
@@ -29,7 +30,8 @@ class SketchConfig(QuantizationConfigMixin):  # type: ignore[misc,unused-ignore]
     """The sketched layers of a model.
 
     Args:
-        layers: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind.
+        layers: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind;
+            of an embedding the rank alone.
         tied: names of layers that share their terms, group by group.
     """
 
@@ -68,7 +70,7 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
         names = self._config.layers
         for key in state:
             layer, _, term = key.rpartition(".")
-            if layer in names and term in ("S1s", "S2s", "U1s", "U2s", "bias"):
+            if layer in names and term in ("S1s", "S2s", "U1s", "U2s", "A", "B", "bias"):
                 address = state[key].data_ptr()
                 state[key] = state[key].clone() if address in seen else state[key]
                 seen.add(address)
@@ -80,9 +82,12 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
         replace_layers(model, dict(_in_model(model, self._config.layers)))
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
+        from panther.nn.embedding import LowRankTable
+
         modules = dict(model.named_modules())
         for name, _sizes in _in_model(model, self._config.layers):
-            modules[name]._loaded()
+            if not isinstance(modules[name], LowRankTable):
+                modules[name]._loaded()
         for group in self._config.tied:
             found = [modules[name] for name, _ in _in_model(model, {name: self._config.layers[name] for name in group})]
             for other in found[1:]:
@@ -95,11 +100,13 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
 def describe(model: nn.Module) -> None:
     """Give every converted model of transformers in a module the config entry that its checkpoint needs."""
     from panther.nn import SKLinear
+    from panther.nn.embedding import LowRankTable
     from panther.nn.sketched_conv import SketchedConv
 
     for pretrained in _outermost(model):
         sizes: dict[str, list[int | str]] = {}
         linear: dict[str, SKLinear] = {}
+        tables: dict[str, LowRankTable] = {}
         for name, module in pretrained.named_modules():
             if isinstance(module, SKLinear):
                 linear[name] = module
@@ -107,9 +114,12 @@ def describe(model: nn.Module) -> None:
             elif isinstance(module, SketchedConv):
                 kind = [] if module.terms == "both" else [module.terms]
                 sizes[name] = [module.num_terms, module.low_rank, *kind]
+            elif isinstance(module, LowRankTable):
+                tables[name] = module
+                sizes[name] = [module.rank]
         if not sizes:
             continue
-        described = SketchConfig(sizes, _tied(linear))
+        described = SketchConfig(sizes, _tied(linear) + _tied(tables))
         # a copy: other models may be built from the same config
         old = pretrained.config
         new = copy.deepcopy(old)
@@ -120,10 +130,12 @@ def describe(model: nn.Module) -> None:
         pretrained.hf_quantizer = SketchQuantizer(described, pre_quantized=True)
 
 
-def _tied(layers: dict[str, SKLinear]) -> list[list[str]]:
+def _tied(layers: Mapping[str, SKLinear | LowRankTable]) -> list[list[str]]:
+    from panther.nn.embedding import LowRankTable
+
     groups: dict[int, list[str]] = {}
     for name, layer in layers.items():
-        groups.setdefault(id(layer.S1s), []).append(name)
+        groups.setdefault(id(layer.A if isinstance(layer, LowRankTable) else layer.S1s), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 

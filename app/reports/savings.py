@@ -64,6 +64,7 @@ class TotalStats(StatsPart):
 
     sketched_layers: ParameterStats
     convolutions: ParameterStats | None
+    embeddings: ParameterStats | None
     model: ParameterStats
 
 
@@ -112,7 +113,7 @@ class OutputStats(StatsPart):
 
 
 _COPIED = ("schema_version", "created_at", "check", "storage", "training", "versions")
-_LAYERS = ("quantized_layers", "convolutions")
+_LAYERS = ("quantized_layers", "convolutions", "embeddings")
 _WORKED_OUT = ("outputs", "layers", "totals", "multiply_adds_per_row", "latency")
 
 
@@ -128,6 +129,7 @@ def card_fields(card: Card | None) -> dict[str, Any]:
         "totals": TotalStats(
             sketched_layers=ParameterStats.of(totals.sketched_layers),
             convolutions=None if totals.convolutions is None else ParameterStats.of(totals.convolutions),
+            embeddings=None if totals.embeddings is None else ParameterStats.of(totals.embeddings),
             model=ParameterStats.of(totals.model),
         ),
         "multiply_adds_per_row": MultiplyAddStats.of(card.layers),

@@ -26,7 +26,7 @@ from app.reports.savings import (
 from app.repository.served_model import Serving
 from app.repository.versions import Entry, State, Version
 from app.runtime.batching import Batching
-from app.runtime.card import Check, Convolution, QuantizedLayer, Storage, Training
+from app.runtime.card import Check, Convolution, Embedding, QuantizedLayer, Storage, Training
 from app.runtime.cuda.accelerate import CudaReport
 from app.runtime.cuda.cudart import Gpu
 from app.runtime.placement import Node
@@ -178,6 +178,7 @@ class LoadedStats(VersionStats):
     layers: list[LayerStats] | None
     quantized_layers: list[QuantizedLayer] | None = Field(description="linear layers and embeddings in few bits")
     convolutions: list[Convolution] | None = Field(description="sketched convolutions")
+    embeddings: list[Embedding] | None = Field(description="embeddings of low rank")
     totals: TotalStats | None
     multiply_adds_per_row: MultiplyAddStats | None
     bytes: ByteStats

@@ -110,6 +110,28 @@ class Convolution(_Part):
     multiply_adds_per_position: MultiplyAdds
 
 
+class Embedding(_Part):
+    """One embedding of low rank; multiply-adds are those of a row that is looked up, or of a bag."""
+
+    name: str
+    num_embeddings: Size
+    embedding_dim: Size
+    rank: Size
+    mode: str
+    parameters: Parameters
+    multiply_adds_per_row: MultiplyAdds
+    uses: list[str] | None = None
+
+    def counted(self) -> Parameters:
+        """The counts by the formulas: dense V·d, learnable r·(V + d), no fixed ones."""
+        # Unchecked, as those of layers.
+        return Parameters.model_construct(
+            dense=self.num_embeddings * self.embedding_dim,
+            learnable=self.rank * (self.num_embeddings + self.embedding_dim),
+            fixed=0,
+        )
+
+
 class Column(_Part):
     """A column of an input whose rows are those of a table; a category is put in as its place among the categories."""
 
@@ -159,6 +181,7 @@ class Totals(_Part):
 
     sketched_layers: Parameters
     convolutions: Parameters | None = None
+    embeddings: Parameters | None = None
     model: Parameters
 
 
@@ -243,6 +266,7 @@ class Card(_Part):
     layers: list[Layer]
     quantized_layers: list[QuantizedLayer] | None = Field(default=None, min_length=1)
     convolutions: list[Convolution] | None = Field(default=None, min_length=1)
+    embeddings: list[Embedding] | None = Field(default=None, min_length=1)
     totals: Totals
     dense_twin: DenseTwin
     check: Check
@@ -254,14 +278,20 @@ class Card(_Part):
     def contradictions(self) -> list[str]:
         """Contradictions between the card's counts and the formulas, as text; empty if all agree."""
         found = []
-        for layer in self.layers:
+        tables = self.embeddings or []
+        of_names: list[tuple[str, Layer | Embedding]] = [
+            *((f"layer {layer.name!r}", layer) for layer in self.layers),
+            *((f"embedding {table.name!r}", table) for table in tables),
+        ]
+        for name, layer in of_names:
             counted = layer.counted()
             found += [
-                f"layer {layer.name!r}: the card says {field} {said}, the formula gives {right}"
+                f"{name}: the card says {field} {said}, the formula gives {right}"
                 for field, said in layer.parameters
                 if said != (right := getattr(counted, field))
             ]
-        for name, layers in (("sketched_layers", self.layers), ("convolutions", self.convolutions or ())):
+        of_kinds = {"sketched_layers": self.layers, "convolutions": self.convolutions or (), "embeddings": tables}
+        for name, layers in of_kinds.items():
             for field, said in getattr(self.totals, name) or ():
                 right = sum(getattr(layer.parameters, field) for layer in layers)
                 if said != right:

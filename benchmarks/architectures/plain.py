@@ -53,19 +53,21 @@ class Translator(nn.Module):
 
 
 class Recommender(nn.Module):
-    """DLRM: embeddings and a bottom network meet in pairwise products."""
+    """DLRM: bags over tables and a bottom network meet in pairwise products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(50, 32) for _ in range(3))
-        self.bottom = nn.Sequential(nn.Linear(13, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU())
-        self.top = nn.Sequential(nn.Linear(32 + 6, 128), nn.ReLU(), nn.Linear(128, 1))
+        rows, width = (400, 900, 150, 1200, 600, 250), 32
+        self.tables = nn.ModuleList(nn.EmbeddingBag(count, width, mode="sum") for count in rows)
+        self.bottom = nn.Sequential(nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, width), nn.ReLU())
+        self.top = nn.Sequential(nn.Linear(width + 21, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         dense = self.bottom(numbers)
-        parts = torch.stack([dense, *(table(categories[:, index]) for index, table in enumerate(self.tables))], 1)
+        bags = (table(categories[:, index]) for index, table in enumerate(self.tables))
+        parts = torch.stack([dense, *bags], 1)
         pairs = parts @ parts.transpose(1, 2)
-        above = torch.triu_indices(4, 4, 1)
+        above = torch.triu_indices(7, 7, 1)
         return self.top(torch.cat([dense, pairs[:, above[0], above[1]]], 1)).squeeze(1)
 
 
@@ -198,7 +200,8 @@ FAMILIES = (
         lambda: Recommender().eval(),
         lambda batch, _, generator: {
             "numbers": torch.randn(batch, 13, generator=generator),
-            "categories": torch.randint(50, (batch, 3), generator=generator),
+            # six tables, four places of each row in its bag
+            "categories": torch.randint(150, (batch, 6, 4), generator=generator),
         },
         {},
     ),

@@ -20,7 +20,7 @@ from panther.compression.options import KINDS
 from panther.compression.report import CompressionReport, Side, Speed, layer_reports
 from panther.compression.search import Search
 from panther.compression.speed import SpeedSearch, Timing
-from panther.compression.tables import embedding_parts
+from panther.compression.tables import embedding_parts, find_lookups
 from panther.compression.trials import Trial, Trials, reachable
 from panther.convert.calibration import collect
 from panther.convert.deviation import Reference
@@ -105,13 +105,19 @@ def compress(
     check_differentiable(network)
     units = find_units(network, filter_fn, skip)
     tables = embeddings.find(network)
+    lookups = find_lookups(network)
     in_play = {name for table in tables for name in table.place.names}
+    in_play |= {name for unit in lookups for place in unit.places for name in place.names}
     elsewhere = tuple(
         group for group in unreached(network, units, convolutions=False) if not in_play & set(group.names)
     )
-    if all(unit.reason is not None for unit in units) and all(table.reason is not None for table in tables):
+    reasons = [each.reason for each in (*units, *lookups)] + [table.reason for table in tables]
+    if None not in reasons:
         kept = [f"{unit.name}: {unit.reason}" for unit in units] + [
             f"{table.place.names[0]}: {table.reason}" for table in tables
+        ]
+        kept += [
+            f"{unit.name}: {unit.reason}" for unit in lookups if isinstance(unit.places[0].module, nn.EmbeddingBag)
         ]
         kept += [f"{', '.join(group.names[:3])}: {group.reason}" for group in elsewhere]
         raise ConversionError(
@@ -120,10 +126,10 @@ def compress(
     size = model_size(network)[1]
     with evaluating(network):
         original = None if metric is None else reachable(network, metric, budget.at_least or 0.0)
-        calibrated = _calibrate(network, units, batches, forward, probes, random, step)
+        calibrated = _calibrate(network, units, lookups, batches, forward, probes, random, step)
         parts = [
             *LinearOptions(network, units, tables, calibrated, kinds, step).parts(),
-            *embedding_parts(network, tables, calibrated.reference, kinds, step),
+            *embedding_parts(network, tables, lookups, calibrated.moments, calibrated.reference, kinds, step),
         ]
         other_bytes = size - sum(part.options[0].bytes for part in parts)
         trials = Trials(network, parts, calibrated.reference, metric)
@@ -159,6 +165,7 @@ def compress(
 def _calibrate(
     model: nn.Module,
     units: Sequence[Unit],
+    lookups: Sequence[Unit],
     batches: Sequence[Any],
     forward: Forward | None,
     probes: int,
@@ -176,14 +183,15 @@ def _calibrate(
     def on_batch() -> None:
         step("calibrating", next(done), 2 * len(batches))
 
-    moments = collect(model, active, batches, forward, probes=probes, generator=random, on_batch=on_batch)
+    every = [*active, *(unit for unit in lookups if unit.reason is None)]
+    moments = collect(model, every, batches, forward, probes=probes, generator=random, on_batch=on_batch)
     seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
     reference = Reference(model, batches, forward)
     if not reference.has_outputs:
         raise ConversionError(
             "calibration: the model put out no finite floating-point numbers to compare; scalars are left out"
         )
-    return Calibrated(dict(zip(map(id, active), moments, strict=True)), seen, reference)
+    return Calibrated(dict(zip(map(id, every), moments, strict=True)), seen, reference)
 
 
 def _found(search: Search, budget: Budget) -> Trial:

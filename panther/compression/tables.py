@@ -1,50 +1,133 @@
-"""The options of embeddings: float, 8 bits with a scale a row, and 4 bits in blocks of a row."""
+"""The options of embeddings: float, 8 bits with a scale a row, 4 bits in blocks of a row, and low rank."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from torch import nn
 
-from panther.compression.options import FLOAT, INT4, INT8, Option, Part, Replacements, unchanged
+from panther.compression.options import FLOAT, INT4, INT8, LOW_RANK, Option, Part, Replacements, unchanged
+from panther.convert.calibration import Moments
 from panther.convert.deviation import Reference
+from panther.convert.embedding_candidates import (
+    EMBEDDING_RANK_STEP,
+    EmbeddingCandidate,
+    embedding_candidate,
+    embedding_ranks,
+)
+from panther.convert.embeddings import TABLES, is_embedding
+from panther.convert.layers import Place, Unit, find_units
 from panther.convert.swap import Swap
-from panther.quantize.embeddings import Table
+from panther.nn.quantized import BlockEmbedding, Int8Embedding
+from panther.nn.quantized.bag import QuantizedBag
+from panther.quantize.embeddings import Table, too_small
 
 _BITS = {INT8: 8, INT4: 4}
+# ranks that are looked at for a table, spread evenly
+_MOST_RANKS = 6
+
+
+def find_lookups(model: nn.Module) -> list[Unit]:
+    """Every embedding and bag of embeddings, with the reason where one can't be of low rank."""
+    units = find_units(model, lambda module, _: is_embedding(module), (), embeddings=TABLES)
+    for unit in units:
+        if unit.reason is None and not embedding_ranks(unit):
+            unit.reason = f"too small: no rank that is a multiple of {EMBEDDING_RANK_STEP} stores fewer parameters"
+    return units
 
 
 def embedding_parts(
     model: nn.Module,
     tables: Sequence[Table],
+    units: Sequence[Unit],
+    moments: Mapping[int, Moments],
     reference: Reference,
     kinds: Sequence[str],
     step: Callable[[str, int, int], None],
 ) -> list[Part]:
-    """Every embedding with its options; the error of each is measured on the whole model, with it alone replaced."""
-    found = []
-    for done, table in enumerate(tables):
-        embedding = table.embedding
-        options, reason = [Option(FLOAT, embedding.weight.nbytes, 0, 0.0, unchanged)], table.reason
-        if reason is None:
-            for kind, bits in _BITS.items():
-                # a width that does not come in pairs gets 8 bits in place of 4
-                if kind not in kinds or (bits == 4 and embedding.embedding_dim % 2):
-                    continue
-                quantized = dataclasses.replace(table, bits=bits)
-                made: Replacements = [(table.place, quantized.quantized())]
-                with Swap(model, made):
-                    error = reference.deviation(model).error ** 2
-                make = partial(_given, made)
-                options.append(Option(kind, quantized.stored_bytes, 0, error, make, detail=quantized.how))
-            step("weighing embeddings", done + 1, len(tables))
-        if len(options) == 1 and reason is None:
-            reason = "kinds leaves nothing that an embedding can become"
-        shape = (embedding.num_embeddings, embedding.embedding_dim)
-        found.append(Part(table.place.names[0], tuple(table.place.names), "embedding", shape, tuple(options), reason))
-    return found
+    """Every embedding with its options; what one costs is measured on the whole model, with it alone replaced.
+
+    Args:
+        model: in eval mode; is as it was afterwards.
+        tables: its embeddings, with the reason why one can't be quantized.
+        units: the same and its bags of embeddings, with the reason why one can't be of low rank.
+        moments: by the id of a unit.
+        reference: the original's outputs.
+        kinds: which options are wanted.
+        step: called with (what, done, all).
+    """
+    by_module = {id(unit.places[0].module): unit for unit in units if len(unit.places) == 1}
+    found = [*tables, *_bags(by_module.values())]
+    parts = []
+    for done, table in enumerate(found):
+        weight = table.place.module.get_parameter("weight")
+        options, reason = [Option(FLOAT, weight.nbytes, 0, 0.0, unchanged)], table.reason
+        unit = by_module.get(id(table.place.module))
+        every = [] if reason is not None else list(_quantized(table, kinds))
+        if unit is not None and LOW_RANK in kinds:
+            every += _of_low_rank(unit, moments.get(id(unit)))
+        for option, make in every:
+            with Swap(model, make()):
+                error = reference.deviation(model).error ** 2
+            options.append(dataclasses.replace(option, error=error))
+        if every:
+            step("weighing embeddings", done + 1, len(found))
+        reason = None if every else reason or "kinds leaves nothing that an embedding can become"
+        shape = (int(weight.shape[0]), int(weight.shape[1]))
+        names = tuple(table.place.names)
+        parts.append(Part(names[0], names, "embedding", shape, tuple(options), reason))
+    return parts
+
+
+def _bags(units: Iterable[Unit]) -> Iterator[Table]:
+    """The bags among units as tables; what keeps one from low rank, the maximum say, keeps it from fewer bits."""
+    for unit in units:
+        bag = unit.places[0].module
+        if isinstance(bag, nn.EmbeddingBag):
+            yield Table(unit.places[0], unit.reason or too_small(bag.weight))
+
+
+def _quantized(table: Table, kinds: Sequence[str]) -> Iterator[tuple[Option, Callable[[], Replacements]]]:
+    module = table.place.module
+    bag = module if isinstance(module, nn.EmbeddingBag) else None
+    # of a bag the rows that it looks up
+    rows = table if bag is None else Table(Place(_rows_of(bag), []), None)
+    for kind, bits in _BITS.items():
+        # a width that does not come in pairs gets 8 bits in place of 4
+        if kind not in kinds or (bits == 4 and rows.embedding.embedding_dim % 2):
+            continue
+        chosen = dataclasses.replace(rows, bits=bits)
+        made = chosen.quantized()
+        if bag is not None and isinstance(made, Int8Embedding | BlockEmbedding):
+            made = QuantizedBag.like(bag, made)
+        make = partial(_given, [(table.place, made)])
+        yield Option(kind, chosen.stored_bytes, 0, 0.0, make, detail=chosen.how), make
+
+
+def _rows_of(bag: nn.EmbeddingBag) -> nn.Embedding:
+    """The table of a bag as an embedding."""
+    rows = nn.Embedding(bag.num_embeddings, bag.embedding_dim, device="meta", dtype=bag.weight.dtype)
+    rows.weight = bag.weight
+    return rows
+
+
+def _of_low_rank(unit: Unit, moments: Moments | None) -> Iterator[tuple[Option, Callable[[], Replacements]]]:
+    ranks = embedding_ranks(unit)
+    if unit.reason is not None or not ranks or moments is None or not moments.rows:
+        return
+    candidate = embedding_candidate(unit, moments)
+    for rank in ranks[:: max(1, len(ranks) // _MOST_RANKS)]:
+        if candidate.overflows(rank):
+            continue
+        size = sum(candidate.stored(rank)) * unit.element_bytes
+        make = partial(_made, candidate, rank)
+        yield Option(LOW_RANK, size, candidate.multiply_adds(rank), 0.0, make, rank), make
+
+
+def _made(candidate: EmbeddingCandidate, rank: int) -> Replacements:
+    return list(zip(candidate.unit.places, candidate.layers(rank), strict=True))
 
 
 def _given(made: Replacements) -> Replacements:

@@ -14,9 +14,10 @@ from panther.convert import plan
 from panther.convert.attention import closed, opened
 from panther.convert.calibration import Moments, collect
 from panther.convert.deviation import Deviation, Reference
+from panther.convert.embeddings import BAGS, TABLES
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
-from panther.convert.layers import Filter, Place, Unit, find_units
+from panther.convert.layers import Filter, Place, Unit, find_units, kinds_in_play
 from panther.convert.plan import Plan
 from panther.convert.reach import unreached
 from panther.convert.report import ConversionReport, Unreached
@@ -25,6 +26,14 @@ from panther.convert.swap import Swap
 
 # steps of the search for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
+# what converts a layer by itself
+_BY_HAND: dict[type[nn.Module], str] = {
+    nn.Linear: "SKLinear.from_linear",
+    nn.Conv2d: "SKConv2d.from_conv",
+    nn.Conv1d: "SKConv1d.from_conv",
+    nn.Embedding: "LowRankEmbedding.from_embedding",
+    nn.EmbeddingBag: "LowRankEmbeddingBag.from_embedding",
+}
 
 
 @torch.inference_mode(mode=False)
@@ -37,6 +46,7 @@ def sketch_(
     calibration: Any = None,
     filter_fn: Filter | None = None,
     skip: Iterable[str] = (),
+    embeddings: bool | None = None,
     forward: Forward | None = None,
     probes: int = 8,
     generator: torch.Generator | None = None,
@@ -64,6 +74,8 @@ def sketch_(
         filter_fn: (module, name) → whether to convert that layer; ``lambda module, name: isinstance(module,
             nn.Linear)`` leaves convolutions alone.
         skip: names of layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
+        embeddings: convert nn.Embedding and nn.EmbeddingBag too, to `LowRankEmbedding` and `LowRankEmbeddingBag`. When
+            None, ratio counts bags alone beside the other layers, and the other budgets count all.
         forward: (model, batch) → outputs, where the model is to be called in another way.
         probes: backward passes for each batch, which estimate how a layer's outputs move the model's; 0 for none.
         generator: on the CPU, of the random directions of these passes; a fixed seed when None.
@@ -78,13 +90,15 @@ def sketch_(
     """
     _check(model, ratio, max_bytes, max_error, probes)
     report_step = on_step if on_step is not None else lambda *_: None
+    tables = BAGS if embeddings is None and ratio is not None else () if embeddings is False else TABLES
     attentions = opened(model)
     # undone at its end: of the attentions, those stay open that had a projection converted
     with Swap(model, attentions):
-        units = find_units(model, filter_fn, skip, convolutions=True)
-        elsewhere = unreached(model, units, convolutions=True)
+        units = find_units(model, filter_fn, skip, convolutions=True, embeddings=tables)
+        elsewhere = unreached(model, units, convolutions=True, embeddings=tables)
         if not units:
-            raise ConversionError(_nothing_to_convert(elsewhere, left_out=filter_fn is not None or bool(skip)))
+            kinds = kinds_in_play(convolutions=True, embeddings=tables)
+            raise ConversionError(_nothing_to_convert(kinds, elsewhere, left_out=filter_fn is not None or bool(skip)))
         batches = None if calibration is None else batches_of(calibration)
         if batches is not None:
             check_batches(batches, model, forward, "calibration")
@@ -281,11 +295,10 @@ def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) 
         raise TypeError(f"model ({type(model).__name__}) must be an nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ConversionError("the model is compiled by TorchScript; convert it before it is scripted or traced")
-    if isinstance(model, nn.Linear):
-        raise ValueError("model is itself an nn.Linear and can't be replaced in place; use SKLinear.from_linear")
-    if isinstance(model, nn.Conv2d | nn.Conv1d):
-        kind = type(model).__name__
-        raise ValueError(f"model is itself an nn.{kind} and can't be replaced in place; use SK{kind}.from_conv")
+    for kind, instead in _BY_HAND.items():
+        if isinstance(model, kind):
+            name = f"nn.{kind.__name__}"
+            raise ValueError(f"model is itself an {name} and can't be replaced in place; use {instead}")
     given = {"ratio": ratio, "max_bytes": max_bytes, "max_error": max_error}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -300,10 +313,10 @@ def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) 
         raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")
 
 
-def _nothing_to_convert(elsewhere: Sequence[Unreached], *, left_out: bool) -> str:
+def _nothing_to_convert(kinds: str, elsewhere: Sequence[Unreached], *, left_out: bool) -> str:
     held = ", ".join(f"{group.kind} {group.share:.0%} ({group.reason})" for group in elsewhere[:4])
     return (
-        "the model has no linear layer or convolution to convert"
+        f"the model has no {kinds} to convert"
         + (" that filter_fn and skip leave" if left_out else "")
         + (f"; its parameters are in: {held}" if held else "")
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from panther.convert.convolutions import Convolution, rows_of_outputs, sampled_patches
+from panther.convert.embeddings import Lookups, is_embedding, lookups_of
 from panther.convert.errors import ConversionError
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
@@ -24,7 +25,8 @@ class Moments:
     """Sums over the rows that a layer saw in calibration; float64, on the layer's device.
 
     A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
-    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity.
+    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity. A row of an embedding is
+    what it puts out, (d_out,) in place of (d_in,).
 
     Attributes:
         second: (d_in, d_in), Σ x xᵀ.
@@ -34,6 +36,7 @@ class Moments:
             to the layer's output, estimated with random projections; None where there are no derivatives.
         calls: how often the layer was called.
         extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
+        counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
     """
 
     second: Tensor
@@ -42,6 +45,7 @@ class Moments:
     sensitivity: Tensor | None = None
     calls: int = 0
     extreme: Tensor | None = None
+    counts: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -61,6 +65,7 @@ class _Call:
     convolution: Convolution | None = None
     # the rows of the output that the rows of x belong to; None for all
     sampled: Tensor | None = None
+    lookups: Lookups | None = None
     moves: Tensor | None = None
     # whether its effect on the outputs can be seen; not within torch.no_grad
     watched: bool = True
@@ -130,9 +135,12 @@ class _Watch:
     def hook(self, moments: Moments, convolution: Convolution | None) -> Callable[..., Tensor]:
         """A forward hook for a layer."""
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
-            if convolution is None:
+            if is_embedding(module):
+                rows = out.detach().reshape(-1, out.shape[-1])
+                record = _Call(moments, rows, lookups=lookups_of(module, args, kwargs))
+            elif convolution is None:
                 record = _Call(moments, x.detach().reshape(-1, x.shape[-1]))
             else:
                 patches, sampled = sampled_patches(convolution, x.detach(), self._positions)
@@ -186,9 +194,13 @@ class _Watch:
 
 def _empty(unit: Unit) -> Moments:
     device, d_in = unit.weight.device, unit.in_features
+    counts = None
+    if is_embedding(unit.places[0].module):
+        counts, d_in = torch.zeros(d_in, dtype=torch.int64, device=device), unit.out_features
     return Moments(
         torch.zeros(d_in, d_in, dtype=torch.float64, device=device),
         torch.zeros(d_in, dtype=torch.float64, device=device),
+        counts=counts,
     )
 
 
@@ -232,7 +244,12 @@ def _add(record: _Call, *, moved: bool) -> None:
         moments.extreme = kept[kept.abs().amax(1).topk(min(EXTREME_ROWS, len(kept))).indices]
     if moved and record.watched:
         moves = record.moves if record.moves is None or record.sampled is None else record.moves[record.sampled]
-        x = x[:0] if moves is None else x[moves != 0]
+        moving = torch.zeros(len(x), dtype=torch.bool, device=x.device) if moves is None else moves != 0
+        x = x[moving]
+        if record.lookups is not None:
+            record.lookups = record.lookups.moving(moving)
+    if record.lookups is not None and moments.counts is not None:
+        moments.counts += torch.bincount(record.lookups.indices, minlength=len(moments.counts))
     x = x.double()
     moments.second += x.t() @ x
     moments.total += x.sum(0)

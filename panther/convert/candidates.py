@@ -12,8 +12,6 @@ from panther.convert.calibration import Moments
 from panther.convert.layers import Unit, bias_of, sketched_from
 from panther.counting import multiply_adds_per_row
 from panther.linalg.whitening import Spectrum, damped, whitened_svd
-from panther.nn import SKLinear
-from panther.nn.sketched_conv import SketchedConv
 
 # Shares of the mean variance that are added to every direction of a layer's inputs and outputs, and how much more for
 # each direction that there is to a row: of few rows the moments know little.
@@ -126,7 +124,7 @@ class Candidate:
             on_data = _ratio(_energy(lost, C), _energy(W, C)) ** 0.5
         return _ratio(lost.square().sum(), W.square().sum()) ** 0.5, on_data
 
-    def layers(self, rank: int) -> Sequence[SKLinear | SketchedConv]:
+    def layers(self, rank: int) -> Sequence[nn.Module]:
         """The sketched layers, one for each module that is replaced."""
         left, right = self.factors(rank)
         biases: dict[int, Tensor | None] = {id(bias): self.bias(bias, rank) for bias in self.unit.biases}

@@ -26,6 +26,7 @@ from panther.convert.forward import (
     outputs_of,
 )
 from panther.nn import SKLinear
+from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
 
 # of what the teacher put out, kept so that it need not run again
@@ -263,6 +264,8 @@ def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
             for parameter in (module.S1s, module.S2s, module.bias):
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
+        elif isinstance(module, LowRankTable):
+            found |= {id(factor): factor for factor in (module.A, module.B)}
     if not found or train == "sketched":
         return list(found.values())
     tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
@@ -284,7 +287,9 @@ def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
-    sketched = [name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv)]
+    sketched = [
+        name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv | LowRankTable)
+    ]
     of_teacher = dict(teacher.named_modules())
     blocks = [
         f"{name}.{child}" if name else child

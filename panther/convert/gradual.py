@@ -18,6 +18,7 @@ from panther.convert.forward import Forward, batches_of
 from panther.convert.layers import Filter
 from panther.convert.report import ConversionReport
 from panther.nn import SKLinear
+from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
 
 STAGES = (0.75, 0.5, 0.25)
@@ -151,13 +152,21 @@ def densify_(student: nn.Module, original: nn.Module) -> None:
             dense: nn.Module = made.setdefault(id(module), module.to_linear())
         elif isinstance(module, SketchedConv):
             dense = made.setdefault(id(module), module.to_conv())
+        elif isinstance(module, LowRankTable):
+            dense = made.setdefault(id(module), _as_in(original, name, module))
         else:
             continue
         student.set_submodule(name, dense)
 
 
+def _as_in(original: nn.Module, name: str, table: LowRankTable) -> nn.Module:
+    dense = copy.deepcopy(original.get_submodule(name))
+    dense.weight = nn.Parameter(table.weight.detach().contiguous())
+    return dense
+
+
 def _is_sketched(module: nn.Module) -> bool:
-    return isinstance(module, SKLinear | SketchedConv)
+    return isinstance(module, SKLinear | SketchedConv | LowRankTable)
 
 
 def _ratios(ratio: float, stages: Sequence[float] | None) -> list[float]:

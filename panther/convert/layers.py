@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from panther.convert.convolutions import Convolution, is_convolution, patch_entries, reason_of_convolution
+from panther.convert.embeddings import Kinds, is_embedding, reason_of_embedding
 from panther.convert.subclasses import computes_linear
 from panther.nn import SKLinear
 from panther.nn.hooks import take_hooks
@@ -25,7 +26,7 @@ class Place:
     """A module that holds a weight, and its place in the model.
 
     Attributes:
-        module: an nn.Linear, a Conv1D of transformers, or a convolution.
+        module: an nn.Linear, a Conv1D of transformers, a convolution or an embedding.
         names: its dotted names; more than one where the same module stands in several places.
     """
 
@@ -49,7 +50,7 @@ class Unit:
     transposed: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.transposed = is_conv1d(self.places[0].module)
+        self.transposed = _is_transposed(self.places[0].module)
 
     @property
     def name(self) -> str:
@@ -58,7 +59,10 @@ class Unit:
 
     @property
     def weight(self) -> Tensor:
-        """(out_features, in_features), also of a Conv1D; of a convolution (out_channels, entries of a patch)."""
+        """(out_features, in_features), also of a Conv1D and, as a layer on one-hot rows, of an embedding.
+
+        Of a convolution it is (out_channels, entries of a patch).
+        """
         weight = weight_of(self.places[0].module).detach()
         if self.convolution is not None:
             return weight.flatten(1)
@@ -121,7 +125,12 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def find_units(
-    model: nn.Module, filter_fn: Filter | None, skip: Iterable[str], *, convolutions: bool = False
+    model: nn.Module,
+    filter_fn: Filter | None,
+    skip: Iterable[str],
+    *,
+    convolutions: bool = False,
+    embeddings: Kinds = (),
 ) -> list[Unit]:
     """Every linear layer that the caller wants converted, with the reason where one can't be.
 
@@ -130,6 +139,7 @@ def find_units(
         filter_fn: takes (module, name) and says whether the layer is to be converted.
         skip: names of layers, or of modules that contain them, or patterns of the shell's kind (``*.query``).
         convolutions: also every convolution.
+        embeddings: also every embedding of these kinds.
 
     Raises:
         ValueError: a pattern of skip matches no layer.
@@ -138,7 +148,8 @@ def find_units(
     matched: set[str] = set()
     places: dict[int, Place] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if not (isinstance(module, nn.Linear) or is_conv1d(module) or (convolutions and is_convolution(module))):
+        others = (convolutions and is_convolution(module)) or is_embedding(module, embeddings)
+        if not (isinstance(module, nn.Linear) or is_conv1d(module) or others):
             continue
         hits = [pattern for pattern in patterns if _matches(name, pattern)]
         matched.update(hits)
@@ -147,13 +158,13 @@ def find_units(
         places.setdefault(id(module), Place(module, [])).names.append(name)
     for pattern in patterns:
         if pattern not in matched:
-            kinds = "linear layer or convolution" if convolutions else "linear layer"
+            kinds = kinds_in_play(convolutions=convolutions, embeddings=embeddings)
             raise ValueError(f"skip pattern {pattern!r} matches no {kinds} of the model")
     units: dict[int, Unit] = {}
     for place in places.values():
         weight = getattr(place.module, "weight", None)
         key = id(weight) if isinstance(weight, nn.Parameter) else id(place.module)
-        if key in units and is_conv1d(place.module) == units[key].transposed:
+        if key in units and _is_transposed(place.module) == units[key].transposed:
             units[key].places.append(place)
         else:
             units[key] = Unit([place])
@@ -185,6 +196,16 @@ def is_conv1d(module: nn.Module) -> bool:
     )
 
 
+def kinds_in_play(*, convolutions: bool, embeddings: Kinds) -> str:
+    """The layers that are looked at, in words."""
+    kinds = ["linear layer", *(["convolution"] if convolutions else []), *(["embedding"] if embeddings else [])]
+    return kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return is_conv1d(module) or is_embedding(module)
+
+
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
@@ -211,7 +232,8 @@ def _reason(model: nn.Module, unit: Unit, fused: dict[int, str]) -> str | None:
 
 def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one return for each reason
     kind = type(module).__name__
-    dense = next((name for name in ("Conv2d", "Conv1d") if isinstance(module, getattr(nn, name))), "Linear")
+    known = ("Conv2d", "Conv1d", "Embedding", "EmbeddingBag")
+    dense = next((name for name in known if isinstance(module, getattr(nn, name))), "Linear")
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript"
     if parametrize.is_parametrized(module):
@@ -234,6 +256,8 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one re
         return f"{kind} holds more than nn.{dense} does: {', '.join(more)}"
     if is_convolution(module):
         return reason_of_convolution(module)
+    if is_embedding(module):
+        return reason_of_embedding(module)
     own_forward = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
     if "forward" in module.__dict__ or (own_forward and not computes_linear(cast(nn.Linear, module))):
         return f"{kind} does more than nn.Linear in its forward"

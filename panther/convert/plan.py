@@ -12,8 +12,10 @@ from torch import nn
 
 from panther.convert.allocate import RANK_STEP, Choice, allocate, possible_ranks, uniform
 from panther.convert.calibration import Moments
-from panther.convert.candidates import Candidate, Weighing, weigh, weighed_spectrum
+from panther.convert.candidates import Candidate, weigh, weighed_spectrum
 from panther.convert.conv_candidates import CONV_RANK_STEP, ConvCandidate, conv_candidates, conv_ranks
+from panther.convert.embedding_candidates import EMBEDDING_RANK_STEP, embedding_candidate, embedding_ranks
+from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Unit
 from panther.convert.reach import blocking
 from panther.convert.report import ConvolutionReport, Cost, LayerReport
@@ -30,25 +32,35 @@ def candidates(
     for done, unit in enumerate(active):
         seen = moments[id(unit)] if moments is not None else None
         if not _pays(unit):
-            step = RANK_STEP if unit.convolution is None else CONV_RANK_STEP
-            unit.reason = f"too small: no rank that is a multiple of {step} stores fewer parameters"
+            unit.reason = f"too small: no rank that is a multiple of {_step(unit)} stores fewer parameters"
         elif seen is not None and seen.calls == 0:
             unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
         elif seen is not None and seen.rows == 0:
             unit.reason = "moves no output of the model in calibration, so that its error can't be weighed" + zeros
         else:
-            found += _candidates(unit, None if seen is None else weigh(unit, seen))
+            found += _candidates(unit, seen)
         report_step("factorising", done + 1, len(active))
     return found
 
 
 def _pays(unit: Unit) -> bool:
     """Whether some rank stores less."""
+    if is_embedding(unit.places[0].module):
+        return bool(embedding_ranks(unit))
     return bool(possible_ranks(unit.in_features, unit.out_features) if unit.convolution is None else conv_ranks(unit))
 
 
-def _candidates(unit: Unit, weighing: Weighing | None) -> Sequence[Candidate]:
+def _step(unit: Unit) -> int:
+    if is_embedding(unit.places[0].module):
+        return EMBEDDING_RANK_STEP
+    return RANK_STEP if unit.convolution is None else CONV_RANK_STEP
+
+
+def _candidates(unit: Unit, moments: Moments | None) -> Sequence[Candidate]:
     """The ways to convert a unit."""
+    if is_embedding(unit.places[0].module):
+        return [embedding_candidate(unit, moments)]
+    weighing = None if moments is None else weigh(unit, moments)
     if unit.convolution is not None:
         return conv_candidates(unit, weighing)
     ranks = possible_ranks(unit.in_features, unit.out_features)
@@ -189,7 +201,9 @@ def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> L
     size = unit.element_bytes
     biases = unit.dense_parameters - unit.weights
     d_in, d_out = unit.in_features, unit.out_features
-    before = Cost(unit.dense_parameters, 0, unit.dense_parameters * size, d_in * d_out)
+    embedding = is_embedding(unit.places[0].module)
+    multiply_adds = 0 if embedding else d_in * d_out
+    before = Cost(unit.dense_parameters, 0, unit.dense_parameters * size, multiply_adds)
     weight_error, data_error, after, convolution = 0.0, None, before, None
     conv = unit.convolution
     if conv is not None:
@@ -216,8 +230,8 @@ def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> L
         converted=rank is not None,
         reason=reason,
         rank=rank,
-        num_terms=1 if rank is not None else None,
-        low_rank=rank // 2 if rank is not None else None,
+        num_terms=1 if rank is not None and not embedding else None,
+        low_rank=rank // 2 if rank is not None and not embedding else None,
         weight_error=weight_error,
         data_error=data_error,
         before=before,

@@ -7,15 +7,19 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from panther.convert.convolutions import is_convolution
+from panther.convert.embeddings import Kinds, is_embedding
 from panther.convert.layers import Unit, is_conv1d
 from panther.convert.report import Unreached
+from panther.nn.embedding import LowRankTable
 from panther.nn.quantized import Int8Embedding, Int8Linear
 
 _UNSKETCHED_CONVOLUTION = "a convolution of a kind that has no sketched form: transposed, or over three axes"
 _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
-def unreached(model: nn.Module, units: Sequence[Unit], *, convolutions: bool) -> tuple[Unreached, ...]:
+def unreached(
+    model: nn.Module, units: Sequence[Unit], *, convolutions: bool, embeddings: Kinds = ()
+) -> tuple[Unreached, ...]:
     """Group the parameters outside the layers in play by kind of module, the largest group first.
 
     Each parameter counts once, under the first module that holds it.
@@ -24,6 +28,7 @@ def unreached(model: nn.Module, units: Sequence[Unit], *, convolutions: bool) ->
         model: the whole.
         units: the layers in play.
         convolutions: they are in play too, unless the caller leaves them out.
+        embeddings: the same of them.
     """
     seen = {id(tensor) for unit in units for place in unit.places for tensor in place.module.parameters()}
     groups: dict[tuple[str, str], list[tuple[str, int]]] = {}
@@ -38,9 +43,8 @@ def unreached(model: nn.Module, units: Sequence[Unit], *, convolutions: bool) ->
         count = sum(tensor.numel() for tensor in held)
         quantized = quantized_kind(module)
         if id(module) not in in_play and (count or quantized is not None):
-            groups.setdefault((type(module).__name__, _why(module, convolutions=convolutions)), []).append(
-                (name or "the model", count)
-            )
+            reason = _why(module, convolutions=convolutions, embeddings=embeddings)
+            groups.setdefault((type(module).__name__, reason), []).append((name or "the model", count))
     found = [
         Unreached(
             kind, tuple(name for name, _ in members), total := sum(n for _, n in members), total / max(whole, 1), reason
@@ -76,16 +80,17 @@ def _fixed_terms(module: nn.Module) -> list[Tensor | None]:
     return [module._buffers[name] for name in ("U1s", "U2s") if name in module._buffers]
 
 
-def _why(module: nn.Module, *, convolutions: bool) -> str:  # noqa: PLR0911  one return for each reason
+def _why(module: nn.Module, *, convolutions: bool, embeddings: Kinds) -> str:  # noqa: PLR0911  one return for each reason
     quantized = quantized_kind(module)
     if quantized is not None:
         return f"quantized ({quantized}), left alone"
-    if isinstance(module, nn.Linear) or is_conv1d(module) or (convolutions and is_convolution(module)):
+    others = (convolutions and is_convolution(module)) or is_embedding(module, embeddings)
+    if isinstance(module, nn.Linear) or is_conv1d(module) or others:
         return "left out by skip or filter_fn"
-    if {"U1s", "U2s"} <= module._buffers.keys():
+    if {"U1s", "U2s"} <= module._buffers.keys() or isinstance(module, LowRankTable):
         return "sketched already"
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "a table that is looked up, not multiplied"
+        return "a table that is looked up, not multiplied; embeddings=True converts it"
     if isinstance(module, nn.MultiheadAttention):
         return "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):

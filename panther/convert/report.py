@@ -31,7 +31,8 @@ class Cost:
         learnable: parameters that are trained.
         fixed: parameters of U; 0 for a dense layer.
         bytes: of both in memory.
-        multiply_adds_per_row: of a forward pass, without the bias; of a convolution for one position of its output.
+        multiply_adds_per_row: of a forward pass, without the bias; of a convolution for one position of its output, of
+            an embedding for a row that is looked up, or a bag.
     """
 
     learnable: int
@@ -76,11 +77,11 @@ class LayerReport:
     Attributes:
         name: dotted, of the layer.
         names: of every place that the weight stands in; more than one where layers are shared or tied.
-        in_features, out_features: its sizes; of a convolution the channels.
+        in_features, out_features: its sizes; of a convolution the channels, of an embedding its rows and their width.
         converted: whether it is sketched now.
         reason: why it was converted, or why not.
-        rank: of the sketched weight, 2·num_terms·low_rank; None where it is dense.
-        num_terms, low_rank: of the sketched layer; None where it is dense.
+        rank: of the sketched weight, 2·num_terms·low_rank, or of the table; None where it is dense.
+        num_terms, low_rank: of the sketched layer; None where it is dense, and of an embedding.
         weight_error: ‖W - Ŵ‖ / ‖W‖, Frobenius norms; 0 where it is dense.
         data_error: ‖Y - Ŷ‖ / ‖Y‖ of the layer's own outputs on the calibration inputs, about their mean where the layer
             has a bias; None without calibration.
@@ -128,8 +129,8 @@ class ConversionReport:
     """The report of `panther.sketch_`; ``print(report)`` shows the table, as does a notebook.
 
     Attributes:
-        layers: every linear layer and convolution in play, in the order of the model; those that filter_fn or skip
-            excluded are not.
+        layers: every linear layer, convolution and embedding in play, in the order of the model; those that filter_fn
+            or skip excluded are not.
         unreached: what these layers don't hold, the largest group first.
         before, after: totals over these layers, every tied weight once.
         model_parameters_before, model_parameters_after: stored parameters of the whole model, U included.

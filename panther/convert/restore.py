@@ -13,15 +13,21 @@ from torch import Tensor, nn
 from panther import checkpoint
 from panther.convert.attention import closed, needed, opened
 from panther.convert.convolutions import is_convolution
+from panther.convert.embedding_candidates import embedding_like
+from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Place, is_conv1d, weight_of
 from panther.convert.swap import Swap
 from panther.nn import SKConv1d, SKConv2d, SKLinear
+from panther.nn.embedding import LowRankTable
 from panther.nn.hooks import take_hooks
 from panther.nn.sketched_conv import SketchedConv
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
+_FACTORS = ("A", "B")
 # what a file holds of a convolution, and the kind of its terms
 _CONV_TERMS = {_TERMS: "both", ("S1s", "U1s"): "output", ("S2s", "U2s"): "input"}
+
+Replacement = SKLinear | SketchedConv | LowRankTable
 
 
 def describe_for_transformers(model: nn.Module) -> None:
@@ -34,7 +40,8 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     """Make a dense model the converted one that `panther.save` wrote; on any error the model is as it was.
 
     Linear layers and convolutions for which the file holds S1s, S2s, U1s and U2s (or one kind of them, of a
-    convolution) are replaced by sketched ones of the sizes found there, and the whole state is loaded.
+    convolution) are replaced by sketched ones of the sizes found there, and embeddings for which it holds A and B by
+    those of low rank; then the whole state is loaded.
 
     Args:
         model: of the architecture before the conversion, as its factory makes it.
@@ -63,29 +70,31 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
 
 def _replacements(model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[Place, nn.Module]]:
     places: dict[int, tuple[Place, nn.Module]] = {}
-    shared: dict[tuple[int, ...], SKLinear] = {}
+    shared: dict[tuple[int, ...], SKLinear | LowRankTable] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        terms = {term: state[f"{name}.{term}"] for term in _TERMS if f"{name}.{term}" in state}
-        convolution = is_convolution(module)
-        wanted = _CONV_TERMS if convolution else {_TERMS: "both"}
-        if not (isinstance(module, nn.Linear) or is_conv1d(module) or convolution) or tuple(terms) not in wanted:
+        of_kind = _FACTORS if is_embedding(module) else _TERMS
+        terms = {term: state[f"{name}.{term}"] for term in of_kind if f"{name}.{term}" in state}
+        wanted = _CONV_TERMS if is_convolution(module) else {of_kind: "both"}
+        if not _can_be_replaced(module) or tuple(terms) not in wanted:
             continue
         if id(module) in places:
             places[id(module)][0].names.append(name)
             continue
         device = weight_of(module).device
         layer = _of_sizes(module, _sizes(terms)).to_empty(device="cpu" if device.type == "meta" else device)
-        if isinstance(layer, SKLinear):
+        if not isinstance(layer, SketchedConv):
             key = tuple(term.data_ptr() for term in terms.values())
             if key in shared:
-                layer.tie_to(shared[key])
+                layer.tie_to(shared[key])  # type: ignore[arg-type]
             shared.setdefault(key, layer)
         places[id(module)] = (Place(module, [name]), _standing_in(layer, module))
     return list(places.values())
 
 
 def _sizes(terms: Mapping[str, Tensor]) -> list[int | str]:
-    """num_terms, low_rank and, where not both, the kind of the terms that a file holds for a layer."""
+    """num_terms, low_rank and, where not both, the kind of the terms that a file holds; of a table its rank."""
+    if tuple(terms) == _FACTORS:
+        return [terms["B"].shape[0]]
     kind = _CONV_TERMS[tuple(terms)]
     # U1s is (L, k, d_out), U2s (L, d_in, k)
     L, k = terms["U1s"].shape[:2] if "U1s" in terms else terms["U2s"].shape[::2]
@@ -97,17 +106,19 @@ def replace_layers(model: nn.Module, sizes: Mapping[str, Sequence[int | str]]) -
 
     Args:
         model: whose modules are replaced.
-        sizes: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind.
+        sizes: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind;
+            of an embedding the rank alone.
 
     Raises:
-        CheckpointError: a name is that of no linear layer and no convolution.
+        CheckpointError: a name is that of no layer of these kinds.
     """
     places: dict[int, tuple[Place, nn.Module]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, of_layer in sizes.items():
         module = modules.get(name)
-        if module is None or not (isinstance(module, nn.Linear) or is_conv1d(module) or is_convolution(module)):
-            raise checkpoint.CheckpointError(f"{name!r} is no linear layer or convolution of {type(model).__name__}")
+        if module is None or not _can_be_replaced(module):
+            kinds = "linear layer, convolution or embedding"
+            raise checkpoint.CheckpointError(f"{name!r} is no {kinds} of {type(model).__name__}")
         if id(module) in places:
             places[id(module)][0].names.append(name)
             continue
@@ -115,8 +126,14 @@ def replace_layers(model: nn.Module, sizes: Mapping[str, Sequence[int | str]]) -
     Swap(model, list(places.values())).do()
 
 
-def _of_sizes(module: nn.Module, sizes: Sequence[int | str]) -> SKLinear | SketchedConv:
+def _can_be_replaced(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module) or is_convolution(module) or is_embedding(module)
+
+
+def _of_sizes(module: nn.Module, sizes: Sequence[int | str]) -> Replacement:
     """A layer without values, on ``meta``, for the place of a dense one; a model that is loaded keeps its own type."""
+    if is_embedding(module):
+        return embedding_like(module, int(sizes[0]), device="meta")
     num_terms, low_rank = int(sizes[0]), int(sizes[1])
     if is_convolution(module):
         kind = SKConv2d if isinstance(module, nn.Conv2d) else SKConv1d
@@ -130,9 +147,9 @@ def _of_sizes(module: nn.Module, sizes: Sequence[int | str]) -> SKLinear | Sketc
     )
 
 
-def _standing_in(layer: SKLinear | SketchedConv, module: nn.Module) -> SKLinear | SketchedConv:
+def _standing_in(layer: Replacement, module: nn.Module) -> Replacement:
     trained = weight_of(module).requires_grad
-    for S in (layer.S1s, layer.S2s):
+    for S in (layer.A, layer.B) if isinstance(layer, LowRankTable) else (layer.S1s, layer.S2s):
         if S is not None:
             S.requires_grad_(trained)
     take_hooks(layer, module)

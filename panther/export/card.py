@@ -246,12 +246,33 @@ class Convolution:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """One embedding of low rank: a table of rank columns that is looked up, and a product behind it.
+
+    Attributes:
+        mode: "lookup", or "sum" or "mean" of a bag.
+        multiply_adds_per_row: of a row that is looked up, or of a bag; a dense table has none.
+        uses: names of the modules that share its factors, where there are several.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    rank: int
+    mode: str
+    parameters: Parameters
+    multiply_adds_per_row: MultiplyAdds
+    uses: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Totals:
-    """Parameter counts of the sketched linear layers together, of the sketched convolutions, and of the whole model."""
+    """Parameter counts of each kind of layers together, the sketched linear layers first, and of the whole model."""
 
     sketched_layers: Parameters
     model: Parameters
     convolutions: Parameters | None = None
+    embeddings: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -381,6 +402,7 @@ class ModelCard:
     notes: tuple[str, ...] | None = None
     quantized_layers: tuple[QuantizedLayer, ...] | None = None
     convolutions: tuple[Convolution, ...] | None = None
+    embeddings: tuple[Embedding, ...] | None = None
     schema_version: str = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -89,6 +89,7 @@ def print_inspection(inspection: dict[str, Any], console: Console) -> None:
         else:
             parts += [layer_table(card)] if card["layers"] else []
             parts += [convolution_table(card)] if card.get("convolutions") else []
+            parts += [embedding_table(card)] if card.get("embeddings") else []
             parts += card_lines(card)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{inspection['path']}: its card does not follow the schema: {error!r}") from error
@@ -147,6 +148,24 @@ def convolution_table(card: dict[str, Any]) -> Table:
     table.add_row("sum", "", "", "", "", *_counts(card["totals"]["convolutions"]), "")
     if not card["layers"]:
         table.add_row("model", "", "", "", "", *_counts(card["totals"]["model"]), "")
+    return table
+
+
+def embedding_table(card: dict[str, Any]) -> Table:
+    """The embeddings of low rank of a card, and their sum, as `layer_table`; ``adds`` are those of a row or a bag."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("embedding", "shape", "rank", "mode"):
+        table.add_column(heading)
+    for heading in ("dense", "learnable", "saved", "+fixed", "saved", "adds"):
+        table.add_column(heading, justify="right")
+    for layer in card["embeddings"]:
+        shape = f"{layer['num_embeddings']}→{layer['embedding_dim']}"
+        adds = f"{layer['multiply_adds_per_row']['planned']:,}"
+        table.add_row(layer["name"], shape, str(layer["rank"]), layer["mode"], *_counts(layer["parameters"]), adds)
+    table.add_section()
+    table.add_row("sum", "", "", "", *_counts(card["totals"]["embeddings"]), "")
+    if not card["layers"] and not card.get("convolutions"):
+        table.add_row("model", "", "", "", *_counts(card["totals"]["model"]), "")
     return table
 
 

@@ -34,6 +34,7 @@ from panther.export.planning import latency
 from panther.export.planning.convolutions import choose_convolutions
 from panther.export.planning.plan import choose
 from panther.export.publish import counts
+from panther.export.publish.embeddings import embedding_entries
 from panther.export.publish.repository import MODEL_FILE, Staged, staged
 from panther.export.publish.triton import config
 from panther.export.report import ExportReport
@@ -316,6 +317,7 @@ def describe(prepared: Prepared, planned: Planned, verified: Verified, options: 
         notes=prepared.notes or None,
         quantized_layers=quantized or None,
         convolutions=counts.convolution_entries(conv_layers(prepared.model), planned.convolutions) or None,
+        embeddings=embedding_entries(prepared.model) or None,
     )
 
 

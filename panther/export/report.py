@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from panther.export.card import ModelCard
-from panther.export.inspection import convolution_table, layer_table, measured_table
+from panther.export.inspection import convolution_table, embedding_table, layer_table, measured_table
 
 _WIDTH = 140
 
@@ -42,6 +42,8 @@ class ExportReport:
             console.print(layer_table(card))
         if card.get("convolutions"):
             console.print(convolution_table(card))
+        if card.get("embeddings"):
+            console.print(embedding_table(card))
         console.print(measured_table(card, self.file_bytes))
         for note in self.card.notes or ():
             console.print(Text(f"note: {note}"), soft_wrap=True)

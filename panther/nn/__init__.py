@@ -3,6 +3,7 @@
 from panther.nn import functional
 from panther.nn.conditional import ConditionalSKLinear
 from panther.nn.conv import SKConv1d, SKConv2d
+from panther.nn.embedding import LowRankEmbedding, LowRankEmbeddingBag
 from panther.nn.kernels import cuda
 from panther.nn.linear import SKLinear
 from panther.nn.mlp import sketched_mlp
@@ -10,6 +11,8 @@ from panther.nn.progressive import ProgressiveSKLinear, grow
 
 __all__ = [
     "ConditionalSKLinear",
+    "LowRankEmbedding",
+    "LowRankEmbeddingBag",
     "ProgressiveSKLinear",
     "SKConv1d",
     "SKConv2d",

@@ -100,6 +100,11 @@ def _reason(module: nn.Module, holders: dict[int, int]) -> str | None:
         reason = "its weight holds values that are not finite, or none"
     elif holders[id(weight)] > 1:
         reason = "its weight is also that of another module"
-    elif weight.nbytes < _SMALLEST_BYTES:
-        reason = f"small: {weight.nbytes:,} bytes, below {_SMALLEST_BYTES:,}"
+    else:
+        reason = too_small(weight)
     return reason
+
+
+def too_small(weight: Tensor) -> str | None:
+    """Why a table of that size stays in float32, or None."""
+    return f"small: {weight.nbytes:,} bytes, below {_SMALLEST_BYTES:,}" if weight.nbytes < _SMALLEST_BYTES else None

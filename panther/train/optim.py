@@ -7,14 +7,17 @@ from typing import Any
 from torch import nn
 
 from panther.nn import SKConv1d, SKConv2d, SKLinear
+from panther.nn.embedding import LowRankTable
 
 
 def param_groups(model: nn.Module, *, sketch_lr: float, lr: float, **options: Any) -> list[dict[str, Any]]:
     """Split a model's parameters into S1s and S2s of its sketched layers, and all others, biases included.
 
+    A and B of embeddings of low rank go with S1s and S2s.
+
     Args:
         model: its parameters that are frozen are left out; each of the others is there once.
-        sketch_lr: the learning rate of S1s and S2s.
+        sketch_lr: the learning rate of S1s and S2s, A and B.
         lr: the learning rate of all others.
         options: what else both groups shall say, such as ``weight_decay=0.01``.
 
@@ -39,6 +42,7 @@ def param_groups(model: nn.Module, *, sketch_lr: float, lr: float, **options: An
         raise ValueError(f"{type(model).__name__} has no parameters that learn")
     layers = [module for module in model.modules() if isinstance(module, SKLinear | SKConv1d | SKConv2d)]
     sketched = {id(S) for layer in layers for S in (layer.S1s, layer.S2s)}
+    sketched |= {id(S) for table in model.modules() if isinstance(table, LowRankTable) for S in (table.A, table.B)}
     groups = [
         {"params": [p for p in learning if id(p) in sketched], "lr": sketch_lr, **options},
         {"params": [p for p in learning if id(p) not in sketched], "lr": lr, **options},

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from panther.export.errors import ExportError, first_line
 from panther.export.graph import adapt
+from panther.export.graph.bags import make_bags_traceable
 from panther.export.graph.convolutions import ConvPlaceholder, conv_layers
 from panther.export.graph.names import name_ends
 from panther.export.graph.placeholders import (
@@ -246,6 +247,7 @@ def _first_export(
         attempt.prepare(copied)
         copied = _replace(copied)
         make_traceable(copied)
+        make_bags_traceable(copied)
         try:
             return _export(Traceable(copied, names, half=half), tensors, shapes)
         except Exception as error:  # noqa: BLE001  torch raises many kinds; the next way may do

@@ -17,6 +17,7 @@ from panther.export.graph.convolutions import conv_layers
 from panther.export.graph.lower import DENSE, TWO_PRODUCTS, Site
 from panther.export.graph.nodes import all_nodes
 from panther.export.graph.trace import Traced, sketched_layers, tied_layers
+from panther.export.publish.embeddings import embedding_count
 from panther.nn import SKLinear
 from panther.nn.low_rank import Int8LowRank
 from panther.nn.quantized import BlockEmbedding, BlockLinear, CorrectedLinear, FactoredLinear, Int8Embedding, Int8Linear
@@ -160,7 +161,16 @@ def totals(model: nn.Module) -> cards.Totals:
     convolved = sum((layer.parameter_count() for layer in convolutions.values()), start=ParameterCount(0, 0, 0))
     own = convolved.learnable - sum(parameter.numel() for parameter in of_convolutions.values())
     whole += ParameterCount(convolved.dense - own, convolved.learnable - own, convolved.fixed)
-    return cards.Totals(_parameters(sketched), _parameters(whole), _parameters(convolved) if convolutions else None)
+    tables = embedding_count(model)
+    if tables is not None:
+        # their factors are among the other parameters
+        whole += ParameterCount(tables.dense - tables.learnable, 0, 0)
+    return cards.Totals(
+        _parameters(sketched),
+        _parameters(whole),
+        _parameters(convolved) if convolutions else None,
+        None if tables is None else _parameters(tables),
+    )
 
 
 def _dense_more(model: nn.Module) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from panther.export.card import Check, OutputError
 from panther.export.errors import ExportError, first_line
+from panther.export.graph.bags import is_like_offsets, refuse_wrong_offsets
 from panther.export.graph.constants import Array
 from panther.export.graph.inputs import Axes
 from panther.export.graph.trace import Traceable, no_fast_path
@@ -26,11 +27,12 @@ from panther.export.verify.masks import cut, entries_of, hidden_rows, is_mask
 def random_like(inputs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """Inputs of the same shapes and types.
 
-    Normal with the mean and spread of the given ones; integers drawn from them. Masks stay as they are.
+    Normal with the mean and spread of the given ones; integers drawn from them. Masks stay as they are, and so do
+    offsets of bags.
     """
     result = {}
     for name, tensor in inputs.items():
-        if is_mask(tensor):
+        if is_mask(tensor) or is_like_offsets(tensor):
             result[name] = tensor
         elif tensor.is_floating_point():
             mean, spread = (tensor.mean(), tensor.std(unbiased=False)) if tensor.numel() else (0.0, 1.0)
@@ -201,6 +203,7 @@ class _Reference:
 
     def __init__(self, model: nn.Module, *, by_name: bool) -> None:
         self.precision = "float64"
+        refuse_wrong_offsets(model)
         self._single = model
         self._double: nn.Module | None = copy.deepcopy(model).eval().double()
         self._by_name = by_name

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import panther as pr
-from panther.nn import SKLinear
+from panther.nn import LowRankEmbedding, LowRankEmbeddingBag, SKLinear
 
 
 @pytest.fixture
@@ -133,3 +133,20 @@ def test_a_shared_bias_counts_once_in_all():
     assert analysis.total.parameters.learnable == sum(parameter.numel() for parameter in model.parameters())
     assert analysis.total.parameters.dense == 2 * 64 * 64 + 64
     assert analysis.other_parameters == 0
+
+
+def test_embeddings_of_low_rank_are_counted_once():
+    one, same = LowRankEmbedding(100, 16, 4), LowRankEmbedding(100, 16, 4)
+    same.tie_to(one)
+    model = nn.ModuleDict({"one": one, "same": same, "bag": LowRankEmbeddingBag(50, 16, 2), "out": nn.Linear(16, 3)})
+    analysis = pr.analyze(model)
+    layers = {layer.name: layer for layer in analysis.layers}
+    bag = layers["bag"]
+    assert (bag.in_features, bag.out_features, bag.low_rank, bag.sketch) == (50, 16, 2, "none")
+    assert (bag.S1s_parameters, bag.S2s_parameters, bag.U1s_parameters, bag.bias_parameters) == (100, 32, 0, 0)
+    assert (bag.costs.multiply_adds_per_row, bag.costs.dense_multiply_adds_per_row) == (32, 0)
+    assert bag.costs.latency_us is None
+    count = analysis.total.parameters
+    assert (count.dense, count.learnable, count.fixed) == (1600 + 800, 4 * 116 + 132, 0)
+    assert analysis.other_parameters == 51
+    assert "one" in str(analysis)

@@ -163,11 +163,38 @@ def test_convolutions_are_reported_and_their_sum_is_checked():
         parse_card(json.dumps(card(convolutions=[convolution(shape=layer["shape"] | {"groups": 0})])))
 
 
+def test_embeddings_are_reported_and_their_counts_are_checked():
+    layer = {
+        "name": "table",
+        "num_embeddings": 100,
+        "embedding_dim": 16,
+        "rank": 4,
+        "mode": "sum",
+        "parameters": {"dense": 1600, "learnable": 464, "fixed": 0},
+        "multiply_adds_per_row": {"dense": 0, "planned": 64},
+        "uses": None,
+    }
+    given = card(embeddings=[layer])
+    given["totals"] = {**given["totals"], "embeddings": layer["parameters"]}
+    parsed = parse_card(json.dumps(given))
+    fields = card_fields(parsed)
+    assert [item.model_dump() for item in fields["embeddings"]] == [layer]
+    assert fields["totals"].embeddings.reduction_percent.learnable == 71.0
+    assert parsed.contradictions() == []
+    given["embeddings"] = [layer | {"rank": 5}]
+    assert parse_card(json.dumps(given)).contradictions() == [
+        "embedding 'table': the card says learnable 464, the formula gives 580"
+    ]
+    with pytest.raises(CardError, match=r"embeddings\.0\.rank"):
+        parse_card(json.dumps(card(embeddings=[layer | {"rank": 0}])))
+
+
 def test_a_card_of_an_older_export_has_none():
     storage = {"precision": "float32", "u_storage": "bits", "weight_bytes": 1000}
     fields = card_fields(Card.model_validate(card(storage=storage)))
     assert fields["quantized_layers"] is None
     assert fields["convolutions"] is None
+    assert fields["embeddings"] is None
     assert fields["totals"].convolutions is None
     assert fields["storage"].bytes_by_type is None
 

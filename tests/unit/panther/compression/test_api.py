@@ -9,7 +9,7 @@ from torch import nn
 
 import panther as pr
 from panther.compression import KINDS
-from panther.nn import SKLinear
+from panther.nn import LowRankEmbedding, SKLinear
 from panther.nn.low_rank import Int8LowRank
 from panther.nn.quantized import BlockEmbedding, BlockLinear, CorrectedLinear, FactoredLinear, Int8Embedding, Int8Linear
 
@@ -82,7 +82,7 @@ def test_each_kind_does_what_it_says(model, tokens):
         layers = shrink(model, calibration=tokens, max_error=0.5, kinds=[kind])
         found = {type(layers.model.get_submodule(layer.name)) for layer in layers.report.layers if layer.kind == kind}
         assert expected in found
-        assert found <= {expected, Int8Embedding, BlockEmbedding}
+        assert found <= {expected, Int8Embedding, BlockEmbedding, LowRankEmbedding}
 
 
 def test_8_bits_alone_do_no_worse_than_quantize_(model, tokens, error):

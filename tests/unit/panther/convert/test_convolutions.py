@@ -104,5 +104,6 @@ def test_filter_fn_and_skip_leave_convolutions():
         report = pr.sketch_(copy.deepcopy(model), ratio=0.9, **options)
         assert [layer.name for layer in report.layers] == ["2", "3"]
         assert ("0",) in [group.names for group in report.unreached]
-    with pytest.raises(ValueError, match="skip pattern 'body' matches no linear layer or convolution of the model"):
+    match = "skip pattern 'body' matches no linear layer, convolution or embedding of the model"
+    with pytest.raises(ValueError, match=match):
         pr.sketch_(model, ratio=0.9, skip="body")

@@ -7,7 +7,7 @@ from torch import nn
 
 import panther as pr
 from panther.convert import ConversionError, Stage
-from panther.nn import SKConv2d, SKLinear
+from panther.nn import LowRankEmbeddingBag, SKConv2d, SKLinear
 
 
 def error(student, teacher, x):
@@ -89,6 +89,15 @@ def test_attention_keeps_its_layers(inputs):
     assert sum(isinstance(module, SKLinear) for module in made.model.modules()) >= 4
     assert made.report.after.stored <= 0.55 * made.report.before.stored
     assert error(made.model, net, x) < 1
+
+
+def test_bags_of_embeddings():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.EmbeddingBag(200, 32, mode="sum"), nn.Linear(32, 8))
+    ids = torch.randint(200, (64, 5))
+    made = pr.sketch_and_distill(net, ids.split(16), ratio=0.4, stages=(0.7,), steps=3, progress=False)
+    assert isinstance(made.model[0], LowRankEmbeddingBag)
+    assert error(made.model, net, ids) < 1
 
 
 @pytest.mark.parametrize(

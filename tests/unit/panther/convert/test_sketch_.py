@@ -194,7 +194,7 @@ def test_skip_and_filter(mlp, inputs):
         (
             {"ratio": 0.5, "filter_fn": lambda *_: False},
             ConversionError,
-            "layer or convolution to convert that filter_fn",
+            "convolution or embedding to convert that filter_fn",
         ),
         ({"ratio": 0.5, "calibration": []}, ConversionError, "calibration holds no batch"),
         ({"ratio": 0.5, "calibration": 5}, ConversionError, r"calibration \(int\)"),
@@ -250,7 +250,7 @@ def test_an_interruption_between_swaps_takes_all_back(mlp, inputs, monkeypatch):
     ("model", "error", "match"),
     [
         (nn.Linear(8, 8), ValueError, "use SKLinear.from_linear"),
-        (nn.ReLU(), ConversionError, "no linear layer or convolution to convert"),
+        (nn.ReLU(), ConversionError, "no linear layer, convolution or embedding to convert"),
         ("model", TypeError, r"model \(str\) must be an nn.Module"),
     ],
 )

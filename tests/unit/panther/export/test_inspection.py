@@ -13,7 +13,7 @@ from torch import nn
 
 from panther.export import CARD_KEY, ExportError, inspect_file
 from panther.export.inspection import print_inspection
-from panther.nn import SKConv2d, SKLinear
+from panther.nn import LowRankEmbedding, SKConv2d, SKLinear
 
 
 def printed(inspection):
@@ -77,6 +77,14 @@ def test_a_file_with_convolutions(export):
     report = export(model, torch.randn(2, 3, 9, 9))
     for text in (printed(inspect_file(report.path)), str(report)):
         for part in ("3→16, 3x3", "16→16, 1x1", "output", "both", "x·A·B", "model"):
+            assert part in text
+
+
+def test_a_file_with_embeddings(export):
+    model = nn.Sequential(LowRankEmbedding(50, 16, 4), nn.Flatten(), SKLinear(48, 32, 1, 4)).eval()
+    report = export(model, torch.randint(0, 50, (2, 3)))
+    for text in (printed(inspect_file(report.path)), str(report)):
+        for part in ("embedding", "50→16", "lookup", "x·A·B"):
             assert part in text
 
 

@@ -61,15 +61,30 @@ def convolutions():
     )
 
 
+class Recommender(torch.nn.Module):
+    """Bags of two tables, dense or of low rank, meet in pairwise products."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = torch.nn.ModuleList(torch.nn.EmbeddingBag(90, 16, mode=mode) for mode in ("sum", "mean"))
+        self.top = torch.nn.Linear(4, 3)
+
+    def forward(self, places):
+        bags = torch.stack([table(places[:, i]) for i, table in enumerate(self.tables)], 1)
+        return self.top((bags @ bags.mT).flatten(1))
+
+
 @pytest.mark.parametrize(
     ("make", "example", "ratio"),
     [
+        (Recommender, torch.randint(0, 90, (2, 2, 5)), None),
+        (Recommender, torch.randint(0, 90, (2, 2, 5)), 0.7),
         (perceptron, torch.randn(2, 64), None),
         (perceptron, torch.randn(2, 64), 0.8),
         (convolutions, torch.randn(2, 3, 8, 8), 0.9),
         (Encoder, torch.randint(0, 50, (2, 6)), 0.95),
     ],
-    ids=["perceptron", "sketched perceptron", "convolutions", "encoder"],
+    ids=["recommender", "recommender of low rank", "perceptron", "sketched perceptron", "convolutions", "encoder"],
 )
 def test_exports_of_panther(tmp_path, make, example, ratio):
     torch.manual_seed(0)

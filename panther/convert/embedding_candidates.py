@@ -1,0 +1,153 @@
+"""What an embedding can become: a table of lower rank, with the error of every rank.
+
+See docs/decisions/0078-embeddings-of-low-rank.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.calibration import Moments
+from panther.convert.candidates import (
+    DAMPING_FOR_FEW_ROWS,
+    INPUT_DAMPING,
+    OUTPUT_DAMPING,
+    Candidate,
+    Weighing,
+)
+from panther.convert.embeddings import Embeddings, is_embedding
+from panther.convert.layers import Unit
+from panther.linalg.projection import Projection, projections, second_moment
+from panther.linalg.whitening import damped
+from panther.nn import LowRankEmbedding, LowRankEmbeddingBag
+from panther.nn.hooks import take_hooks
+
+# columns of the table that is looked up
+EMBEDDING_RANK_STEP = 4
+# rows that calibration did not see get no more of the weight than those that it saw
+_MOST_UNSEEN = 0.5
+
+
+def embedding_ranks(unit: Unit) -> tuple[int, ...]:
+    """The ranks at which a table stores less."""
+    most = min((unit.weights - 1) // (unit.in_features + unit.out_features), unit.in_features, unit.out_features)
+    return tuple(range(EMBEDDING_RANK_STEP, most + 1, EMBEDDING_RANK_STEP))
+
+
+def embedding_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandidate:
+    """Take a table apart for the lookups that calibration saw; for all rows alike where it saw nothing."""
+    W = unit.weight.t()
+    weighing = None if moments is None else weigh_lookups(unit, moments)
+    if weighing is None:
+        S, C_out = second_moment(W), None
+    else:
+        S, C_out = weighing.covariance if weighing.inputs is None else weighing.inputs, weighing.outputs
+    found = projections(S, C_out)
+    if C_out is None:
+        energies = found.energies / found.energies.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        found = Projection(found.left, found.right, energies)
+    return EmbeddingCandidate(unit, weighing, found, embedding_ranks(unit), found)
+
+
+def weigh_lookups(unit: Unit, moments: Moments) -> Weighing:
+    """The second moment of what an embedding puts out, rows that calibration did not see among it, damped.
+
+    How much these weigh is the chance that the next lookup is of one of them, by the estimate of Good and Turing: the
+    share of lookups of rows that were seen once. (Good, "The population frequencies of species and the estimation of
+    population parameters", 1953.)
+    """
+    S = moments.second / max(moments.rows, 1)
+    if moments.counts is not None:
+        S = _with_unseen(unit, S, moments.counts, moments.rows)
+    outputs = None
+    if moments.sensitivity is not None:
+        few = DAMPING_FOR_FEW_ROWS / max(moments.rows, 1)
+        outputs = damped(moments.sensitivity, OUTPUT_DAMPING + few * unit.out_features)
+    return Weighing(S, None, damped(S, INPUT_DAMPING), outputs, None)
+
+
+def _with_unseen(unit: Unit, S: Tensor, counts: Tensor, outputs: int) -> Tensor:
+    unseen, lookups = counts == 0, int(counts.sum())
+    if not bool(unseen.any()) or not lookups:
+        return S
+    mass = min(max(int((counts == 1).sum()), 1) / lookups, _MOST_UNSEEN)
+    # of independent rows: a sum of n has n times the second moment of one, a mean an n-th of it
+    module, size = unit.places[0].module, lookups / max(outputs, 1)
+    scale = 1.0
+    if isinstance(module, nn.EmbeddingBag):
+        scale = size if module.mode == "sum" else 1 / size
+    return (1 - mass) * S + mass * scale * second_moment(unit.weight.t(), unseen) / unseen.sum()
+
+
+@dataclass(eq=False)
+class EmbeddingCandidate(Candidate):
+    """A table that is looked up, then a product.
+
+    Attributes:
+        projection: the same as spectrum.
+    """
+
+    projection: Projection
+
+    def stored(self, rank: int) -> tuple[int, int]:
+        """Entries that are learned, and those that are fixed."""
+        return rank * (self.unit.in_features + self.unit.out_features), 0
+
+    def multiply_adds(self, rank: int) -> int:
+        """Of a row, or of a bag."""
+        return rank * self.unit.out_features
+
+    def lost(self, rank: int) -> Tensor:
+        """(d, V), W - Ŵ, transposed."""
+        return self.projection.remainder(rank).t() @ self.unit.weight.double()
+
+    def errors(self, rank: int) -> tuple[float, float | None]:
+        """The relative errors in the table and on the data."""
+        lost = self.projection.remainder(rank)
+
+        def relative(S: Tensor) -> float:
+            whole = S.diagonal().sum()
+            return (((S @ lost) * lost).sum() / whole).clamp_min(0).sqrt().item() if whole > 0 else 0.0
+
+        on_data = None if self.weighing is None else relative(self.weighing.covariance)
+        return relative(second_moment(self.unit.weight.t())), on_data
+
+    def layers(self, rank: int) -> Sequence[LowRankEmbedding | LowRankEmbeddingBag]:
+        """The tables of low rank, one for each module that is replaced; they share their factors."""
+        A, B = self.projection.factors(self.unit.weight.t(), rank)
+        found: list[LowRankEmbedding | LowRankEmbeddingBag] = []
+        for place in self.unit.places:
+            layer = embedding_like(_embeddings(place.module), rank)
+            if found:
+                layer.tie_to(found[0])
+            else:
+                layer.set_factors(A, B)
+            take_hooks(layer, place.module)
+            found.append(layer)
+        return found
+
+    @torch.no_grad()
+    def overflows(self, rank: int) -> bool:
+        """Whether a factor leaves the range of its type."""
+        if self.unit.weight.dtype.itemsize > 2:
+            return False
+        return not all(bool(tensor.isfinite().all()) for tensor in self.layers(rank)[0].parameters())
+
+
+def embedding_like(
+    module: Embeddings, rank: int, *, device: str | None = None
+) -> LowRankEmbedding | LowRankEmbeddingBag:
+    """A table of low rank for the place of an embedding, without values."""
+    if isinstance(module, nn.EmbeddingBag):
+        return LowRankEmbeddingBag.like(module, rank, device=device)
+    return LowRankEmbedding.like(module, rank, device=device)
+
+
+def _embeddings(module: nn.Module) -> Embeddings:
+    if not is_embedding(module):
+        raise TypeError(f"{type(module).__name__} is no embedding")
+    return module
