@@ -198,8 +198,12 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def kinds_in_play(*, convolutions: bool, embeddings: Kinds) -> str:
     """The layers that are looked at, in words."""
-    kinds = ["linear layer", *(["convolution"] if convolutions else []), *(["embedding"] if embeddings else [])]
+    kinds = ["linear layer", *(["convolution"] if convolutions else []), *_names_of(embeddings)]
     return kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+
+
+def _names_of(embeddings: Kinds) -> list[str]:
+    return [] if not embeddings else ["embedding" if nn.Embedding in embeddings else "bag of embeddings"]
 
 
 def _is_transposed(module: nn.Module) -> bool:

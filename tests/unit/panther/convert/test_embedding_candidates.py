@@ -87,7 +87,7 @@ def test_nearly_all_of_a_recommender_is_in_play_and_calibration_halves_its_error
     assert error(small, other, held_out) == 0
 
     before = [bag.A.detach().clone() for bag in small.bags]
-    result = pr.distill_(small, model, calibration * 4, steps=20, lr=0.02, progress=False)
+    result = pr.distill_(small, model, calibration * 4, steps=20, lr=0.02, train="sketched", progress=False)
     assert result.error < result.error_before
     assert all(not torch.equal(bag.A, old) for bag, old in zip(small.bags, before, strict=True))
     groups = pr.param_groups(small, sketch_lr=0.1, lr=0.2)
@@ -207,7 +207,7 @@ def test_reading_the_weight_hooks_dtype_and_shared_tables():
     model = Shared().to(torch.bfloat16).eval()
     calls = []
     model.first.register_forward_hook(lambda *_: calls.append(1))
-    report = pr.sketch_(model, ratio=0.7, calibration=torch.randint(0, 200, (16, 8)))
+    report = pr.sketch_(model, ratio=0.7, calibration=torch.randint(0, 200, (16, 8)), embeddings=True)
     assert report.layers[0].names == ("first", "second")
     assert isinstance(model.first, LowRankEmbedding)
     assert model.first.A is model.second.A
@@ -252,7 +252,8 @@ def test_what_stays_dense_says_why():
         def forward(self, ids):
             return self.normed(ids).sum(1) + self.small(ids % 3).sum(1) + self.largest(ids) + self.good(ids).sum(1)
 
-    report = pr.sketch_(Many().eval(), ratio=0.9, calibration=torch.randint(0, 90, (16, 8)), probes=1)
+    calibration = torch.randint(0, 90, (16, 8))
+    report = pr.sketch_(Many().eval(), ratio=0.9, calibration=calibration, probes=1, embeddings=True)
     assert report.replaced == ("good",)
     for name, reason in (
         ("normed", "max_norm changes the table"), ("small", "no rank that is a multiple of 4 stores fewer"),
