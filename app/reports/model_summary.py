@@ -34,6 +34,8 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
     card = model.card
     inputs = {item.name: item for item in card.inputs} if card else {}
     outputs = {item.name: item for item in card.outputs} if card else {}
+    if model.labelled is not None:  # a classifier of scikit-learn has labels without a card
+        outputs[model.labelled.name] = model.labelled
     return {
         **summary,
         "provider": model.provider,

@@ -1,16 +1,17 @@
-// Reads /stats every two seconds and shows it. A server that goes away is waited for.
+// Reads the counters every two seconds and shows them. A server that goes away is waited for.
 
 import * as api from "./api.js";
-import { fact, h } from "./dom.js";
+import { fact } from "./dom.js";
 import * as format from "./format.js";
+import { ModelList } from "./list.js";
 import { ModelView } from "./model.js";
-import { Series } from "./series.js";
 
 const EVERY_MS = 2000;
+const HASH = "#model=";
 
 const page = Object.fromEntries(["state", "server", "alert", "key", "models"].map((id) => [id, document.getElementById(id)]));
 const views = new Map();
-const series = new Map();
+let list = null;
 let summaries = new Map();
 let signature = null;
 let timer = null;
@@ -26,9 +27,19 @@ function warn(text) {
   page.alert.hidden = !text;
 }
 
+/** Why the server is not ready, less what the rows of broken models tell. */
+function toldNowhereElse(problem) {
+  let rest = problem ?? "";
+  for (const view of views.values()) {
+    for (const report of view.reports) if (report.reason) rest = rest.replace(`${report.name}: ${report.reason}`, "");
+  }
+  return /[^; ]/.test(rest) ? problem : "";
+}
+
 function showServer(server) {
   pill(server.ready ? "ready" : "not ready", server.ready ? "good" : "bad");
-  warn(server.ready ? "" : `Not ready: ${server.not_ready_because}`);
+  const problem = toldNowhereElse(server.not_ready_because);
+  warn(problem ? `Not ready: ${problem}` : "");
   const failures = Object.entries(server.failures_without_model).map(([reason, count]) => `${count} ${reason}`);
   page.server.replaceChildren(
     ...[
@@ -55,32 +66,41 @@ async function learnModels(reports) {
   signature = now;
 }
 
+const linked = () => (location.hash.startsWith(HASH) ? decodeURIComponent(location.hash.slice(HASH.length)) : null);
+
+function open(view) {
+  view.toggle(!view.open);
+  history.replaceState(null, "", view.open ? HASH + encodeURIComponent(view.name) : location.pathname + location.search);
+}
+
+/** Open what the address names, or else the only model, or the default one of a few. */
+function openFirst() {
+  const named = views.get(linked());
+  const first = views.size === 1 ? [...views.values()][0] : views.size < 6 && [...views.values()].find((view) => view.summary?.default);
+  (named || first)?.toggle?.(true);
+  named?.element.scrollIntoView();
+}
+
 function showModels(document) {
   const seconds = performance.now() / 1000;
   const grouped = byModel(document.models);
+  const begins = list === null;
+  list ??= new ModelList(page.models);
   for (const [name, reports] of grouped) {
-    const served = reports.find((report) => report.served_by_default && report.live);
-    const key = served && `${name}/${served.version}`;
-    if (key) {
-      if (!series.has(key)) series.set(key, new Series());
-      series.get(key).add(served.live, seconds);
-    }
-    if (!views.has(name)) views.set(name, new ModelView(name, read));
-    views.get(name).update(reports, summaries.get(name), document.server.model_control, series.get(key));
+    if (!views.has(name)) views.set(name, new ModelView(name, read, open));
+    views.get(name).update(reports, summaries.get(name), document.server.model_control, seconds);
   }
   for (const name of views.keys()) if (!grouped.has(name)) views.delete(name);
-  const wanted = [...views.values()].map((view) => view.element);
-  const same = wanted.length === page.models.children.length && wanted.every((element, index) => page.models.children[index] === element);
-  if (!wanted.length) page.models.replaceChildren(h("p", { class: "empty" }, "No model is served."));
-  else if (!same) page.models.replaceChildren(...wanted);
+  list.update([...views.values()]);
+  if (begins) openFirst();
 }
 
 async function readOnce() {
   try {
-    const document = await api.stats();
+    const document = await api.live();
     await learnModels(document.models);
-    showServer(document.server);
     showModels(document);
+    showServer(document.server);
   } catch (error) {
     if (error instanceof api.ApiError && error.status === 401) {
       pill("key needed", "warn");
@@ -111,5 +131,6 @@ page.key.addEventListener("submit", async (event) => {
   page.key.hidden = true;
   read();
 });
+addEventListener("hashchange", () => views.get(linked())?.toggle(true));
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : read()));
 read();

@@ -126,7 +126,7 @@ def test_a_model_that_is_not_batched_says_why(start, visit, tmp_path):
         save(model, tmp_path / name / "1" / "model.onnx")
         (tmp_path / name / "panther.toml").write_text(settings)
     with start(tmp_path) as server:
-        page = visit(server.url).page
+        page = visit(server.url, ["scaled", "chosen"]).page
         scaled, chosen = (page.locator(f"[data-model={name}]") for name in ("scaled", "chosen"))
         assert (
             "Each request runs by itself: node 'quantize' takes its scale over the whole tensor" in scaled.inner_text()
@@ -150,18 +150,20 @@ def test_a_model_without_a_card_says_what_is_unknown_and_can_be_asked(start, vis
         visited = visit(server.url)
         page = visited.page
         shown = page.locator("[data-model=product]").inner_text()
-        assert "The file has no card" in shown
+        assert "An ONNX file without a model card" in shown
         assert "Requests share runs: each row of the outputs depends on the same row of the inputs alone." in shown
-        assert "batched" in page.locator("header .pill").all_inner_texts()
+        assert "batched" in page.locator("h3 .pill").all_inner_texts()
         assert "%" not in page.locator(".figures").inner_text()
         page.locator("textarea").fill('{"inputs": {"a": [[1, 2, 3]], "b": [[4, 5, 6]]}}')
         page.get_by_role("button", name="Ask").click()
-        until(page, "document.querySelector('pre').textContent.includes('18')")
-        answer = json.loads(page.locator("pre").inner_text().rsplit("\n\n", 1)[0])
-        assert answer["outputs"] == {"c": [[4, 10, 18]]}
+        page.locator(".numbers dd", has_text="18").wait_for()
+        assert page.locator(".numbers dd").all_inner_texts() == ["4", "10", "18"]
+        assert json.loads(page.locator(".result > details > pre").first.text_content())["outputs"] == {
+            "c": [[4, 10, 18]]
+        }
         page.locator("textarea").fill('{"inputs": [1]}')
         page.get_by_role("button", name="Ask").click()
-        until(page, "document.querySelector('pre').textContent.includes('several inputs')")
+        page.locator(".answer", has_text="several inputs").wait_for()
 
 
 def test_reloading_and_versions(start, visit, tmp_path, until):
@@ -172,20 +174,24 @@ def test_reloading_and_versions(start, visit, tmp_path, until):
         shutil.copytree(tmp_path / "digits" / "1", tmp_path / "digits" / "2")
         page.get_by_role("button", name="Reload from disk").click()
         page.get_by_text("Loaded.").wait_for()
-        until(page, "document.querySelector('.model header').textContent.includes('version 2')")
-        rows = page.locator("tbody tr").all_inner_texts()
+        until(page, "document.querySelector('.model > header').textContent.includes('version 2')")
+        rows = page.locator(".card > .block tbody tr").all_inner_texts()
         assert [row.split()[0] for row in rows] == ["2", "1"]
         page.locator(".samples button").nth(8).click()
         until(page, "document.querySelector('.answer span').textContent.includes('version 2')")
         assert page.locator(".answer b").inner_text() == "4"
         page.get_by_role("button", name="Measure against dense").click()
-        until(page, "/batch 256: .* of dense/.test(document.querySelector('.actions output').textContent)")
+        until(page, "/batch 256: .* of dense/.test(document.querySelector('.card > .block output').textContent)")
 
         (tmp_path / "digits" / "3").mkdir()
         (tmp_path / "digits" / "3" / "model.onnx").write_bytes(b"broken")
         page.get_by_role("button", name="Reload from disk").click()
-        until(page, "document.querySelector('.actions output').textContent.includes('version 3')")
-        until(page, "document.querySelector('tbody').textContent.includes('unavailable')")
+        until(page, "document.querySelector('.card > .block output').textContent.includes('version 3')")
+        until(page, "document.querySelector('.card > .block tbody').textContent.includes('unavailable')")
+        page.locator(".reason", has_text="Version 3").wait_for()
+        assert page.locator("body").inner_text().count("INVALID_PROTOBUF") == 1 + page.locator(
+            ".card > .block output"
+        ).inner_text().count("INVALID_PROTOBUF")
         assert "version 2" in page.locator("header .pill").all_inner_texts()
 
 
@@ -289,7 +295,8 @@ def test_it_shows_the_error_of_a_regression_in_its_unit(start, visit, tmp_path):
     build.put(tmp_path, build.Tiny().graph(), "m", card=card)
     with start(tmp_path) as server:
         page = visit(server.url).page
+        page.locator(".figures dt").first.wait_for()
         names = page.locator(".figures dt").all_inner_texts()
         figures = dict(zip(names, page.locator(".figures dd").all_inner_texts(), strict=True))
         assert figures["test rmse, dense 11.3 mg/dL"] == "12.5 mg/dL"
-        assert "logits in mg/dL" in page.locator("[data-model=m]").inner_text()
+        assert "regression, in mg/dL" in page.locator("[data-model=m]").inner_text()
