@@ -110,7 +110,9 @@ class Settings(BaseSettings):
         default=1024, ge=0, description="answers shorter than this are never compressed, whatever the client accepts"
     )
     default_model: str | None = Field(
-        default=None, min_length=1, description="model of POST /predict; default: the only model that is served"
+        default=None,
+        min_length=1,
+        description="model of POST /predict; default: the only one served, or the one whose panther.toml says so",
     )
     version_policy: str = Field(
         default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"

@@ -314,6 +314,11 @@ class Repository:
         """Names of the models that are served."""
         return [name for name, entry in self.entries.items() if entry.served is not None]
 
+    def defaults(self) -> list[str]:
+        """Names of the models that are served and whose own settings make them the default."""
+        served = ((name, entry.served_version) for name, entry in self.entries.items())
+        return [name for name, item in served if item is not None and item.serving and item.serving.settings.default]
+
     def to_retry(self) -> dict[str, frozenset[str]]:
         """The versions that could not be loaded since memory, time or file descriptors were short, by model."""
         found = {

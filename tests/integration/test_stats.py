@@ -203,3 +203,21 @@ def test_live_stats_are_the_part_that_changes(serve, tiny):
     assert set(live) == {"name", "version", "served_by_default", "state", "reason", "loaded_at_s", "live"}
     assert set(document["server"]) == set(client.get("/stats").json()["server"])
     assert "1 requests, 1 rows" in client.get("/stats?live=true&format=table").text
+
+
+def test_the_list_of_models_says_what_each_saves(serve, tiny):
+    latency = {
+        "device": "cpu",
+        "num_threads": 1,
+        "batch_sizes": [1],
+        "median_us": [20.0],
+        "dense_twin_median_us": [80.0],
+    }
+    client = serve(tiny.graph(), card=build.sketched_card(latency=latency))
+    (summary,) = client.get("/models").json()["models"]
+    size = client.get("/stats").json()["models"][0]["bytes"]
+    assert summary["savings"] == {
+        "file_bytes": size["file_bytes"],
+        "bytes_reduction_percent": size["reduction_percent"],
+        "ratio_to_dense_twin": 0.25,
+    }

@@ -2,7 +2,7 @@
 
 export const UNKNOWN = "–";
 
-const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
+const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 const whole = new Intl.NumberFormat("en-US");
 
 /** 401920 -> "401,920" */

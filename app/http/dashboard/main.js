@@ -96,11 +96,10 @@ function showModels(document) {
 }
 
 async function readOnce() {
+  let document;
   try {
-    const document = await api.live();
+    document = await api.live();
     await learnModels(document.models);
-    showModels(document);
-    showServer(document.server);
   } catch (error) {
     if (error instanceof api.ApiError && error.status === 401) {
       pill("key needed", "warn");
@@ -109,7 +108,10 @@ async function readOnce() {
     }
     pill("not reachable", "bad");
     warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again every two seconds.");
+    return;
   }
+  showModels(document);
+  showServer(document.server);
 }
 
 /** Read now, then every two seconds for as long as the page is looked at. */

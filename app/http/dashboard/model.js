@@ -26,6 +26,7 @@ export class ModelView {
     this.details = null;
     this.pills = h("span", { class: "pills" });
     this.figures = h("dl", { class: "glance" });
+    this.gain = h("p", { class: "gain" });
     this.reason = h("p", { class: "reason" });
     const body = `card-${encodeURIComponent(name)}`;
     this.button = h("button", { type: "button", "aria-expanded": "false", "aria-controls": body, onclick: () => onToggle(this) }, name);
@@ -34,7 +35,7 @@ export class ModelView {
     this.element = h(
       "article",
       { class: "model", "aria-label": `Model ${name}`, "data-model": name },
-      h("header", {}, h("h2", {}, this.button), this.pills, this.figures, this.reason),
+      h("header", {}, h("h2", {}, this.button), this.pills, this.gain, this.figures, this.reason),
       this.card,
     );
   }
@@ -88,6 +89,11 @@ export class ModelView {
       this.reason.hidden = !because || judged.key === "unloaded";
     });
     const live = served?.live;
+    const saved = summary?.savings;
+    const [reduction, ratio] = [saved?.bytes_reduction_percent ?? 0, saved?.ratio_to_dense_twin ?? 1];
+    const smaller = reduction > 0 && `${format.percent(reduction)} smaller`;
+    const faster = ratio < 0.95 && `${format.short(1 / ratio)}× as fast as dense`;
+    this.once("gain", [smaller, faster], () => (this.gain.textContent = [smaller, faster].filter(Boolean).join(", ")));
     const figures = live
       ? [
           live.failed > 0 && fact("failed", format.integer(live.failed), { class: "failing" }),

@@ -31,7 +31,7 @@ function figures(report) {
     speed && fact(`as fast as dense, batch ${speed.batch_sizes[0]}`, `${format.short(1 / speed.ratio_to_dense_twin[0])}×`),
     quality(report),
     model && less(model.dense, model.learnable, "parameters to learn"),
-    model && less(model.dense, model.learnable + model.fixed, "parameters, the fixed ones too"),
+    model?.fixed > 0 && less(model.dense, model.learnable + model.fixed, "parameters, the fixed ones too"),
     adds?.dense > 0 && less(adds.dense, adds.planned, "multiply-adds for a row"),
     fact("in memory once loaded", format.bytes(size.resident_bytes)),
     report.check && fact("largest error of the export", report.check.max_relative_error.toExponential(1)),

@@ -1,5 +1,8 @@
 """The page of a server that asks for API keys."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,21 @@ def test_a_key_for_predicting_is_told_that_it_may_not_reload_and_another_may(gua
 def test_no_field_where_no_key_is_needed(server, visit):
     page = visit(server.url).page
     assert page.locator("#key").is_hidden()
+
+
+def test_a_copied_request_holds_the_name_of_the_key_alone(guarded, tab):
+    tab.goto(guarded.url)
+    enter(tab, PREDICT)
+    tab.locator(".samples button").first.click()
+    tab.locator(".answer b", has_text="0").wait_for()
+    tab.locator(".snippets summary").first.click()
+    snippet = tab.locator(".snippets pre").first
+    command = snippet.text_content()
+    assert '-H "Authorization: Bearer $PANTHER_API_KEY"' in command
+    tab.get_by_role("button", name="Python").click()
+    program = snippet.text_content()
+    assert PREDICT not in command + program
+    environment = {**os.environ, "PANTHER_API_KEY": PREDICT}
+    for line in (["bash", "-c", command], [sys.executable, "-c", program]):
+        ran = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+        assert "predictions" in ran.stdout, ran.stderr

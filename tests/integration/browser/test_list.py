@@ -132,3 +132,17 @@ def test_the_charts_show_an_hour_and_a_day_too(many, visit, until):
         label = page.locator(".chart svg").first.get_attribute("aria-label")
         assert label.startswith(f"Requests over the last {name}: now ")
         assert page.locator(".chart .axis").first.inner_text().startswith(f"{name} ago")
+
+
+def test_the_shipped_models_show_their_gain_in_the_list(server, visit):
+    page = visit(server.url).page
+    gains = page.locator(".gain").all_inner_texts()
+    saved = [model["savings"] for model in httpx.get(f"{server.url}/models").json()["models"]]
+    assert gains[0] == f"{saved[0]['bytes_reduction_percent']:.1f}% smaller"
+    times = f"{1 / saved[1]['ratio_to_dense_twin']:.3g}"
+    assert (
+        gains[1]
+        == f"{saved[1]['bytes_reduction_percent']:.1f}% smaller, {times}\N{MULTIPLICATION SIGN} as fast as dense"
+    )
+    assert page.locator("[data-model=digits] .pill", has_text="default").count() == 1
+    assert page.locator("[data-model=digits] .card").is_visible()

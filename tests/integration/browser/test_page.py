@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -39,7 +42,7 @@ def test_it_shows_the_figures_of_stats(server, visit):
     httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]})
     page = visit(server.url).page
     document = server.stats()
-    (report,) = document["models"]
+    report = document["models"][0]
     text = page.locator("[data-model=digits]").inner_text()
     model, adds = report["totals"]["model"], report["multiply_adds_per_row"]
     figures = dict(
@@ -73,7 +76,7 @@ def test_it_shows_the_figures_of_stats(server, visit):
 
 def test_areas_of_the_picture_are_to_scale(server, visit):
     page = visit(server.url).page
-    (report,) = server.stats()["models"]
+    report = server.stats()["models"][0]
     areas = (
         page.locator(".layer")
         .first.locator("svg")
@@ -300,3 +303,50 @@ def test_it_shows_the_error_of_a_regression_in_its_unit(start, visit, tmp_path):
         figures = dict(zip(names, page.locator(".figures dd").all_inner_texts(), strict=True))
         assert figures["test rmse, dense 11.3 mg/dL"] == "12.5 mg/dL"
         assert "regression, in mg/dL" in page.locator("[data-model=m]").inner_text()
+
+
+@contextmanager
+def proxied(url, prefix):
+    """A proxy that serves ``url`` below a path prefix, which it takes off."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if not self.path.startswith(f"{prefix}/"):
+                self.send_error(404)
+                return
+            headers = {"content-type": self.headers.get("content-type", "")} if body else {}
+            answer = httpx.request(self.command, url + self.path.removeprefix(prefix), content=body, headers=headers)
+            self.send_response(answer.status_code)
+            for name in ("content-type", "content-security-policy"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            """Nothing."""
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}/"
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+
+
+def test_it_works_below_a_path_prefix(server, visit):
+    with proxied(server.url, "/team/panther") as url:
+        visited = visit(url)
+        page = visited.page
+        page.locator(".samples button").nth(4).click()
+        page.locator(".answer b", has_text="2").wait_for()
+        page.locator(".snippets summary").first.click()
+        assert f"'{url}models/digits/predict?top_k=10'" in page.locator(".snippets pre").first.text_content()
+        assert visited.problems == []
