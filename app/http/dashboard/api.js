@@ -55,7 +55,7 @@ const name = encodeURIComponent;
 
 /** Whether requests carry an API key. */
 export const keyed = () => Boolean(key);
-/** States and counters of all models: small, for it is read every two seconds. */
+/** States and counters of all models: small, for it is read every few seconds. */
 export const live = () => call("stats?live=true&histograms=true", {}, 10_000);
 /** Everything about one model. */
 export const details = async (model) => (await call(`models/${name(model)}/stats`, {}, 10_000)).models;

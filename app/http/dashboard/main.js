@@ -1,4 +1,4 @@
-// Reads the counters every two seconds and shows them. A server that goes away is waited for.
+// Reads the counters every few seconds and shows them. A server that goes away is waited for.
 
 import * as api from "./api.js";
 import { fact } from "./dom.js";
@@ -7,6 +7,8 @@ import { ModelList } from "./list.js";
 import { ModelView } from "./model.js";
 
 const EVERY_MS = 2000;
+const SLOWEST_MS = 10_000;
+const SHARE = 10; // reading takes a tenth of the time at most: a server of many models, or a busy one, is asked less often
 const HASH = "#model=";
 
 const page = Object.fromEntries(["state", "server", "alert", "key", "models"].map((id) => [id, document.getElementById(id)]));
@@ -16,6 +18,7 @@ let summaries = new Map();
 let signature = null;
 let timer = null;
 let reading = null;
+let reachable = false;
 
 function pill(text, tone) {
   if (page.state.textContent !== text) page.state.textContent = text;
@@ -97,6 +100,7 @@ function showModels(document) {
 
 async function readOnce() {
   let document;
+  reachable = false;
   try {
     document = await api.live();
     await learnModels(document.models);
@@ -107,20 +111,23 @@ async function readOnce() {
       return;
     }
     pill("not reachable", "bad");
-    warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again every two seconds.");
+    warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again.");
     return;
   }
+  reachable = true;
   showModels(document);
   showServer(document.server);
 }
 
-/** Read now, then every two seconds for as long as the page is looked at. */
+/** Read now, then every two seconds or less often for as long as the page is looked at. */
 async function read() {
   clearTimeout(timer);
+  const began = performance.now();
   reading ??= readOnce().finally(() => (reading = null));
   await reading;
   clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(read, EVERY_MS);
+  const wait = Math.min(SLOWEST_MS, Math.max(EVERY_MS, SHARE * (performance.now() - began)));
+  if (!document.hidden) timer = setTimeout(read, reachable ? wait : EVERY_MS);
 }
 
 api.onDenied(() => (page.key.hidden = false));

@@ -205,7 +205,7 @@ class Visit:
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type != "log" else None)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
 
     def go(self, url, opened):
         """Open the page and the cards of some models; None: the one that opens by itself."""
@@ -242,7 +242,7 @@ def visit(chromium):
 def until():
     """Wait until an expression is true in the page; Playwright's own way is refused by the page's policy."""
 
-    def wait(page, expression, seconds=15):
+    def wait(page, expression, seconds=60):
         deadline = time.monotonic() + seconds
         while not page.evaluate(expression):
             assert time.monotonic() < deadline, f"never came true: {expression}; {page.locator('body').inner_text()}"

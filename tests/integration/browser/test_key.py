@@ -22,7 +22,7 @@ def guarded(start):
 def tab(chromium):
     context = chromium.new_context()
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     yield page
     context.close()
 

@@ -31,6 +31,16 @@ OVERLAPS = """() => [".model", ".figures div", ".chart", ".block", ".layer", ".f
     over(a, b, "left", "right") && over(a, b, "top", "bottom")
   ).map((b) => [selector, a.toJSON(), b.toJSON()]));
 })"""
+# Bars of one answer that begin at different places, and fields of one row that end at different heights.
+UNEVEN = """() => {
+  const sides = (selector, side) => [...document.querySelectorAll(selector)].filter((one) => one.checkVisibility())
+    .map((one) => Math.round(one.getBoundingClientRect()[side]));
+  const bars = [...document.querySelectorAll(".bars")].filter((one) => one.checkVisibility());
+  const starts = bars.map((one) =>
+    new Set([...one.querySelectorAll(".track")].map((track) => Math.round(track.getBoundingClientRect().left))).size);
+  const rows = new Set(sides(".fields label", "bottom")).size;
+  return [starts.filter((count) => count !== 1), rows - new Set(sides(".fields input, .fields select", "bottom")).size];
+}"""
 
 
 def prepare(page):
@@ -44,8 +54,9 @@ def prepare(page):
     page.locator("[data-model=tags] .chart path").first.wait_for()
 
 
-@pytest.mark.parametrize("color_scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("width", "color_scheme"), [*((width, "light") for width in WIDTHS), (390, "dark"), (1280, "dark")]
+)
 def test_cards_fit_and_axe_finds_nothing(many, visit, width, color_scheme):
     # Loaded past the page's own policy, which would refuse a script from elsewhere.
     size = {"width": width, "height": 900}
@@ -54,6 +65,7 @@ def test_cards_fit_and_axe_finds_nothing(many, visit, width, color_scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OUTSIDE) == []
     assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate(UNEVEN) == [[], 0]
     if width in (390, 1280):
         from axe_playwright_python.sync_playwright import Axe
 

@@ -128,8 +128,7 @@ export class Answer {
         h("span", {}, part === null ? "" : format.fraction(part)),
       );
     };
-    const wide = items.some((item) => item.name.length > 3);
-    return h("ul", { class: `bars${wide ? " wide" : ""}`, "aria-label": "Probabilities" }, ...items.map(bar));
+    return h("ul", { class: "bars", "aria-label": "Probabilities" }, ...items.map(bar));
   }
 
   table(rows) {
