@@ -92,7 +92,7 @@ def test_a_loop_of_ones_own(tmp_path):
 
 def test_the_client(tmp_path, shipped):
     out = run("ask.py", tmp_path, shipped)
-    assert "ready: True models: ['digits']" in out
+    assert "ready: True models: ['digits', 'digits-small']" in out
     assert "logits: (1, 10) float32" in out
     assert re.search(r"labels: .*'2'", out)
     assert re.search(r"refused: .*784", out)
