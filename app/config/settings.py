@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         default=None,
         min_length=1,
-        description="model of POST /predict; default: the only one served, or the one whose panther.toml says so",
+        description="model of POST /predict; default: the one whose panther.toml says so, else the only one",
     )
     version_policy: str = Field(
         default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"

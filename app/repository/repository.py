@@ -66,6 +66,7 @@ class Repository:
         self.loads: Counter[tuple[str, str]] = Counter()
         self._retired: list[Serving] = []
         self._counted: dict[tuple[str, str], Statistics] = {}
+        self._defaults: set[str] = set()
         self._ending = False
         self._changing = RLock()
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
@@ -170,6 +171,7 @@ class Repository:
         except LoadError as error:
             self._refuse(name, on_disk, policy, error)
             raise
+        (self._defaults.add if settings.default else self._defaults.discard)(name)
         policy = policy or settings.version_policy or self.policy
         wanted = selected(policy, on_disk)
         if not wanted:
@@ -315,9 +317,8 @@ class Repository:
         return [name for name, entry in self.entries.items() if entry.served is not None]
 
     def defaults(self) -> list[str]:
-        """Names of the models that are served and whose own settings make them the default."""
-        served = ((name, entry.served_version) for name, entry in self.entries.items())
-        return [name for name, item in served if item is not None and item.serving and item.serving.settings.default]
+        """Names of the models whose own settings make them the default, served or not."""
+        return [name for name in self.entries if name in self._defaults]
 
     def to_retry(self) -> dict[str, frozenset[str]]:
         """The versions that could not be loaded since memory, time or file descriptors were short, by model."""

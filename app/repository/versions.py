@@ -65,11 +65,6 @@ class Entry:
         return [item for item in self.versions.values() if item.state is State.READY]
 
     @property
-    def served_version(self) -> Version | None:
-        """The version of requests that name none; None where none is ready."""
-        return None if self.served is None else self.versions[self.served]
-
-    @property
     def failing(self) -> bool:
         """Whether something that lies in the folder could not be loaded."""
         return any(item.failed for item in self.versions.values())

@@ -61,18 +61,13 @@ class Target:
 
 
 def choose_default(repository: Repository, default: str | None) -> str:
-    """The model of ``POST /predict``: of the settings, the only one, or the one whose own settings say so.
+    """The model of ``POST /predict``: of the settings, or whose own settings say so, served or not, or the only one.
 
     Raises:
         ModelNotFoundError: none of these names one model.
     """
     if default is not None:
         return default
-    names = repository.names()
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise ModelNotFoundError("no model is loaded")
     claimed = repository.defaults()
     if len(claimed) == 1:
         return claimed[0]
@@ -81,6 +76,11 @@ def choose_default(repository: Repository, default: str | None) -> str:
             f"several models have 'default = true' in their panther.toml ({', '.join(claimed)}), which one may have; "
             "use /models/NAME/predict or set PANTHER_DEFAULT_MODEL"
         )
+    names = repository.names()
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise ModelNotFoundError("no model is loaded")
     raise ModelNotFoundError(
         f"several models are loaded ({', '.join(names)}); use /models/NAME/predict or set PANTHER_DEFAULT_MODEL"
     )

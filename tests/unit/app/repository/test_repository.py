@@ -74,6 +74,11 @@ def test_a_model_makes_itself_the_default(tmp_path):
     with build.running(tmp_path) as client:
         np.testing.assert_allclose(logits(client, "/predict"), tinies["b"].logits(ROW), rtol=1e-4)
         assert [model["default"] for model in client.get("/models").json()["models"]] == [False, True, False]
+    with build.running(tmp_path, model_control="explicit") as client:
+        assert client.post("/v2/repository/models/a/unload", json={}).status_code == 200
+        assert client.post("/v2/repository/models/b/unload", json={}).status_code == 200
+        answer = client.post("/predict", json={"inputs": ROW.tolist()})  # c is the only one, and no substitute
+        assert (answer.status_code, answer.json()["error"]) == (503, "model 'b' is not ready: unloaded")
     with build.running(tmp_path, default_model="c") as client:
         np.testing.assert_allclose(logits(client, "/predict"), tinies["c"].logits(ROW), rtol=1e-4)
     (tmp_path / "a" / "panther.toml").write_text("default = true")
