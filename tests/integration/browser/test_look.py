@@ -22,6 +22,12 @@ OUTSIDE = """() => {
   }
   return found;
 }"""
+# The same with the longest figures that the charts may show.
+OUTSIDE_WITH_FIGURES = f"""() => {{
+  for (const value of document.querySelectorAll(".chart > p")) value.firstChild.textContent = "12.3 k/s";
+  for (const value of document.querySelectorAll(".chart small")) value.textContent = "p99 12.3 ms";
+  return ({OUTSIDE})();
+}}"""
 # Cards, tiles and rows that lie on one another.
 OVERLAPS = """() => [".model", ".figures div", ".chart", ".block", ".layer", ".fields > div"].flatMap((selector) => {
   const all = [...document.querySelectorAll(selector)].filter((one) => one.checkVisibility());
@@ -63,7 +69,7 @@ def test_cards_fit_and_axe_finds_nothing(many, visit, width, color_scheme):
     page = visit(many.url, CARDS, viewport=size, color_scheme=color_scheme, bypass_csp=True).page
     prepare(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OUTSIDE_WITH_FIGURES) == []
     assert page.evaluate(OVERLAPS) == []
     assert page.evaluate(UNEVEN) == [[], 0]
     if width in (390, 1280):
@@ -79,7 +85,7 @@ def test_the_shipped_models_fit(server, visit, width):
     page.locator(".samples button").first.click()
     page.locator(".answer", has_text="version 1").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OUTSIDE_WITH_FIGURES) == []
     assert page.evaluate(OVERLAPS) == []
 
 
