@@ -94,12 +94,14 @@ def main() -> None:
     largest = 100 * np.bincount(y).max() / len(y)
     print(f"accuracy {accuracy:.3f} on {len(test_x)} held-out rows; the largest class is {largest:.0f}% of all")
 
+    # real rows for the dashboard to try; as people write them: 17.99 and not 17.989999771118164
+    samples = tuple(tuple(float(str(value)) for value in row.numpy()) for row in test_x[:3])
     report = export_onnx(
         model,
         test_x,
         arguments.to,
         name="table",
-        inputs=[Input("x", "measurements of one row", tuple(map(Column, columns)))],
+        inputs=[Input("x", "measurements of one row", tuple(map(Column, columns)), samples)],
         outputs=[Output("logits", "one score a class", kind="logits", labels=tuple(classes))],
         training=Training(
             dataset=path.name, train_rows=len(train_x), test_rows=len(test_x), metrics={"test_accuracy": accuracy}

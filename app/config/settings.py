@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     )
     compression_min_bytes: int = Field(default=1024, ge=0, description="minimum size of a response to compress")
     default_model: str | None = Field(
-        default=None, min_length=1, description="model of POST /predict; default: the only model that is served"
+        default=None,
+        min_length=1,
+        description="model of POST /predict; default: the one whose panther.toml says so, else the only one",
     )
     version_policy: str = Field(
         default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"

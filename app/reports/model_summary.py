@@ -4,8 +4,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.reports.savings import LatencyStats, reduction_percent
 from app.repository.repository import Repository
 from app.repository.versions import Entry, State
+from app.runtime.model import OnnxModel
 from app.runtime.tensors import TensorSpec
 
 
@@ -34,9 +36,12 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
     card = model.card
     inputs = {item.name: item for item in card.inputs} if card else {}
     outputs = {item.name: item for item in card.outputs} if card else {}
+    if model.labelled is not None:  # a classifier of scikit-learn has labels without a card
+        outputs[model.labelled.name] = model.labelled
     return {
         **summary,
         "provider": model.provider,
+        "savings": _savings(model),
         "description": card.description if card else None,
         "preprocessing": card.preprocessing if card else None,
         "inputs": [
@@ -45,6 +50,17 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
         "outputs": [
             _tensor(spec, outputs.get(spec.name), "description", "kind", "labels", "unit") for spec in model.outputs
         ],
+    }
+
+
+def _savings(model: OnnxModel) -> dict[str, Any]:
+    """What the file takes, against the weights and the time of its dense twin; None where the card says nothing."""
+    twin = model.card.dense_twin.weight_bytes if model.card else None
+    latency = LatencyStats.of(model.card.latency) if model.card else None
+    return {
+        "file_bytes": model.file_bytes,
+        "bytes_reduction_percent": None if twin is None else reduction_percent(twin, model.file_bytes),
+        "ratio_to_dense_twin": latency.ratio_to_dense_twin[0] if latency and latency.ratio_to_dense_twin else None,
     }
 
 

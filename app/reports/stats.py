@@ -169,6 +169,13 @@ class VersionStats(StatsPart):
     reason: str | None
 
 
+class LiveVersionStats(VersionStats):
+    """The part of a loaded version that changes: what a page reads every few seconds."""
+
+    loaded_at_s: float | None = Field(description="seconds since 1970")
+    live: LiveStats
+
+
 class LoadedStats(VersionStats):
     """A version that is loaded, a field for each figure; those from its card are null where it has none."""
 
@@ -194,12 +201,13 @@ class LoadedStats(VersionStats):
     live: LiveStats
 
 
-def version_stats(entry: Entry, version: Version, counters: ServerCounters) -> VersionStats:
+def version_stats(entry: Entry, version: Version, counters: ServerCounters, *, live_only: bool = False) -> VersionStats:
     """Describe one version of a model.
 
     Args:
         entry, version: from the repository.
         counters: of all workers.
+        live_only: leave out what stays the same for as long as the version is loaded.
     """
     common: dict[str, Any] = {
         "name": entry.name,
@@ -213,6 +221,9 @@ def version_stats(entry: Entry, version: Version, counters: ServerCounters) -> V
         return VersionStats(**common)
     key = entry.name, version.version
     counted = counters.statistics.get(key) or serving.batcher.statistics
+    live = LiveStats.of(counted, counters.depths[key])
+    if live_only:
+        return LiveVersionStats(**common, loaded_at_s=version.loaded_at, live=live)
     return LoadedStats(
         **common,
         has_card=serving.model.card is not None,
@@ -221,7 +232,7 @@ def version_stats(entry: Entry, version: Version, counters: ServerCounters) -> V
         **card_fields(serving.model.card),
         runtime=RuntimeStats.of(serving),
         loaded_at_s=version.loaded_at,
-        live=LiveStats.of(counted, counters.depths[key]),
+        live=live,
     )
 
 
@@ -299,7 +310,7 @@ class StatsAnswer(StatsPart):
     """The server, and every version of every model."""
 
     server: ServerStats
-    models: list[LoadedStats | VersionStats]
+    models: list[LoadedStats | LiveVersionStats | VersionStats]
 
 
 def stats_document(

@@ -12,6 +12,7 @@ from app.reports.live import LiveStats
 from app.reports.savings import LatencyStats, ParameterStats
 from app.reports.stats import (
     ByteStats,
+    LiveVersionStats,
     LoadedStats,
     ModelStatsAnswer,
     RuntimeStats,
@@ -50,6 +51,8 @@ def _version(console: Console, version: VersionStats, *, several: bool) -> None:
     mark = " (default version)" if several and version.served_by_default else ""
     reason = f": {version.reason}" if version.reason else ""
     console.print(f"{version.name} version {version.version}{mark}: {version.state}{reason}")
+    if isinstance(version, LiveVersionStats):
+        console.print(Text(_live(version.live)))
     if not isinstance(version, LoadedStats):
         return
     if version.card_problem:

@@ -43,6 +43,7 @@ class ModelSettings(BaseModel):
         batch_delay_us: how long a request may wait for others to run with, in microseconds.
         version_policy: versions to serve: ``latest``, ``all``, or numbers such as ``1,3``.
         custom_ops: shared libraries with operators, by their paths in the model's folder; the server has to allow them.
+        default: whether requests that name no model go to this one, where the server's settings name none.
         session: how onnxruntime runs the model.
     """
 
@@ -53,6 +54,7 @@ class ModelSettings(BaseModel):
     batch_delay_us: int = Field(default=0, ge=0, le=10_000_000)
     version_policy: str | None = None
     custom_ops: Annotated[list[str], Field(max_length=16)] = []
+    default: bool = False
     session: SessionSettings = SessionSettings()
 
     @field_validator("batching", mode="before")

@@ -56,6 +56,7 @@ class Repository:
         starting: not every model of the folder has had its turn yet, so that one that is not known may still come.
         folder: the models on disk.
         names: of the models that are served.
+        defaults: names of the models whose own settings make them the default, served or not.
     """
 
     def __init__(self, root: Path, policy: str, loader: Loader, readiness: Readiness | None = None) -> None:
@@ -65,9 +66,11 @@ class Repository:
         self._loader = loader
         self.entries: dict[str, Entry] = {}
         self.names: tuple[str, ...] = ()
+        self.defaults: tuple[str, ...] = ()
         self.loads: Counter[tuple[str, str]] = Counter()
         self._retired: list[Serving] = []
         self._counted: dict[tuple[str, str], Statistics] = {}
+        self._defaults: set[str] = set()
         self._ending = False
         self._changing = RLock()
         self._model_locks: WeakValueDictionary[str, Lock] = WeakValueDictionary()
@@ -172,6 +175,9 @@ class Repository:
         except LoadError as error:
             self._refuse(name, on_disk, policy, error)
             raise
+        with self._changing:
+            (self._defaults.add if settings.default else self._defaults.discard)(name)
+            self._set(self.entries)
         policy = policy or settings.version_policy or self.policy
         wanted = selected(policy, on_disk)
         if not wanted:
@@ -222,6 +228,7 @@ class Repository:
         # A new dict, since the event loop may be going through the old one.
         self.entries = entries
         self.names = tuple(name for name, entry in entries.items() if entry.served is not None)
+        self.defaults = tuple(name for name in entries if name in self._defaults)
         self.readiness.update(entries, starting=self.starting)
 
     def _count(self, name: str, outcome: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,14 +60,23 @@ class Target:
         return OIP if self.api == "oip" else PLAIN
 
 
-def choose_default(names: Sequence[str], default: str | None) -> str:
-    """The model of ``POST /predict``.
+def choose_default(repository: Repository, default: str | None) -> str:
+    """The model of ``POST /predict``: of the settings, or whose own settings say so, served or not, or the only one.
 
     Raises:
-        ModelNotFoundError: no default is set and there isn't exactly one model.
+        ModelNotFoundError: none of these names one model.
     """
     if default is not None:
         return default
+    claimed = repository.defaults
+    if len(claimed) == 1:
+        return claimed[0]
+    if claimed:
+        raise ModelNotFoundError(
+            f"several models have 'default = true' in their panther.toml ({', '.join(claimed)}), which one may have; "
+            "use /models/NAME/predict or set PANTHER_DEFAULT_MODEL"
+        )
+    names = repository.names
     if len(names) == 1:
         return names[0]
     if not names:
@@ -184,7 +193,7 @@ class InferenceService:
             if self.repository.starting:
                 # Which one is the only one is not known yet.
                 raise ModelUnavailableError(LOADING)
-            name = choose_default(self.repository.names, None)
+            name = choose_default(self.repository, None)
         return self.repository.get(name, target.version)
 
     def admit(self, headers: Headers) -> None:

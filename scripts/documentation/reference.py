@@ -292,6 +292,7 @@ def _plain(text: str) -> str:
 
 EXAMPLES = {
     "tutorial.py": "The tutorial",
+    "compressed_digits.py": "A trained network compressed: the shipped model digits-small",
     "table_classifier.py": "A table of data, from CSV to a served model",
     "convert_encoder.py": "Converting a transformer encoder",
     "custom_loop.py": "A training loop of your own",

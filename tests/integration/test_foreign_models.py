@@ -60,6 +60,8 @@ def test_a_classifier_with_maps_answers_labels_and_probabilities_by_class(serve,
     np.testing.assert_allclose([item["probability"] for item in answer["predictions"]], expected.max(1), rtol=1e-4)
     ranked = client.post("/predict?top_k=3", json={"inputs": ROWS[:1].tolist()}).json()["predictions"][0]["top_k"]
     assert {item["label"] for item in ranked} == {str(label) for label in labels}
+    (summary,) = client.get("/models").json()["models"]
+    assert [output["labels"] for output in summary["outputs"] if output["labels"]] == [[str(label) for label in labels]]
     tensor = {"name": "X", "shape": [5, 4], "datatype": "FP32", "data": ROWS.ravel().tolist()}
     outputs = client.post("/v2/models/m/infer", json={"inputs": [tensor]}).json()["outputs"]
     assert {item["name"]: item["shape"] for item in outputs} == {"label": [5], "output_probability": [5, 3]}

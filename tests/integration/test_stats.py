@@ -191,3 +191,33 @@ def test_a_regression_is_shown_with_its_unit_and_errors(serve, tiny):
     answer = client.post("/predict", json={"inputs": [ROW]}).json()
     np.testing.assert_allclose(answer["outputs"]["logits"], tiny.logits(np.array([ROW])), rtol=1e-5)
     assert "predictions" not in answer
+
+
+def test_live_stats_are_the_part_that_changes(serve, tiny):
+    client = serve(tiny.graph())
+    client.post("/predict", json={"inputs": [ROW]})
+    (whole,) = client.get("/stats?histograms=true").json()["models"]
+    document = client.get("/stats?live=true&histograms=true").json()
+    (live,) = document["models"]
+    assert live == {name: whole[name] for name in live}
+    assert set(live) == {"name", "version", "served_by_default", "state", "reason", "loaded_at_s", "live"}
+    assert set(document["server"]) == set(client.get("/stats").json()["server"])
+    assert "1 requests, 1 rows" in client.get("/stats?live=true&format=table").text
+
+
+def test_the_list_of_models_says_what_each_saves(serve, tiny):
+    latency = {
+        "device": "cpu",
+        "num_threads": 1,
+        "batch_sizes": [1],
+        "median_us": [20.0],
+        "dense_twin_median_us": [80.0],
+    }
+    client = serve(tiny.graph(), card=build.sketched_card(latency=latency))
+    (summary,) = client.get("/models").json()["models"]
+    size = client.get("/stats").json()["models"][0]["bytes"]
+    assert summary["savings"] == {
+        "file_bytes": size["file_bytes"],
+        "bytes_reduction_percent": size["reduction_percent"],
+        "ratio_to_dense_twin": 0.25,
+    }

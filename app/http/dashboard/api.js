@@ -49,13 +49,22 @@ async function call(path, options = {}, timeoutMs = TIMEOUT_MS) {
   return document;
 }
 
-const post = (path, body) =>
-  call(path, { method: "POST", headers: { "content-type": "application/json" }, body: body ?? "{}" });
+const post = (path, body, type = "application/json") =>
+  call(path, { method: "POST", headers: { "content-type": type }, body: body ?? "{}" });
 const name = encodeURIComponent;
 
-export const stats = () => call("stats?histograms=true", {}, 10_000);
+/** Whether requests carry an API key. */
+export const keyed = () => Boolean(key);
+/** States and counters of all models: small, for it is read every few seconds. */
+export const live = () => call("stats?live=true&histograms=true", {}, 10_000);
+/** Everything about one model. */
+export const details = async (model) => (await call(`models/${name(model)}/stats`, {}, 10_000)).models;
 export const models = () => call("models", {}, 10_000);
-export const predict = (model, version, body) => post(`models/${name(model)}/versions/${name(version)}/predict`, body);
+/** Ask a version; the query begins with a question mark. */
+export const predict = (model, version, { body, type, query = "" }) =>
+  post(`models/${name(model)}/versions/${name(version)}/predict${query}`, body, type);
+/** The whole address of a model's predictions, for other programs. */
+export const address = (model, query = "") => new URL(`models/${name(model)}/predict${query}`, document.baseURI).href;
 export const reload = (model) => post(`v2/repository/models/${name(model)}/load`);
 export const benchmark = (model) => post(`models/${name(model)}/benchmark`);
 export const digits = () => call("dashboard/samples/digits.json");

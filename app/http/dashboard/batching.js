@@ -19,14 +19,14 @@ export function batchingPill({ batched, batching }) {
   return h("span", { class: `pill ${tone}`, title: batching.reason }, batched ? "batched" : "not batched");
 }
 
-/** The part of the page that says whether requests share a run, and why. */
-export function batchingBlock({ runtime }) {
+/** The part of the page that says whether requests share a run, and why, with its pill. */
+export function batchingBlock({ runtime }, shortly) {
   const { batching, session } = runtime;
   const tensors = Object.keys(batching.input_axes).length > 0;
   return h(
     "section",
     { class: "block" },
-    h("h3", {}, "Batching", h("small", {}, `decided ${DECIDED[batching.decided_by]}`)),
+    h("h3", {}, h("span", {}, "Batching ", shortly), h("small", {}, `decided ${DECIDED[batching.decided_by]}`)),
     h("p", { class: "why" }, h("strong", {}, runtime.batched ? "Requests share runs: " : "Each request runs by itself: "), batching.reason, "."),
     h(
       "dl",

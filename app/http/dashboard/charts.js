@@ -1,12 +1,10 @@
-// Small charts of the last two minutes, as inline SVG.
+// Small charts over time, as inline SVG.
 
 import { h, s } from "./dom.js";
-import { LENGTH } from "./series.js";
+import { duration } from "./format.js";
 
 const WIDTH = 240;
 const HEIGHT = 62;
-const AGO = "2 min ago";
-const EVERY_S = 2;
 
 /** A round number at or above a value, for the top of an axis. */
 export function ceiling(value) {
@@ -15,44 +13,43 @@ export function ceiling(value) {
   return [1, 1.5, 2, 3, 5, 7.5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-function runs(values, top) {
-  const step = WIDTH / (LENGTH - 1);
-  const offset = LENGTH - values.length;
-  const pieces = [];
+/** Points [{from, to, value}] as pieces of a line, which breaks where a value or a time is missing. */
+function pieces(points, span, now, top) {
+  const x = (seconds) => Math.max(0, WIDTH * (1 - (now - seconds) / span));
+  const found = [];
   let piece = [];
-  values.forEach((value, index) => {
-    if (value === null || value === undefined) {
-      if (piece.length) pieces.push(piece);
+  let end = null;
+  for (const { from, to, value } of points) {
+    if ((value === null || from !== end) && piece.length) {
+      found.push(piece);
       piece = [];
-    } else {
-      piece.push([(offset + index) * step, HEIGHT - (Math.min(value, top) / top) * (HEIGHT - 3)]);
     }
-  });
-  if (piece.length) pieces.push(piece);
-  return pieces;
+    end = to;
+    if (value === null) continue;
+    const y = HEIGHT - (Math.min(value, top) / top) * (HEIGHT - 3);
+    // What was read after a long pause is a mean over all of it.
+    if (to - from > span / 25 || !piece.length) piece.push([x(from), y]);
+    piece.push([x(to), y]);
+  }
+  return piece.length ? [...found, piece] : found;
 }
 
-const at = ([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`;
-
-function line(piece) {
-  // A single point would be invisible.
-  const points = piece.length > 1 ? piece : [[piece[0][0] - 3, piece[0][1]], piece[0]];
-  return `M${points.map(at).join("L")}`;
-}
+const line = (piece) => `M${piece.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`;
+const known = (value) => value !== null && value !== undefined;
 
 /** One chart: a title, the latest value, and one or two curves. */
 export class Chart {
-  constructor(title, format, note = null) {
+  constructor(title, format) {
     this.title = title;
     this.format = format;
     this.value = h("p", {}, format(null));
     this.svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
     this.top = h("span", {}, "");
-    this.left = h("span", {}, AGO);
-    this.values = [];
+    this.left = h("span", {}, "");
+    this.points = [];
+    this.range = null;
     this.svg.addEventListener("pointermove", (event) => this.point(event));
-    this.svg.addEventListener("pointerleave", () => (this.left.textContent = AGO));
-    this.note = note;
+    this.svg.addEventListener("pointerleave", () => this.label());
     this.element = h(
       "div",
       { class: "chart" },
@@ -61,36 +58,46 @@ export class Chart {
       this.svg,
       h("div", { class: "axis", "aria-hidden": "true" }, this.left, this.top),
     );
-    this.update([]);
   }
 
-  /** Say the value under the pointer. */
+  label() {
+    this.left.textContent = `${this.range.name} ago`;
+  }
+
+  /** Show the value under the pointer. */
   point(event) {
     const box = this.svg.getBoundingClientRect();
-    const back = Math.round((1 - (event.clientX - box.left) / box.width) * (LENGTH - 1));
-    const value = this.values.at(-1 - back);
-    this.left.textContent = value === undefined ? AGO : `${this.format(value)}, ${EVERY_S * back} s ago`;
+    const at = this.now - this.range.seconds * (1 - (event.clientX - box.left) / box.width);
+    const found = this.points.find((point) => point.from <= at && at <= point.to);
+    if (found && known(found.value)) this.left.textContent = `${this.format(found.value)}, ${duration(this.now - at)} ago`;
+    else this.label();
   }
 
-  update(values, upper = null) {
-    this.values = values;
-    const seen = [...values, ...(upper ?? [])].filter((value) => value !== null && value !== undefined);
+  /** Draw the points of a range; `upper` is a second curve of the same times. */
+  update(range, now, points, upper = null) {
+    if (range !== this.range) {
+      this.range = range;
+      this.label();
+    }
+    this.points = points;
+    this.now = now;
+    const seen = [...points, ...(upper ?? [])].map((point) => point.value).filter(known);
     const top = ceiling(Math.max(0, ...seen));
     const children = [s("line", { class: "base", x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT })];
-    for (const piece of runs(values, top)) {
+    for (const piece of pieces(points, range.seconds, now, top)) {
       const path = line(piece);
       children.push(s("path", { class: "area", d: `${path}V${HEIGHT}H${piece[0][0].toFixed(1)}Z` }));
       children.push(s("path", { class: "curve", d: path }));
     }
-    if (upper) for (const piece of runs(upper, top)) children.push(s("path", { class: "curve upper", d: line(piece) }));
+    for (const piece of upper ? pieces(upper, range.seconds, now, top) : []) {
+      children.push(s("path", { class: "curve upper", d: line(piece) }));
+    }
     this.svg.replaceChildren(...children);
-    const latest = values.at(-1) ?? null;
-    const parts = [this.format(latest)];
-    if (upper) parts.push(" ", h("small", { class: "upper-key" }, `p99 ${this.format(upper.at(-1) ?? null)}`));
-    else if (this.note) parts.push(" ", h("small", {}, this.note));
-    this.value.replaceChildren(...parts);
+    const latest = this.format(points.at(-1)?.value ?? null);
+    const p99 = upper && h("small", { class: "upper-key" }, `p99 ${this.format(upper.at(-1)?.value ?? null)}`);
+    this.value.replaceChildren(...(p99 ? [latest, " ", p99] : [latest]));
     this.top.textContent = seen.length ? `top ${this.format(top)}` : "";
     const most = seen.length ? `at most ${this.format(Math.max(...seen))}` : "no requests yet";
-    this.svg.setAttribute("aria-label", `${this.title} over the last two minutes: now ${this.format(latest)}, ${most}`);
+    this.svg.setAttribute("aria-label", `${this.title} over the last ${range.name}: now ${latest}, ${most}`);
   }
 }

@@ -26,3 +26,15 @@ export function s(tag, attributes, ...children) {
 export function fact(name, value, attributes) {
   return h("div", attributes, h("dt", {}, name), h("dd", {}, value));
 }
+
+/** A group of buttons of which one is pressed; calls back with its index. */
+export function choice(label, names, choose, chosen = 0) {
+  const buttons = names.map((name, index) =>
+    h("button", { type: "button", "aria-pressed": String(index === chosen), onclick: () => press(index) }, name),
+  );
+  function press(index) {
+    buttons.forEach((button, at) => button.setAttribute("aria-pressed", String(at === index)));
+    choose(index);
+  }
+  return h("span", { class: "choice", role: "group", "aria-label": label }, ...buttons);
+}

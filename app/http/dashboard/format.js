@@ -2,7 +2,7 @@
 
 export const UNKNOWN = "–";
 
-const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
+const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 const whole = new Intl.NumberFormat("en-US");
 
 /** 401920 -> "401,920" */
@@ -68,3 +68,10 @@ export const counted = (count, noun) => `${whole.format(count)} ${noun}${count =
 
 /** "CPUExecutionProvider" -> "CPU" */
 export const provider = (name) => name.replace("ExecutionProvider", "");
+
+/** How much less than dense, of the counts themselves: rounding what is rounded already would be off now and then. */
+export function reduction(dense, ours) {
+  if (!dense) return UNKNOWN;
+  const value = 100 * (1 - ours / dense);
+  return `${value < 0 ? "+" : "−"}${percent(Math.abs(value))}`;
+}

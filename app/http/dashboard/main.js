@@ -1,20 +1,24 @@
-// Reads /stats every two seconds and shows it. A server that goes away is waited for.
+// Reads the counters every few seconds and shows them. A server that goes away is waited for.
 
 import * as api from "./api.js";
-import { fact, h } from "./dom.js";
+import { fact } from "./dom.js";
 import * as format from "./format.js";
+import { ModelList } from "./list.js";
 import { ModelView } from "./model.js";
-import { Series } from "./series.js";
 
 const EVERY_MS = 2000;
+const SLOWEST_MS = 10_000;
+const SHARE = 10; // reading takes a tenth of the time at most: a server of many models, or a busy one, is asked less often
+const HASH = "#model=";
 
 const page = Object.fromEntries(["state", "server", "alert", "key", "models"].map((id) => [id, document.getElementById(id)]));
 const views = new Map();
-const series = new Map();
+let list = null;
 let summaries = new Map();
 let signature = null;
 let timer = null;
 let reading = null;
+let reachable = false;
 
 function pill(text, tone) {
   if (page.state.textContent !== text) page.state.textContent = text;
@@ -26,9 +30,19 @@ function warn(text) {
   page.alert.hidden = !text;
 }
 
+/** Why the server is not ready, less what the rows of broken models tell. */
+function toldNowhereElse(problem) {
+  let rest = problem ?? "";
+  for (const view of views.values()) {
+    for (const report of view.reports) if (report.reason) rest = rest.replace(`${report.name}: ${report.reason}`, "");
+  }
+  return /[^; ]/.test(rest) ? problem : "";
+}
+
 function showServer(server) {
   pill(server.ready ? "ready" : "not ready", server.ready ? "good" : "bad");
-  warn(server.ready ? "" : `Not ready: ${server.not_ready_because}`);
+  const problem = toldNowhereElse(server.not_ready_because);
+  warn(problem ? `Not ready: ${problem}` : "");
   const failures = Object.entries(server.failures_without_model).map(([reason, count]) => `${count} ${reason}`);
   page.server.replaceChildren(
     ...[
@@ -55,32 +69,41 @@ async function learnModels(reports) {
   signature = now;
 }
 
+const linked = () => (location.hash.startsWith(HASH) ? decodeURIComponent(location.hash.slice(HASH.length)) : null);
+
+function open(view) {
+  view.toggle(!view.open);
+  history.replaceState(null, "", view.open ? HASH + encodeURIComponent(view.name) : location.pathname + location.search);
+}
+
+/** Open what the address names, or else the only model, or the default one of a few. */
+function openFirst() {
+  const named = views.get(linked());
+  const first = views.size === 1 ? [...views.values()][0] : views.size < 6 && [...views.values()].find((view) => view.summary?.default);
+  (named || first)?.toggle?.(true);
+  named?.element.scrollIntoView();
+}
+
 function showModels(document) {
   const seconds = performance.now() / 1000;
   const grouped = byModel(document.models);
+  const begins = list === null;
+  list ??= new ModelList(page.models);
   for (const [name, reports] of grouped) {
-    const served = reports.find((report) => report.served_by_default && report.live);
-    const key = served && `${name}/${served.version}`;
-    if (key) {
-      if (!series.has(key)) series.set(key, new Series());
-      series.get(key).add(served.live, seconds);
-    }
-    if (!views.has(name)) views.set(name, new ModelView(name, read));
-    views.get(name).update(reports, summaries.get(name), document.server.model_control, series.get(key));
+    if (!views.has(name)) views.set(name, new ModelView(name, read, open));
+    views.get(name).update(reports, summaries.get(name), document.server.model_control, seconds);
   }
   for (const name of views.keys()) if (!grouped.has(name)) views.delete(name);
-  const wanted = [...views.values()].map((view) => view.element);
-  const same = wanted.length === page.models.children.length && wanted.every((element, index) => page.models.children[index] === element);
-  if (!wanted.length) page.models.replaceChildren(h("p", { class: "empty" }, "No model is served."));
-  else if (!same) page.models.replaceChildren(...wanted);
+  list.update([...views.values()]);
+  if (begins) openFirst();
 }
 
 async function readOnce() {
+  let document;
+  reachable = false;
   try {
-    const document = await api.stats();
+    document = await api.live();
     await learnModels(document.models);
-    showServer(document.server);
-    showModels(document);
   } catch (error) {
     if (error instanceof api.ApiError && error.status === 401) {
       pill("key needed", "warn");
@@ -88,17 +111,23 @@ async function readOnce() {
       return;
     }
     pill("not reachable", "bad");
-    warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again every two seconds.");
+    warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again.");
+    return;
   }
+  reachable = true;
+  showModels(document);
+  showServer(document.server);
 }
 
-/** Read now, then every two seconds for as long as the page is looked at. */
+/** Read now, then every two seconds or less often for as long as the page is looked at. */
 async function read() {
   clearTimeout(timer);
+  const began = performance.now();
   reading ??= readOnce().finally(() => (reading = null));
   await reading;
   clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(read, EVERY_MS);
+  const wait = Math.min(SLOWEST_MS, Math.max(EVERY_MS, SHARE * (performance.now() - began)));
+  if (!document.hidden) timer = setTimeout(read, reachable ? wait : EVERY_MS);
 }
 
 api.onDenied(() => (page.key.hidden = false));
@@ -111,5 +140,6 @@ page.key.addEventListener("submit", async (event) => {
   page.key.hidden = true;
   read();
 });
+addEventListener("hashchange", () => views.get(linked())?.toggle(true));
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : read()));
 read();

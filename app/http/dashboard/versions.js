@@ -3,28 +3,24 @@
 import * as api from "./api.js";
 import { h } from "./dom.js";
 import * as format from "./format.js";
+import { statePill } from "./states.js";
 
-const TONES = { READY: "good", LOADING: "warn", UNAVAILABLE: "bad" };
-
-export const statePill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state.toLowerCase());
-
-// A version that is not to be served is no fault.
-const notWanted = (report) => report.reason === "unloaded" || (report.reason ?? "").startsWith("not selected");
-
-function row(report) {
-  const runs = report.runtime ? `${format.provider(report.runtime.provider)}, ${format.counted(report.runtime.num_threads, "thread")}` : format.UNKNOWN;
+function row(report, told, details) {
+  const runtime = details?.find((one) => one.version === report.version)?.runtime;
+  const runs = runtime ? `${format.provider(runtime.provider)}, ${format.counted(runtime.num_threads, "thread")}` : format.UNKNOWN;
+  const reason = report.reason && report !== told ? ` ${report.reason}` : "";
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, report.version, report.served_by_default && " (served)"),
-    h("td", {}, notWanted(report) ? h("span", { class: "pill" }, "not served") : statePill(report.state), report.reason && ` ${report.reason}`),
-    h("td", {}, runs),
-    h("td", {}, format.moment(report.loaded_at_s)),
-    h("td", { class: "number" }, format.integer(report.live?.requests)),
+    h("th", { scope: "row", "data-label": "Version" }, report.version, report.served_by_default && " (served)"),
+    h("td", { "data-label": "State" }, h("span", {}, statePill(report), reason)),
+    h("td", { "data-label": "Runs on", title: runtime?.device_reason }, runs),
+    h("td", { "data-label": "Loaded" }, format.moment(report.loaded_at_s)),
+    h("td", { class: "number", "data-label": "Requests" }, format.integer(report.live?.requests)),
   );
 }
 
-/** The table, and buttons to load again and to measure. */
+/** The table, and buttons to load anew and to measure. */
 export class Versions {
   constructor(name, refresh) {
     this.name = name;
@@ -48,7 +44,7 @@ export class Versions {
         { class: "scroll", tabindex: "0", role: "region", "aria-label": `Versions of ${name}` },
         h(
           "table",
-          {},
+          { class: "stacks" },
           h("thead", {}, h("tr", {}, ...["Version", "State", "Runs on", "Loaded"].map((text) => h("th", { scope: "col" }, text)), h("th", { scope: "col", class: "number" }, "Requests"))),
           this.body,
         ),
@@ -58,12 +54,13 @@ export class Versions {
     );
   }
 
-  update(reports, control) {
-    this.body.replaceChildren(...reports.toReversed().map(row));
+  /** Show the reports; `told` is the one whose reason the row of the model tells already. */
+  update(reports, control, told, details) {
+    this.body.replaceChildren(...reports.toReversed().map((report) => row(report, told, details)));
     const open = control === "explicit";
     this.actions.hidden = !open;
     this.closed.hidden = open;
-    this.measure.hidden = !reports.some((report) => report.layers?.length);
+    this.measure.hidden = !details?.some((report) => report.layers?.length);
   }
 
   async act(begin, action) {

@@ -17,7 +17,7 @@ router = APIRouter(tags=["models"])
 
 def _default(state: AppState) -> str | None:
     try:
-        return choose_default(state.repository.names, state.settings.default_model)
+        return choose_default(state.repository, state.settings.default_model)
     except ModelNotFoundError:
         return None
 

@@ -15,6 +15,7 @@ router = APIRouter(tags=["models"])
 Form = Annotated[Literal["json", "table"], Query(alias="format", description="table: plain text for a terminal")]
 Histograms = Annotated[bool, Query(description="also return the histograms of the times")]
 Nodes = Annotated[bool, Query(description="also name the nodes that each execution provider runs")]
+Live = Annotated[bool, Query(description="only states and live counters, for what polls")]
 
 
 def _responses(example: dict[str, Any], model: type, *, named: bool = False) -> Responses:
@@ -32,12 +33,21 @@ def _respond(answer: StatsAnswer | ModelStatsAnswer, form: str, *, histograms: b
 
 @router.get("/stats", response_model=None, responses=_responses(examples.STATS, StatsAnswer))
 async def stats(
-    state: SharedState, form: Form = "json", *, histograms: Histograms = False, nodes: Nodes = False
+    state: SharedState,
+    form: Form = "json",
+    *,
+    histograms: Histograms = False,
+    nodes: Nodes = False,
+    live: Live = False,
 ) -> Response:
     """Savings per layer and in total, quality, runtime and live counters of every model (docs/stats.md)."""
     counters = await state.all_counters()
     entries = state.repository.entries.values()
-    models = [version_stats(entry, version, counters) for entry in entries for version in entry.versions.values()]
+    models = [
+        version_stats(entry, version, counters, live_only=live)
+        for entry in entries
+        for version in entry.versions.values()
+    ]
     answer = StatsAnswer(server=ServerStats.of(state, counters), models=models)
     return _respond(answer, form, histograms=histograms, nodes=nodes)
 

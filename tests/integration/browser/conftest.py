@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from helpers import build
+from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -49,7 +52,7 @@ class Server:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self):
+    def start(self, until="ready: "):
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             command = [sys.executable, "-m", "app", "--port", str(self.port), "--model-dir", str(self.model_dir)]
@@ -61,7 +64,7 @@ class Server:
                     env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
                 )
             deadline = time.monotonic() + 30
-            while "ready: " not in log.read_text():
+            while until not in log.read_text():
                 assert time.monotonic() < deadline, log.read_text()
                 assert self.process.poll() is None, log.read_text()
                 time.sleep(0.02)
@@ -77,9 +80,9 @@ class Server:
 
 
 @contextmanager
-def started(model_dir, *arguments):
+def started(model_dir, *arguments, until="ready: "):
     server = Server(model_dir, *arguments)
-    server.start()
+    server.start(until)
     try:
         yield server
     finally:
@@ -96,6 +99,89 @@ def start():
 def server():
     """The shipped models, served as they are by default."""
     with started(ROOT / "models") as server:
+        yield server
+
+
+COLUMNS = [
+    {"name": "length", "unit": "cm", "description": "nose to tail"},
+    {"name": "legs", "type": "integer"},
+    {"name": "wings", "type": "boolean"},
+    {"name": "colour", "type": "category", "categories": ["red", "green", "blue"]},
+    {"name": "weight", "unit": "g"},
+    {"name": "height"},
+]
+SAMPLES = [[1.5, 6, False, "green", 0.2, 3], [-2.5, 4, True, "blue", 0.3, 1]]
+QUANTIZED = {"kind": "linear", "scheme": "int4-blocks", "smoothed": False, "block_size": 16}
+FEW_BITS = [
+    {**QUANTIZED, "name": "fc1.down", "in_features": 784, "out_features": 16, "weight_bytes": 7600},
+    {**QUANTIZED, "name": "fc1.up", "in_features": 16, "out_features": 1024, "weight_bytes": 13312},
+    {**QUANTIZED, "name": "fc2", "in_features": 1024, "out_features": 10, "weight_bytes": 5480},
+]
+CONVOLUTION = {
+    "name": "conv",
+    "shape": {"in_channels": 16, "out_channels": 32, "kernel_size": [3, 3], "stride": [1, 1], "groups": 1},
+    "num_terms": 1,
+    "low_rank": 4,
+    "terms": "both",
+    "bias": False,
+    "sketch": "sign",
+    "plan": "two_products",
+    "reason": "fewer weights",
+    "weight_bytes": 1000,
+    # A 144 x 4 learned, B 4 x 32 fixed; A 16 x 4 fixed, B 36 x 32 learned
+    "parameters": {"dense": 4608, "learnable": 1728, "fixed": 192},
+    "multiply_adds_per_position": {"dense": 4608, "planned": 1920},
+    "median_us": {},
+}
+
+
+def _graph(node, shapes, types=(TensorProto.FLOAT, TensorProto.FLOAT), constants=()):
+    (given, put_out), nodes = shapes, node if isinstance(node, list) else [node]
+    x = helper.make_tensor_value_info("x", types[0], given)
+    y = helper.make_tensor_value_info("y", types[1], put_out)
+    graph = helper.make_graph(nodes, "g", [x], [y], list(constants))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def _photos():
+    weight = numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    return _graph(nodes, (["n", 3, 8, 8], ["n", 3]), constants=[weight])
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """Models of every kind that the page treats in its own way, and one that is broken."""
+    root = tmp_path_factory.mktemp("many")
+    tiny = build.Tiny()
+    inputs = [{"name": "x", "description": "measures", "columns": COLUMNS, "sample_rows": SAMPLES}]
+    build.put(root, tiny.graph(), "animals", card=build.sketched_card(inputs=inputs))
+    unit = [{"name": "logits", "kind": "regression", "unit": "mg/dL", "labels": ["low", "mean", "high"]}]
+    build.put(root, tiny.graph(), "progress", card=build.sketched_card(outputs=unit))
+    tags = [{"name": "logits", "kind": "multilabel", "labels": ["sea", "sky", "sun"]}]
+    totals = {"convolutions": CONVOLUTION["parameters"], "sketched_layers": {"dense": 0, "learnable": 0, "fixed": 0}}
+    totals["model"] = {"dense": 5000, "learnable": 2120, "fixed": 192}
+    card = build.sketched_card(
+        layers=[], outputs=tags, quantized_layers=FEW_BITS, convolutions=[CONVOLUTION], totals=totals
+    )
+    build.put(root, tiny.graph(), "tags", card=card)
+    build.put(root, tiny.graph(), "plain")
+    build.put(root, _photos(), "photos")
+    text = (TensorProto.STRING, TensorProto.STRING)
+    build.put(root, _graph(helper.make_node("Identity", ["x"], ["y"]), (["n"], ["n"]), text), "echo")
+    (root / "unreadable" / "1").mkdir(parents=True)
+    (root / "unreadable" / "1" / "model.onnx").write_bytes(b"nonsense")
+    return root
+
+
+@pytest.fixture(scope="session")
+def many(repository):
+    """A server of these models."""
+    with started(repository, "--default-model", "animals", until="not ready: ") as server:
         yield server
 
 
@@ -119,24 +205,32 @@ class Visit:
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type != "log" else None)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(60_000)
 
-    def go(self, url):
+    def go(self, url, opened):
+        """Open the page and the cards of some models; None: the one that opens by itself."""
         self.page.goto(url)
-        self.page.wait_for_selector("[data-model] .counts dd")
+        self.page.locator("[data-model]").first.wait_for()
+        for name in opened or ():
+            button = self.page.get_by_role("button", name=name, exact=True)
+            if button.get_attribute("aria-expanded") == "false":
+                button.click()
+            self.page.locator(f"[data-model={name}] .about .block").first.wait_for()
+        if opened is None:
+            self.page.locator("[data-model] .about .block").first.wait_for()
         return self.page
 
 
 @pytest.fixture
 def visit(chromium):
-    """Open a page: ``visit(url, viewport=…, color_scheme=…)``; yields the page and what went wrong on it."""
+    """Open a page: ``visit(url, opened=["m"], viewport=…, color_scheme=…)``: the page and what went wrong on it."""
     contexts = []
 
-    def open_page(url, viewport=DESKTOP, color_scheme="light", **options):
+    def open_page(url, opened=None, viewport=DESKTOP, color_scheme="light", **options):
         context = chromium.new_context(viewport=viewport, color_scheme=color_scheme, **options)
         contexts.append(context)
         visited = Visit(context)
-        visited.go(url)
+        visited.go(url, opened)
         return visited
 
     yield open_page
@@ -148,7 +242,7 @@ def visit(chromium):
 def until():
     """Wait until an expression is true in the page; Playwright's own way is refused by the page's policy."""
 
-    def wait(page, expression, seconds=15):
+    def wait(page, expression, seconds=60):
         deadline = time.monotonic() + seconds
         while not page.evaluate(expression):
             assert time.monotonic() < deadline, f"never came true: {expression}; {page.locator('body').inner_text()}"

@@ -112,7 +112,7 @@ def test_images_are_enlarged_as_in_training(page, samples):
     for sample in samples[::5]:
         cells = [int(digit, 17) for digit in sample["counts"]]
         ours = page.evaluate(
-            "async cells => (await import('/dashboard/digit.js')).enlarged(cells)",
+            "async cells => (await import('/dashboard/try/digit.js')).enlarged(cells)",
             cells,
         )
         small = torch.tensor(cells, dtype=torch.float64).reshape(1, 1, 8, 8) / 16
@@ -124,7 +124,7 @@ def test_images_are_enlarged_as_in_training(page, samples):
 def test_drawings_look_like_the_training_data(page, name):
     """The digit fills the height, is centred, and holds the share of ink that the data holds."""
     cells = page.evaluate(
-        "async strokes => (await import('/dashboard/digit.js')).fromStrokes(strokes)",
+        "async strokes => (await import('/dashboard/try/digit.js')).fromStrokes(strokes)",
         STROKES[name],
     )
     image = np.reshape(cells, (8, 8))

@@ -1,5 +1,8 @@
 """The page of a server that asks for API keys."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ def guarded(start):
 def tab(chromium):
     context = chromium.new_context()
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     yield page
     context.close()
 
@@ -37,13 +40,13 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(guarded, tab):
     enter(tab, "not-a-known-key-012345")
     tab.get_by_text("the API key is not known").wait_for()
     enter(tab, PREDICT)
-    tab.wait_for_selector("[data-model] .counts dd")
+    tab.wait_for_selector("[data-model] .about .block")
     assert tab.locator("#key").is_hidden()
     assert tab.locator("#alert").is_hidden()
     tab.locator(".samples button").first.click()
     tab.locator(".answer b", has_text="0").wait_for()
     tab.reload()
-    tab.wait_for_selector("[data-model] .counts dd")
+    tab.wait_for_selector("[data-model] .about .block")
     assert tab.locator("#key").is_hidden()
     assert tab.evaluate("localStorage.length") == 0
     assert PREDICT not in tab.content()
@@ -65,3 +68,21 @@ def test_a_key_for_predicting_is_told_that_it_may_not_reload_and_another_may(gua
 def test_no_field_where_no_key_is_needed(server, visit):
     page = visit(server.url).page
     assert page.locator("#key").is_hidden()
+
+
+def test_a_copied_request_holds_the_name_of_the_key_alone(guarded, tab):
+    tab.goto(guarded.url)
+    enter(tab, PREDICT)
+    tab.locator(".samples button").first.click()
+    tab.locator(".answer b", has_text="0").wait_for()
+    tab.locator(".snippets summary").first.click()
+    snippet = tab.locator(".snippets pre").first
+    command = snippet.text_content()
+    assert '-H "Authorization: Bearer $PANTHER_API_KEY"' in command
+    tab.get_by_role("button", name="Python").click()
+    program = snippet.text_content()
+    assert PREDICT not in command + program
+    environment = {**os.environ, "PANTHER_API_KEY": PREDICT}
+    for line in (["bash", "-c", command], [sys.executable, "-c", program]):
+        ran = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+        assert "predictions" in ran.stdout, ran.stderr

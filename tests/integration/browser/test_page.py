@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -39,7 +42,7 @@ def test_it_shows_the_figures_of_stats(server, visit):
     httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]})
     page = visit(server.url).page
     document = server.stats()
-    (report,) = document["models"]
+    report = document["models"][0]
     text = page.locator("[data-model=digits]").inner_text()
     model, adds = report["totals"]["model"], report["multiply_adds_per_row"]
     figures = dict(
@@ -73,7 +76,7 @@ def test_it_shows_the_figures_of_stats(server, visit):
 
 def test_areas_of_the_picture_are_to_scale(server, visit):
     page = visit(server.url).page
-    (report,) = server.stats()["models"]
+    report = server.stats()["models"][0]
     areas = (
         page.locator(".layer")
         .first.locator("svg")
@@ -126,7 +129,7 @@ def test_a_model_that_is_not_batched_says_why(start, visit, tmp_path):
         save(model, tmp_path / name / "1" / "model.onnx")
         (tmp_path / name / "panther.toml").write_text(settings)
     with start(tmp_path) as server:
-        page = visit(server.url).page
+        page = visit(server.url, ["scaled", "chosen"]).page
         scaled, chosen = (page.locator(f"[data-model={name}]") for name in ("scaled", "chosen"))
         assert (
             "Each request runs by itself: node 'quantize' takes its scale over the whole tensor" in scaled.inner_text()
@@ -150,18 +153,20 @@ def test_a_model_without_a_card_says_what_is_unknown_and_can_be_asked(start, vis
         visited = visit(server.url)
         page = visited.page
         shown = page.locator("[data-model=product]").inner_text()
-        assert "The file has no card" in shown
+        assert "An ONNX file without a model card" in shown
         assert "Requests share runs: each row of the outputs depends on the same row of the inputs alone." in shown
-        assert "batched" in page.locator("header .pill").all_inner_texts()
+        assert "batched" in page.locator("h3 .pill").all_inner_texts()
         assert "%" not in page.locator(".figures").inner_text()
         page.locator("textarea").fill('{"inputs": {"a": [[1, 2, 3]], "b": [[4, 5, 6]]}}')
         page.get_by_role("button", name="Ask").click()
-        until(page, "document.querySelector('pre').textContent.includes('18')")
-        answer = json.loads(page.locator("pre").inner_text().rsplit("\n\n", 1)[0])
-        assert answer["outputs"] == {"c": [[4, 10, 18]]}
+        page.locator(".numbers dd", has_text="18").wait_for()
+        assert page.locator(".numbers dd").all_inner_texts() == ["4", "10", "18"]
+        assert json.loads(page.locator(".result > details > pre").first.text_content())["outputs"] == {
+            "c": [[4, 10, 18]]
+        }
         page.locator("textarea").fill('{"inputs": [1]}')
         page.get_by_role("button", name="Ask").click()
-        until(page, "document.querySelector('pre').textContent.includes('several inputs')")
+        page.locator(".answer", has_text="several inputs").wait_for()
 
 
 def test_reloading_and_versions(start, visit, tmp_path, until):
@@ -172,20 +177,24 @@ def test_reloading_and_versions(start, visit, tmp_path, until):
         shutil.copytree(tmp_path / "digits" / "1", tmp_path / "digits" / "2")
         page.get_by_role("button", name="Reload from disk").click()
         page.get_by_text("Loaded.").wait_for()
-        until(page, "document.querySelector('.model header').textContent.includes('version 2')")
-        rows = page.locator("tbody tr").all_inner_texts()
+        until(page, "document.querySelector('.model > header').textContent.includes('version 2')")
+        rows = page.locator(".card > .block tbody tr").all_inner_texts()
         assert [row.split()[0] for row in rows] == ["2", "1"]
         page.locator(".samples button").nth(8).click()
         until(page, "document.querySelector('.answer span').textContent.includes('version 2')")
         assert page.locator(".answer b").inner_text() == "4"
         page.get_by_role("button", name="Measure against dense").click()
-        until(page, "/batch 256: .* of dense/.test(document.querySelector('.actions output').textContent)")
+        until(page, "/batch 256: .* of dense/.test(document.querySelector('.card > .block output').textContent)")
 
         (tmp_path / "digits" / "3").mkdir()
         (tmp_path / "digits" / "3" / "model.onnx").write_bytes(b"broken")
         page.get_by_role("button", name="Reload from disk").click()
-        until(page, "document.querySelector('.actions output').textContent.includes('version 3')")
-        until(page, "document.querySelector('tbody').textContent.includes('unavailable')")
+        until(page, "document.querySelector('.card > .block output').textContent.includes('version 3')")
+        until(page, "document.querySelector('.card > .block tbody').textContent.includes('unavailable')")
+        page.locator(".reason", has_text="Version 3").wait_for()
+        assert page.locator("body").inner_text().count("INVALID_PROTOBUF") == 1 + page.locator(
+            ".card > .block output"
+        ).inner_text().count("INVALID_PROTOBUF")
         assert "version 2" in page.locator("header .pill").all_inner_texts()
 
 
@@ -289,7 +298,55 @@ def test_it_shows_the_error_of_a_regression_in_its_unit(start, visit, tmp_path):
     build.put(tmp_path, build.Tiny().graph(), "m", card=card)
     with start(tmp_path) as server:
         page = visit(server.url).page
+        page.locator(".figures dt").first.wait_for()
         names = page.locator(".figures dt").all_inner_texts()
         figures = dict(zip(names, page.locator(".figures dd").all_inner_texts(), strict=True))
         assert figures["test rmse, dense 11.3 mg/dL"] == "12.5 mg/dL"
-        assert "logits in mg/dL" in page.locator("[data-model=m]").inner_text()
+        assert "regression, in mg/dL" in page.locator("[data-model=m]").inner_text()
+
+
+@contextmanager
+def proxied(url, prefix):
+    """A proxy that serves ``url`` below a path prefix, which it takes off."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if not self.path.startswith(f"{prefix}/"):
+                self.send_error(404)
+                return
+            headers = {"content-type": self.headers.get("content-type", "")} if body else {}
+            answer = httpx.request(self.command, url + self.path.removeprefix(prefix), content=body, headers=headers)
+            self.send_response(answer.status_code)
+            for name in ("content-type", "content-security-policy"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            """Nothing."""
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}/"
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+
+
+def test_it_works_below_a_path_prefix(server, visit):
+    with proxied(server.url, "/team/panther") as url:
+        visited = visit(url)
+        page = visited.page
+        page.locator(".samples button").nth(4).click()
+        page.locator(".answer b", has_text="2").wait_for()
+        page.locator(".snippets summary").first.click()
+        assert f"'{url}models/digits/predict?top_k=10'" in page.locator(".snippets pre").first.text_content()
+        assert visited.problems == []

@@ -43,6 +43,13 @@ def test_the_tutorial(tmp_path):
     assert "efficient=False, -100.0% less stored" in out
 
 
+def test_a_trained_network_is_compressed(tmp_path):
+    out = run("compressed_digits.py", tmp_path, "--width", "64", "--epochs", "4")
+    assert number(r"held-out digits: (\S+),", out) > 0.8
+    assert number(r"model.onnx: ([\d,]+) bytes", out) < number(r"weights of the dense network: ([\d,]+)", out) / 4
+    assert (tmp_path / "models" / "digits-small" / "1" / "model.onnx").exists()
+
+
 def test_a_table_becomes_a_model_that_is_served(tmp_path, serve):
     import httpx
 
@@ -85,7 +92,7 @@ def test_a_loop_of_ones_own(tmp_path):
 
 def test_the_client(tmp_path, shipped):
     out = run("ask.py", tmp_path, shipped)
-    assert "ready: True models: ['digits']" in out
+    assert "ready: True models: ['digits', 'digits-small']" in out
     assert "logits: (1, 10) float32" in out
     assert re.search(r"labels: .*'2'", out)
     assert re.search(r"refused: .*784", out)

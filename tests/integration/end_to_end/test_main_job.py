@@ -90,12 +90,28 @@ def test_stats_of_the_shipped_model_equal_the_formulas(shipped):
     assert stats["bytes"]["dense_twin_weight_bytes"] == 4 * dense
 
 
-def test_the_shipped_model_is_as_good_as_its_card_says(shipped, digits):
+def test_the_compressed_model_shows_the_gain(shipped):
+    stats = httpx.get(f"{shipped}/models/digits-small/stats").json()["models"][0]
+    file = ROOT / "models" / "digits-small" / stats["version"] / "model.onnx"
+    assert stats["bytes"]["file_bytes"] == file.stat().st_size < 100_000
+    dense = sum(d_in * d_out + d_out for d_in, d_out in ((784, 1024), (1024, 1024), (1024, 10)))
+    assert stats["totals"]["model"]["dense"] == dense
+    assert stats["bytes"]["dense_twin_weight_bytes"] == 4 * dense
+    assert stats["totals"]["model"]["learnable"] < dense / 20
+    assert max(stats["latency"]["ratio_to_dense_twin"]) < 0.4
+
+
+def test_requests_without_a_name_go_to_the_model_of_the_tutorial(shipped, digits):
+    assert httpx.post(f"{shipped}/predict", json={"inputs": digits.test_x[:1].tolist()}).json()["model"] == "digits"
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-small"])
+def test_the_shipped_models_are_as_good_as_their_cards_say(shipped, digits, name):
     """The card's accuracy is that of the very file, on the very rows that its training held out."""
     rows = digits.test_x.numpy().tolist()
-    answer = httpx.post(f"{shipped}/models/digits/predict", json={"inputs": rows}, timeout=30).json()
+    answer = httpx.post(f"{shipped}/models/{name}/predict", json={"inputs": rows}, timeout=30).json()
     right = [int(row["label"]) == int(y) for row, y in zip(answer["predictions"], digits.test_y, strict=True)]
-    training = httpx.get(f"{shipped}/models/digits/stats").json()["models"][0]["training"]
+    training = httpx.get(f"{shipped}/models/{name}/stats").json()["models"][0]["training"]
     sketched, dense = (training[key]["test_accuracy"] for key in ("metrics", "dense_twin_metrics"))
     assert sum(right) / len(right) == pytest.approx(sketched, abs=1e-6)
     assert sketched >= 0.97

@@ -66,6 +66,28 @@ def test_two_models_need_a_name_or_a_default(tmp_path):
         np.testing.assert_allclose(logits(client, "/predict"), tinies["b"].logits(ROW), rtol=1e-4)
 
 
+def test_a_model_makes_itself_the_default(tmp_path):
+    tinies = {name: build.Tiny(seed=seed) for seed, name in enumerate(("a", "b", "c"))}
+    for name, tiny in tinies.items():
+        build.put(tmp_path, tiny.graph(), name)
+    (tmp_path / "b" / "panther.toml").write_text("default = true")
+    with build.running(tmp_path) as client:
+        np.testing.assert_allclose(logits(client, "/predict"), tinies["b"].logits(ROW), rtol=1e-4)
+        assert [model["default"] for model in client.get("/models").json()["models"]] == [False, True, False]
+    with build.running(tmp_path, model_control="explicit") as client:
+        assert client.post("/v2/repository/models/a/unload", json={}).status_code == 200
+        assert client.post("/v2/repository/models/b/unload", json={}).status_code == 200
+        answer = client.post("/predict", json={"inputs": ROW.tolist()})  # c is the only one, and no substitute
+        assert (answer.status_code, answer.json()["error"]) == (503, "model 'b' is not ready: unloaded")
+    with build.running(tmp_path, default_model="c") as client:
+        np.testing.assert_allclose(logits(client, "/predict"), tinies["c"].logits(ROW), rtol=1e-4)
+    (tmp_path / "a" / "panther.toml").write_text("default = true")
+    with build.running(tmp_path) as client:
+        answer = client.post("/predict", json={"inputs": ROW.tolist()})
+        assert answer.status_code == 404
+        assert "several models have 'default = true' in their panther.toml (a, b)" in answer.json()["error"]
+
+
 def test_an_empty_folder_is_not_ready(tmp_path):
     with build.running(tmp_path) as client:
         answer = client.get("/health/ready")

@@ -1,9 +1,9 @@
-// A form to ask a model: a pad to draw on for images of digits, JSON for everything else.
+// A pad to draw digits on, for models of the digits data, and real digits that were not in the training.
 
-import * as api from "./api.js";
+import * as api from "../api.js";
+import { h } from "../dom.js";
+import { Answer } from "./answer.js";
 import * as digit from "./digit.js";
-import { h } from "./dom.js";
-import * as format from "./format.js";
 
 const PAD = 28 * 10;
 const PEN = 18;
@@ -11,57 +11,17 @@ const STEP = 7;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /** Whether a model takes images like those of the digits data: 28x28 made from 8x8, with labels. */
-function takesDigits(model) {
+export function takesDigits(model) {
   const [input, ...others] = model.inputs;
   const fits = !others.length && input.shape.length === 2 && input.shape[0] === -1 && input.shape[1] === 784;
   return fits && /8x8/.test(model.preprocessing ?? "") && model.outputs.some((output) => output.labels);
 }
 
-/** The form that suits a model. */
-export function tryForm(model) {
-  return takesDigits(model) ? new DigitForm(model) : new JsonForm(model);
-}
-
-class Answer {
-  constructor(labels) {
-    this.best = h("b", {}, "?");
-    this.note = h("span", {}, "Draw a digit, or pick one.");
-    this.bars = new Map(
-      labels.map((label) => {
-        const fill = h("i");
-        const value = h("span", {}, "");
-        const item = h("li", {}, h("span", {}, label), h("span", { class: "track", "aria-hidden": "true" }, fill), value);
-        return [label, { fill, value, item }];
-      }),
-    );
-    this.element = h(
-      "div",
-      {},
-      h("p", { class: "answer", "aria-live": "polite" }, this.best, this.note),
-      h("ul", { class: "bars", "aria-label": "Probabilities" }, ...[...this.bars.values()].map((bar) => bar.item)),
-    );
-  }
-
-  show(prediction, note) {
-    this.best.textContent = prediction?.label ?? "?";
-    this.note.textContent = note;
-    const found = new Map((prediction?.top_k ?? []).map((ranked) => [ranked.label, ranked.probability]));
-    for (const [label, bar] of this.bars) {
-      const part = found.get(label);
-      bar.fill.style.width = `${100 * (part ?? 0)}%`;
-      bar.value.textContent = part === undefined ? "" : format.fraction(part);
-      bar.item.className = label === prediction?.label ? "best" : "";
-    }
-  }
-}
-
-class DigitForm {
+export class PadForm {
   constructor(model) {
     this.model = model;
-    this.labels = model.outputs.find((output) => output.labels).labels;
-    this.answer = new Answer(this.labels);
+    this.answer = new Answer(model, "Draw a digit, or pick one.");
     this.strokes = [];
-    this.asked = 0;
     this.cursor = null;
     this.down = false;
     this.pad = h("canvas", {
@@ -185,13 +145,12 @@ class DigitForm {
 
   clear() {
     this.strokes = [];
-    this.asked += 1;
     this.down = this.pressed = false;
     this.cursor = null;
     this.release();
     this.draw();
     digit.paint(this.seen, new Array(784).fill(0));
-    this.answer.show(null, "Draw a digit, or pick one.");
+    this.answer.clear();
   }
 
   draw() {
@@ -221,79 +180,8 @@ class DigitForm {
     if (travelled > 2) this.ask(digit.enlarged(digit.fromStrokes(this.strokes)), null);
   }
 
-  async ask(row, what) {
-    const turn = (this.asked += 1);
+  ask(row, what) {
     digit.paint(this.seen, row);
-    const body = JSON.stringify({ inputs: [row.map((value) => Number(value.toFixed(4)))], top_k: this.labels.length });
-    const began = performance.now();
-    let shown = [null, ""];
-    try {
-      const { predictions, version } = await api.predict(this.model.name, this.model.version, body);
-      const took = `version ${version}, ${format.milliseconds(performance.now() - began)} with the way there and back`;
-      shown = [predictions[0], [what, took].filter(Boolean).join("; ")];
-    } catch (error) {
-      shown = [null, error.message];
-    }
-    if (turn === this.asked) this.answer.show(...shown);
-  }
-}
-
-const EXAMPLES = { BYTES: () => "text", BOOL: () => false };
-const MOST = 4096;
-
-/** A value of a shape; dimensions that are free get one entry. */
-function filled(shape, make) {
-  const [size, ...inner] = shape;
-  if (size === undefined) return make();
-  return Array.from({ length: size === -1 ? 1 : size }, () => filled(inner, make));
-}
-
-function example(model, random) {
-  const inputs = {};
-  for (const input of model.inputs) {
-    const count = input.shape.reduce((product, size) => product * (size === -1 ? 1 : size), 1);
-    const number = input.datatype.startsWith("FP") ? () => Number((random ? 2 * Math.random() - 1 : 0).toFixed(3)) : () => 0;
-    if (count > MOST) return null;
-    inputs[input.name] = filled(input.shape, EXAMPLES[input.datatype] ?? number);
-  }
-  return JSON.stringify({ inputs });
-}
-
-class JsonForm {
-  constructor(model) {
-    this.model = model;
-    const id = `body-${model.name}`;
-    const given = example(model, false);
-    this.body = h("textarea", { id, spellcheck: "false", rows: "6" });
-    this.body.value = given ?? '{"inputs": …}';
-    this.result = h("pre", { tabindex: "0", "aria-live": "polite", "aria-label": "Answer" }, "");
-    this.result.hidden = true;
-    const shapes = model.inputs.map((input) => `${input.name}: ${input.datatype} [${input.shape.join(", ")}]`).join("; ");
-    const units = model.outputs.filter((output) => output.unit).map((output) => `${output.name} in ${output.unit}`);
-    this.element = h(
-      "div",
-      {},
-      h("label", { for: id }, `Request as JSON. ${[shapes, ...units].join("; ")}`),
-      this.body,
-      h(
-        "div",
-        { class: "actions" },
-        h("button", { type: "button", class: "primary", onclick: () => this.send() }, "Ask"),
-        given !== null && h("button", { type: "button", onclick: () => (this.body.value = example(model, true)) }, "Random numbers"),
-      ),
-      this.result,
-    );
-  }
-
-  async send() {
-    this.result.hidden = false;
-    const began = performance.now();
-    try {
-      const answer = await api.predict(this.model.name, this.model.version, this.body.value);
-      const text = JSON.stringify(answer, null, 1).replaceAll(/\n\s+(?=[-\d\]])/g, " ");
-      this.result.textContent = `${text.slice(0, 20_000)}\n\n${format.milliseconds(performance.now() - began)}`;
-    } catch (error) {
-      this.result.textContent = error.message;
-    }
+    this.answer.ask({ body: JSON.stringify({ inputs: [row.map((value) => Number(value.toFixed(4)))] }) }, what);
   }
 }
