@@ -79,6 +79,8 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
     yield CounterMetricFamily(
         "panther_log_lines_dropped", "Lines of the log that could not be written.", counters.dropped_log_lines
     )
+    failing = state.mirroring is not None and state.mirroring.problem is not None
+    yield GaugeMetricFamily("panther_mirror_failing", "Whether models of a URL can't be mirrored, 0 or 1.", failing)
     unrouted = CounterMetricFamily(
         "panther_unrouted_requests", "Failed requests that met no model.", labels=["protocol", "outcome"]
     )

@@ -27,6 +27,7 @@ def test_workers_follow_a_bucket_and_outlive_it(tmp_path):
         environment |= bucket.environment
         with processes.running(URL, *watch, workers=2, **environment) as server:
             assert server.value() == 1.0
+            assert server.metric("panther_mirror_failing") == 0
             put(bucket, 2.0, 2)
             bucket.put("production/m/panther.toml", b"max_batch_rows = 8\n")
             for _ in range(8):  # connections, so both workers
@@ -39,6 +40,7 @@ def test_workers_follow_a_bucket_and_outlive_it(tmp_path):
             bucket.delete("production/m/3/model.onnx")
             bucket.delete("production/m/1/model.onnx")
             server.wait_for(lambda: "it has no model, NAME/VERSION/model.onnx; what is mirrored stays" in server.log)
+            server.wait_for(lambda: server.metric("panther_mirror_failing") == 1)
             assert server.value() == 1.0
             assert server.end() == 0
             assert "Traceback" not in server.log
