@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,6 +29,7 @@ from app.service.access import Access, describe_access
 from app.service.control import ModelControl
 from app.service.inference import InferenceService, ServiceOptions
 from app.service.lifecycle import Lifecycle, LifecycleOptions
+from app.service.mirroring import Mirroring
 from app.service.state import AppState
 from app.telemetry.tracing import otlp_tracing
 
@@ -97,7 +99,9 @@ def create_app(
     settings = settings if settings is not None else Settings()
     loader = Loader(settings, 0 if place is None else place.slot)
     readiness = Readiness(settings.required(), strict=settings.strict_readiness)
-    repository = Repository(settings.model_dir, settings.version_policy, loader, readiness)
+    mirroring = Mirroring.of(settings)
+    folder = Path(str(settings.model_dir)) if mirroring is None else mirroring.mirror.folder
+    repository = Repository(folder, settings.version_policy, loader, readiness)
     repository.starting = True
     service = InferenceService(
         repository,
@@ -107,7 +111,9 @@ def create_app(
         tracing=otlp_tracing() if settings.tracing == "otlp" else None,
     )
     link = None if place is None else place.link
-    state = AppState(settings, loader, repository, service, ModelControl(settings, repository, link), link)
+    state = AppState(
+        settings, loader, repository, service, ModelControl(settings, repository, link, mirroring), link, mirroring
+    )
     load_first = place is not None and place.load_first
     application = Application(state, LifecycleOptions(load_first=load_first, on_loaded=on_loaded))
     for router in (

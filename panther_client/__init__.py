@@ -1,4 +1,6 @@
-"""A Python client of the server, and of any other that speaks the Open Inference Protocol v2; needs httpx and numpy.
+"""A Python client of the server, and of any other that speaks the Open Inference Protocol v2, over HTTP or gRPC.
+
+It needs numpy, and httpx for HTTP (extra ``client``) or grpcio and protobuf for gRPC (extra ``client-grpc``).
 
 >>> import numpy as np
 >>> from panther_client import Client
@@ -15,6 +17,7 @@ from panther_client.errors import (
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidRequestError,
+    MissingExtraError,
     NotFoundError,
     OverloadedError,
     ServerError,
@@ -31,6 +34,7 @@ __all__ = [
     "DeadlineExceededError",
     "InferResult",
     "InvalidRequestError",
+    "MissingExtraError",
     "NotFoundError",
     "OverloadedError",
     "PredictResult",

@@ -1,129 +1,40 @@
-"""The clients: ``Client`` blocks, ``AsyncClient`` is awaited; both send and read the same."""
+"""The clients: ``Client`` blocks, ``AsyncClient`` is awaited. Both speak HTTP or gRPC, by the URL."""
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Self
 
-import httpx
-
-from panther_client import wire
-from panther_client.errors import (
-    ClientError,
-    ConnectionFailedError,
-    DeadlineExceededError,
-    InvalidRequestError,
-    ServerError,
-    error_of,
-)
+from panther_client.calls import InferOptions
+from panther_client.http_transport import require_httpx
+from panther_client.operations import Operations, Pause, Result, Steps
+from panther_client.retries import Retries
+from panther_client.url import ServerUrl, check_key
 from panther_client.wire import InferResult, PredictResult
 
-_RETRIED = (429, 503)
-_FIRST_PAUSE_S = 0.1
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["AsyncClient", "Client", "Retries"]
 
 
-@dataclass(frozen=True)
-class Retries:
-    """How often and how long to try again where the server is overloaded.
-
-    Attributes:
-        count: tries after the first.
-        max_wait_s: a longer Retry-After is not waited for.
-    """
-
-    count: int = 3
-    max_wait_s: float = 10.0
-
-    def pause_s(self, attempt: int, response: httpx.Response | None) -> float | None:
-        """Seconds to wait before the next try; None where there is to be none."""
-        if attempt >= self.count:
-            return None
-        pause = _FIRST_PAUSE_S * 2**attempt
-        if response is not None:
-            if response.status_code not in _RETRIED:
-                return None
-            said = response.headers.get("retry-after", "")
-            if said.isdecimal():
-                pause = float(said)
-        return pause if pause <= self.max_wait_s else None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One request, ready to be sent, and how its answer is read."""
-
-    method: str
-    path: str
-    read: Callable[[httpx.Response], Any]
-    headers: dict[str, str] | None = None
-    content: bytes | None = None
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return json.loads(response.content)
-    except ValueError:
-        raise ServerError(f"the server answered {response.status_code}, but no JSON: {response.text[:200]}") from None
-
-
-def _model_path(model: str, version: str | int | None) -> str:
-    path = f"/v2/models/{quote(model, safe='')}"
-    return path if version is None else f"{path}/versions/{quote(str(version), safe='')}"
-
-
-def _predict_call(inputs: Any, model: str | None, version: str | int | None, top_k: int | None) -> _Call:
-    if version is not None and model is None:
-        raise InvalidRequestError("a version needs the name of its model")
-    path = "/predict" if model is None else _model_path(model, version).removeprefix("/v2") + "/predict"
-    if top_k is not None:
-        path += f"?top_k={top_k}"
-    content_type, content = wire.encode_rows(inputs)
-    headers = {"content-type": content_type, "accept": "application/json"}
-    return _Call("POST", path, lambda r: wire.decode_predict(r.content), headers, content)
-
-
-def _infer_call(metadata: Any, model: str, version: str | int | None, inputs: Any, options: dict[str, Any]) -> _Call:
-    headers, content = wire.encode_infer(metadata, inputs, **options)
-
-    def read(response: httpx.Response) -> InferResult:
-        return wire.decode_infer(response.headers, response.content)
-
-    return _Call("POST", _model_path(model, version) + "/infer", read, headers, content)
-
-
-def _failure(error: httpx.HTTPError, url: httpx.URL) -> ClientError:
-    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return DeadlineExceededError(f"{url} did not answer in time: {error!r}")
-    return ConnectionFailedError(f"{url} can't be reached: {str(error) or type(error).__name__}")
-
-
-class _Common:
-    """What both clients know."""
-
-    def __init__(self, retries: Retries | None, api_key: str | None) -> None:
-        if api_key is not None and (
-            not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key
-        ):
-            raise InvalidRequestError("api_key must be of visible ASCII characters without spaces")
-        self._key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self._retries = retries if retries is not None else Retries()
-        self._metadata: dict[tuple[str, str | None], Any] = {}
-
-
-class Client(_Common):
+class Client:
     """Asks a server and waits for the answer.
 
     Args:
-        url: where the server is, such as ``http://127.0.0.1:8000``.
-        timeout_s: longest wait for any answer.
-        retries: what to do where the server is overloaded; ``Retries(0)`` never tries again.
-        headers: sent with every request.
+        url: where the server is: ``http://127.0.0.1:8000`` or ``grpc://127.0.0.1:8001``; with TLS ``https://`` or
+            ``grpcs://``. gRPC needs the extra ``client-grpc``.
+        timeout_s: longest time for one call of a method, with all that it sends and waits for. ``infer`` tells the
+            server, which drops a request that has waited for so long.
+        retries: what to do where the server is overloaded or can't be reached; ``Retries(0)`` never tries again.
+        headers: sent with every request; with gRPC as metadata.
         api_key: sent with every request as ``Authorization: Bearer``; also with a client of your own.
-        http: a client of httpx to use instead of a new one; it is not closed.
+        http: a client of httpx to use instead of one of its own; it is not closed. Its base URL is where the server is.
+
+    Raises:
+        InvalidRequestError: the URL or the key breaks its rule.
+        MissingExtraError: the packages of the URL's protocol are not installed.
     """
 
     def __init__(
@@ -134,11 +45,25 @@ class Client(_Common):
         retries: Retries | None = None,
         headers: dict[str, str] | None = None,
         api_key: str | None = None,
-        http: httpx.Client | None = None,
+        http: "httpx.Client | None" = None,
     ) -> None:
-        super().__init__(retries, api_key)
-        self._own = http is None
-        self._http = http if http is not None else httpx.Client(base_url=url, timeout=timeout_s, headers=headers)
+        key = check_key(api_key)
+        place = None if http is not None else ServerUrl.of(url)
+        self._transport: Any
+        if place is not None and place.grpc:
+            calls, transport = place.grpc_parts()
+            self._transport = transport.GrpcTransport(place.address, {**(headers or {}), **key}, secure=place.secure)
+        else:
+            from panther_client.http_calls import HttpCalls
+            from panther_client.http_transport import HttpTransport
+
+            require_httpx()
+            import httpx
+
+            calls = HttpCalls()
+            own = http is None
+            self._transport = HttpTransport(http or httpx.Client(base_url=url, headers=headers), key, own=own)
+        self._operations = Operations(calls, retries or Retries(), timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -148,34 +73,25 @@ class Client(_Common):
 
     def close(self) -> None:
         """Close the connections."""
-        if self._own:
-            self._http.close()
+        self._transport.close()
 
-    def _send(self, call: _Call) -> Any:
-        attempt = 0
+    def _run(self, steps: Steps[Result]) -> Result:
+        reply = None
         while True:
-            response: httpx.Response | None = None
             try:
-                response = self._http.request(
-                    call.method, call.path, headers=self._key | (call.headers or {}), content=call.content
-                )
-            except httpx.ConnectError as error:
-                failure = _failure(error, self._http.base_url)
-            except httpx.HTTPError as error:
-                raise _failure(error, self._http.base_url) from error
+                step = steps.send(reply)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+                reply = None
             else:
-                if response.is_success:
-                    return call.read(response)
-                failure = error_of(response.status_code, response.content)
-            pause = self._retries.pause_s(attempt, response)
-            if pause is None:
-                raise failure
-            time.sleep(pause)
-            attempt += 1
+                reply = self._transport.send(step.call, step.timeout_s)
 
     def metadata(self, model: str, version: str | int | None = None) -> Any:
         """Inputs and outputs of a model."""
-        return self._send(_Call("GET", _model_path(model, version), _json))
+        return self._run(self._operations.metadata(model, version))
 
     def infer(
         self,
@@ -198,38 +114,22 @@ class Client(_Common):
             outputs: names of those to return; all if left out.
             request_id: echoed in the result.
             priority: 1 is the highest.
-            timeout_us: the server drops the request after it has waited for that long.
-            binary: send and ask for binary tensors (JSON numbers otherwise, but for half and brain floats).
+            timeout_us: the server drops the request after it has waited for that long; ``timeout_s`` if left out.
+            binary: send and ask for binary tensors (JSON numbers otherwise, but for float16 and bfloat16); gRPC always
+                does.
 
         Raises:
             ClientError: or one of its kinds.
         """
-        key = (model, None if version is None else str(version))
-        known = self._metadata.get(key)
-        metadata = self._metadata[key] = known or self.metadata(model, version)
-        options = {
-            "outputs": outputs,
-            "request_id": request_id,
-            "priority": priority,
-            "timeout_us": timeout_us,
-            "binary": binary,
-        }
-        try:
-            result: InferResult = self._send(_infer_call(metadata, model, version, inputs, options))
-        except InvalidRequestError:
-            if known is None:
-                raise
-            # The model may have been replaced by one of other tensors since.
-            metadata = self._metadata[key] = self.metadata(model, version)
-            if metadata == known:
-                raise
-            result = self._send(_infer_call(metadata, model, version, inputs, options))
-        return result
+        options = InferOptions(outputs, request_id, priority, timeout_us, binary)
+        return self._run(self._operations.infer(model, inputs, version, options))
 
     def predict(
         self, inputs: Any, *, model: str | None = None, version: str | int | None = None, top_k: int | None = None
     ) -> PredictResult:
         """Ask the plain API: outputs, and labels where the model has them.
+
+        gRPC has no plain API: a model is named, a table needs a column for each input, and there are no labels.
 
         Args:
             inputs: an array for the model's only input; or a table: a list of dicts, a dict of lists by the names of
@@ -238,41 +138,35 @@ class Client(_Common):
             version: of the model; the server's default if left out.
             top_k: how many labels to rank.
         """
-        result: PredictResult = self._send(_predict_call(inputs, model, version, top_k))
-        return result
+        return self._run(self._operations.predict(inputs, model, version, top_k))
+
+    def predict_frame(self, frame: Any, *, model: str | None = None, version: str | int | None = None) -> Any:
+        """Ask with a DataFrame, of pandas or alike, and get one; see ``PredictResult.to_frame``."""
+        return self.predict(frame, model=model, version=version).to_frame(frame)
 
     def is_ready(self) -> bool:
         """Whether the server is ready."""
-        try:
-            self._send(_Call("GET", "/v2/health/ready", _json))
-        except ClientError:
-            return False
-        return True
+        return self._run(self._operations.is_ready())
 
     def models(self) -> list[dict[str, Any]]:
-        """The served models."""
-        found: list[dict[str, Any]] = self._send(_Call("GET", "/models", _json))["models"]
-        return found
+        """What the server serves; over gRPC as the repository's index has it."""
+        return self._run(self._operations.models())
 
     def stats(self, model: str | None = None) -> dict[str, Any]:
-        """Parameter savings and live figures."""
-        path = "/stats" if model is None else f"/models/{quote(model, safe='')}/stats"
-        found: dict[str, Any] = self._send(_Call("GET", path, _json))
-        return found
+        """Parameter savings and live figures; over gRPC the protocol's statistics."""
+        return self._run(self._operations.stats(model))
 
     def load(self, model: str) -> None:
         """Load a model again from the server's folder."""
-        self._metadata.clear()
-        self._send(_Call("POST", f"/v2/repository/models/{quote(model, safe='')}/load", lambda _: None))
+        self._run(self._operations.control("load", model))
 
     def unload(self, model: str) -> None:
         """Stop serving a model."""
-        self._metadata.clear()
-        self._send(_Call("POST", f"/v2/repository/models/{quote(model, safe='')}/unload", lambda _: None))
+        self._run(self._operations.control("unload", model))
 
 
-class AsyncClient(_Common):
-    """The client with awaitable methods; see ``Client`` for the arguments."""
+class AsyncClient:
+    """The same, to be awaited; see ``Client`` for the arguments."""
 
     def __init__(
         self,
@@ -282,11 +176,27 @@ class AsyncClient(_Common):
         retries: Retries | None = None,
         headers: dict[str, str] | None = None,
         api_key: str | None = None,
-        http: httpx.AsyncClient | None = None,
+        http: "httpx.AsyncClient | None" = None,
     ) -> None:
-        super().__init__(retries, api_key)
-        self._own = http is None
-        self._http = http if http is not None else httpx.AsyncClient(base_url=url, timeout=timeout_s, headers=headers)
+        key = check_key(api_key)
+        place = None if http is not None else ServerUrl.of(url)
+        self._transport: Any
+        if place is not None and place.grpc:
+            calls, transport = place.grpc_parts()
+            self._transport = transport.AsyncGrpcTransport(
+                place.address, {**(headers or {}), **key}, secure=place.secure
+            )
+        else:
+            from panther_client.http_calls import HttpCalls
+            from panther_client.http_transport import AsyncHttpTransport
+
+            require_httpx()
+            import httpx
+
+            calls = HttpCalls()
+            own = http is None
+            self._transport = AsyncHttpTransport(http or httpx.AsyncClient(base_url=url, headers=headers), key, own=own)
+        self._operations = Operations(calls, retries or Retries(), timeout_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -298,34 +208,25 @@ class AsyncClient(_Common):
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._own:
-            await self._http.aclose()
+        await self._transport.close()
 
-    async def _send(self, call: _Call) -> Any:
-        attempt = 0
+    async def _run(self, steps: Steps[Result]) -> Result:
+        reply = None
         while True:
-            response: httpx.Response | None = None
             try:
-                response = await self._http.request(
-                    call.method, call.path, headers=self._key | (call.headers or {}), content=call.content
-                )
-            except httpx.ConnectError as error:
-                failure = _failure(error, self._http.base_url)
-            except httpx.HTTPError as error:
-                raise _failure(error, self._http.base_url) from error
+                step = steps.send(reply)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            if isinstance(step, Pause):
+                await asyncio.sleep(step.seconds)
+                reply = None
             else:
-                if response.is_success:
-                    return call.read(response)
-                failure = error_of(response.status_code, response.content)
-            pause = self._retries.pause_s(attempt, response)
-            if pause is None:
-                raise failure
-            await asyncio.sleep(pause)
-            attempt += 1
+                reply = await self._transport.send(step.call, step.timeout_s)
 
     async def metadata(self, model: str, version: str | int | None = None) -> Any:
         """Inputs and outputs of a model."""
-        return await self._send(_Call("GET", _model_path(model, version), _json))
+        return await self._run(self._operations.metadata(model, version))
 
     async def infer(
         self,
@@ -340,60 +241,35 @@ class AsyncClient(_Common):
         binary: bool = True,
     ) -> InferResult:
         """Ask a model by the Open Inference Protocol; see ``Client.infer``."""
-        key = (model, None if version is None else str(version))
-        known = self._metadata.get(key)
-        metadata = self._metadata[key] = known or await self.metadata(model, version)
-        options = {
-            "outputs": outputs,
-            "request_id": request_id,
-            "priority": priority,
-            "timeout_us": timeout_us,
-            "binary": binary,
-        }
-        try:
-            result: InferResult = await self._send(_infer_call(metadata, model, version, inputs, options))
-        except InvalidRequestError:
-            if known is None:
-                raise
-            # The model may have been replaced by one of other tensors since.
-            metadata = self._metadata[key] = await self.metadata(model, version)
-            if metadata == known:
-                raise
-            result = await self._send(_infer_call(metadata, model, version, inputs, options))
-        return result
+        options = InferOptions(outputs, request_id, priority, timeout_us, binary)
+        return await self._run(self._operations.infer(model, inputs, version, options))
 
     async def predict(
         self, inputs: Any, *, model: str | None = None, version: str | int | None = None, top_k: int | None = None
     ) -> PredictResult:
         """Ask the plain API; see ``Client.predict``."""
-        result: PredictResult = await self._send(_predict_call(inputs, model, version, top_k))
-        return result
+        return await self._run(self._operations.predict(inputs, model, version, top_k))
+
+    async def predict_frame(self, frame: Any, *, model: str | None = None, version: str | int | None = None) -> Any:
+        """Ask with a DataFrame; see ``Client.predict_frame``."""
+        return (await self.predict(frame, model=model, version=version)).to_frame(frame)
 
     async def is_ready(self) -> bool:
         """Whether the server is ready."""
-        try:
-            await self._send(_Call("GET", "/v2/health/ready", _json))
-        except ClientError:
-            return False
-        return True
+        return await self._run(self._operations.is_ready())
 
     async def models(self) -> list[dict[str, Any]]:
-        """The served models."""
-        found: list[dict[str, Any]] = (await self._send(_Call("GET", "/models", _json)))["models"]
-        return found
+        """What the server serves; see ``Client.models``."""
+        return await self._run(self._operations.models())
 
     async def stats(self, model: str | None = None) -> dict[str, Any]:
-        """Parameter savings and live figures."""
-        path = "/stats" if model is None else f"/models/{quote(model, safe='')}/stats"
-        found: dict[str, Any] = await self._send(_Call("GET", path, _json))
-        return found
+        """Parameter savings and live figures; see ``Client.stats``."""
+        return await self._run(self._operations.stats(model))
 
     async def load(self, model: str) -> None:
         """Load a model again from the server's folder."""
-        self._metadata.clear()
-        await self._send(_Call("POST", f"/v2/repository/models/{quote(model, safe='')}/load", lambda _: None))
+        await self._run(self._operations.control("load", model))
 
     async def unload(self, model: str) -> None:
         """Stop serving a model."""
-        self._metadata.clear()
-        await self._send(_Call("POST", f"/v2/repository/models/{quote(model, safe='')}/unload", lambda _: None))
+        await self._run(self._operations.control("unload", model))

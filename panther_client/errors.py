@@ -7,7 +7,8 @@ class ClientError(Exception):
     """Base of all errors of the client.
 
     Attributes:
-        status: the HTTP status of the answer, or None where there was none.
+        status: the HTTP status of the answer, or the one that its status of gRPC stands for; None where there was no
+            answer.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -43,6 +44,10 @@ class ConnectionFailedError(ClientError):
     """The server can't be reached, or went away."""
 
 
+class MissingExtraError(ClientError):
+    """The packages of a URL's protocol are not installed."""
+
+
 _EXACT: dict[int, type[ClientError]] = {
     401: AccessDeniedError,
     403: AccessDeniedError,
@@ -53,11 +58,15 @@ _EXACT: dict[int, type[ClientError]] = {
 }
 
 
-def error_of(status: int, body: bytes) -> ClientError:
-    """The error for an answer that is none of success; its message is the server's own where it gives one."""
+def message_of(status: int, body: bytes) -> str:
+    """The server's own message where an answer of HTTP has one."""
     try:
-        message = str(json.loads(body)["error"])
+        return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
-        message = f"the server answered {status}: {body[:200].decode(errors='replace')}"
+        return f"the server answered {status}: {body[:200].decode(errors='replace')}"
+
+
+def error_of(status: int, message: str) -> ClientError:
+    """The error for an answer that is none of success."""
     kind = _EXACT.get(status, InvalidRequestError if status < 500 else ServerError)
     return kind(message, status)

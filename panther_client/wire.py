@@ -1,4 +1,4 @@
-"""Requests and answers as bytes: the same for the blocking and the asynchronous client."""
+"""Requests and answers of HTTP as bytes, and tensors as those of both protocols."""
 
 import io
 import json
@@ -79,6 +79,27 @@ class PredictResult:
     outputs: dict[str, Array]
     predictions: list[Prediction] | None = None
 
+    def to_frame(self, like: Any) -> Any:
+        """The answer as a DataFrame, a row for each of the request.
+
+        Args:
+            like: the DataFrame that was asked with, of pandas or alike; the answer has its class and its index.
+
+        Returns:
+            Columns ``label`` and ``probability`` where the model has labels; then a column for each output of one
+            number a row, and ``NAME_0``, ``NAME_1``, … for those of several.
+        """
+        columns: dict[str, Any] = {}
+        if self.predictions is not None:
+            columns["label"] = [item.label for item in self.predictions]
+            columns["probability"] = [item.probability for item in self.predictions]
+        for name, array in self.outputs.items():
+            rows = array.reshape(len(array), -1)
+            names = [name] if rows.shape[1] == 1 else [f"{name}_{number}" for number in range(rows.shape[1])]
+            columns.update(zip(names, rows.T, strict=True))
+        index = getattr(like, "index", None)
+        return type(like)(columns) if index is None else type(like)(columns, index=index)
+
 
 def encode_infer(
     metadata: Mapping[str, Any],
@@ -104,7 +125,7 @@ def encode_infer(
     """
     tensors: list[dict[str, Any]] = []
     tails: list[bytes] = []
-    for spec, array in _matched(metadata, inputs):
+    for spec, array in matched(metadata, inputs):
         item, tail = _tensor(spec, array, binary=binary)
         tensors.append(item)
         if tail is not None:
@@ -159,7 +180,12 @@ def _tensor(spec: Mapping[str, Any], array: Array, *, binary: bool) -> tuple[dic
     return item, None
 
 
-def _matched(metadata: Mapping[str, Any], inputs: Any) -> Iterator[tuple[Mapping[str, Any], Array]]:
+def matched(metadata: Mapping[str, Any], inputs: Any) -> Iterator[tuple[Mapping[str, Any], Array]]:
+    """The tensors of a request: each input's metadata, and its array in the type that it names.
+
+    Raises:
+        InvalidRequestError: the inputs don't fit the model's metadata.
+    """
     specs = {spec["name"]: spec for spec in metadata["inputs"]}
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
@@ -305,8 +331,7 @@ def encode_rows(inputs: Any) -> tuple[str, bytes]:
     """
     if isinstance(inputs, str):
         return "text/csv", inputs.encode()
-    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):  # a DataFrame, of pandas or alike
-        inputs = inputs.to_dict("list")
+    inputs = columns_of(inputs)
     records = isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], Mapping)
     if not records and not isinstance(inputs, Mapping):
         return "application/x-npy", encode_npy(inputs)
@@ -314,6 +339,11 @@ def encode_rows(inputs: Any) -> tuple[str, bytes]:
         return "application/json", json.dumps({"inputs": inputs}, default=_number, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(f"the table can't be sent as JSON: {error}") from None
+
+
+def columns_of(inputs: Any) -> Any:
+    """The columns of a DataFrame, of pandas or alike; anything else as it is."""
+    return inputs.to_dict("list") if hasattr(inputs, "to_dict") and hasattr(inputs, "columns") else inputs
 
 
 def _number(value: Any) -> Any:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, InstanceOf, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as CommandLineError
 
+from app.config.model_url import ModelUrl, is_url, redacted
 from app.config.settings_file import FileSource, SettingsError, nearest
 from app.config.version_policy import check_policy
 from app.errors import shortened
@@ -21,6 +22,11 @@ ENV_PREFIX = "PANTHER_"
 MASK = "********"
 _HOST = re.compile(r"(?:\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)\Z")
 _ORIGIN = re.compile(r"https?://[^/?#\s,*]+\Z")
+
+
+def _folder_or_url(value: Any) -> Any:
+    """What ``model_dir`` names: a URL where it looks like one."""
+    return ModelUrl(value) if isinstance(value, str) and is_url(value) else value
 
 
 class Settings(BaseSettings):
@@ -43,7 +49,28 @@ class Settings(BaseSettings):
     )
 
     config: Path | None = Field(default=None, description="TOML file with settings, by the names of the variables")
-    model_dir: Path = Field(default=Path("models"), description="folder of models, laid out as NAME/VERSION/model.onnx")
+    model_dir: Annotated[Path | InstanceOf[ModelUrl], BeforeValidator(_folder_or_url)] = Field(
+        default=Path("models"),
+        description="folder of models, laid out as NAME/VERSION/model.onnx; or the URL of one: s3://, gs://, az:// or "
+        "https://, which needs the extra s3, gs, az or https",
+    )
+    model_cache: Path | None = Field(
+        default=None,
+        description="folder that models of a URL are kept in. Default: panther/models in the user's cache folder, or "
+        "else in the folder for temporary files",
+    )
+    model_cache_max_bytes: int = Field(
+        default=64 * 1024**3, ge=1, description="most bytes of all files of a URL; beyond them nothing is mirrored"
+    )
+    model_cache_max_files: int = Field(
+        default=10_000, ge=1, description="most files of a URL; beyond them nothing is mirrored"
+    )
+    remote_interval_s: float = Field(
+        default=30.0,
+        ge=0.05,
+        le=86400,
+        description="how often a URL is looked at with model_control watch",
+    )
     host: str = Field(
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
     )
@@ -352,7 +379,7 @@ def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
             value = MASK
-        elif isinstance(value, Path):
+        elif isinstance(value, Path | ModelUrl):
             value = str(value)
         origin = settings._origins.get(name)
         found[name] = value, origin or ("file" if name in settings.model_fields_set else None)
@@ -398,8 +425,12 @@ def _explain(item: Any, origins: dict[str, str]) -> str:
     if name not in origins:
         where = f"{name} in the settings file"
     field = Settings.model_fields.get(name)
-    shown = MASK if field is not None and "SecretStr" in str(field.annotation) else shortened(repr(item["input"]))
+    shown = MASK if field is not None and "SecretStr" in str(field.annotation) else shortened(_shown(item["input"]))
     return f"{where}: {shown} is not accepted: {rule}"
+
+
+def _shown(value: Any) -> str:
+    return repr(redacted(value) if isinstance(value, str) else value)
 
 
 def _explain_command_line(message: str) -> str:

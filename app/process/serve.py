@@ -2,12 +2,14 @@
 
 import logging
 
+from app.config.model_url import ModelUrl
 from app.config.settings import Settings
-from app.grpc.extra import require_extra
+from app.grpc import extra as grpc_extra
 from app.process.shutdown import ignore_stray_signals
 from app.process.sockets import Address, authority, bind
 from app.process.supervisor import Supervisor
 from app.process.worker import serve_alone
+from app.repository.remote import extra as remote_extra
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +22,12 @@ def serve(settings: Settings) -> int:
 
     Raises:
         BindError: the address can't be listened on.
-        MissingExtraError: gRPC is asked for, and its packages are not installed.
+        MissingExtraError: gRPC is asked for, or models by URL, and the packages are not installed.
     """
     ignore_stray_signals()
-    require_extra(settings)
+    grpc_extra.require_extra(settings)
+    if isinstance(settings.model_dir, ModelUrl):
+        remote_extra.require_extra(settings.model_dir)
     # gRPC listens by itself, in each process, on an address that is held for it here.
     grpc = None if settings.grpc_port is None else Address(settings.host, settings.grpc_port, "grpc_port")
     if settings.workers == 1:

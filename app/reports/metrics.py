@@ -85,6 +85,8 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
         "Log lines dropped because the log is not read or the disk is full.",
         counters.dropped_log_lines,
     )
+    failing = state.mirroring is not None and state.mirroring.problem is not None
+    yield GaugeMetricFamily("panther_mirror_failing", "Whether models of a URL can't be mirrored, 0 or 1.", failing)
     unrouted = CounterMetricFamily(
         "panther_unrouted_requests", "Failed requests for unknown models or paths.", labels=["protocol", "outcome"]
     )

@@ -16,6 +16,7 @@ from app.repository.repository import Repository
 from app.repository.retries import Retries
 from app.repository.served_model import Serving
 from app.repository.watcher import Change, Watcher
+from app.service.mirroring import Mirroring
 from app.system.memory import trim_memory
 
 log = logging.getLogger(__name__)
@@ -31,15 +32,23 @@ class ModelControl:
         settings: of the server.
         repository: what is changed.
         link: to the other workers; None where there are none.
+        mirroring: keeps the model folder like a remote one; None where it is a local one.
 
     Attributes:
         behind: why this worker does not serve what a command of the log asks for, by the model's name.
     """
 
-    def __init__(self, settings: Settings, repository: Repository, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        link: Link | None = None,
+        mirroring: Mirroring | None = None,
+    ) -> None:
         self._settings = settings
         self._repository = repository
         self._link = link
+        self._mirroring = mirroring
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._log_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads = ThreadPoolExecutor(32, thread_name_prefix="control")
@@ -112,9 +121,11 @@ class ModelControl:
         Raises:
             ControlForbiddenError: the settings don't allow it.
             ModelNotFoundError, LoadError: see ``Repository``; also where a worker has not applied it.
-            ModelUnavailableError: the server ends before it is done.
+            ModelUnavailableError: the server ends before it is done, or the remote repository can't be mirrored.
         """
         self.check_allowed()
+        if action == "load" and self._mirroring is not None:
+            await self._mirroring.refresh()
         if self._link is None:
             await self.apply(action, name, policy)
             return

@@ -44,14 +44,14 @@ class Lifecycle:
         self._on_keys_changed = on_keys_changed
         self._tasks: list[asyncio.Task[None]] = []
         self._rereading: set[asyncio.Task[None]] = set()
+        self._watcher: Watcher | None = None
 
     async def start(self) -> None:
         """Begin; models load beside the event loop, so that health checks answer meanwhile."""
         state = self._state
         history = None if state.link is None else await state.link.start(state.counters)
-        watcher = Watcher(state.settings.model_dir) if state.settings.model_control == "watch" else None
         loading = asyncio.create_task(self._load(history))
-        self._tasks = [loading, asyncio.create_task(self._follow(loading, watcher))]
+        self._tasks = [loading, asyncio.create_task(self._follow(loading))]
         self._tasks.append(asyncio.create_task(watch_keys(state.service.access, self._on_keys_changed)))
         if self._options.load_first:
             await asyncio.wait({loading})
@@ -60,6 +60,8 @@ class Lifecycle:
         """End all of it, and close the models."""
         state = self._state
         state.repository.end()
+        if state.mirroring is not None:
+            state.mirroring.mirror.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
@@ -82,15 +84,17 @@ class Lifecycle:
             self._on_keys_changed()
         log.info("SIGHUP: the key files were reread")
 
-    async def _follow(self, loading: asyncio.Task[None], watcher: Watcher | None) -> None:
+    async def _follow(self, loading: asyncio.Task[None]) -> None:
         """Follow the folder where that is wished, and the other workers, once the models are loaded."""
         await asyncio.wait({loading})
-        control = self._state.control
+        control, mirroring = self._state.control, self._state.mirroring
         async with asyncio.TaskGroup() as group:
             group.create_task(control.follow_log())
             group.create_task(control.retry())
-            if watcher is not None:
-                group.create_task(control.watch(watcher, Retries()))
+            if self._watcher is not None:
+                group.create_task(control.watch(self._watcher, Retries()))
+            if self._watcher is not None and mirroring is not None:
+                group.create_task(mirroring.follow())
 
     async def _load(self, history: History | None) -> None:
         state, loader = self._state, self._state.loader
@@ -98,6 +102,10 @@ class Lifecycle:
             log.error("not ready: %s", loader.device_problem)
         elif loader.device is not None and loader.device.requested == "auto" and loader.device.reason is not None:
             log.warning("device=auto: running on the CPU, because %s", loader.device.reason)
+        if state.mirroring is not None:
+            await state.mirroring.start(self._not_yet, successor=self._options.load_first)
+        if state.settings.model_control == "watch":  # made before the models are loaded, so that no change is missed
+            self._watcher = Watcher(state.repository.folder.root)
         await self._read_folder(history)
         state.repository.started()
         self._check_default_model()
@@ -111,6 +119,10 @@ class Lifecycle:
             # only the log names the folder: answers never do
             where = "" if state.repository.entries else f" (model_dir is {str(state.settings.model_dir)!r})"
             log.error("not ready: %s%s", problem, where)
+
+    def _not_yet(self, reason: str) -> None:
+        """There is nothing to load yet: the remote repository can't be read."""
+        self._state.folder_problem = reason
 
     def _check_default_model(self) -> None:
         """Log that the default model isn't there: ``POST /predict`` is refused until it is."""

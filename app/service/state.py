@@ -12,6 +12,7 @@ from app.repository.repository import LOADING, Repository
 from app.repository.served_model import Loader
 from app.service.control import ModelControl
 from app.service.inference import InferenceService
+from app.service.mirroring import Mirroring
 from app.telemetry.aggregate import ServerCounters, aggregate, process_counters
 from app.telemetry.logs import dropped_log_lines
 from app.telemetry.statistics import Statistics
@@ -24,6 +25,7 @@ class AppState:
     Attributes:
         control: changes what is served.
         link: to the other workers; None where there are none.
+        mirroring: keeps the model folder like a remote one; None where it is a local one.
         draining: whether a graceful shutdown has begun.
         folder_problem: why the model folder can't be read at the start, or None.
     """
@@ -34,6 +36,7 @@ class AppState:
     service: InferenceService
     control: ModelControl
     link: Link | None = None
+    mirroring: Mirroring | None = None
     draining: bool = False
     folder_problem: str | None = None
     started_at_s: float = field(default_factory=time.time)
@@ -43,6 +46,8 @@ class AppState:
         """Start a graceful shutdown: not ready from now on, and no more loads."""
         self.draining = True
         self.repository.end()
+        if self.mirroring is not None:
+            self.mirroring.mirror.stop()
 
     def not_ready_because(self, *, alone: bool = False) -> str | None:
         """Why the server is not ready, or None when it is; which models count, see ``Readiness``.

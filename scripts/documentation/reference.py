@@ -297,6 +297,7 @@ EXAMPLES = {
     "convert_encoder.py": "Converting a transformer encoder",
     "custom_loop.py": "A training loop of your own",
     "ask.py": "The client",
+    "ask_grpc.py": "The client over gRPC",
     "serve_any_model.py": "Serving a model that is not ours",
 }
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import processes
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -96,6 +97,16 @@ def test_the_client(tmp_path, shipped):
     assert "logits: (1, 10) float32" in out
     assert re.search(r"labels: .*'2'", out)
     assert re.search(r"refused: .*784", out)
+    assert "all the same: True" in out
+
+
+def test_the_client_over_both_protocols(tmp_path):
+    with processes.running(ROOT / "models", "--grpc-port", 0) as server:
+        out = run("ask_grpc.py", tmp_path, f"grpc://{server.grpc}", server.url)
+    for protocol in ("grpc", "http"):
+        assert number(rf"{protocol}: ready True, inputs \['x'\], (\S+) ms a request", out) > 0
+    assert len(re.findall(r"too late: the request waited \d+ µs, longer than its timeout", out)) == 2
+    assert out.count("NotFoundError (404): model 'no-such-model' is not loaded; loaded: digits") == 2
     assert "all the same: True" in out
 
 

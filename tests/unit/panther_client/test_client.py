@@ -240,7 +240,6 @@ def test_retries_end(monkeypatch):
         (httpx.Response(200, text="no JSON"), ServerError, "the server answered 200, but no JSON: no JSON"),
         (httpx.Response(413, json={"error": "long"}), InvalidRequestError, "long"),
         (httpx.ReadTimeout("slow"), DeadlineExceededError, "did not answer in time"),
-        (httpx.ReadError("gone"), ConnectionFailedError, "can't be reached: gone"),
     ],
 )
 def test_other_failures_are_not_tried_again(answer, kind, message):
@@ -248,6 +247,18 @@ def test_other_failures_are_not_tried_again(answer, kind, message):
     with pytest.raises(kind, match=message):
         client.models()
     assert rest == [FINE]
+
+
+def test_a_lost_connection_is_tried_again_where_that_does_no_harm(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    client, rest = stub(httpx.ReadError("gone"), FINE)
+    assert client.models() == []
+    client, rest = stub(httpx.ReadError("gone"), FINE)
+    with pytest.raises(ConnectionFailedError, match="can't be reached: gone"):
+        client.load("m")
+    client, rest = stub(httpx.ConnectError("no route"), busy(503), FINE)
+    client.load("m")
+    assert rest == []
 
 
 def test_a_server_that_is_not_there(monkeypatch):
@@ -258,18 +269,63 @@ def test_a_server_that_is_not_there(monkeypatch):
         assert not client.is_ready()
 
 
+class Frame:
+    """As much of a pandas DataFrame as the client looks at and makes."""
+
+    def __init__(self, columns, index=("first", "second")):
+        self.columns, self.index = {name: list(column) for name, column in columns.items()}, index
+
+    def to_dict(self, orient):
+        assert orient == "list"
+        return self.columns
+
+
+def test_a_data_frame_is_answered_by_one():
+    outputs = {"kind": [[0.25, 0.75], [1, 0]], "sum": [3.5, 4]}
+    labels = [{"label": "b", "probability": 0.75}, {"label": "a", "probability": 1.0}]
+    answer = {"model": "m", "version": "1", "outputs": outputs, "predictions": labels}
+    client, _ = stub(httpx.Response(200, json=answer))
+    found = client.predict_frame(Frame({"length": [1, 2]}))
+    assert type(found) is Frame
+    assert found.index == ("first", "second")
+    assert found.columns == {
+        "label": ["b", "a"],
+        "probability": [0.75, 1.0],
+        "kind_0": [0.25, 1],
+        "kind_1": [0.75, 0],
+        "sum": [3.5, 4],
+    }
+
+
 def test_the_client_needs_httpx_and_numpy_alone():
     program = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"app", "panther", "torch", "onnx", "onnxruntime", "fastapi", "pydantic"}:
-            raise ImportError(f"{name} is blocked")
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked", name=name)
+BLOCKED = {"app", "panther", "torch", "onnx", "onnxruntime", "fastapi", "pydantic"}
 sys.meta_path.insert(0, Blocked())
 import panther_client
+print(sorted({"httpx", "grpc", "google.protobuf"} & set(sys.modules)))
+panther_client.Client("http://127.0.0.1:1").close()
+panther_client.Client("grpc://127.0.0.1:1").close()
+for package in ("httpx", "grpc", "panther_client.grpc_transport", "panther_client.grpc_calls"):
+    sys.modules.pop(package, None)
+    vars(panther_client).pop(package.rpartition(".")[2], None)
+BLOCKED |= {"httpx", "grpc"}
+for url in ("http://127.0.0.1:1", "grpc://127.0.0.1:1"):
+    try:
+        panther_client.Client(url)
+    except panther_client.MissingExtraError as error:
+        print(error)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
+    http, grpc = "package 'httpx' is not installed", "package 'grpc' is not installed"
+    loaded, *missing = ended.stdout.splitlines()
+    assert loaded == "[]"
+    assert (missing[0].endswith(http), missing[1].endswith(grpc)) == (True, True), ended.stdout
 
 
 KEY = "predict-key-0123456789"

@@ -1,0 +1,18 @@
+"""What can go wrong with a remote model repository."""
+
+from app.errors import AppError, ModelUnavailableError
+
+
+class RemoteError(ModelUnavailableError):
+    """The remote repository, or a part of it, can't be mirrored for now; what is served stays."""
+
+
+class MissingExtraError(AppError):
+    """A URL was given, and the packages of its scheme are not installed."""
+
+
+class MirrorStoppedError(RemoteError):
+    """The server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")

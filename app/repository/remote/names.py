@@ -1,0 +1,93 @@
+"""Which names of a remote repository become files of the mirror: none that could lead out of it."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from app.errors import shortened
+from app.repository.folder import MODEL_FILE
+from app.repository.versions import NAME_RULE, valid_name, valid_version
+
+MOST_PARTS = 16
+_MOST_BYTES, _MOST_PART_BYTES = 1024, 255
+_ODD = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a listing, sorted out.
+
+    Attributes:
+        versions: the files of each version, by ``NAME/VERSION``.
+        loose: files beside the versions, such as ``NAME/panther.toml``.
+        refused: names that are not mirrored, with the reason.
+    """
+
+    versions: dict[str, list[str]] = field(default_factory=dict)
+    loose: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def accepted(self) -> list[str]:
+        """All names that are mirrored."""
+        return [*(name for files in self.versions.values() for name in files), *self.loose]
+
+
+def sort_names(names: Iterable[str]) -> Names:
+    """Sort out the names of a listing, relative to the repository's root.
+
+    Hidden files and the empty objects that stand for folders are passed over in silence.
+    """
+    found = Names()
+    accepted = []
+    for name in sorted(names):
+        if name.endswith("/") or _is_hidden(name):
+            continue
+        reason = why_refused(name)
+        if reason is None:
+            accepted.append(name)
+        else:
+            found.refused[name] = reason
+    folders = {parent for name in accepted for parent in _parents(name)}
+    for name in accepted:
+        if name in folders:  # which an object store allows
+            found.refused[name] = "it is the name of a file and of a folder"
+            continue
+        model, part, *rest = name.split("/")
+        if rest and valid_version(part):
+            found.versions.setdefault(f"{model}/{part}", []).append(name)
+        else:
+            found.loose.append(name)
+    return found
+
+
+def why_refused(name: str) -> str | None:
+    """Why a name can't be a file's in the mirror; None where it can."""
+    parts = name.split("/")
+    try:
+        sizes = [len(part.encode()) for part in parts]
+    except UnicodeError:
+        return "it is not Unicode"
+    if "" in parts or "." in parts or ".." in parts:
+        return "its path has an empty part, '.' or '..'"
+    if _ODD.search(name):
+        return "it has a control character or a backslash"
+    if max(sizes) > _MOST_PART_BYTES or sum(sizes) > _MOST_BYTES or len(parts) > MOST_PARTS:
+        return (
+            f"a path has at most {_MOST_BYTES} bytes in {MOST_PARTS} parts, and each of these at most "
+            f"{_MOST_PART_BYTES} bytes"
+        )
+    if len(parts) == 1:
+        model = shortened(name.removesuffix(".onnx"), 40)
+        return f"a model needs folders of its name and version: {model}/1/{MODEL_FILE}"
+    return None if valid_name(parts[0]) else f"its first part can't be a model's name: {NAME_RULE}"
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a part of a path begins with one dot; two, or an empty part, are named as refused."""
+    parts = name.split("/")
+    return any(part[:1] == "." and part[1:2] not in ("", ".") for part in parts) and "" not in parts
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
