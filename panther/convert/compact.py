@@ -25,8 +25,6 @@ from panther.linalg.gram import times, weight_gram
 from panther.linalg.whitening import Spectrum, spectrum_from_gram
 
 _TINY = torch.finfo(torch.float64).tiny
-# entries of a weight that are compared at a time
-_ENTRIES = 2**24
 
 
 @dataclass(eq=False)
@@ -36,10 +34,10 @@ class CompactCandidate(Candidate):
     Attributes:
         weighing: only the mean and the largest rows.
         spectrum: all energies; factors in float32, or float64 where the weight is, which may lie elsewhere than it.
-        data_errors: (largest rank + 1,), the squared relative error on the data by rank.
+        squared_errors: (largest rank + 1,) each: the squared relative errors in the weight and on the data, by rank.
     """
 
-    data_errors: Tensor
+    squared_errors: tuple[Tensor, Tensor]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """(d_in, rank) and (rank, d_out), float64."""
@@ -58,15 +56,8 @@ class CompactCandidate(Candidate):
 
     def errors(self, rank: int) -> tuple[float, float | None]:
         """The relative errors in the weight and on the data."""
-        W, (left, right) = self.unit.weight, self.factors(rank)
-        lost = whole = torch.zeros((), dtype=torch.float64, device=W.device)
-        step = max(1, _ENTRIES // W.shape[1])
-        for start in range(0, len(W), step):
-            block = W[start : start + step].double()
-            lost = lost + (block - (left @ right[:, start : start + step]).t()).square().sum()
-            whole = whole + block.square().sum()
-        relative = (lost / whole.clamp_min(_TINY)).item() ** 0.5
-        return relative, self.data_errors[rank].clamp_min(0).item() ** 0.5
+        in_weight, on_data = (errors[rank].clamp_min(0).item() ** 0.5 for errors in self.squared_errors)
+        return in_weight, on_data
 
 
 def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keeper) -> CompactCandidate:
@@ -84,15 +75,15 @@ def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keepe
         outer = float((OUTPUT_DAMPING + few * d_out) * seen.outputs_squares / d_out)
     damping = _Damping(added_in, outer if outer is not None and outer > 0 else None)
     if d_out <= d_in:
-        spectrum, errors = _wide(W, seen, mean, damping, most, dtype)
+        spectrum, *errors = _wide(W, seen, mean, damping, most, dtype)
     else:
-        spectrum, errors = _tall(W, seen, mean, damping, most, dtype)
+        spectrum, *errors = _tall(W, seen, mean, damping, most, dtype)
     energies = spectrum.energies
     if damping.outputs is None:
         energies = energies / energies.sum().clamp_min(_TINY)
-    kept = Spectrum(keeper.keep(spectrum.left), keeper.keep(spectrum.right), energies)
+    kept = Spectrum(keeper.keep(spectrum.left.to(dtype)), keeper.keep(spectrum.right.to(dtype)), energies)
     weighing = Weighing(seen.extreme.new_empty(0), mean, None, None, seen.extreme) if seen.extreme is not None else None
-    return CompactCandidate(unit, weighing, kept, tuple(ranks), errors)
+    return CompactCandidate(unit, weighing, kept, tuple(ranks), (errors[0], errors[1]))
 
 
 @dataclass(frozen=True)
@@ -132,8 +123,8 @@ def _root(C: Tensor, added: float) -> Tensor:
 
 def _wide(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
-) -> tuple[Spectrum, Tensor]:
-    """For d_out ≤ d_in, by the covariance of W x."""
+) -> tuple[Spectrum, Tensor, Tensor]:
+    """For d_out ≤ d_in, by the covariance of W x; with the errors in the weight and on the data."""
     if seen.response is not None:
         moved = seen.response / seen.rows
         if mean is not None:
@@ -144,30 +135,25 @@ def _wide(
     root = None
     if damping.outputs is not None and seen.sensitivity is not None:
         root = _root(seen.sensitivity.clone(), damping.outputs)
-    gram = moved
-    if damping.inputs > 0:
-        gram = torch.add(moved, weight_gram(W, of_rows=True), alpha=damping.inputs)
-    spectrum = spectrum_from_gram(W, gram, root, rank, dtype)
-    del gram
-    # with Wᵀ ≈ left @ right and left = Wᵀ P: leftᵀ C left = Pᵀ moved P, and rightᵀ is the inverse of P on its span
-    right = spectrum.right.double()
-    P = _pairs(right, root)
-    through = moved @ P
-    return spectrum, _errors(moved.diagonal().sum(), (right * through.t()).sum(1), P.t() @ through, right @ right.t())
+    weights = weight_gram(W, of_rows=True)
+    gram = torch.add(moved, weights, alpha=damping.inputs) if damping.inputs > 0 else moved
+    spectrum, P = spectrum_from_gram(W, gram, root, rank, dtype)
+    del gram, root
+    right = spectrum.right
+    H = right @ right.t()
 
+    def errors(M: Tensor) -> Tensor:
+        """For M = W C Wᵀ: as left = Wᵀ P, leftᵀ C left = Pᵀ M P."""
+        through = M @ P
+        return _errors(M.diagonal().sum(), (right * through.t()).sum(1), P.t() @ through, H)
 
-def _pairs(right: Tensor, root: Tensor | None) -> Tensor:
-    """P with left = Wᵀ P: from right = Pᵀ (Lₒ Lₒᵀ)⁻¹ Σ², so that P = Lₒ Lₒᵀ rightᵀ Σ⁻²."""
-    through = right.t() if root is None else root @ (root.t() @ right.t())
-    # right P = I
-    scale = (right * through.t()).sum(1)
-    return through / scale.clamp_min(_TINY)
+    return spectrum, errors(weights), errors(moved)
 
 
 def _tall(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
-) -> tuple[Spectrum, Tensor]:
-    """For d_out > d_in, by the sensitivity to Wᵀ g."""
+) -> tuple[Spectrum, Tensor, Tensor]:
+    """For d_out > d_in, by the sensitivity to Wᵀ g; with the errors in the weight and on the data."""
     covariance = _covariance(seen, mean)
     weights = weight_gram(W, of_rows=False)
     gram = weights
@@ -175,20 +161,17 @@ def _tall(
         gram = seen.sensitivity if seen.tall else _around(W.t(), seen.sensitivity)
         gram = torch.add(gram, weights, alpha=damping.outputs)
     root = _root(covariance.clone(), damping.inputs) if damping.inputs > 0 else None
-    spectrum = spectrum_from_gram(W, gram, root, rank, dtype)
+    spectrum, P = spectrum_from_gram(W, gram, root, rank, dtype)
     del gram, root
-    left = spectrum.left.double()
-    through = covariance @ left
-    right = spectrum.right
-    # right = Rᵀ Wᵀ with R = Lᵢ V, so right rightᵀ = Rᵀ WᵀW R; computed from what is kept
-    H = torch.zeros(len(right), len(right), dtype=torch.float64, device=W.device)
-    cross = torch.zeros(len(right), dtype=torch.float64, device=W.device)
-    step = max(1, _ENTRIES // W.shape[1])
-    for start in range(0, len(W), step):
-        block, out = W[start : start + step].double(), right[:, start : start + step].double()
-        H += out @ out.t()
-        cross += ((block @ through).t() * out).sum(1)
-    return spectrum, _errors((weights * covariance).sum(), cross, left.t() @ through, H)
+    left = spectrum.left
+    through = weights @ P
+    H = P.t() @ through
+
+    def errors(whole: Tensor, CL: Tensor) -> Tensor:
+        """For C left: as right = Pᵀ Wᵀ, right W C left = Pᵀ (WᵀW) C left."""
+        return _errors(whole, (through * CL).sum(0), left.t() @ CL, H)
+
+    return spectrum, errors(weights.diagonal().sum(), left), errors((weights * covariance).sum(), covariance @ left)
 
 
 def _around(W: Tensor, C: Tensor) -> Tensor:
