@@ -214,6 +214,11 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one re
     dense = next((name for name in ("Conv2d", "Conv1d") if isinstance(module, getattr(nn, name))), "Linear")
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript"
+    if "_hf_hook" in module.__dict__:
+        return (
+            "accelerate moves its inputs or its weight (device_map, cpu_offload); convert it before, or after "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
     if parametrize.is_parametrized(module):
         return "it is parametrised: its weight is computed from other parameters"
     weight = module._parameters.get("weight")
@@ -235,9 +240,15 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one re
     if is_convolution(module):
         return reason_of_convolution(module)
     own_forward = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-    if "forward" in module.__dict__ or (own_forward and not computes_linear(cast(nn.Linear, module))):
+    if _has_forward_of_its_own(module) or (own_forward and not computes_linear(cast(nn.Linear, module))):
         return f"{kind} does more than nn.Linear in its forward"
     return None
+
+
+def _has_forward_of_its_own(module: nn.Module) -> bool:
+    """Whether it is called by another forward than its class; that of the class is what accelerate leaves behind."""
+    forward = module.__dict__.get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 def _fused_attention(model: nn.Module) -> dict[int, str]:
