@@ -3,10 +3,11 @@
     python benchmarks/gpu/convert_memory.py llama-1b --memory none 8GB
     python benchmarks/gpu/convert_memory.py llama-7b --memory none 30GB
     python benchmarks/gpu/convert_memory.py bert-base vgg --device cpu --memory none 1GB
+    python benchmarks/gpu/convert_memory.py bert-base llama-1b llama-7b --sizes
 
 Models are of these configurations with random weights, and plain torch. Every case runs in a process by itself, and
 prints a line of JSON; at the end comes one that compares each case with the first of its model. Peaks are of tensors on
-CUDA, and of the whole process on a CPU.
+CUDA, and of the whole process on a CPU. --sizes prints what conversion holds by its own account, and runs nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import panther as pr
+from panther.convert.layers import find_units
+from panther.convert.survey import bytes_on, sizes_of, survey
 
 GIB = 2**30
 
@@ -197,6 +200,23 @@ def measure(name: str, device: str, memory: str, probes: int) -> dict[str, Any]:
     }
 
 
+def sizes(name: str, probes: int) -> dict[str, Any]:
+    """GiB that the conversion of a model without values holds, as it is planned."""
+    meta = torch.device("meta")
+    with meta:
+        model = Transformer(CONFIGURATIONS[name]).eval()
+        ids = torch.zeros(1, 8, dtype=torch.long)
+    units = find_units(model, None, ())
+    surveyed = survey(model, units, ids, None, derivatives=False)
+    held = {
+        "full_moments": sum(8 * (unit.in_features**2 + unit.out_features**2) for unit in units),
+        "one_pass": bytes_on(meta, units, probes, surveyed),
+        "one_layer": max(bytes_on(meta, [unit], probes, surveyed) for unit in units),
+        "factors": sum(sizes_of(unit, probes).kept for unit in units),
+    }
+    return {"model": name, **{what: round(size / GIB, 2) for what, size in held.items()}}
+
+
 def compared(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each case beside the first of its model: the same ranks and error, for which memory."""
     found = []
@@ -223,10 +243,15 @@ def main() -> None:
     parser.add_argument("--memory", nargs="+", default=["none"], help="none, or sizes such as 8GB")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--probes", type=int, default=8)
+    parser.add_argument("--sizes", action="store_true", help="print what conversion holds, and run nothing")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(given.models[0], given.device, given.memory[0], given.probes)))
+        return
+    if given.sizes:
+        for name in given.models:
+            print(json.dumps(sizes(name, given.probes)))
         return
     cases = []
     for name in given.models:
