@@ -116,6 +116,6 @@ def refuse(out: Path, options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(
-            f"--{given[0]} is for an exported model; {out} and --ratio or --distill ask for sketched weights: "
-            "give --out a folder or a path ending in .onnx, and neither --ratio nor --distill"
+            f"--{given[0]} is for an exported model; {out} and --ratio, --distill or --memory ask for sketched "
+            "weights: give --out a folder or a path ending in .onnx, and none of --ratio, --distill and --memory"
         )

@@ -225,6 +225,9 @@ def compress(
             help="For .safetensors: steps to train on --calibration; with --ratio in stages (0.75, 0.5, 0.25).",
         ),
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For .safetensors: what calibration may take, as 8GB; half of what is free.")
+    ] = None,
 ) -> None:
     """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""
     _require("torch", "safetensors", "onnx", "onnxscript", extra="train")
@@ -232,7 +235,7 @@ def compress(
     from panther.cli.export import load_model
     from panther.convert import ConversionError
 
-    for_sketch = ratio is not None or distill is not None or out.suffix == ".safetensors"
+    for_sketch = ratio is not None or distill is not None or memory is not None or out.suffix == ".safetensors"
     chosen = {"speedup": speedup, "metric": metric, "at-least": at_least, "name": name, "kind": kind, "curve": curve}
     with _errors_as_lines():
         try:
@@ -248,6 +251,7 @@ def compress(
                     batch_size=batch_size,
                     skip=skip or (),
                     distill_steps=distill,
+                    memory=memory,
                     console=Console(),
                 )
             else:

@@ -33,6 +33,7 @@ def run(
     batch_size: int,
     skip: Sequence[str],
     distill_steps: int | None,
+    memory: str | None,
     console: Console,
 ) -> None:
     """Convert a model, train it where asked to, write its weights, and print the report.
@@ -63,6 +64,7 @@ def run(
                     max_error=max_error,
                     calibration=batches,
                     skip=skip,
+                    memory=memory,
                     on_step=show,
                 )
             console.print(report)

@@ -12,12 +12,13 @@ from torch import nn
 
 from panther.convert import plan
 from panther.convert.attention import closed, opened
-from panther.convert.calibration import Moments, collect
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.embeddings import BAGS, TABLES
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
+from panther.convert.groups import Calibration, calibrate
 from panther.convert.layers import Filter, Place, Unit, find_units, kinds_in_play
+from panther.convert.memory import parse_size
 from panther.convert.plan import Plan
 from panther.convert.reach import unreached
 from panther.convert.report import ConversionReport, Unreached
@@ -49,6 +50,7 @@ def sketch_(
     embeddings: bool | None = None,
     forward: Forward | None = None,
     probes: int = 8,
+    memory: int | str | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> ConversionReport:
@@ -78,6 +80,9 @@ def sketch_(
             None, ratio counts bags alone beside the other layers, and the other budgets count all.
         forward: (model, batch) → outputs, where the model is to be called in another way.
         probes: backward passes for each batch, which estimate how a layer's outputs move the model's; 0 for none.
+        memory: bytes, or a text such as "8GB", that calibration may take on each device besides the model, its
+            activations and the new layers. Layers are calibrated in groups that fit, with a pass over the inputs for
+            each group; the result is the same. Half of what is free when None.
         generator: on the CPU, of the random directions of these passes; a fixed seed when None.
         on_step: called with (what, done, all) as the work goes on.
 
@@ -89,6 +94,7 @@ def sketch_(
         ConversionError: the model has no layer to convert, or calibration can't be run.
     """
     _check(model, ratio, max_bytes, max_error, probes)
+    most_memory = parse_size(memory)
     report_step = on_step if on_step is not None else lambda *_: None
     tables = BAGS if embeddings is None and ratio is not None else () if embeddings is False else TABLES
     attentions = opened(model)
@@ -104,12 +110,21 @@ def sketch_(
             check_batches(batches, model, forward, "calibration")
             check_differentiable(model)
         with evaluating(model):
-            calibrated = None
-            if batches is not None:
-                calibrated = _calibrate(model, units, batches, forward, probes, generator, report_step)
-            moments = None if calibrated is None else calibrated.moments
-            reference = None if calibrated is None else calibrated.reference
-            found = plan.candidates(units, moments, report_step)
+            calibrated = reference = None
+            if batches is None:
+                found = plan.candidates(units, None, report_step)
+            else:
+                calibrated = calibrate(
+                    model,
+                    units,
+                    batches,
+                    forward,
+                    probes=probes,
+                    generator=generator if generator is not None else torch.Generator().manual_seed(0),
+                    memory=most_memory,
+                    step=report_step,
+                )
+                found, reference = calibrated.candidates, _reference(model, batches, forward)
 
             def choose() -> tuple[Plan, Deviation | None]:
                 budgets = plan.Budgets(model, units, found, in_bytes=max_bytes is not None)
@@ -130,7 +145,7 @@ def sketch_(
     swap = Swap(model, closed(attentions, _replacements(chosen)))
     swap.do()
     try:
-        notes = _notes(units, calibrated, probes, swap.zero_padded)
+        notes = _notes(units, calibrated, reference, probes, swap.zero_padded)
         if deviation is not None and not math.isfinite(deviation.error):
             notes += ("the converted model's outputs overflow where the original's are finite",)
         report = _report(model, units, chosen, before, deviation, notes)
@@ -142,41 +157,19 @@ def sketch_(
         raise
 
 
-@dataclasses.dataclass
-class _Calibrated:
-    """What the calibration inputs say: statistics by the id of a unit, and the original's outputs."""
+def _reference(model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> Reference:
+    """The original's outputs.
 
-    moments: dict[int, Moments]
-    reference: Reference
-
-
-def _calibrate(
-    model: nn.Module,
-    units: Sequence[Unit],
-    batches: Sequence[Any],
-    forward: Forward | None,
-    probes: int,
-    generator: torch.Generator | None,
-    report_step: Callable[[str, int, int], None],
-) -> _Calibrated:
-    active = [unit for unit in units if unit.reason is None]
-    done = iter(range(1, len(batches) + 1))
-    collected = collect(
-        model,
-        active,
-        batches,
-        forward,
-        probes=probes,
-        generator=generator if generator is not None else torch.Generator().manual_seed(0),
-        on_batch=lambda: report_step("calibrating", next(done), len(batches)),
-    )
+    Raises:
+        ConversionError: there is nothing that can be compared.
+    """
     reference = Reference(model, batches, forward)
     if not reference.has_outputs:
         raise ConversionError(
             "calibration: the model put out no finite floating-point numbers to compare; scalars are left out, "
             "and what is no tensor, mapping, tuple or list (forward may return others)"
         )
-    return _Calibrated(dict(zip(map(id, active), collected, strict=True)), reference)
+    return reference
 
 
 def _best(
@@ -266,18 +259,23 @@ def _report(
 
 
 def _notes(
-    units: Sequence[Unit], calibrated: _Calibrated | None, probes: int, zero_padded: Sequence[str]
+    units: Sequence[Unit],
+    calibrated: Calibration | None,
+    reference: Reference | None,
+    probes: int,
+    zero_padded: Sequence[str],
 ) -> tuple[str, ...]:
     notes = []
-    if calibrated is None:
+    if calibrated is None or reference is None:
         notes.append("without calibration inputs: each layer is the truncated SVD of its weight")
     else:
-        moments, reference = calibrated.moments, calibrated.reference
-        if probes and all(seen.sensitivity is None for seen in moments.values()):
+        notes += calibrated.notes
+        seen = calibrated.seen
+        if probes and not any(layer.derivatives for layer in seen.values()):
             notes.append("the outputs have no derivatives: each layer was fitted to its own outputs")
         elif probes:
-            seen = {unit.name: moments[id(unit)] for unit in units if id(unit) in moments}
-            without = [name for name, found in seen.items() if found.rows and found.sensitivity is None]
+            layers = {unit.name: seen[id(unit)] for unit in units if id(unit) in seen}
+            without = [name for name, layer in layers.items() if layer.rows and not layer.derivatives]
             if without:
                 notes.append(f"fitted to their own outputs, which run without derivatives: {', '.join(without)}")
         if not reference.all_finite:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,31 @@ from panther.convert.layers import Unit
 
 # rows kept of each layer's inputs, to look whether the sketched layer overflows on them
 EXTREME_ROWS = 8
+
+
+class Sums(Protocol):
+    """What is summed over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
+
+    Attributes:
+        calls, extreme, sensitivity: as of `Moments`.
+    """
+
+    calls: int
+    extreme: Tensor | None
+    sensitivity: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """As of `Moments`."""
+
+    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
+        """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
+
+    def add_gradients(self, g: Tensor, scale: Tensor) -> None:
+        """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32."""
+
+    def check(self, name: str) -> None:
+        """Raise a ConversionError that names the layer where a sum is not finite."""
 
 
 @dataclass
@@ -57,11 +82,45 @@ class Moments:
         C = self.second / max(self.rows, 1)
         return C - torch.outer(self.mean, self.mean) if centred else C
 
+    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:  # noqa: ARG002  a protocol's
+        """As `Sums.add`."""
+        x = (x if kept is None else x[kept]).double()
+        self.second += x.t() @ x
+        self.total += x.sum(0)
+        self.rows += len(x)
+
+    def count(self, lookups: Lookups) -> None:
+        """Count the rows that a call of a table looked up."""
+        if self.counts is not None:
+            self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
+
+    def add_gradients(self, g: Tensor, scale: Tensor) -> None:
+        """As `Sums.add_gradients`."""
+        product = (g.t() @ g).double() * scale
+        self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
+
+    def check(self, name: str) -> None:
+        """As `Sums.check`."""
+        check_finite(name, self.second, self.sensitivity)
+
+
+def check_finite(name: str, of_inputs: Tensor, of_derivatives: Tensor | None) -> None:
+    """Refuse sums that are not finite.
+
+    Raises:
+        ConversionError: names the layer.
+    """
+    if not bool(torch.isfinite(of_inputs).all()):
+        raise ConversionError(f"calibration: the inputs of {name} hold values that are not finite")
+    if of_derivatives is not None and not bool(torch.isfinite(of_derivatives).all()):
+        raise ConversionError(f"calibration: the derivatives at {name} are not finite")
+
 
 @dataclass
 class _Call:
-    moments: Moments
+    moments: Sums
     x: Tensor
+    version: int
     convolution: Convolution | None = None
     # the rows of the output that the rows of x belong to; None for all
     sampled: Tensor | None = None
@@ -98,11 +157,46 @@ def collect(
     Raises:
         ConversionError: the inputs of a layer hold values that are not finite.
     """
-    found = [_empty(unit) for unit in units]
-    watch = _Watch(probes=probes, generator=generator)
+    found = [empty_moments(unit) for unit in units]
+    watched = list(zip(units, found, strict=True))
+    gather(model, watched, batches, forward, probes=probes, generator=generator, on_batch=on_batch)
+    return found
+
+
+def gather(
+    model: nn.Module,
+    watched: Sequence[tuple[Unit, Sums]],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    *,
+    probes: int,
+    generator: torch.Generator,
+    moving: Sequence[bool] | None = None,
+    unwatched: Sequence[Unit] = (),
+    on_batch: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the batches through the model, as `collect`, and add what units see to their sums.
+
+    Args:
+        model, batches, forward, probes, generator, on_batch: as `collect` takes them.
+        watched: units with their sums.
+        moving: for every output of the model whether some unit moves it, so that v is drawn for it also where no
+            watched one does; None to draw for those that the watched units move.
+        unwatched: convolutions whose patches are drawn and dropped, so that those of the others stay the same.
+
+    Raises:
+        ConversionError: the inputs of a layer hold values that are not finite.
+    """
+    watch = _Watch(probes=probes, generator=generator, moving=moving)
     handles = [
-        place.module.register_forward_hook(watch.hook(moments, unit.convolution), with_kwargs=True)
-        for unit, moments in zip(units, found, strict=True)
+        place.module.register_forward_hook(watch.hook(sums, unit.convolution), with_kwargs=True)
+        for unit, sums in watched
+        for place in unit.places
+    ]
+    handles += [
+        place.module.register_forward_hook(watch.drop(unit.convolution), with_kwargs=True)
+        for unit in unwatched
+        if unit.convolution is not None
         for place in unit.places
     ]
     try:
@@ -113,38 +207,43 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
-    for unit, moments in zip(units, found, strict=True):
-        if not bool(torch.isfinite(moments.second).all()):
-            raise ConversionError(f"calibration: the inputs of {unit.name} hold values that are not finite")
-        if moments.sensitivity is not None and not bool(torch.isfinite(moments.sensitivity).all()):
-            raise ConversionError(f"calibration: the derivatives at {unit.name} are not finite")
-    return found
+    for unit, sums in watched:
+        sums.check(unit.name)
 
 
 class _Watch:
     """The calls of the watched layers in one forward pass, and the backward passes that follow it."""
 
-    def __init__(self, *, probes: int, generator: torch.Generator) -> None:
-        self._probes, self._generator = probes, generator
+    def __init__(self, *, probes: int, generator: torch.Generator, moving: Sequence[bool] | None = None) -> None:
+        self._probes, self._generator, self._moving = probes, generator, moving
         self._calls: list[_Call] = []
         self._anchors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         # of positions of images: apart from the generator of v, which stays the same beside convolutions
         self._positions = torch.Generator().manual_seed(0)
         self.ended = False
 
-    def hook(self, moments: Moments, convolution: Convolution | None) -> Callable[..., Tensor]:
+    def drop(self, convolution: Convolution) -> Callable[..., None]:
+        """A forward hook that draws the patches of a convolution for nothing."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Tensor) -> None:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            sampled_patches(convolution, x.detach(), self._positions)
+
+        return hook
+
+    def hook(self, moments: Sums, convolution: Convolution | None) -> Callable[..., Tensor]:
         """A forward hook for a layer."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             if is_embedding(module):
                 rows = out.detach().reshape(-1, out.shape[-1])
-                record = _Call(moments, rows, lookups=lookups_of(module, args, kwargs))
+                record = _Call(moments, rows, out._version, lookups=lookups_of(module, args, kwargs))
             elif convolution is None:
-                record = _Call(moments, x.detach().reshape(-1, x.shape[-1]))
+                record = _Call(moments, x.detach().reshape(-1, x.shape[-1]), x._version)
             else:
                 patches, sampled = sampled_patches(convolution, x.detach(), self._positions)
-                record = _Call(moments, patches, convolution, sampled)
+                record = _Call(moments, patches, x._version, convolution, sampled)
             self._calls.append(record)
             if not torch.is_grad_enabled():
                 record.watched = False
@@ -169,12 +268,20 @@ class _Watch:
 
     def finish(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         """Run the backward passes and add up what was seen."""
-        moving = [(y, mask) for y, mask in outputs if y.requires_grad]
+        moved = self._moving
+        if moved is None or len(moved) != len(outputs):
+            moved = [y.requires_grad for y, _ in outputs]
+        moving = [pair for pair, moves in zip(outputs, moved, strict=True) if moves]
         for remaining in reversed(range(self._probes if moving else 0)):
+            # drawn for all of them, so that each v is the same whichever layers are watched
+            drawn = [(y, _probe(y.detach(), mask, self._generator)) for y, mask in moving]
+            reached = [(y, v) for y, v in drawn if y.requires_grad]
+            if not reached:
+                continue
             try:
                 torch.autograd.backward(
-                    [y for y, _ in moving],
-                    [_probe(y.detach(), mask, self._generator) for y, mask in moving],
+                    [y for y, _ in reached],
+                    [v for _, v in reached],
                     inputs=list(self._anchors.values()),
                     retain_graph=remaining > 0,
                 )
@@ -192,7 +299,8 @@ class _Watch:
         self._anchors.clear()
 
 
-def _empty(unit: Unit) -> Moments:
+def empty_moments(unit: Unit) -> Moments:
+    """Of no rows yet."""
     device, d_in = unit.weight.device, unit.in_features
     counts = None
     if is_embedding(unit.places[0].module):
@@ -231,26 +339,19 @@ def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     # summed in float64; within one batch float32 is enough for a weighting, once the squares are in its range
     size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
     g = g / size.float()
-    product = (g.t() @ g).double() * (size.square() / probes)
-    sensitivity = record.moments.sensitivity
-    record.moments.sensitivity = product if sensitivity is None else sensitivity + product
+    record.moments.add_gradients(g, size.square() / probes)
 
 
 def _add(record: _Call, *, moved: bool) -> None:
     x, moments = record.x, record.moments
     moments.calls += 1
     if len(x):
-        kept = x if moments.extreme is None else torch.cat([moments.extreme, x])
-        moments.extreme = kept[kept.abs().amax(1).topk(min(EXTREME_ROWS, len(kept))).indices]
+        known = x if moments.extreme is None else torch.cat([moments.extreme, x])
+        moments.extreme = known[known.abs().amax(1).topk(min(EXTREME_ROWS, len(known))).indices]
+    kept: Tensor | None = None
     if moved and record.watched:
         moves = record.moves if record.moves is None or record.sampled is None else record.moves[record.sampled]
-        moving = torch.zeros(len(x), dtype=torch.bool, device=x.device) if moves is None else moves != 0
-        x = x[moving]
-        if record.lookups is not None:
-            record.lookups = record.lookups.moving(moving)
-    if record.lookups is not None and moments.counts is not None:
-        moments.counts += torch.bincount(record.lookups.indices, minlength=len(moments.counts))
-    x = x.double()
-    moments.second += x.t() @ x
-    moments.total += x.sum(0)
-    moments.rows += len(x)
+        kept = torch.zeros(len(x), dtype=torch.bool, device=x.device) if moves is None else moves != 0
+    if record.lookups is not None and isinstance(moments, Moments):
+        moments.count(record.lookups if kept is None else record.lookups.moving(kept))
+    moments.add(x, kept, record.version)

@@ -42,11 +42,13 @@ class Unit:
         places: the modules; more than one where they share (tie) the weight.
         reason: why it is kept dense; None while it is to be converted.
         bias_is_shared: whether a bias is also that of a module outside this unit, so that it must stay as it is.
+        pooled: whether its moments are drawn to those of others, as an expert's are.
     """
 
     places: list[Place]
     reason: str | None = None
     bias_is_shared: bool = False
+    pooled: bool = False
     transposed: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +75,11 @@ class Unit:
         """The module where it is a convolution."""
         module = self.places[0].module
         return module if is_convolution(module) else None
+
+    @property
+    def takes_moments(self) -> bool:
+        """Whether calibration keeps whole moments of it, where sums of its smaller side do for others."""
+        return self.pooled or self.convolution is not None or is_embedding(self.places[0].module)
 
     @property
     def in_features(self) -> int:
@@ -198,12 +205,8 @@ def is_conv1d(module: nn.Module) -> bool:
 
 def kinds_in_play(*, convolutions: bool, embeddings: Kinds) -> str:
     """The layers that are looked at, in words."""
-    kinds = ["linear layer", *(["convolution"] if convolutions else []), *_names_of(embeddings)]
+    kinds = ["linear layer", *(["convolution"] if convolutions else []), *(["embedding"] if embeddings else [])]
     return kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
-
-
-def _names_of(embeddings: Kinds) -> list[str]:
-    return [] if not embeddings else ["embedding" if nn.Embedding in embeddings else "bag of embeddings"]
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -234,12 +237,17 @@ def _reason(model: nn.Module, unit: Unit, fused: dict[int, str]) -> str | None:
     return None
 
 
-def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one return for each reason
+def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  one return for each reason
     kind = type(module).__name__
     known = ("Conv2d", "Conv1d", "Embedding", "EmbeddingBag")
     dense = next((name for name in known if isinstance(module, getattr(nn, name))), "Linear")
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript"
+    if "_hf_hook" in module.__dict__:
+        return (
+            "accelerate moves its inputs or its weight (device_map, cpu_offload); convert it before, or after "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
     if parametrize.is_parametrized(module):
         return "it is parametrised: its weight is computed from other parameters"
     weight = module._parameters.get("weight")
@@ -263,9 +271,15 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: PLR0911  one re
     if is_embedding(module):
         return reason_of_embedding(module)
     own_forward = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-    if "forward" in module.__dict__ or (own_forward and not computes_linear(cast(nn.Linear, module))):
+    if _has_forward_of_its_own(module) or (own_forward and not computes_linear(cast(nn.Linear, module))):
         return f"{kind} does more than nn.Linear in its forward"
     return None
+
+
+def _has_forward_of_its_own(module: nn.Module) -> bool:
+    """Whether it is called by another forward than its class; that of the class is what accelerate leaves behind."""
+    forward = module.__dict__.get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 def _fused_attention(model: nn.Module) -> dict[int, str]:

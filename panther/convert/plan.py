@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from panther.convert.allocate import RANK_STEP, Choice, allocate, possible_ranks, uniform
-from panther.convert.calibration import Moments
+from panther.convert.calibration import Moments, Sums
 from panther.convert.candidates import Candidate, weigh, weighed_spectrum
+from panther.convert.compact import take_apart
 from panther.convert.conv_candidates import CONV_RANK_STEP, ConvCandidate, conv_candidates, conv_ranks
 from panther.convert.embedding_candidates import EMBEDDING_RANK_STEP, embedding_candidate, embedding_ranks
 from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Unit
 from panther.convert.reach import blocking
 from panther.convert.report import ConvolutionReport, Cost, LayerReport
+from panther.convert.spill import Keeper
+from panther.convert.statistics import Statistics
 
 
 def candidates(
@@ -27,20 +30,42 @@ def candidates(
     """Take every layer apart that can be converted, a convolution in several ways; the others get their reason."""
     found: list[Candidate] = []
     active = [unit for unit in units if unit.reason is None]
-    zero = [unit.name for unit in active if not bool(unit.weight.any())]
-    zeros = f"; the weight of {', '.join(zero[:3])} is zero" if zero else ""
+    zeros = zero_weights(active)
     for done, unit in enumerate(active):
-        seen = moments[id(unit)] if moments is not None else None
-        if not _pays(unit):
-            unit.reason = f"too small: no rank that is a multiple of {_step(unit)} stores fewer parameters"
-        elif seen is not None and seen.calls == 0:
-            unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
-        elif seen is not None and seen.rows == 0:
-            unit.reason = "moves no output of the model in calibration, so that its error can't be weighed" + zeros
-        else:
-            found += _candidates(unit, seen)
+        found += ways(unit, None if moments is None else moments[id(unit)], zeros)
         report_step("factorising", done + 1, len(active))
     return found
+
+
+def zero_weights(units: Iterable[Unit]) -> str:
+    """A clause that names layers whose weight is zero; empty where there are none."""
+    zero = [unit.name for unit in units if not bool(unit.weight.any())]
+    return f"; the weight of {', '.join(zero[:3])} is zero" if zero else ""
+
+
+def ways(unit: Unit, seen: Sums | None, zeros: str, keeper: Keeper | None = None) -> Sequence[Candidate]:
+    """The ways to convert a layer; it gets its reason where there are none.
+
+    Args:
+        unit: the layer.
+        seen: what calibration says of it; None without.
+        zeros: as `zero_weights`, of all layers.
+        keeper: keeps the factors of linear layers of which `seen` has statistics.
+    """
+    if not _pays(unit):
+        unit.reason = f"too small: no rank that is a multiple of {_step(unit)} stores fewer parameters"
+    elif seen is not None and seen.calls == 0:
+        unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
+    elif seen is not None and seen.rows == 0:
+        unit.reason = "moves no output of the model in calibration, so that its error can't be weighed" + zeros
+    elif isinstance(seen, Statistics):
+        ranks = possible_ranks(unit.in_features, unit.out_features)
+        return [take_apart(unit, seen, ranks, keeper or Keeper())]
+    elif seen is None or isinstance(seen, Moments):
+        return _candidates(unit, seen)
+    else:
+        raise TypeError(f"{type(seen).__name__} is no statistics of a layer")
+    return []
 
 
 def _pays(unit: Unit) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panther.linalg.gram import times
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -60,6 +62,41 @@ def whitened_svd(W: Tensor, C_in: Tensor | None = None, C_out: Tensor | None = N
     if L_out is not None:
         right = torch.linalg.solve_triangular(L_out, right, upper=False, left=False)
     return Spectrum(left, right, S.square())
+
+
+def spectrum_from_gram(
+    W: Tensor, gram: Tensor, root: Tensor | None, rank: int, dtype: torch.dtype
+) -> tuple[Spectrum, Tensor]:
+    """`whitened_svd` of which only the smaller side is needed, truncated to a rank.
+
+    With K = Lₒᵀ W Lᵢ and d_out ≤ d_in, K Kᵀ = Lₒᵀ (W C_in Wᵀ) Lₒ = U Σ² Uᵀ gives Wᵀ ≈ (Wᵀ P) right with
+    P = Lₒ U_r Σ_r⁻¹ and right = Σ_r U_rᵀ Lₒ⁻¹: C_in is neither factored nor solved with. With d_out > d_in,
+    KᵀK = Lᵢᵀ (Wᵀ C_out W) Lᵢ = V Σ² Vᵀ gives Wᵀ ≈ left (Pᵀ Wᵀ) with P = Lᵢ V_r and left = Lᵢ⁻ᵀ V_r.
+
+    Args:
+        W: (d_out, d_in).
+        gram: W C_in Wᵀ where d_out ≤ d_in, else Wᵀ C_out W, float64.
+        root: Lₒ or Lᵢ of the same size, lower triangular; the identity when None.
+        rank: columns of left and rows of right that are kept.
+        dtype: of the factor of the larger side; the other one is float64. On a CPU the product with W is in this type.
+
+    Returns:
+        All energies, with left and right as far as the rank; and P, float64, with a column for each.
+    """
+    values, vectors = torch.linalg.eigh(gram if root is None else root.t() @ gram @ root)
+    S, V = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)[:, :rank]
+    del vectors
+    P = V if root is None else root @ V
+    product = dtype if W.device.type == "cpu" else torch.float64
+    if W.shape[0] <= W.shape[1]:
+        floor = (S[:1] * torch.finfo(S.dtype).eps).clamp_min(torch.finfo(S.dtype).tiny)
+        P = P / torch.maximum(S[:rank], floor)
+        right = (V * S[:rank]).t()
+        if root is not None:
+            right = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+        return Spectrum(times(P.t().to(product), W, dtype).t(), right, S.square()), P
+    left = V if root is None else torch.linalg.solve_triangular(root.t(), V, upper=True)
+    return Spectrum(left, times(P.t().to(product), W.t(), dtype), S.square()), P
 
 
 def damped(C: Tensor, damping: float, more: Tensor | float = 0.0) -> Tensor | None:

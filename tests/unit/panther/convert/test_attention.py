@@ -78,7 +78,7 @@ def test_on_an_error_the_attention_is_as_it_was(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    for where in ("panther.convert.plan.candidates", "panther.convert.plan.layer_report"):
+    for where in ("panther.convert.plan.ways", "panther.convert.plan.layer_report"):
         with monkeypatch.context() as patch:
             patch.setattr(where, interrupted)
             with pytest.raises(KeyboardInterrupt):

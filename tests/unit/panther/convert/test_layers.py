@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import panther as pr
+from panther.convert.layers import find_units
 from panther.nn import SKLinear
 
 TERMS = ("S1s", "S2s", "U1s", "U2s")
@@ -115,3 +116,15 @@ def test_a_failed_conversion_leaves_shared_biases_alone():
     with pytest.raises(ZeroDivisionError):
         pr.sketch_(model, ratio=0.8, calibration=torch.randn(9, 96), on_step=lambda what, *_: 1 / (what != "comparing"))
     assert before == {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def test_layers_that_accelerate_runs_are_left_and_say_how_to_convert_them():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    hooks.add_hook_to_module(model[0], hooks.AlignDevicesHook("cpu"))
+    first, second = find_units(model, None, ())
+    assert "accelerate" in first.reason
+    assert "remove_hook_from_module" in first.reason
+    assert second.reason is None
+    hooks.remove_hook_from_module(model, recurse=True)
+    assert all(unit.reason is None for unit in find_units(model, None, ()))

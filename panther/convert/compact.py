@@ -1,0 +1,194 @@
+"""Candidates that keep nothing of calibration but what their layers and their report need.
+
+See docs/decisions/0083-statistics-on-the-smaller-side.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panther.convert.candidates import (
+    DAMPING_FOR_FEW_ROWS,
+    INPUT_DAMPING,
+    OUTPUT_DAMPING,
+    Candidate,
+    Weighing,
+)
+from panther.convert.layers import Unit
+from panther.convert.spill import Keeper
+from panther.convert.statistics import Statistics
+from panther.linalg.gram import times, weight_gram
+from panther.linalg.whitening import Spectrum, spectrum_from_gram
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(eq=False)
+class CompactCandidate(Candidate):
+    """A linear layer taken apart, its factors truncated to the largest rank that pays.
+
+    Attributes:
+        weighing: only the mean and the largest rows.
+        spectrum: all energies; factors in float32, or float64 where the weight is, which may lie elsewhere than it.
+        squared_errors: (largest rank + 1,) each: the squared relative errors in the weight and on the data, by rank.
+    """
+
+    squared_errors: tuple[Tensor, Tensor]
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """(d_in, rank) and (rank, d_out), float64."""
+        device = self.unit.weight.device
+        left, right = self.spectrum.left[:, :rank], self.spectrum.right[:rank]
+        return left.to(device).double(), right.to(device).double()
+
+    def bias(self, bias: Tensor, rank: int) -> Tensor:
+        """The bias that keeps the mean of the outputs: b + (W - Ŵ) μ."""
+        mean = None if self.weighing is None else self.weighing.mean
+        if mean is None:
+            return bias.detach()
+        left, right = self.factors(rank)
+        dense = times(mean.unsqueeze(0), self.unit.weight.t()).squeeze(0)
+        return (bias.detach().double() + dense - right.t() @ (left.t() @ mean)).to(bias.dtype)
+
+    def errors(self, rank: int) -> tuple[float, float | None]:
+        """The relative errors in the weight and on the data."""
+        in_weight, on_data = (errors[rank].clamp_min(0).item() ** 0.5 for errors in self.squared_errors)
+        return in_weight, on_data
+
+
+def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keeper) -> CompactCandidate:
+    """Take a linear layer apart by its statistics: what `weigh` and `weighed_spectrum` do with moments."""
+    W, most = unit.weight, ranks[-1]
+    d_out, d_in = W.shape
+    dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
+    mean = seen.mean if _takes_up_the_mean(unit) else None
+    few = DAMPING_FOR_FEW_ROWS / seen.rows
+    mean_square = _squares(seen) / seen.rows / d_in
+    variance = mean_square if mean is None else mean_square - mean.square().sum() / d_in
+    added_in = float(INPUT_DAMPING * variance + few * d_in * mean_square)
+    outer = None
+    if seen.outputs_squares is not None:
+        outer = float((OUTPUT_DAMPING + few * d_out) * seen.outputs_squares / d_out)
+    damping = _Damping(added_in, outer if outer is not None and outer > 0 else None)
+    if d_out <= d_in:
+        spectrum, *errors = _wide(W, seen, mean, damping, most, dtype)
+    else:
+        spectrum, *errors = _tall(W, seen, mean, damping, most, dtype)
+    energies = spectrum.energies
+    if damping.outputs is None:
+        energies = energies / energies.sum().clamp_min(_TINY)
+    kept = Spectrum(keeper.keep(spectrum.left.to(dtype)), keeper.keep(spectrum.right.to(dtype)), energies)
+    weighing = Weighing(seen.extreme.new_empty(0), mean, None, None, seen.extreme) if seen.extreme is not None else None
+    return CompactCandidate(unit, weighing, kept, tuple(ranks), (errors[0], errors[1]))
+
+
+@dataclass(frozen=True)
+class _Damping:
+    """What is added to every direction of the inputs' covariance, and of the sensitivity; None where it is zero."""
+
+    inputs: float
+    outputs: float | None
+
+
+def _takes_up_the_mean(unit: Unit) -> bool:
+    """Whether the bias can: one of every module, and of no other."""
+    own_biases = all(place.module.bias is not None for place in unit.places) and not unit.bias_is_shared
+    return len(unit.biases) > 0 and own_biases
+
+
+def _squares(seen: Statistics) -> Tensor:
+    if seen.inputs.squares is None:
+        raise ValueError(f"{seen.unit.name} saw no rows")
+    return seen.inputs.squares
+
+
+def _covariance(seen: Statistics, mean: Tensor | None) -> Tensor:
+    """(d_in, d_in), about the mean where it is given."""
+    if seen.inputs.second is None:
+        raise ValueError(f"{seen.unit.name} has no second moment of its inputs")
+    C = seen.inputs.second / seen.rows
+    return C if mean is None else C.addr_(mean, mean, alpha=-1)
+
+
+def _root(C: Tensor, added: float) -> Tensor:
+    """The Cholesky factor of C with added on its diagonal; C is overwritten."""
+    C.diagonal().add_(added)
+    root: Tensor = torch.linalg.cholesky(C)
+    return root
+
+
+def _wide(
+    W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
+) -> tuple[Spectrum, Tensor, Tensor]:
+    """For d_out ≤ d_in, by the covariance of W x; with the errors in the weight and on the data."""
+    if seen.response is not None:
+        moved = seen.response / seen.rows
+        if mean is not None:
+            y = times(mean.unsqueeze(0), W.t()).squeeze(0)
+            moved.addr_(y, y, alpha=-1)
+    else:
+        moved = _around(W, _covariance(seen, mean))
+    root = None
+    if damping.outputs is not None and seen.sensitivity is not None:
+        root = _root(seen.sensitivity.clone(), damping.outputs)
+    weights = weight_gram(W, of_rows=True)
+    gram = torch.add(moved, weights, alpha=damping.inputs) if damping.inputs > 0 else moved
+    spectrum, P = spectrum_from_gram(W, gram, root, rank, dtype)
+    del gram, root
+    right = spectrum.right
+    H = right @ right.t()
+
+    def errors(M: Tensor) -> Tensor:
+        """For M = W C Wᵀ: as left = Wᵀ P, leftᵀ C left = Pᵀ M P."""
+        through = M @ P
+        return _errors(M.diagonal().sum(), (right * through.t()).sum(1), P.t() @ through, H)
+
+    return spectrum, errors(weights), errors(moved)
+
+
+def _tall(
+    W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
+) -> tuple[Spectrum, Tensor, Tensor]:
+    """For d_out > d_in, by the sensitivity to Wᵀ g; with the errors in the weight and on the data."""
+    covariance = _covariance(seen, mean)
+    weights = weight_gram(W, of_rows=False)
+    gram = weights
+    if damping.outputs is not None and seen.sensitivity is not None:
+        gram = seen.sensitivity if seen.tall else _around(W.t(), seen.sensitivity)
+        gram = torch.add(gram, weights, alpha=damping.outputs)
+    root = _root(covariance.clone(), damping.inputs) if damping.inputs > 0 else None
+    spectrum, P = spectrum_from_gram(W, gram, root, rank, dtype)
+    del gram, root
+    left = spectrum.left
+    through = weights @ P
+    H = P.t() @ through
+
+    def errors(whole: Tensor, CL: Tensor) -> Tensor:
+        """For C left: as right = Pᵀ Wᵀ, right W C left = Pᵀ (WᵀW) C left."""
+        return _errors(whole, (through * CL).sum(0), left.t() @ CL, H)
+
+    return spectrum, errors(weights.diagonal().sum(), left), errors((weights * covariance).sum(), covariance @ left)
+
+
+def _around(W: Tensor, C: Tensor) -> Tensor:
+    """W C Wᵀ, float64, with no copy of W in float64."""
+    return times(times(C, W.t()).t(), W.t())
+
+
+def _errors(whole: Tensor, cross: Tensor, G: Tensor, H: Tensor) -> Tensor:
+    """The relative squared error on the data of every rank: ‖X (W - Ŵ)ᵀ‖² / ‖X Wᵀ‖², XᵀX = C.
+
+    Args:
+        whole: ‖X Wᵀ‖².
+        cross: (r,), rightᵢ W C leftᵢ.
+        G: (r, r), leftᵀ C left.
+        H: (r, r), right rightᵀ.
+    """
+    pairs = (G * H).tril()
+    added = 2 * pairs.sum(1) - pairs.diagonal() - 2 * cross
+    left = whole + torch.cat([added.new_zeros(1), added.cumsum(0)])
+    return left / whole.clamp_min(_TINY) if whole > 0 else torch.zeros_like(left)
