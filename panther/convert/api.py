@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from panther.convert import plan
-from panther.convert.attention import closed, opened
 from panther.convert.calibration import Moments, collect
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.errors import ConversionError
+from panther.convert.experts import pool_moments
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.layers import Filter, Place, Unit, find_units
+from panther.convert.opened import closed, opened
 from panther.convert.plan import Plan
 from panther.convert.reach import unreached
 from panther.convert.report import ConversionReport, Unreached
@@ -156,13 +157,15 @@ def _calibrate(
         generator=generator if generator is not None else torch.Generator().manual_seed(0),
         on_batch=lambda: report_step("calibrating", next(done), len(batches)),
     )
+    moments = dict(zip(map(id, active), collected, strict=True))
+    pool_moments(model, active, moments)
     reference = Reference(model, batches, forward)
     if not reference.has_outputs:
         raise ConversionError(
             "calibration: the model put out no finite floating-point numbers to compare; scalars are left out, "
             "and what is no tensor, mapping, tuple or list (forward may return others)"
         )
-    return _Calibrated(dict(zip(map(id, active), collected, strict=True)), reference)
+    return _Calibrated(moments, reference)
 
 
 def _best(

@@ -95,5 +95,8 @@ def _why(module: nn.Module, *, convolutions: bool) -> str:  # noqa: PLR0911  one
     if "Norm" in type(module).__name__:
         return "a normalization"
     if any(parameter is not None and parameter.dim() == 3 for parameter in module._parameters.values()):
-        return "weights of several matrices in one tensor, such as experts"
+        return (
+            "weights of several matrices in one tensor, such as experts, in a module that can't be opened "
+            "(docs/conversion.md says which can); nn.Linear layers in an nn.ModuleList are in play"
+        )
     return "not an nn.Linear"

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from panther import checkpoint
-from panther.convert.attention import closed, needed, opened
 from panther.convert.convolutions import is_convolution
 from panther.convert.layers import Place, is_conv1d, weight_of
+from panther.convert.opened import closed, needed, opened
 from panther.convert.swap import Swap
 from panther.nn import SKConv1d, SKConv2d, SKLinear
 from panther.nn.hooks import take_hooks
