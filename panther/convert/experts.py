@@ -47,6 +47,25 @@ def opened_experts(module: nn.Module) -> OpenedExperts | None:
     return None
 
 
+def expert_groups(model: nn.Module, units: Iterable[Unit]) -> list[list[Unit]]:
+    """The units that are the same matrix of the experts of one module, group by group.
+
+    Args:
+        model: opened.
+        units: any of its layers.
+    """
+    of_module = {id(place.module): unit for unit in units for place in unit.places}
+    found = []
+    for experts in model.modules():
+        if not isinstance(experts, OpenedExperts):
+            continue
+        for name in LISTS.values():
+            group = [of_module[id(layer)] for layer in experts.layers(name) if id(layer) in of_module]
+            if len(group) > 1:
+                found.append(list({id(unit): unit for unit in group}.values()))
+    return found
+
+
 def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, Moments]) -> None:
     """Draw the moments of each expert's layers to those of all experts of its module, more where it saw few rows.
 
@@ -58,18 +77,13 @@ def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, 
         units: those that were watched.
         moments: by the id of a unit; are changed.
     """
-    of_module = {id(place.module): moments[id(unit)] for unit in units for place in unit.places}
-    for experts in model.modules():
-        if not isinstance(experts, OpenedExperts):
-            continue
-        for name in LISTS.values():
-            found = [of_module[id(layer)] for layer in experts.layers(name) if id(layer) in of_module]
-            _pool(list({id(each): each for each in found}.values()))
+    for group in expert_groups(model, units):
+        _pool([moments[id(unit)] for unit in group])
 
 
 def _pool(group: Sequence[Moments]) -> None:
     rows = sum(each.rows for each in group)
-    if rows == 0 or len(group) == 1:
+    if rows == 0:
         return
     second, total = sum(each.second for each in group) / rows, sum(each.total for each in group) / rows
     known = [each.sensitivity for each in group if each.sensitivity is not None]

@@ -83,6 +83,28 @@ def closed(modules: Sequence[Replacement], replacements: Sequence[Replacement]) 
     return found
 
 
+def close_unchanged(model: nn.Module, modules: Sequence[Replacement], layers: Sequence[set[int]]) -> None:
+    """Put those modules back as they were of which no layer was replaced.
+
+    Args:
+        model: opened, and converted since.
+        modules: as `opened` gave them.
+        layers: what `layers_of` said before the conversion.
+    """
+    back: list[Replacement] = []
+    for (place, module), before in zip(modules, layers, strict=True):
+        if {id(inner) for inner in module.modules()} == before:
+            back.append((Place(module, place.names), place.module))
+        elif isinstance(module, Opened):
+            module.own_memory()
+    Swap(model, back).do()
+
+
+def layers_of(modules: Sequence[Replacement]) -> list[set[int]]:
+    """The modules within each, by id."""
+    return [{id(inner) for inner in module.modules()} for _, module in modules]
+
+
 def needed(modules: Iterable[Replacement], keys: Iterable[str]) -> list[Replacement]:
     """Those modules that a file holds opened, by the names of its tensors."""
     held = {key.rpartition(".")[0] for key in keys}
