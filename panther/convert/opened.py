@@ -13,18 +13,24 @@ from torch import nn
 from panther.convert.attention import is_plain_attention, within_transformers
 from panther.convert.experts import opened_experts
 from panther.convert.layers import Place
+from panther.convert.recurrent import is_plain_recurrent
 from panther.convert.swap import Swap
 from panther.nn.attention import ProjectedAttention
 from panther.nn.experts import LISTS, OpenedExperts
+from panther.nn.recurrent import ProjectedRNN
 
-Opened = ProjectedAttention | OpenedExperts
+Opened = ProjectedAttention | OpenedExperts | ProjectedRNN
 Replacement = tuple[Place, nn.Module]
 
 
-def opened(model: nn.Module) -> list[Replacement]:
+def opened(model: nn.Module, *, recurrent: bool = False) -> list[Replacement]:
     """A module with a layer for each matrix in the place of every attention and of all experts that can be opened.
 
     Left alone are those that share parameters with other modules.
+
+    Args:
+        model: is not changed.
+        recurrent: also recurrent layers, of which the input weights become layers.
     """
     holders = Counter(
         id(parameter)
@@ -41,7 +47,7 @@ def opened(model: nn.Module) -> list[Replacement]:
             shares = any(
                 holders[id(parameter)] > 1 for parameter in module._parameters.values() if parameter is not None
             )
-            made = None if shares else _opened(module, foreign)
+            made = None if shares else _opened(module, foreign, recurrent=recurrent)
             found[id(module)] = None if made is None else (Place(module, []), made)
         known = found[id(module)]
         if known is not None:
@@ -49,7 +55,10 @@ def opened(model: nn.Module) -> list[Replacement]:
     return [each for each in found.values() if each is not None]
 
 
-def _opened(module: nn.Module, foreign: set[int]) -> Opened | None:
+def _opened(module: nn.Module, foreign: set[int], *, recurrent: bool) -> Opened | None:
+    if isinstance(module, nn.RNNBase):
+        plain = recurrent and is_plain_recurrent(module) and id(module) not in foreign
+        return ProjectedRNN(module) if plain else None
     if isinstance(module, nn.MultiheadAttention):
         return ProjectedAttention(module) if is_plain_attention(module) and id(module) not in foreign else None
     return opened_experts(module)
@@ -125,7 +134,7 @@ def _layers_of(module: nn.Module) -> list[str]:
     if isinstance(module, OpenedExperts):
         lists = [name for name in LISTS.values() if name in module._modules]
         return [f"{name}.{index}" for name in lists for index in range(len(module.down))]
-    return ["q_proj"]
+    return [f"input_l{layer}" for layer in range(module.num_layers)] if isinstance(module, ProjectedRNN) else ["q_proj"]
 
 
 def _split(name: str, holders: dict[str, Place]) -> tuple[str, str]:

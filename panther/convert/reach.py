@@ -10,8 +10,23 @@ from panther.convert.convolutions import is_convolution
 from panther.convert.layers import Unit, is_conv1d
 from panther.convert.report import Unreached
 from panther.nn.quantized import Int8Embedding, Int8Linear
+from panther.nn.recurrent import ProjectedRNN
 
 _UNSKETCHED_CONVOLUTION = "a convolution of a kind that has no sketched form: transposed, or over three axes"
+_FUSED = "a recurrent layer, whose kernel reads all weights; sketch_ opens nn.LSTM, nn.GRU and nn.RNN without proj_size"
+_RECURRENT = (
+    "a recurrent layer, whose kernel takes the weights of the state whole at every step: "
+    "a smaller hidden_size saves there"
+)
+_REASONS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Embedding, nn.EmbeddingBag), "a table that is looked up, not multiplied"),
+    (
+        nn.MultiheadAttention,
+        "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor",
+    ),
+    (ProjectedRNN, _RECURRENT),
+    ((nn.RNNBase, nn.RNNCellBase), _FUSED),
+)
 _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
@@ -38,7 +53,7 @@ def unreached(model: nn.Module, units: Sequence[Unit], *, convolutions: bool) ->
         count = sum(tensor.numel() for tensor in held)
         quantized = quantized_kind(module)
         if id(module) not in in_play and (count or quantized is not None):
-            groups.setdefault((type(module).__name__, _why(module, convolutions=convolutions)), []).append(
+            groups.setdefault((_kind(module), _why(module, convolutions=convolutions)), []).append(
                 (name or "the model", count)
             )
     found = [
@@ -72,6 +87,11 @@ def blocking(units: Iterable[Unit]) -> str:
     return "; these stay dense: " + "; ".join([*named, *more])
 
 
+def _kind(module: nn.Module) -> str:
+    """The class of a module, also while it is opened."""
+    return module.mode.partition("_")[0] if isinstance(module, ProjectedRNN) else type(module).__name__
+
+
 def _fixed_terms(module: nn.Module) -> list[Tensor | None]:
     return [module._buffers[name] for name in ("U1s", "U2s") if name in module._buffers]
 
@@ -84,12 +104,9 @@ def _why(module: nn.Module, *, convolutions: bool) -> str:  # noqa: PLR0911  one
         return "left out by skip or filter_fn"
     if {"U1s", "U2s"} <= module._buffers.keys():
         return "sketched already"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "a table that is looked up, not multiplied"
-    if isinstance(module, nn.MultiheadAttention):
-        return "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return "a recurrent layer, whose fused kernel reads all weights"
+    for kinds, reason in _REASONS:
+        if isinstance(module, kinds):
+            return reason
     if isinstance(module, nn.modules.conv._ConvNd):
         return _UNSKETCHED_CONVOLUTION if convolutions else "a convolution"
     if "Norm" in type(module).__name__:

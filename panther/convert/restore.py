@@ -47,7 +47,7 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         CheckpointError: the file can't be read, or does not fit the model.
     """
     state = checkpoint.read(path)
-    attentions = needed(opened(model), state)
+    attentions = needed(opened(model, recurrent=True), state)
     with Swap(model, attentions):
         replacements = _replacements(model, state)
     swap = Swap(model, closed(attentions, replacements))
