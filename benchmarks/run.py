@@ -55,6 +55,8 @@ BENCHMARKS = (
     Benchmark("export"),
     Benchmark("conversion", ("--out", "benchmarks/results/conversion.json"), quick=False),
     Benchmark("conv", ("--out", "benchmarks/results/conv.json"), quick=False),
+    Benchmark("experts", ("--out", "benchmarks/results/experts.json"), quick=False),
+    Benchmark("rnn", ("--out", "benchmarks/results/rnn.json"), quick=False),
     Benchmark("architectures"),
     Benchmark("compress", ("--out", "benchmarks/results/compress.json"), quick=False),
     Benchmark("serving", needs=("wrk", "taskset")),

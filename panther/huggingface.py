@@ -77,8 +77,10 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
         return state, {}
 
     def _process_model_before_weight_loading(self, model: Any, **_: object) -> None:
+        from panther.convert.opened import open_named
         from panther.convert.restore import replace_layers
 
+        open_named(model, [each for name in self._config.layers for each in _names(model, name)])
         replace_layers(model, dict(_in_model(model, self._config.layers)))
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
@@ -151,9 +153,14 @@ def _outermost(model: nn.Module) -> Iterator[Any]:
 def _in_model(model: Any, layers: dict[str, list[int | str]]) -> Iterator[tuple[str, list[int | str]]]:
     """The layers that a model has, under its names: of a base model, or of one with a head, from the other's file."""
     names = {name for name, _ in model.named_modules()}
-    prefix = getattr(model, "base_model_prefix", "") + "."
     for name, sizes in layers.items():
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
+        for candidate in _names(model, name):
             if candidate in names:
                 yield candidate, sizes
                 break
+
+
+def _names(model: Any, name: str) -> tuple[str, str, str]:
+    """What a layer may be called in a base model, or in one with a head."""
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    return name, name.removeprefix(prefix), prefix + name

@@ -27,11 +27,13 @@ from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.layers import Filter, Unit, find_units
+from panther.convert.opened import close_unchanged, layers_of, opened
 from panther.convert.plan import model_size
 from panther.convert.reach import unreached
+from panther.convert.swap import Swap
 from panther.export import ExportError
 from panther.quantize import embeddings
-from panther.quantize.observe import observe
+from panther.quantize.observe import observe, share_experts
 
 # rows of each layer's inputs that ranges are chosen on
 _SAMPLE = 1024
@@ -65,7 +67,8 @@ def compress(
     Works on a copy: the model given is as it was, also after an error.
 
     Args:
-        model: any module that contains nn.Linear layers, the Conv1D of transformers, or embeddings.
+        model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, experts
+            (docs/conversion.md says which), or embeddings.
         calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
             dict. A few hundred rows do.
         max_bytes: budget: bytes of the whole model's parameters and buffers, which is what the exported file takes but
@@ -103,6 +106,9 @@ def compress(
     network = _copied(model)
     check_batches(batches, network, forward, "calibration")
     check_differentiable(network)
+    modules = opened(network)
+    inside = layers_of(modules)
+    Swap(network, modules).do()
     units = find_units(network, filter_fn, skip)
     tables = embeddings.find(network)
     lookups = find_lookups(network)
@@ -144,6 +150,7 @@ def compress(
             found = _found(search, budget)
         sides, notes = _rivals(network, inputs, calibrated.reference) if compare else ((), ())
     trials.swap(found.plan).do()
+    close_unchanged(network, modules, inside)
     network.eval()
     report = CompressionReport(
         budget=str(budget),
@@ -191,7 +198,9 @@ def _calibrate(
         raise ConversionError(
             "calibration: the model put out no finite floating-point numbers to compare; scalars are left out"
         )
-    return Calibrated(dict(zip(map(id, every), moments, strict=True)), seen, reference)
+    by_unit = dict(zip(map(id, every), moments, strict=True))
+    share_experts(model, active, by_unit, seen)
+    return Calibrated(by_unit, seen, reference)
 
 
 def _found(search: Search, budget: Budget) -> Trial:

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from panther.convert import plan
-from panther.convert.attention import closed, opened
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.embeddings import BAGS, TABLES
 from panther.convert.errors import ConversionError
+from panther.convert.experts import mark_pooled
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.groups import Calibration, calibrate
 from panther.convert.layers import Filter, Place, Unit, find_units, kinds_in_play
 from panther.convert.memory import parse_size
+from panther.convert.opened import closed, opened
 from panther.convert.plan import Plan
 from panther.convert.reach import unreached
 from panther.convert.report import ConversionReport, Unreached
@@ -56,14 +57,16 @@ def sketch_(
 ) -> ConversionReport:
     """Replace the layers of a trained model by sketched ones, in place; on any error the model is as it was.
 
-    Linear layers become `SKLinear`, those of nn.MultiheadAttention too (it becomes a `ProjectedAttention`, which calls
-    its projections), and convolutions `SKConv2d` or `SKConv1d`, where that keeps the outputs best. Without calibration
+    Linear layers become `SKLinear`, and convolutions `SKConv2d` or `SKConv1d`, where that keeps the outputs best. So do
+    the projections of nn.MultiheadAttention, the matrices of packed experts and the input weights of recurrent layers:
+    such a module becomes one that calls them (docs/conversion.md says which). Without calibration
     each layer becomes a truncated SVD of its weight, of a convolution unfolded. With calibration inputs, it becomes the
     best matrix of its rank for the inputs that it sees and for the effect that its outputs have on the model's, and the
     ranks are shared out by that effect too (docs/conversion.md has the mathematics).
 
     Args:
-        model: any module that contains nn.Linear, nn.Conv2d or nn.Conv1d layers, or the Conv1D of transformers.
+        model: any module that contains nn.Linear, nn.Conv2d or nn.Conv1d layers, the Conv1D of transformers, or one of
+            the modules above.
         ratio: the budget as a share of the parameters of the layers in play: stored parameters after the conversion,
             learnable and fixed (U) together, by those before, biases on both sides. Layers in play are those that skip
             and filter_fn leave, also where they have to stay dense.
@@ -97,10 +100,11 @@ def sketch_(
     most_memory = parse_size(memory)
     report_step = on_step if on_step is not None else lambda *_: None
     tables = BAGS if embeddings is None and ratio is not None else () if embeddings is False else TABLES
-    attentions = opened(model)
+    attentions = opened(model, recurrent=True)
     # undone at its end: of the attentions, those stay open that had a projection converted
     with Swap(model, attentions):
         units = find_units(model, filter_fn, skip, convolutions=True, embeddings=tables)
+        mark_pooled(model, units)
         elsewhere = unreached(model, units, convolutions=True, embeddings=tables)
         if not units:
             kinds = kinds_in_play(convolutions=True, embeddings=tables)

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from panther.convert import plan
-from panther.convert.calibration import Sums, empty_moments, gather
+from panther.convert.calibration import Moments, Sums, empty_moments, gather
 from panther.convert.candidates import Candidate
+from panther.convert.experts import pool_moments
 from panther.convert.forward import Forward
 from panther.convert.layers import Unit
 from panther.convert.memory import allowed
@@ -112,6 +113,7 @@ def calibrate(
             on_batch=on_batch,
         )
         pool.finish()
+        pool_moments(model, group, {key: seen for key, seen in sums.items() if isinstance(seen, Moments)})
         del pool, on_batch
         for unit in group:
             # nothing else holds them: they go as soon as the layer is taken apart

@@ -12,8 +12,23 @@ from panther.convert.layers import Unit, is_conv1d
 from panther.convert.report import Unreached
 from panther.nn.embedding import LowRankTable
 from panther.nn.quantized import Int8Embedding, Int8Linear
+from panther.nn.recurrent import ProjectedRNN
 
 _UNSKETCHED_CONVOLUTION = "a convolution of a kind that has no sketched form: transposed, or over three axes"
+_FUSED = "a recurrent layer, whose kernel reads all weights; sketch_ opens nn.LSTM, nn.GRU and nn.RNN without proj_size"
+_RECURRENT = (
+    "a recurrent layer, whose kernel takes the weights of the state whole at every step: "
+    "a smaller hidden_size saves there"
+)
+_REASONS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Embedding, nn.EmbeddingBag), "a table that is looked up, not multiplied; embeddings=True converts it"),
+    (
+        nn.MultiheadAttention,
+        "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor",
+    ),
+    (ProjectedRNN, _RECURRENT),
+    ((nn.RNNBase, nn.RNNCellBase), _FUSED),
+)
 _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
@@ -44,7 +59,7 @@ def unreached(
         quantized = quantized_kind(module)
         if id(module) not in in_play and (count or quantized is not None):
             reason = _why(module, convolutions=convolutions, embeddings=embeddings)
-            groups.setdefault((type(module).__name__, reason), []).append((name or "the model", count))
+            groups.setdefault((_kind(module), reason), []).append((name or "the model", count))
     found = [
         Unreached(
             kind, tuple(name for name, _ in members), total := sum(n for _, n in members), total / max(whole, 1), reason
@@ -76,6 +91,11 @@ def blocking(units: Iterable[Unit]) -> str:
     return "; these stay dense: " + "; ".join([*named, *more])
 
 
+def _kind(module: nn.Module) -> str:
+    """The class of a module, also while it is opened."""
+    return module.mode.partition("_")[0] if isinstance(module, ProjectedRNN) else type(module).__name__
+
+
 def _fixed_terms(module: nn.Module) -> list[Tensor | None]:
     return [module._buffers[name] for name in ("U1s", "U2s") if name in module._buffers]
 
@@ -89,16 +109,16 @@ def _why(module: nn.Module, *, convolutions: bool, embeddings: Kinds) -> str:  #
         return "left out by skip or filter_fn"
     if {"U1s", "U2s"} <= module._buffers.keys() or isinstance(module, LowRankTable):
         return "sketched already"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "a table that is looked up, not multiplied; embeddings=True converts it"
-    if isinstance(module, nn.MultiheadAttention):
-        return "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return "a recurrent layer, whose fused kernel reads all weights"
+    for kinds, reason in _REASONS:
+        if isinstance(module, kinds):
+            return reason
     if isinstance(module, nn.modules.conv._ConvNd):
         return _UNSKETCHED_CONVOLUTION if convolutions else "a convolution"
     if "Norm" in type(module).__name__:
         return "a normalization"
     if any(parameter is not None and parameter.dim() == 3 for parameter in module._parameters.values()):
-        return "weights of several matrices in one tensor, such as experts"
+        return (
+            "weights of several matrices in one tensor, such as experts, in a module that can't be opened "
+            "(docs/conversion.md says which can); nn.Linear layers in an nn.ModuleList are in play"
+        )
     return "not an nn.Linear"

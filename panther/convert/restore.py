@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from panther import checkpoint
-from panther.convert.attention import closed, needed, opened
 from panther.convert.convolutions import is_convolution
 from panther.convert.embedding_candidates import embedding_like
 from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Place, is_conv1d, weight_of
+from panther.convert.opened import closed, needed, opened
 from panther.convert.swap import Swap
 from panther.nn import SKConv1d, SKConv2d, SKLinear
 from panther.nn.embedding import LowRankTable
@@ -54,7 +54,7 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         CheckpointError: the file can't be read, or does not fit the model.
     """
     state = checkpoint.read(path)
-    attentions = needed(opened(model), state)
+    attentions = needed(opened(model, recurrent=True), state)
     with Swap(model, attentions):
         replacements = _replacements(model, state)
     swap = Swap(model, closed(attentions, replacements))

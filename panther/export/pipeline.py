@@ -27,6 +27,7 @@ from panther.export.graph.inputs import Axes, Observed, check_axes, named_inputs
 from panther.export.graph.lower import DENSE, Site, find_sites, lower
 from panther.export.graph.placeholders import QuantizedLayer, quantized_layers
 from panther.export.graph.products import block_shapes, check_products, lower_products, uses
+from panther.export.graph.projected import lower_recurrent
 from panther.export.graph.quantized import check_same, dequantized, quantized_parameters
 from panther.export.graph.trace import Traced, trace
 from panther.export.options import ExportOptions
@@ -150,6 +151,7 @@ def prepare(model: nn.Module, example_inputs: Examples, options: ExportOptions) 
         ValueError: names, axes or the branch of conditional layers are wrong.
     """
     model = choose_branches(copy.deepcopy(model), options.conditional).cpu().eval()
+    model, factored = lower_recurrent(model)
     _check_quantized(model, options)
     examples, inputs, by_name = named_inputs(model, example_inputs, options.inputs)
     quantized = quantized_parameters(model)
@@ -164,7 +166,7 @@ def prepare(model: nn.Module, example_inputs: Examples, options: ExportOptions) 
     check_axes(axes, examples)
     observed = observe(model, examples, by_name=by_name)
     outputs = named_outputs(model, options.outputs, observed.output_names, inputs=examples)
-    notes = (*(f"{name} was quantized; the file has it as floats" for name in quantized), *observed.notes)
+    notes = (*factored, *(f"{name} was quantized; the file has it as floats" for name in quantized), *observed.notes)
     return Prepared(model, examples, by_name, axes, inputs, outputs, observed, notes)
 
 

@@ -111,7 +111,7 @@ class ProjectedAttention(nn.Module):
         y = y if self.batch_first else y.transpose(0, 1)
         return (y if batched else y.squeeze(0 if self.batch_first else 1)), weights
 
-    def own_projections(self) -> None:
+    def own_memory(self) -> None:
         """Give separate memory to projections that are views into a packed weight."""
         for name in PROJECTIONS[:3]:
             layer = getattr(self, name)

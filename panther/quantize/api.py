@@ -14,11 +14,13 @@ from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.layers import Filter, find_units
+from panther.convert.opened import closed, opened
+from panther.convert.swap import Swap
 from panther.quantize import embeddings
 from panther.quantize.block_option import block_options
 from panther.quantize.blocks import Blocks
 from panther.quantize.candidates import candidates
-from panther.quantize.observe import observe
+from panther.quantize.observe import observe, share_experts
 from panther.quantize.plan import Decision, Plan, Quantizer, embedding_layers, linear_layers
 from panther.quantize.report import QuantizationReport
 from panther.quantize.sketched import find_sketched
@@ -57,7 +59,8 @@ def quantize_(
     Either way the output for a row does not depend on its batch.
 
     Args:
-        model: any module that contains nn.Linear layers, or the Conv1D of transformers.
+        model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, or experts
+            (docs/conversion.md says which).
         calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
             dict. A few hundred rows do.
         weights: "int8" for static int8, "int4" for blocks of 4 bits, or a `panther.quantize.Blocks` that says more.
@@ -85,36 +88,40 @@ def quantize_(
     ladder = _ladder(weights)
     step = on_step if on_step is not None else lambda *_: None
     random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
-    units = find_units(model, filter_fn, skip)
-    if ladder:
-        units += find_sketched(model, filter_fn, skip)
-    tables = embeddings.find(model, embedding_bits) if embedding_bits is not None else []
-    active = [unit for unit in units if unit.reason is None]
-    if not active and not tables:
-        raise ConversionError("the model has no linear layer and no embedding to quantize")
-    batches = batches_of(calibration)
-    check_batches(batches, model, forward, "calibration")
-    check_differentiable(model)
-    with evaluating(model):
-        done = iter(range(1, 2 * len(batches) + 1))
-
-        def on_batch() -> None:
-            step("calibrating", next(done), 2 * len(batches))
-
-        moments = collect(model, active, batches, forward, probes=probes, generator=random, on_batch=on_batch)
-        seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
-        reference = Reference(model, batches, forward)
-        if not reference.has_outputs:
-            raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
-        by_unit = dict(zip(map(id, active), moments, strict=True))
-        quantizer = Quantizer(model, tables, reference, step)
+    modules = opened(model)
+    # undone at its end: of what was opened, that stays open which had a layer quantized
+    with Swap(model, modules):
+        units = find_units(model, filter_fn, skip)
         if ladder:
-            options = block_options(active, by_unit, seen, ladder)
-            plan = Plan(tuple(Decision(choices[0].unit, choices) for choices in options))
-        else:
-            plan = quantizer.best_smoothing(candidates(active, by_unit, seen, alphas, step), alphas)
-        plan = quantizer.final(plan) if max_error is None else quantizer.within(plan, max_error)
-    swap = quantizer.swap(plan)
+            units += find_sketched(model, filter_fn, skip)
+        tables = embeddings.find(model, embedding_bits) if embedding_bits is not None else []
+        active = [unit for unit in units if unit.reason is None]
+        if not active and not tables:
+            raise ConversionError("the model has no linear layer and no embedding to quantize")
+        batches = batches_of(calibration)
+        check_batches(batches, model, forward, "calibration")
+        check_differentiable(model)
+        with evaluating(model):
+            done = iter(range(1, 2 * len(batches) + 1))
+
+            def on_batch() -> None:
+                step("calibrating", next(done), 2 * len(batches))
+
+            moments = collect(model, active, batches, forward, probes=probes, generator=random, on_batch=on_batch)
+            seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
+            reference = Reference(model, batches, forward)
+            if not reference.has_outputs:
+                raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
+            by_unit = dict(zip(map(id, active), moments, strict=True))
+            share_experts(model, active, by_unit, seen)
+            quantizer = Quantizer(model, tables, reference, step)
+            if ladder:
+                options = block_options(active, by_unit, seen, ladder)
+                plan = Plan(tuple(Decision(choices[0].unit, choices) for choices in options))
+            else:
+                plan = quantizer.best_smoothing(candidates(active, by_unit, seen, alphas, step), alphas)
+            plan = quantizer.final(plan) if max_error is None else quantizer.within(plan, max_error)
+    swap = Swap(model, closed(modules, quantizer.replacements(plan)))
     swap.do()
     try:
         notes = list(quantizer.notes(plan))

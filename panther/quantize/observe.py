@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from panther.convert.calibration import Moments
+from panther.convert.experts import expert_groups, pool_moments
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
@@ -52,6 +54,16 @@ class Observed:
         self.rows[key] = kept if known is None else torch.cat([known, kept])
         self.lowest[key] = low if known is None else torch.minimum(self.lowest[key], low)
         self.highest[key] = high if known is None else torch.maximum(self.highest[key], high)
+
+    def borrow(self, unit: Unit, others: Sequence[Unit]) -> None:
+        """Give a unit that saw nothing what others saw."""
+        known = [id(other) for other in others if id(other) in self.rows]
+        if known and id(unit) not in self.rows:
+            self.rows[id(unit)] = torch.cat([self.rows[key] for key in known])
+            self.lowest[id(unit)] = torch.stack([self.lowest[key] for key in known]).amin(0)
+            self.highest[id(unit)] = torch.stack([self.highest[key] for key in known]).amax(0)
+            # it reads no tensor that another one reads
+            self._calls[id(unit)] = [(-1, id(unit), 0)]
 
 
 @torch.no_grad()
@@ -108,6 +120,22 @@ def observe(
         for handle in handles:
             handle.remove()
     return seen
+
+
+def share_experts(model: nn.Module, units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed) -> None:
+    """Let experts of one module share what they saw: their moments, and rows where one saw none.
+
+    Args:
+        model: opened.
+        units: those that were watched.
+        moments: by the id of a unit; are changed.
+        seen: is changed.
+    """
+    pool_moments(model, units, moments)
+    for group in expert_groups(model, units):
+        called = [unit for unit in group if id(unit) in seen.rows]
+        for unit in group:
+            seen.borrow(unit, called)
 
 
 def _counted(x: Tensor, mask: Any) -> Tensor:

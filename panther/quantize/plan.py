@@ -105,7 +105,7 @@ class Quantizer:
         return min(measured, key=lambda plan: plan.deviation.error)
 
     def final(self, plan: Plan) -> Plan:
-        """The plan with the deviation of the layers that `swap` makes."""
+        """The plan with the deviation of the layers that `replacements` makes."""
         return self._measured(plan, final=True)
 
     def within(self, plan: Plan, max_error: float) -> Plan:
@@ -128,9 +128,9 @@ class Quantizer:
             self._step("searching", len(steps) - (high - low), len(steps))
         return best
 
-    def swap(self, plan: Plan) -> Swap:
-        """The layers of a plan, ready to be put in."""
-        return self._swap(plan, final=True)
+    def replacements(self, plan: Plan) -> list[tuple[Place, nn.Module]]:
+        """The layers of a plan, each with its place."""
+        return self._replacements(plan, final=True)
 
     def notes(self, plan: Plan) -> Iterator[str]:
         """Notes on a plan for the report."""
@@ -144,15 +144,15 @@ class Quantizer:
         self._embeddings = [(table.place, table.quantized()) for table in tables if table.reason is None]
 
     def _measured(self, plan: Plan, *, final: bool) -> Plan:
-        with self._swap(plan, final=final):
+        with Swap(self._model, self._replacements(plan, final=final)):
             return dataclasses.replace(plan, deviation=self._reference.deviation(self._model))
 
-    def _swap(self, plan: Plan, *, final: bool) -> Swap:
+    def _replacements(self, plan: Plan, *, final: bool) -> list[tuple[Place, nn.Module]]:
         replacements = list(self._embeddings)
         for each in plan.decisions:
             if each.option is not None:
                 replacements += each.option.layers(final=final)
-        return Swap(self._model, replacements)
+        return replacements
 
 
 def int8_plan(candidates: Sequence[Candidate], choose: Callable[[Candidate], Activation], smoothing: str) -> Plan:

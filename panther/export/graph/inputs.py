@@ -15,6 +15,7 @@ from torch.utils._pytree import MappingKey, tree_flatten_with_path, tree_leaves
 from panther.export.card import Input, Output
 from panther.export.errors import ExportError, first_line
 from panther.export.graph.convolutions import conv_layers
+from panther.export.graph.experts import evenly_routed
 from panther.export.graph.recurrent import refuse_what_onnx_lacks
 from panther.export.graph.trace import no_fast_path, sketched_layers, tied_layers
 
@@ -28,7 +29,7 @@ class Observed:
     """Observations of a model on its example inputs.
 
     Attributes:
-        x_shapes: by sketched layer the shape of the x of its first call.
+        x_shapes: by sketched layer the shape of the x of its first call; of experts that of `evenly_routed`.
         output_names: of the tensors it returned: keys of a dictionary, else ``output``, or ``output_0`` and so on.
         notes: what it returned besides tensors, and where torch's fast path gives other values, in words.
     """
@@ -166,7 +167,7 @@ def observe(model: nn.Module, examples: Mapping[str, Tensor], *, by_name: bool) 
     names = list(_output_names(outputs))
     if not names:
         raise ExportError(f"{type(model).__name__} returns {type(outputs).__name__}; a tensor is needed")
-    return Observed(shapes, names, (*_left_out(outputs), *_fast_path_differs(outputs, fast)))
+    return Observed(evenly_routed(model, shapes), names, (*_left_out(outputs), *_fast_path_differs(outputs, fast)))
 
 
 def named_outputs(

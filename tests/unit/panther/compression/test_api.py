@@ -319,3 +319,18 @@ def test_a_model_that_can_not_be_copied_is_refused(tokens):
 
     with pytest.raises(pr.ConversionError, match="can't be copied, and would be changed: no copies"):
         shrink(Uncopied(), calibration=tokens, max_error=0.1)
+
+
+def test_attention_takes_part_and_stays_packed_where_it_is_left(error):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).eval()
+    x = torch.randn(16, 7, 32)
+    compressed = shrink(encoder, calibration=x, max_bytes=int(0.35 * stored(encoder)))
+    assert stored(compressed.model) <= 0.35 * stored(encoder)
+    assert {f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")} <= {
+        layer.name for layer in compressed.report.layers if layer.kind != "float"
+    }
+    assert compressed.report.output_error == pytest.approx(error(encoder, compressed.model, x), rel=1e-3)
+    whole = shrink(encoder, calibration=x, max_bytes=2 * stored(encoder))
+    assert type(whole.model.self_attn) is nn.MultiheadAttention
+    assert stored(whole.model) == stored(encoder)

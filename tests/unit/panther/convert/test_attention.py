@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import panther as pr
-from panther.convert.attention import opened
+from panther.convert.opened import opened
 from panther.nn import SKLinear
 from panther.nn.attention import ProjectedAttention
 

@@ -71,7 +71,10 @@ def test_packed_sequences_go_in_as_they_are(in_list):
     packed = pack_sequence([torch.randn(length, 64) for length in (9, 7, 2)])
     model = OfSequences()
     teacher = copy.deepcopy(model)
-    assert pr.sketch_(model, ratio=0.6, calibration=[packed] if in_list else packed).replaced == ("fc",)
+    assert pr.sketch_(model, ratio=0.6, calibration=[packed] if in_list else packed).replaced == (
+        "fc",
+        "gru.input_l0",
+    )
     assert pr.distill_(model, teacher, [packed], steps=2, progress=False).steps == 2
     assert isinstance(packed, PackedSequence)
 

@@ -128,7 +128,7 @@ def test_memory_of_its_own():
     attention = make(batch_first=True)
     ours = ProjectedAttention(attention)
     assert ours.q_proj.weight.data_ptr() == attention.in_proj_weight.data_ptr()
-    ours.own_projections()
+    ours.own_memory()
     before = copy.deepcopy(ours.state_dict())
     with torch.no_grad():
         attention.in_proj_weight.zero_()

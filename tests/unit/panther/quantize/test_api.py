@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import panther as pr
+from panther.export import export_onnx
 from panther.nn.quantized import Int8Embedding, Int8Linear
 from panther.quantize.grid import PAIR_LIMIT
 from panther.quantize.rounding import largest_pair_sum
@@ -166,7 +167,64 @@ def test_the_transformer_of_torch_leaves_its_fast_path():
     report = pr.quantize_(model, calibration=x)
     assert isinstance(model.layers[0].linear1, Int8Linear)
     assert 0 < error(original, model, x) < 0.02
-    assert any("MultiheadAttention" in layer.reason for layer in report.layers)
+    assert {layer.precision for layer in report.layers} == {"int8"}
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        assert isinstance(model.layers[1].self_attn.get_submodule(projection), Int8Linear)
+
+
+def test_attention_that_is_left_out_stays_packed():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).eval()
+    attention = model.self_attn
+    pr.quantize_(model, calibration=torch.randn(16, 7, 32), skip=["self_attn.*"])
+    assert model.self_attn is attention
+    assert isinstance(model.linear1, Int8Linear)
+
+
+class Experts(nn.Module):
+    """As transformers packs them; called with rows, experts and shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.up_proj = nn.Parameter(torch.randn(3, 64, 32) / 6)
+        self.down_proj = nn.Parameter(torch.randn(3, 32, 64) / 8)
+        self.act_fn = nn.GELU()
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        every = self.act_fn(hidden_states @ self.up_proj.mT) @ self.down_proj.mT
+        weights = torch.zeros(len(hidden_states), 3).scatter_add(1, top_k_index, top_k_weights)
+        return torch.einsum("end,ne->nd", every, weights)
+
+
+class Mixture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.experts = Experts()
+
+    def forward(self, x):
+        shares, chosen = x[:, :3].softmax(-1).topk(1)
+        return x + self.experts(x, chosen, shares)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_experts_are_quantized_those_without_rows_by_the_rows_of_others(weights, tmp_path, run):
+    torch.manual_seed(0)
+    model, x = Mixture().eval(), torch.randn(120, 32)
+    x[:, 2] = -9.0  # nothing goes to the last expert
+    original = copy.deepcopy(model)
+    report = pr.quantize_(model, calibration=x, weights=weights)
+    assert {layer.precision for layer in report.layers} == {weights}
+    assert len(report.layers) == 6
+    assert report.output_error == pytest.approx(error(original, model, x), rel=1e-3)
+    # rows that go to all of them
+    given = torch.randn(50, 32)
+    assert error(original, model, given) < (0.05 if weights == "int8" else 0.15)
+    exported = export_onnx(model, x[:8], tmp_path, name="experts", num_threads=1, batch_sizes=(1,))
+    (found,) = run(exported.path, x=given)
+    with torch.no_grad():
+        expected = model(given)
+    # a sum at the edge of a rounding may fall to either side
+    assert (torch.from_numpy(found) - expected).norm() < 2e-3 * expected.norm()
 
 
 def test_after_an_error_the_model_is_as_it_was(model, tokens):

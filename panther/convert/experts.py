@@ -1,0 +1,159 @@
+"""Experts packed into tensors of three axes in play: each matrix is a layer while a model is converted.
+
+See docs/decisions/0079-experts-as-layers.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from panther.convert.calibration import Moments
+from panther.convert.layers import Unit
+from panther.nn.experts import LISTS, OpenedExperts, RoutedExperts, StackedExperts
+
+# rows of the experts together that each expert's moments get besides, for each direction of its input
+_POOLED_ROWS = 0.1
+# of the outputs for the rows that both ways are compared on, by the bytes of an entry
+_TOLERANCES = {2: 3e-2, 4: 1e-4, 8: 1e-8}
+_ROWS = 4
+
+
+def opened_experts(module: nn.Module) -> OpenedExperts | None:
+    """The experts with a layer for each matrix; None where they are of no known kind.
+
+    Known are those of transformers (`use_experts_implementation`, and Llama 4's) and what is built like them: weights
+    ``gate_up_proj`` or ``up_proj`` and ``down_proj`` of three axes, perhaps with biases. That both compute the same is
+    tried on random rows, where the weights have values.
+    """
+    kind, weights = _kind(module), _weights(module)
+    if kind is None or weights is None:
+        return None
+    first, down = weights
+    fitting = [
+        transposed
+        for transposed, axes in ((False, (2, 1)), (True, (1, 2)))
+        if first.shape[axes[0]] == down.shape[axes[1]]
+    ]
+    stated = getattr(module, "is_transposed", None)
+    for transposed in fitting if stated is None else [stated]:
+        found = kind(module, transposed=transposed)
+        if first.is_meta or _computes_the_same(module, found, first):
+            return found
+    return None
+
+
+def expert_groups(model: nn.Module, units: Iterable[Unit]) -> list[list[Unit]]:
+    """The units that are the same matrix of the experts of one module, group by group.
+
+    Args:
+        model: opened.
+        units: any of its layers.
+    """
+    of_module = {id(place.module): unit for unit in units for place in unit.places}
+    found = []
+    for experts in model.modules():
+        if not isinstance(experts, OpenedExperts):
+            continue
+        for name in LISTS.values():
+            group = [of_module[id(layer)] for layer in experts.layers(name) if id(layer) in of_module]
+            if len(group) > 1:
+                found.append(list({id(unit): unit for unit in group}.values()))
+    return found
+
+
+def mark_pooled(model: nn.Module, units: Iterable[Unit]) -> None:
+    """Note which units are experts, whose moments `pool_moments` changes."""
+    for group in expert_groups(model, units):
+        for unit in group:
+            unit.pooled = True
+
+
+def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, Moments]) -> None:
+    """Draw the moments of each expert's layers to those of all experts of its module, more where it saw few rows.
+
+    To the rows that an expert saw come `_POOLED_ROWS` rows for each direction, of the mean of all experts; what they
+    weigh for the model's outputs is that of the rows that were seen, and of one where there were none.
+
+    Args:
+        model: opened.
+        units: those that were watched.
+        moments: by the id of a unit; are changed.
+    """
+    for group in expert_groups(model, units):
+        _pool([moments[id(unit)] for unit in group])
+
+
+def _pool(group: Sequence[Moments]) -> None:
+    rows = sum(each.rows for each in group)
+    if rows == 0:
+        return
+    second, total = sum(each.second for each in group) / rows, sum(each.total for each in group) / rows
+    known = [each.sensitivity for each in group if each.sensitivity is not None]
+    sensitivity = sum(known) / rows if known else None
+    more = max(1, round(_POOLED_ROWS * len(group[0].total)))
+    for each in group:
+        seen, own = max(each.rows, 1), each.sensitivity
+        each.second = each.second + more * second
+        each.total = each.total + more * total
+        if isinstance(sensitivity, Tensor):
+            prior = more * sensitivity
+            each.sensitivity = (prior if own is None else own + prior) * (seen / (each.rows + more))
+        each.rows += more
+        each.calls = max(each.calls, 1)
+
+
+def _kind(module: nn.Module) -> type[RoutedExperts | StackedExperts] | None:
+    """By what its forward takes: rows, experts and shares, or rows alone."""
+    if isinstance(module, OpenedExperts) or "forward" in module.__dict__ or parametrize.is_parametrized(module):
+        return None
+    known = set(LISTS) | {f"{name}_bias" for name in LISTS}
+    if module._buffers or not module._parameters or not module._parameters.keys() <= known:
+        return None
+    if getattr(module, "_is_expert_parallel", False):
+        return None
+    # as its class wrote it, below what a decorator made of it; with self
+    taken = len(inspect.signature(inspect.unwrap(type(module).forward)).parameters)
+    kinds: dict[int, type[RoutedExperts | StackedExperts]] = {2: StackedExperts, 4: RoutedExperts}
+    return kinds.get(taken)
+
+
+def _weights(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The weights of the first layers and of the last, (E, …, …) each."""
+    given = [module._parameters.get(name) for name in LISTS]
+    found = [weight for weight in given if weight is not None]
+    if len(found) != 2 or given[2] is None or any(weight.dim() != 3 for weight in found):
+        return None
+    first, down = found
+    plain = first.is_floating_point() and first.dtype.itemsize in _TOLERANCES and first.dtype == down.dtype
+    return (first, down) if plain and len(first) == len(down) > 0 else None
+
+
+@torch.no_grad()
+def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) -> bool:
+    """Whether both give the same for random rows."""
+    random = torch.Generator().manual_seed(0)
+    experts, width = len(weight), found.down[0].out_features
+    count = _ROWS if isinstance(found, RoutedExperts) else _ROWS * experts
+    x = torch.randn(count, width, generator=random)  # type: ignore[call-overload]
+    given = [x.to(weight)]
+    if isinstance(found, RoutedExperts):
+        order = torch.rand(count, experts, generator=random).argsort(1)[:, : min(2, experts)]
+        shares = torch.rand(order.shape, generator=random)
+        given += [order.to(weight.device), shares.to(weight)]
+    try:
+        # the forwards themselves: hooks are not to see this
+        expected, y = type(module).forward(module, *given), type(found).forward(found, *given)
+    except Exception:  # noqa: BLE001  a forward of another kind may raise anything
+        return False
+    if not isinstance(expected, Tensor) or expected.shape != y.shape:
+        return False
+    expected, y = expected.double(), y.double()
+    if not bool(expected.isfinite().all()):
+        # the layers say what is wrong with their weights
+        return torch.equal(expected.isfinite(), y.isfinite())
+    return bool((y - expected).norm() <= _TOLERANCES[weight.dtype.itemsize] * expected.norm())

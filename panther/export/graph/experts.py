@@ -1,0 +1,35 @@
+"""How many rows each expert of a mixture is measured with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from panther.nn import SKLinear
+from panther.nn.experts import LISTS, OpenedExperts
+
+Shape = tuple[int, ...]
+
+
+def evenly_routed(model: nn.Module, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """The shapes of what layers take, with the mean number of rows for each expert.
+
+    The example inputs reach some experts, and others not at all; in use all of them are called.
+
+    Args:
+        model: that was called.
+        shapes: by sketched layer that of its x; of an expert (rows, d_in).
+    """
+    found = dict(shapes)
+    for name, experts in model.named_modules():
+        if not isinstance(experts, OpenedExperts):
+            continue
+        for list_name in LISTS.values():
+            prefix = f"{name}.{list_name}" if name else list_name
+            sketched = {
+                f"{prefix}.{index}": layer.in_features
+                for index, layer in enumerate(experts.layers(list_name))
+                if isinstance(layer, SKLinear)
+            }
+            rows = sum(shapes[each][0] for each in sketched if each in shapes)
+            found |= {each: (max(1, round(rows / len(sketched))), width) for each, width in sketched.items()}
+    return found
