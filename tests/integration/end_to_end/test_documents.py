@@ -165,7 +165,7 @@ def test_the_other_pages_are_run_where_it_is_said(page, test):
 
 
 def test_a_block_has_a_language_that_is_run_or_is_no_code():
-    known = {"python", "console", "toml", "json", "bash", "text", "yaml", "promql", ""}
+    known = {"python", "console", "toml", "json", "bash", "text", "yaml", "promql", "dockerfile", ""}
     for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for language, block in FENCED.findall(page.read_text(encoding="utf-8")):
             assert language in known, page.name

@@ -17,7 +17,7 @@ def found(model, tokens):
         parameter.requires_grad = False
     units = find_units(model, None, ())
     random = torch.Generator().manual_seed(0)
-    calibrated = _calibrate(model, units, tokens.split(48), None, 32, random, lambda *_: None)
+    calibrated = _calibrate(model, units, (), tokens.split(48), None, 32, random, lambda *_: None)
     parts = LinearOptions(model, units, (), calibrated, KINDS, lambda *_: None).parts()
     return parts, Trials(model, parts, calibrated.reference)
 
