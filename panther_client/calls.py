@@ -1,4 +1,4 @@
-"""One request, ready to be sent, and what comes back: the same for both protocols."""
+"""A request that is ready to be sent, and its answer, for both protocols."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class Calls(Protocol):
         """Whether the server is ready; the result is a bool."""
 
     def models(self) -> Call:
-        """What is served; the result is a list of dicts."""
+        """The served models, as a list of dicts."""
 
     def stats(self, model: str | None) -> Call:
         """Figures; the result is a dict."""

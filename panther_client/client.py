@@ -30,7 +30,7 @@ class Client:
         retries: what to do where the server is overloaded or can't be reached; ``Retries(0)`` never tries again.
         headers: sent with every request; with gRPC as metadata.
         api_key: sent with every request as ``Authorization: Bearer``; also with a client of your own.
-        http: a client of httpx to use instead of one of its own; it is not closed. Its base URL is where the server is.
+        http: a client of httpx to use instead of a new one; it is not closed. Its base URL is where the server is.
 
     Raises:
         InvalidRequestError: the URL or the key breaks its rule.
@@ -149,7 +149,7 @@ class Client:
         return self._run(self._operations.is_ready())
 
     def models(self) -> list[dict[str, Any]]:
-        """What the server serves; over gRPC as the repository's index has it."""
+        """The served models; over gRPC, the entries of the repository's index."""
         return self._run(self._operations.models())
 
     def stats(self, model: str | None = None) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same, to be awaited; see ``Client`` for the arguments."""
+    """The client with awaitable methods; see ``Client`` for the arguments."""
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ class AsyncClient:
         return await self._run(self._operations.is_ready())
 
     async def models(self) -> list[dict[str, Any]]:
-        """What the server serves; see ``Client.models``."""
+        """The served models; see ``Client.models``."""
         return await self._run(self._operations.models())
 
     async def stats(self, model: str | None = None) -> dict[str, Any]:

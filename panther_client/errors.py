@@ -7,7 +7,7 @@ class ClientError(Exception):
     """Base of all errors of the client.
 
     Attributes:
-        status: the HTTP status of the answer, or the one that its status of gRPC stands for; None where there was no
+        status: the HTTP status of the answer, or the one that its gRPC status represents; None where there was no
             answer.
     """
 

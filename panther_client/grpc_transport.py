@@ -43,7 +43,7 @@ class GrpcTransport:
         )
 
     def send(self, call: Call, timeout_s: float) -> Reply:
-        """Send a call; never raises for what happens on the network."""
+        """Send a call; errors of the network are answers, never raised."""
         try:
             body = self._channel.unary_unary(call.path)(call.content, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -56,7 +56,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """The same without waiting; see ``GrpcTransport``."""
+    """The transport with awaitable methods; see ``GrpcTransport``."""
 
     def __init__(self, address: str, headers: Mapping[str, str], *, secure: bool) -> None:
         self._address, self._metadata, self._secure = address, _metadata(headers), secure

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def require_httpx() -> None:
-    """See that httpx is there.
+    """Require httpx.
 
     Raises:
         MissingExtraError: it is not.
@@ -46,7 +46,7 @@ class HttpTransport:
         self._http, self._headers, self._own = http, headers, own
 
     def send(self, call: Call, timeout_s: float) -> Reply:
-        """Send a call; never raises for what happens on the network."""
+        """Send a call; errors of the network are answers, never raised."""
         import httpx
 
         end = time.monotonic() + timeout_s
@@ -71,7 +71,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """The same without waiting; see ``HttpTransport``."""
+    """The transport with awaitable methods; see ``HttpTransport``."""
 
     def __init__(self, http: "httpx.AsyncClient", headers: Mapping[str, str], *, own: bool) -> None:
         self._http, self._headers, self._own = http, headers, own

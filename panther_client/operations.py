@@ -1,4 +1,4 @@
-"""What the clients do, without input or output: generators that yield what to send and how long to wait.
+"""Operations of the clients without input or output: generators that yield calls to send and times to wait.
 
 ``Client`` and ``AsyncClient`` run the same generators, each in its way.
 See docs/decisions/0077-client-without-io.md.
@@ -39,7 +39,7 @@ Steps = Generator[Send | Pause, Reply | None, Result]
 
 
 class Operations:
-    """What a client can do.
+    """The operations of a client.
 
     Args:
         calls: of the protocol.

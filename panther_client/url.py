@@ -51,7 +51,7 @@ class ServerUrl:
         return cls(parts.netloc, grpc, parts.scheme.endswith("s"))
 
     def grpc_parts(self) -> tuple[Any, ModuleType]:
-        """What makes calls over gRPC, and the module that sends them.
+        """The maker of calls over gRPC, and the module that sends them.
 
         Raises:
             MissingExtraError: the packages are not installed.

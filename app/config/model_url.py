@@ -1,4 +1,4 @@
-"""The URL of a remote model repository: what is accepted, and what of it may be shown."""
+"""The URL of a remote model repository: its rules, and its form without secrets."""
 
 import re
 from urllib.parse import unquote, urlsplit

@@ -170,7 +170,7 @@ class VersionStats(StatsPart):
 
 
 class LiveVersionStats(VersionStats):
-    """The part of a loaded version that changes: what a page reads every few seconds."""
+    """Live counters of a loaded version, which a page reads every few seconds."""
 
     loaded_at_s: float | None = Field(description="seconds since 1970")
     live: LiveStats

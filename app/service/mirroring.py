@@ -39,7 +39,7 @@ class Mirroring:
 
     @classmethod
     def of(cls, settings: Settings) -> "Mirroring | None":
-        """As the settings say; None where the models lie in a local folder.
+        """Make it from the settings; None where the models lie in a local folder.
 
         Raises:
             MissingExtraError: the packages of the URL's scheme are not installed.
@@ -78,7 +78,7 @@ class Mirroring:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def refresh(self, within_s: float = 0.0) -> None:
-        """Mirror what has changed; what is wrong is logged when it changes.
+        """Mirror the changes; a problem is logged when it begins and when it ends.
 
         Args:
             within_s: a pass by another process that began so short a time ago is as good as a new one.

@@ -13,8 +13,6 @@ import torch
 # 'make dev-env' puts timm and torchvision here, apart from the other packages: transformers imports a torchvision that
 # it finds, and PyPI's does not load beside a CPU build of torch
 BESIDE = Path(sys.prefix) / "vision"
-if BESIDE.is_dir() and str(BESIDE) not in sys.path:
-    sys.path.append(str(BESIDE))
 # operators for detection, which torchvision declares by the library that does not load
 _OPERATORS = ("nms", "qnms")
 
@@ -44,3 +42,9 @@ def _declare_operators() -> None:
     if torch.version.cuda is None and "+cpu" not in version:
         for name in _OPERATORS:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+if BESIDE.is_dir() and str(BESIDE) not in sys.path:
+    sys.path.append(str(BESIDE))
+    # at once: whoever imports transformers in this process from now on imports torchvision too
+    _declare_operators()

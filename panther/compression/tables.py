@@ -47,7 +47,7 @@ def embedding_parts(
     kinds: Sequence[str],
     step: Callable[[str, int, int], None],
 ) -> list[Part]:
-    """Every embedding with its options; what one costs is measured on the whole model, with it alone replaced.
+    """Every embedding with its options; the error of each is measured on the whole model, with it alone replaced.
 
     Args:
         model: in eval mode; is as it was afterwards.

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 
 def is_plain_attention(module: nn.Module) -> bool:
-    """Whether it computes what nn.MultiheadAttention does: no subclass, not parametrised."""
+    """Whether it is nn.MultiheadAttention itself: no subclass, not parametrised."""
     plain = type(module) is nn.MultiheadAttention and "forward" not in module.__dict__
     return plain and not parametrize.is_parametrized(module)
 

@@ -21,7 +21,7 @@ EXTREME_ROWS = 8
 
 
 class Sums(Protocol):
-    """What is summed over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
+    """Sums over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
 
     Attributes:
         calls, extreme, sensitivity: as of `Moments`.
@@ -33,7 +33,7 @@ class Sums(Protocol):
 
     @property
     def rows(self) -> int:
-        """As of `Moments`."""
+        """Rows that were added, see `Moments`."""
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
         """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
@@ -83,7 +83,7 @@ class Moments:
         return C - torch.outer(self.mean, self.mean) if centred else C
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:  # noqa: ARG002  a protocol's
-        """As `Sums.add`."""
+        """Add rows, see `Sums.add`."""
         x = (x if kept is None else x[kept]).double()
         self.second += x.t() @ x
         self.total += x.sum(0)
@@ -95,12 +95,12 @@ class Moments:
             self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
 
     def add_gradients(self, g: Tensor, scale: Tensor) -> None:
-        """As `Sums.add_gradients`."""
+        """Add derivatives, see `Sums.add_gradients`."""
         product = (g.t() @ g).double() * scale
         self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
 
     def check(self, name: str) -> None:
-        """As `Sums.check`."""
+        """Refuse sums that are not finite, see `Sums.check`."""
         check_finite(name, self.second, self.sensitivity)
 
 
@@ -175,7 +175,7 @@ def gather(
     unwatched: Sequence[Unit] = (),
     on_batch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the batches through the model, as `collect`, and add what units see to their sums.
+    """Run the batches through the model and add the rows of each unit to its sums.
 
     Args:
         model, batches, forward, probes, generator, on_batch: as `collect` takes them.
@@ -300,7 +300,7 @@ class _Watch:
 
 
 def empty_moments(unit: Unit) -> Moments:
-    """Of no rows yet."""
+    """Make moments without rows."""
     device, d_in = unit.weight.device, unit.in_features
     counts = None
     if is_embedding(unit.places[0].module):

@@ -1,4 +1,4 @@
-"""Candidates that keep nothing of calibration but what their layers and their report need.
+"""Candidates without their calibration sums.
 
 See docs/decisions/0083-statistics-on-the-smaller-side.md.
 """
@@ -61,7 +61,7 @@ class CompactCandidate(Candidate):
 
 
 def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keeper) -> CompactCandidate:
-    """Take a linear layer apart by its statistics: what `weigh` and `weighed_spectrum` do with moments."""
+    """Take a linear layer apart by its statistics, as `weigh` and `weighed_spectrum` do with moments."""
     W, most = unit.weight, ranks[-1]
     d_out, d_in = W.shape
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32

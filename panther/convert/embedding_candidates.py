@@ -1,4 +1,4 @@
-"""What an embedding can become: a table of lower rank, with the error of every rank.
+"""Candidates of an embedding: tables of lower rank, with the error of every rank.
 
 See docs/decisions/0078-embeddings-of-low-rank.md.
 """
@@ -54,7 +54,7 @@ def embedding_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandida
 
 
 def weigh_lookups(unit: Unit, moments: Moments) -> Weighing:
-    """The second moment of what an embedding puts out, rows that calibration did not see among it, damped.
+    """The damped second moment of an embedding's outputs, with unseen rows.
 
     How much these weigh is the chance that the next lookup is of one of them, by the estimate of Good and Turing: the
     share of lookups of rows that were seen once. (Good, "The population frequencies of species and the estimation of
@@ -98,7 +98,7 @@ class EmbeddingCandidate(Candidate):
         return rank * (self.unit.in_features + self.unit.out_features), 0
 
     def multiply_adds(self, rank: int) -> int:
-        """Of a row, or of a bag."""
+        """Multiply-adds of a row, or of a bag."""
         return rank * self.unit.out_features
 
     def lost(self, rank: int) -> Tensor:

@@ -41,7 +41,7 @@ def reason_of_embedding(module: Embeddings) -> str | None:
 
 @dataclass(frozen=True)
 class Lookups:
-    """What one call of an embedding looks up.
+    """The lookups of one call of an embedding.
 
     Attributes:
         indices: (n,).

@@ -1,4 +1,4 @@
-"""`sketch_and_distill`: a model made small in stages, each trained to put out what the original does."""
+"""`sketch_and_distill`: a model made small in stages, each trained on the outputs of the original."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-    """What `sketch_and_distill` made.
+    """The result of `sketch_and_distill`.
 
     Attributes:
         model: a sketched and trained copy, in eval mode.
@@ -57,7 +57,7 @@ class Distilled:
 
     @property
     def report(self) -> ConversionReport:
-        """Of the last conversion: what each layer is now. Its errors are those before the last training."""
+        """The report of the last conversion, with the errors before its training."""
         return self.stages[-1].report
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def sketch_and_distill(
     progress: bool = True,
     on_stage: Callable[[Stage], None] | None = None,
 ) -> Distilled:
-    """Sketch a copy of a trained model in stages, and train it after each to put out what the model does.
+    """Sketch a copy of a trained model in stages, and train it after each on the model's outputs.
 
     A student that is made small at once has further to go than one that is trained on the way (Cho and Hariharan, "On
     the efficacy of knowledge distillation", 2019; Mirzadeh et al., "Improved knowledge distillation via teacher

@@ -28,7 +28,7 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Seen:
-    """What remains of a layer's calibration.
+    """The remains of a layer's calibration.
 
     Attributes:
         rows: that it saw.
@@ -41,7 +41,7 @@ class Seen:
 
 @dataclass
 class Calibration:
-    """Layers taken apart by what they saw.
+    """Layers taken apart after calibration.
 
     Attributes:
         candidates: in the order of the units.

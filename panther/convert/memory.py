@@ -1,4 +1,4 @@
-"""How much memory a conversion may take: what the caller says, or half of what is free.
+"""Limits of a conversion's memory: the caller's, or half of the free memory.
 
 See docs/decisions/0084-calibration-in-groups.md.
 """

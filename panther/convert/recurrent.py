@@ -12,7 +12,7 @@ _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def is_plain_recurrent(module: nn.Module) -> bool:
-    """Whether it computes what torch's layer does, from parameters of its own: no subclass, no projection."""
+    """Whether it is torch's own layer: no subclass, no projection, no shared parameters."""
     if type(module) not in _KINDS or "forward" in module.__dict__ or not isinstance(module, nn.RNNBase):
         return False
     parameters = {id(parameter) for parameter in module._parameters.values()}

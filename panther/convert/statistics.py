@@ -97,7 +97,7 @@ class Statistics:
         return total / max(self.rows, 1)
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
-        """As `Sums.add`; done when the pool is flushed."""
+        """Add rows once the pool is flushed, see `Sums.add`."""
         self.pool.add(self, x, kept, version)
 
     def add_response(self, x: Tensor) -> None:
@@ -108,7 +108,7 @@ class Statistics:
         add_gram_(self.response, y)
 
     def add_gradients(self, g: Tensor, scale: Tensor) -> None:
-        """As `Sums.add_gradients`."""
+        """Add derivatives, see `Sums.add_gradients`."""
         squares = g.double().square().sum() * scale
         self.outputs_squares = squares if self.outputs_squares is None else self.outputs_squares + squares
         g = times(g, self.unit.weight) if self.tall else g
@@ -117,7 +117,7 @@ class Statistics:
         add_gram_(self.sensitivity, g, scale)
 
     def check(self, name: str) -> None:
-        """As `Sums.check`."""
+        """Refuse sums that are not finite, see `Sums.check`."""
         squares = self.inputs.squares
         if squares is not None:
             check_finite(name, squares, self.outputs_squares)
@@ -148,7 +148,7 @@ class InputPool:
         self._pending.setdefault(statistics, []).append((x, kept, key))
 
     def flush(self) -> None:
-        """Add what was noted since the last time."""
+        """Add the rows noted since the last flush."""
         sharing: dict[int, list[Statistics]] = {}
         for statistics in self._every:
             sharing.setdefault(id(statistics.inputs), []).append(statistics)

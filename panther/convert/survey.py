@@ -1,4 +1,4 @@
-"""What a conversion holds of each layer, in bytes, and the groups of layers that fit in memory together.
+"""Memory of a conversion by layer, in bytes, and the groups of layers that fit together.
 
 See docs/decisions/0084-calibration-in-groups.md.
 """
@@ -42,7 +42,7 @@ class Sizes:
 
 
 def sizes_of(unit: Unit, probes: int) -> Sizes:
-    """What a conversion holds of a layer."""
+    """Memory of a conversion for one layer, in bytes."""
     d_in, d_out = unit.in_features, unit.out_features
     small = min(d_in, d_out)
     if is_embedding(unit.places[0].module):
@@ -64,7 +64,7 @@ def sizes_of(unit: Unit, probes: int) -> Sizes:
 
 @dataclass
 class Survey:
-    """What a forward pass shows of the layers of a model.
+    """The calls of layers in one forward pass.
 
     Attributes:
         units: in the order of their first calls; those that were not called at the end.
@@ -144,7 +144,7 @@ def fits(
 
 
 def bytes_on(device: torch.device, units: Sequence[Unit], probes: int, surveyed: Survey | None = None) -> int:
-    """Of the statistics of some layers, and the work on the largest of them."""
+    """Bytes of the statistics of some layers, and of the work on the largest of them."""
     statistics = work = 0
     counted = set[tuple[int, ...]]()
     for unit in units:

@@ -1,4 +1,4 @@
-"""Bags over rows that were looked up, in plain operations: what torch's fused kernel computes from the table itself.
+"""Bags over looked-up rows in plain operations, with the results of torch's fused kernel.
 
 Tables in few bits have rows that are unpacked first, and an ONNX graph has no operator for bags.
 """

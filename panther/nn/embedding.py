@@ -19,7 +19,7 @@ MAX_REASON = "the largest entries of rows are not those of their factors"
 
 
 class LowRankTable(nn.Module):
-    """What `LowRankEmbedding` and `LowRankEmbeddingBag` have in common: a table of rows A[v] @ B."""
+    """The common base of `LowRankEmbedding` and `LowRankEmbeddingBag`: a table of rows A[v] @ B."""
 
     A: nn.Parameter
     B: nn.Parameter
@@ -93,7 +93,7 @@ class LowRankTable(nn.Module):
 
 
 class LowRankEmbedding(LowRankTable):
-    """An embedding whose table is the product of two factors; stands in for ``nn.Embedding``.
+    """An embedding whose table is the product of two factors; replaces ``nn.Embedding``.
 
     y = A[x] @ B: a table of few columns is looked up, and what it holds multiplied by one small matrix. (Lan et al.,
     "ALBERT", 2020, which calls it a factorized embedding parameterization.) It stores
@@ -186,7 +186,7 @@ class LowRankEmbedding(LowRankTable):
 
 
 class LowRankEmbeddingBag(LowRankTable):
-    """A bag of embeddings whose table is the product of two factors; stands in for ``nn.EmbeddingBag``.
+    """A bag of embeddings whose table is the product of two factors; replaces ``nn.EmbeddingBag``.
 
     y = bag(A[x]) @ B: sums and means are linear, so bags are added up over the few columns of A, and only what comes
     out is multiplied by B. The maximum is not linear and has no such form.

@@ -1,4 +1,4 @@
-"""Mixtures of experts whose matrices are layers of their own, so that each expert can be sketched.
+"""Mixtures of experts whose matrices are separate layers, so that each expert can be sketched.
 
 See docs/decisions/0079-experts-as-layers.md.
 """
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from panther.nn.hooks import take_hooks
 
+# the method of transformers' experts that combines gate and values
+_GATE = "_apply_gate"
 # the lists of layers: by what the weight is called that they are taken from
 LISTS = {"gate_up_proj": "gate_up", "up_proj": "up", "down_proj": "down"}
 
@@ -40,13 +42,13 @@ class OpenedExperts(nn.Module):
             weight, bias = experts._parameters.get(name), experts._parameters.get(f"{name}_bias")
             if weight is not None:
                 self.add_module(list_name, _layers(weight, bias, transposed=transposed))
-        gate: Callable[[Any, Tensor], Tensor] | None = getattr(type(experts), "_apply_gate", None)
+        gate: Callable[[Any, Tensor], Tensor] | None = getattr(type(experts), _GATE, None)
         self._gate = gate
         take_hooks(self, experts)
         self.train(experts.training)
 
     def expert(self, index: int, x: Tensor) -> Tensor:
-        """What one expert makes of rows, (n, d_model) → (n, d_model)."""
+        """One expert's outputs for rows, (n, d_model) → (n, d_model)."""
         if "gate_up" not in self._modules:
             return self.down[index](self.act_fn(self.up[index](x)))  # type: ignore[operator,index,no-any-return]
         both: Tensor = self.gate_up[index](x)  # type: ignore[operator,index]
@@ -60,7 +62,7 @@ class OpenedExperts(nn.Module):
         return list(self._modules[name].children()) if name in self._modules else []  # type: ignore[union-attr]
 
     def own_memory(self) -> None:
-        """Give layers that are views into packed weights memory of their own."""
+        """Give layers that are views into packed weights separate memory."""
         for layer in self.modules():
             for kind in ("weight", "bias") if isinstance(layer, nn.Linear) else ():
                 old = getattr(layer, kind)
@@ -72,7 +74,7 @@ class RoutedExperts(OpenedExperts):
     """Experts that are called with the rows, and which experts each row goes to."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Add up what the chosen experts make of each row.
+        """Add up the outputs of each row's experts.
 
         Args:
             hidden_states: (n, d_model).

@@ -1,4 +1,4 @@
-"""Recurrent layers whose input weights are layers of their own, so that each can be sketched.
+"""Recurrent layers whose input weights are separate layers, so that each can be sketched.
 
 See docs/decisions/0080-input-weights-of-recurrent-layers.md.
 """
@@ -21,14 +21,14 @@ State = Tensor | tuple[Tensor, ...]
 
 
 class ProjectedRNN(nn.Module):
-    """What nn.LSTM, nn.GRU or nn.RNN computes, with a layer ``input_l0``, ``input_l1`` and so on for the input weights.
+    """A recurrent layer like nn.LSTM, nn.GRU or nn.RNN, with layers ``input_l0``, ``input_l1`` … for the input weights.
 
     Such a layer maps the input of a layer of the network to all gates of its directions, bias included. Where it is
     sketched, its first factor is one product over all steps, and torch's own kernel takes the second one as the input
     weight. The weights of the state stay as they are.
 
     Args:
-        rnn: whose weights, options, hooks and mode are taken over; without a projection (proj_size) of its own.
+        rnn: whose weights, options, hooks and mode are taken over; without a projection (proj_size).
     """
 
     def __init__(self, rnn: nn.RNNBase) -> None:
@@ -46,7 +46,7 @@ class ProjectedRNN(nn.Module):
         self.train(rnn.training)
 
     def suffixes(self, layer: int) -> list[str]:
-        """What torch adds to the names of the weights of a layer, for each direction."""
+        """Torch's suffix of a layer's weights, for each direction."""
         return [f"l{layer}", *([f"l{layer}_reverse"] if self.bidirectional else [])]
 
     def flatten_parameters(self) -> None:
@@ -141,7 +141,7 @@ class ProjectedRNN(nn.Module):
         return x, flat
 
     def own_memory(self) -> None:
-        """Give layers that are views into larger memory, as cuDNN keeps it, memory of their own."""
+        """Give layers that are views into larger memory, as cuDNN keeps it, separate memory."""
         for layer in self.children():
             for kind in ("weight", "bias") if isinstance(layer, nn.Linear) else ():
                 old = getattr(layer, kind)

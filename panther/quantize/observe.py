@@ -56,7 +56,7 @@ class Observed:
         self.highest[key] = high if known is None else torch.maximum(self.highest[key], high)
 
     def borrow(self, unit: Unit, others: Sequence[Unit]) -> None:
-        """Give a unit that saw nothing what others saw."""
+        """Give a unit that saw nothing the others' rows."""
         known = [id(other) for other in others if id(other) in self.rows]
         if known and id(unit) not in self.rows:
             self.rows[id(unit)] = torch.cat([self.rows[key] for key in known])
@@ -123,7 +123,7 @@ def observe(
 
 
 def share_experts(model: nn.Module, units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed) -> None:
-    """Let experts of one module share what they saw: their moments, and rows where one saw none.
+    """Let experts of one module share their moments, and their rows where one saw none.
 
     Args:
         model: opened.

@@ -1,4 +1,4 @@
-// The layers of a model: what each stands for and what is stored, with rank and bits.
+// The layers of a model: the dense weight of each beside what is stored, with rank and bits.
 
 import { h, s } from "./dom.js";
 import * as format from "./format.js";

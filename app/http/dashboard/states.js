@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 
 const TONES = { READY: "good", LOADING: "warn", UNAVAILABLE: "bad" };
 
-/** A version that nobody wants served is no fault. */
+/** A version that is not to be served is no fault. */
 export const notWanted = ({ state, reason }) =>
   state === "UNAVAILABLE" && (reason === "unloaded" || (reason ?? "").startsWith("not selected"));
 

@@ -20,7 +20,7 @@ function row(report, told, details) {
   );
 }
 
-/** The table, and buttons to load anew and to measure. */
+/** The table, and buttons to load again and to measure. */
 export class Versions {
   constructor(name, refresh) {
     this.name = name;

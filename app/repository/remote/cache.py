@@ -1,4 +1,4 @@
-"""The folder that a remote repository is mirrored into: where it is, who may change it, and what is known of it."""
+"""The folder that a remote repository is mirrored into: its place, its lock, and its state."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ _TEXT = str
 
 @dataclass
 class State:
-    """What is known of a mirror; kept in a file, since several processes share it.
+    """The state of a mirror, in a file that several processes share.
 
     Attributes:
         tokens: of each file that was mirrored, by its path.
@@ -91,7 +91,7 @@ class Cache:
             yield
 
     def state(self) -> State:
-        """What is known; nothing where the file is missing or can't be understood."""
+        """The state; empty where the file is missing or can't be read."""
         try:
             document = json.loads(self._state.read_bytes())
             tokens = {_TEXT(name): _TEXT(token) for name, token in document["tokens"].items()}
@@ -101,7 +101,7 @@ class Cache:
             return State()
 
     def save(self, state: State) -> None:
-        """Keep what is known."""
+        """Save the state."""
         fresh = self.incoming / "state.json"
         fresh.write_text(json.dumps(asdict(state)), encoding="utf-8")
         fresh.replace(self._state)

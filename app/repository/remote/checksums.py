@@ -15,7 +15,7 @@ _MD5_HEX = re.compile(r'"?([0-9a-f]{32})"?\Z')
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a store says of a file's content.
+    """A store's checksum of a file.
 
     Attributes:
         kind: ``md5``, ``sha256`` or ``crc32c``.

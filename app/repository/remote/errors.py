@@ -1,10 +1,10 @@
-"""What can go wrong with a remote model repository."""
+"""Errors of a remote model repository."""
 
 from app.errors import AppError, ModelUnavailableError
 
 
 class RemoteError(ModelUnavailableError):
-    """The remote repository, or a part of it, can't be mirrored for now; what is served stays."""
+    """The remote repository, or a part of it, can't be mirrored for now; the served models stay."""
 
 
 class MissingExtraError(AppError):

@@ -14,7 +14,7 @@ _PACKAGES = {
 
 
 def require_extra(url: ModelUrl) -> None:
-    """See that the packages of a URL's scheme are there.
+    """Require the packages of a URL's scheme.
 
     Raises:
         MissingExtraError: names the extra, and the first package that is missing.

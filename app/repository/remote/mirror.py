@@ -46,7 +46,7 @@ class MirrorOptions:
 
 @dataclass
 class Changes:
-    """What one pass changed.
+    """The changes of one pass.
 
     Attributes:
         files, nbytes: downloaded.
@@ -83,7 +83,7 @@ class Mirror:
         self._told: set[str] = set()
 
     def stop(self) -> None:
-        """End what is under way, and begin nothing more."""
+        """End the pass under way, and begin no other."""
         self._stop.set()
 
     @property
@@ -116,7 +116,7 @@ class Mirror:
             except MirrorStoppedError:
                 state.tried_at = 0.0
                 raise
-            except Exception as error:  # of the store's libraries, which have errors of their own
+            except Exception as error:  # of the store's libraries, which raise errors of all kinds
                 state.problem = self._explain(error)
                 raise RemoteError(state.problem) from error
             finally:
@@ -228,7 +228,7 @@ class Pass:
             self._replace(path, files)
         except MirrorStoppedError:
             raise
-        except Exception as error:  # noqa: BLE001 - of the store's libraries, which have errors of their own
+        except Exception as error:  # noqa: BLE001 - of the store's libraries, which raise errors of all kinds
             reason = str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
             self._problems.append(f"{path}: {reason}")
             return
@@ -300,7 +300,7 @@ class Pass:
         self._state.tokens = {name: token for name, token in self._state.tokens.items() if name in keep}
 
     def _fresh(self) -> Path:
-        """A path of its own among what is incoming."""
+        """A separate path among the incoming files."""
         self._number += 1
         return self._cache.incoming / str(self._number)
 

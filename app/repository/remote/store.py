@@ -73,7 +73,7 @@ class Store(ABC):
         """Write a file of the listing to ``target``; raises as ``files`` does."""
 
     def is_md5(self, path: str) -> bool:  # noqa: ARG002 - for stores where it depends
-        """Whether what the listing gives as an MD5 of this file is one."""
+        """Whether the listing's MD5 of this file is one."""
         return True
 
 

@@ -27,7 +27,7 @@ def put_in_place(fresh: Path, target: Path, trash: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder; what can't be deleted stays until the next time."""
+    """Delete a file or folder, or leave it for the next time."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

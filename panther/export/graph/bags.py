@@ -19,7 +19,7 @@ Bag = nn.EmbeddingBag | LowRankEmbeddingBag
 
 
 def make_bags_traceable(model: nn.Module) -> None:
-    """Have the bags of a model look up rows and add them up when they are traced; changes it in place.
+    """Make the bags of a model look up rows and add them up while they are traced, in place.
 
     Left as they are: the maximum, a forward of the user's own, and tables that change while they are read.
     """
@@ -37,7 +37,7 @@ def is_like_offsets(tensor: Tensor) -> bool:
 
 
 def refuse_wrong_offsets(model: nn.Module) -> None:
-    """Have the bags of a model raise ValueError for offsets that torch's kernel would read beyond the indices with."""
+    """Make the bags of a model raise ValueError for offsets beyond the indices."""
     for module in model.modules():
         if isinstance(module, Bag):
             module.register_forward_pre_hook(_check_offsets, with_kwargs=True)

@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 
 
 def evenly_routed(model: nn.Module, shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """The shapes of what layers take, with the mean number of rows for each expert.
+    """Input shapes of layers, with the mean number of rows for each expert.
 
     The example inputs reach some experts, and others not at all; in use all of them are called.
 

@@ -19,7 +19,7 @@ _KINDS: dict[str, Callable[..., nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, 
 
 
 class FactoredRNN(nn.Module):
-    """What a `ProjectedRNN` computes in evaluation, as layers of torch that an export knows.
+    """A `ProjectedRNN` in evaluation, built of layers that an export knows.
 
     Args:
         projected: whose weights are copied, sketched ones as two factors.
@@ -40,7 +40,7 @@ class FactoredRNN(nn.Module):
         self.train(projected.training)
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # noqa: A002  torch's name
-        """As `ProjectedRNN.forward`, but for packed sequences, which a graph can't hold."""
+        """Run it like `ProjectedRNN.forward`, without packed sequences, which a graph can't hold."""
         x, ends = input, list[Any]()
         for layer, (down, rnn) in enumerate(zip(self.down, self.layers, strict=True)):
             rows = slice(layer * self._directions, (layer + 1) * self._directions)

@@ -1,4 +1,4 @@
-"""What the card says of embeddings of low rank."""
+"""Card entries of embeddings of low rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from panther.nn.embedding import LowRankEmbeddingBag, LowRankTable
 
 
 def embedding_entries(model: nn.Module) -> tuple[cards.Embedding, ...]:
-    """What the card says of each embedding of low rank; those that share their factors are one with several uses."""
+    """One card entry for each embedding of low rank; those that share factors are one with several uses."""
     found = []
     for names, table in _groups(model):
         count = table.parameter_count()
