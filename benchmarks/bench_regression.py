@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def ratio(new, old):
 def serving(trees, arguments, folder, log):
     """The cells of ``bench_serving.py``; the sides alternate within a round, and so does who goes first."""
     model = ROOT / "models" / "digits" / "1" / "model.onnx"
-    sides = [server(name, tree, ROOT / "models") for name, tree in trees.items()]
+    # without the model's own settings, which an earlier version may not know
+    shutil.copytree(model.parent, folder / "served" / "digits" / "1")
+    sides = [server(name, tree, folder / "served") for name, tree in trees.items()]
     with contextlib.ExitStack() as stack:
         for side in sides:
             stack.callback(side.stop)
