@@ -218,13 +218,18 @@ def regression() -> str:
             )
             for cell, found in both["new over old"].items()
         ]
-        loads, layers = result["overload"]["new over old"], result["layers"]["new over old"].values()
-        said = (
-            f"Overloaded, goodput {loads['goodput_of_peak']:.3f} and p99 {loads['p99_ms']:.3f} of the old; layers take "
-            f"{min(layers):.2f} to {max(layers):.2f} of the old time, {statistics.median(layers):.2f} in the median."
-        )
+        said = []
+        if "overload" in result:
+            loads = result["overload"]["new over old"]
+            said.append(f"Overloaded, goodput {loads['goodput_of_peak']:.3f} and p99 {loads['p99_ms']:.3f} of the old.")
+        if "layers" in result:
+            layers = result["layers"]["new over old"].values()
+            said.append(
+                f"Layers take {min(layers):.2f} to {max(layers):.2f} of the old time, "
+                f"{statistics.median(layers):.2f} in the median."
+            )
         head = ("cell", "old, µs of CPU a request", "new", "CPU", "p50", "rate: new over old")
-        return f"{table(head, rows)}\n\n{said}"
+        return "\n\n".join([table(head, rows), *([" ".join(said)] if said else [])])
 
     return block("regression", make)
 
