@@ -73,7 +73,8 @@ def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keepe
     outer = None
     if seen.outputs_squares is not None:
         outer = float((OUTPUT_DAMPING + few * d_out) * seen.outputs_squares / d_out)
-    damping = _Damping(added_in, outer if outer is not None and outer > 0 else None)
+    # of inputs that are all zero every direction counts the same, as without calibration
+    damping = _Damping(added_in if added_in > 0 else 1.0, outer if outer is not None and outer > 0 else None)
     if d_out <= d_in:
         spectrum, *errors = _wide(W, seen, mean, damping, most, dtype)
     else:

@@ -38,6 +38,21 @@ def both(model, batches, probes):
     return full, found.candidates[0]
 
 
+@pytest.mark.parametrize("probes", [0, 2])
+@pytest.mark.parametrize(("d_in", "d_out"), [(64, 64), (160, 64), (64, 160), (64, 80)])
+def test_inputs_that_are_all_zero_leave_the_truncated_weight(d_in, d_out, probes):
+    """As those of the class token of an untrained vision transformer."""
+    model = network(d_in, d_out, bias=True)
+    full, compact = both(model, [torch.zeros(50, d_in), torch.zeros(50, d_in)], probes)
+    W = compact.unit.weight.double()
+    for rank in full.ranks:
+        left, right = compact.factors(rank)
+        expected = full.factors(rank)
+        torch.testing.assert_close(left @ right, expected[0] @ expected[1], rtol=0, atol=2e-5 * W.abs().max().item())
+        assert compact.errors(rank) == pytest.approx(full.errors(rank), rel=1e-4)
+        assert compact.bias(model[0].bias, rank).isfinite().all()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("probes", [0, 2])
 @pytest.mark.parametrize(("d_in", "d_out"), [(64, 64), (160, 64), (64, 160), (64, 80), (80, 64)])
