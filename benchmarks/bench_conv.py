@@ -1,4 +1,4 @@
-"""Conversion of convolutions: the error of a weight, and a small network on scikit-learn's digits.
+"""Conversion and compression of convolutions: the error of a weight, and a network on scikit-learn's digits.
 
     python benchmarks/bench_conv.py --out benchmarks/results/conv.json
 
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 import panther as pr
 
 SEEDS, RATIOS = (0, 1, 2), (0.5, 0.25)
+# of all bytes of the model, by compress
+SHARES = (0.25, 0.12, 0.06)
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -154,6 +156,30 @@ def of_network(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]
     return rows
 
 
+def of_budgets(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]]:
+    """One network, compressed to shares of its bytes."""
+    x, y, held_out, classes = data
+    torch.manual_seed(seed)
+    model = train(network(norm=norm), x, y)
+    size, rows = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())), []
+    for share in SHARES:
+        found = pr.compress(model, calibration=x[:500].split(100), max_bytes=int(share * size))
+        rows.append(
+            {
+                "batch_norm": norm,
+                "seed": seed,
+                "share": share,
+                "bytes": round(found.report.bytes_after / size, 4),
+                "output_error": round(found.report.output_error, 4),
+                "original": accuracy(model, held_out, classes),
+                "compress": accuracy(found.model, held_out, classes),
+                "by_kind": found.report.bytes_by_kind,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
@@ -165,10 +191,13 @@ def main() -> None:
     torch.manual_seed(0)
     patches = of_data(train(network(norm=True), *data[:2]), data[2])
     print(patches)
-    networks = [row for norm in (True, False) for seed in SEEDS for row in of_network(data, norm=norm, seed=seed)]
+    cases = [(norm, seed) for norm in (True, False) for seed in SEEDS]
+    networks = [row for norm, seed in cases for row in of_network(data, norm=norm, seed=seed)]
+    budgets = [row for norm, seed in cases for row in of_budgets(data, norm=norm, seed=seed)]
     if arguments.out is not None:
         packages = ("torch", "numpy", "scikit-learn")
-        result = {**about(packages), "threads": 1, "weights": weights, "patches": patches, "digits": networks}
+        rows = {"weights": weights, "patches": patches, "digits": networks, "budgets": budgets}
+        result = {**about(packages), "threads": 1, **rows}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {arguments.out}")
 

@@ -183,7 +183,9 @@ class LoadedStats(VersionStats):
     card_problem: str | None
     outputs: list[OutputStats] | None = None
     layers: list[LayerStats] | None
-    quantized_layers: list[QuantizedLayer] | None = Field(description="linear layers and embeddings in few bits")
+    quantized_layers: list[QuantizedLayer] | None = Field(
+        description="linear layers, embeddings and convolutions in few bits"
+    )
     convolutions: list[Convolution] | None = Field(description="sketched convolutions")
     embeddings: list[Embedding] | None = Field(description="embeddings of low rank")
     totals: TotalStats | None

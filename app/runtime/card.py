@@ -71,7 +71,7 @@ class Layer(_Part):
 
 
 class QuantizedLayer(_Part):
-    """One linear layer or embedding in few bits."""
+    """One linear layer, embedding or convolution in few bits."""
 
     name: str
     kind: str

@@ -13,10 +13,11 @@ from torch import nn
 from panther.compression import rivals
 from panther.compression.budget import Budget, Metric
 from panther.compression.compressed import Compressed
+from panther.compression.convolutions import ConvolutionOptions, stored_alone
 from panther.compression.curve import Curve, Point
 from panther.compression.inputs import Inputs
 from panther.compression.linear import Calibrated, LinearOptions
-from panther.compression.options import KINDS
+from panther.compression.options import KINDS, Part
 from panther.compression.report import CompressionReport, Side, Speed, layer_reports
 from panther.compression.search import Search
 from panther.compression.speed import SpeedSearch, Timing
@@ -33,6 +34,7 @@ from panther.convert.reach import unreached
 from panther.convert.swap import Swap
 from panther.export import ExportError
 from panther.quantize import embeddings
+from panther.quantize.embeddings import Table
 from panther.quantize.observe import observe, share_experts
 
 # rows of each layer's inputs that ranges are chosen on
@@ -68,7 +70,7 @@ def compress(
 
     Args:
         model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, experts
-            (docs/conversion.md says which), or embeddings.
+            (docs/conversion.md says which), nn.Conv1d, nn.Conv2d, or embeddings.
         calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
             dict. A few hundred rows do.
         max_bytes: budget: bytes of the whole model's parameters and buffers, which is what the exported file takes but
@@ -80,8 +82,9 @@ def compress(
             labelled rows. The smallest model is sought whose metric is `at_least`; every model is evaluated whole.
         at_least: what metric must return.
         kinds: what layers may become, besides staying as they are.
-        filter_fn: (module, name) → whether to change that linear layer.
-        skip: names of linear layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
+        filter_fn: (module, name) → whether to change that linear layer or convolution.
+        skip: names of linear layers and convolutions to leave out, of modules that contain them, or patterns such as
+            ``"*.query"``.
         forward: (model, batch) → outputs, where the model is to be called in another way.
         probes: backward passes for each batch, which estimate how a layer's outputs move the model's.
         batch_size, threads: rows and CPU threads that speedup is measured with.
@@ -109,16 +112,15 @@ def compress(
     modules = opened(network)
     inside = layers_of(modules)
     Swap(network, modules).do()
-    units = find_units(network, filter_fn, skip)
+    units = find_units(network, filter_fn, skip, convolutions=True)
     tables = embeddings.find(network)
     lookups = find_lookups(network)
     in_play = {name for table in tables for name in table.place.names}
     in_play |= {name for unit in lookups for place in unit.places for name in place.names}
-    elsewhere = tuple(
-        group for group in unreached(network, units, convolutions=False) if not in_play & set(group.names)
-    )
+    elsewhere = tuple(group for group in unreached(network, units, convolutions=True) if not in_play & set(group.names))
+    stored = any(unit.convolution is not None and stored_alone(unit) for unit in units)
     reasons = [each.reason for each in (*units, *lookups)] + [table.reason for table in tables]
-    if None not in reasons:
+    if None not in reasons and not stored:
         kept = [f"{unit.name}: {unit.reason}" for unit in units] + [
             f"{table.place.names[0]}: {table.reason}" for table in tables
         ]
@@ -127,16 +129,14 @@ def compress(
         ]
         kept += [f"{', '.join(group.names[:3])}: {group.reason}" for group in elsewhere]
         raise ConversionError(
-            "the model has no linear layer and no embedding to compress" + "".join(f"; {why}" for why in kept[:6])
+            "the model has no linear layer, convolution or embedding to compress"
+            + "".join(f"; {why}" for why in kept[:6])
         )
     size = model_size(network)[1]
     with evaluating(network):
         original = None if metric is None else reachable(network, metric, budget.at_least or 0.0)
         calibrated = _calibrate(network, units, lookups, batches, forward, probes, random, step)
-        parts = [
-            *LinearOptions(network, units, tables, calibrated, kinds, step).parts(),
-            *embedding_parts(network, tables, lookups, calibrated.moments, calibrated.reference, kinds, step),
-        ]
+        parts = _parts(network, units, (tables, lookups), calibrated, kinds, step)
         other_bytes = size - sum(part.options[0].bytes for part in parts)
         trials = Trials(network, parts, calibrated.reference, metric)
         inputs = _inputs(network, batches, forward)
@@ -185,6 +185,7 @@ def _calibrate(
         ConversionError: the model can't be run, or puts out nothing that can be compared.
     """
     active = [unit for unit in units if unit.reason is None]
+    linear = [unit for unit in active if unit.convolution is None]
     done = iter(range(1, 2 * len(batches) + 1))
 
     def on_batch() -> None:
@@ -192,15 +193,36 @@ def _calibrate(
 
     every = [*active, *(unit for unit in lookups if unit.reason is None)]
     moments = collect(model, every, batches, forward, probes=probes, generator=random, on_batch=on_batch)
-    seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
+    seen = observe(model, linear, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
     reference = Reference(model, batches, forward)
     if not reference.has_outputs:
         raise ConversionError(
             "calibration: the model put out no finite floating-point numbers to compare; scalars are left out"
         )
     by_unit = dict(zip(map(id, every), moments, strict=True))
-    share_experts(model, active, by_unit, seen)
+    share_experts(model, linear, by_unit, seen)
     return Calibrated(by_unit, seen, reference)
+
+
+def _parts(
+    model: nn.Module,
+    units: Sequence[Unit],
+    tables: tuple[Sequence[Table], Sequence[Unit]],
+    calibrated: Calibrated,
+    kinds: Sequence[str],
+    step: Callable[[str, int, int], None],
+) -> list[Part]:
+    """Every layer in play with its options, in the order of the model."""
+    linear = [unit for unit in units if unit.convolution is None]
+    convolved = [unit for unit in units if unit.convolution is not None]
+    moments, reference, examples = calibrated.moments, calibrated.reference, calibrated.seen.examples
+    parts = [
+        *LinearOptions(model, linear, tables[0], calibrated, kinds, step).parts(),
+        *ConvolutionOptions(model, convolved, moments, reference, examples, kinds).parts(step),
+        *embedding_parts(model, *tables, moments, reference, kinds, step),
+    ]
+    places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    return sorted(parts, key=lambda part: places[part.name])
 
 
 def _found(search: Search, budget: Budget) -> Trial:

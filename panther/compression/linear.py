@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from panther.compression.options import (
     Product,
     unchanged,
 )
+from panther.compression.ranks import between, spread
 from panther.convert import plan as ranks
 from panther.convert.allocate import possible_ranks
 from panther.convert.calibration import Moments
@@ -38,8 +38,6 @@ from panther.quantize.embeddings import Table
 from panther.quantize.observe import Observed
 from panther.quantize.plan import Quantizer
 
-# ranks that are looked at for a layer, spread evenly
-_MOST_RANKS = 12
 # of factors in 8 bits; sketched layers have multiples of 16
 _LEAST_RANK = 8
 # of these, how many are rounded to see what 8 bits cost; the cost of the others lies between
@@ -127,7 +125,7 @@ class LinearOptions:
                 found += in_blocks.of(kind)
         if spectrum is None:
             return found
-        every = _spread(spectrum.ranks, _MOST_RANKS)
+        every = spread(spectrum.ranks)
         if LOW_RANK in self._kinds:
             found += [self._low_rank(spectrum, rank) for rank in every if not spectrum.overflows(rank)]
         if LOW_RANK_INT8 in self._kinds:
@@ -162,11 +160,11 @@ class LinearOptions:
         unit, tail = layer.unit, self._tail(spectrum)
         d_in, d_out = unit.in_features, unit.out_features
         smoothed = layer.choice.smoothing is not None
-        tried = _spread(every, _ROUNDED_RANKS)
+        tried = spread(every, _ROUNDED_RANKS)
         excess = [sampled_error(known, spectrum.factors(rank)[0]) - tail[rank].item() for rank in tried]
         found = []
         for rank in every:
-            error = tail[rank].item() + max(_between(rank, tried, excess), 0.0)
+            error = tail[rank].item() + max(between(rank, tried, excess), 0.0)
             stored = rank * (d_in + d_out) + 4 * (rank + d_out) + 10 + 4 * d_in * smoothed
             found.append(
                 Option(
@@ -222,15 +220,3 @@ def _sketched(spectrum: Candidate, rank: int) -> list[tuple[Place, nn.Module]]:
 def _factorized(layer: low_rank.Layer, spectrum: Candidate, rank: int) -> list[tuple[Place, nn.Module]]:
     factors = low_rank.factorize(layer, spectrum.factors(rank)[0], compensate=True)
     return list(low_rank.modules(layer, factors))
-
-
-def _spread(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of the values, the first and the last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
-
-
-def _between(at: int, known: Sequence[int], values: Sequence[float]) -> float:
-    """Linear interpolation."""
-    return float(np.interp(at, known, values))

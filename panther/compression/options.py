@@ -40,13 +40,42 @@ class Product:
 
 
 @dataclass(frozen=True)
+class ConvStep:
+    """One convolution by a constant weight.
+
+    Attributes:
+        weight: its shape, (C_out, C_in/groups, *kernel).
+        stride, dilation: one number an axis.
+        pads: before every axis, then after every axis.
+        groups: of the channels.
+    """
+
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pads: tuple[int, ...]
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """Convolutions in sequence, as they run in an exported file.
+
+    Attributes:
+        steps: the first takes what the layer does.
+    """
+
+    steps: tuple[ConvStep, ...]
+
+
+@dataclass(frozen=True)
 class Option:
     """One of the things that a layer can become.
 
     Attributes:
         kind: `FLOAT`, which leaves it as it is, or one of `KINDS`.
         bytes: of the weight, its scales and the biases.
-        multiply_adds: of a forward pass, for a row.
+        multiply_adds: of a forward pass, for a row, or for a position of a convolution's output.
         error: the predicted relative squared error of the model's outputs.
         make: the modules, with the places that they go to; none for `FLOAT`.
         rank: of the factors; None where there are none.
@@ -60,7 +89,7 @@ class Option:
     error: float
     make: Callable[[], Replacements]
     rank: int | None = None
-    products: tuple[Product, ...] = ()
+    products: tuple[Product | Convolved, ...] = ()
     detail: str = ""
 
     @property
@@ -73,13 +102,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Part:
-    """A linear layer or an embedding of the model.
+    """A linear layer, a convolution or an embedding of the model.
 
     Attributes:
         name: dotted.
         names: of every place that the weight stands in.
-        layer: "linear" or "embedding".
-        shape: of its weight.
+        layer: "linear", "convolution" or "embedding".
+        shape: of its weight; of a convolution (output channels, entries of a patch).
         options: at least one; the first is `FLOAT`.
         reason: why it can become nothing else; None where it can.
     """
@@ -90,6 +119,11 @@ class Part:
     shape: tuple[int, int]
     options: tuple[Option, ...]
     reason: str | None = None
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the errors of options are predicted from the layer alone; those of embeddings are measured."""
+        return self.layer != "embedding"
 
     def only(self, kinds: Sequence[str]) -> tuple[int, ...]:
         """Indices of the options of some kinds; that of `FLOAT` is always among them."""

@@ -52,7 +52,7 @@ class Chooser:
         parts: the layers.
         other_bytes: of the model, in what is no part.
         cost: what the budget counts.
-        kinds: the options that may be chosen of linear layers; all when None.
+        kinds: the options that may be chosen of layers whose errors are predicted; all when None.
         trust: by kind, what predictions are multiplied by.
     """
 
@@ -106,14 +106,14 @@ class Chooser:
 
     def error(self, part: Part, option: Option) -> float:
         """The predicted error of an option, corrected for its kind where that is known."""
-        return option.error * (self._trust.get(option.kind, 1.0) if part.layer == "linear" else 1.0)
+        return option.error * (self._trust.get(option.kind, 1.0) if part.predicted else 1.0)
 
     def _plan(self, positions: Sequence[int]) -> Plan:
         return self.plan([indices[i] for indices, i in zip(self.worthwhile, positions, strict=True)])
 
     def _worthwhile(self, part: Part, kinds: Sequence[str] | None) -> list[int]:
         """Indices of the options that no other beats in both cost and error, the cheapest first."""
-        allowed = range(len(part.options)) if kinds is None or part.layer != "linear" else part.only(kinds)
+        allowed = range(len(part.options)) if kinds is None or not part.predicted else part.only(kinds)
         found: list[int] = []
         for i in sorted(allowed, key=lambda i: (self.cost.of(part.options[i]), self.error(part, part.options[i]))):
             if not found or self.error(part, part.options[i]) < self.error(part, part.options[found[-1]]):

@@ -26,8 +26,8 @@ class CompressedLayer:
     """One weight of the model.
 
     Attributes:
-        name: dotted, of the layer or embedding.
-        layer: "linear" or "embedding".
+        name: dotted.
+        layer: "linear", "convolution" or "embedding".
         shape: of its weight.
         kind: what it became: "float" for unchanged, or one of `panther.compression.KINDS`.
         rank: of its factors or correction; None where it has none.
@@ -35,7 +35,7 @@ class CompressedLayer:
         reason: why.
         predicted_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs from this layer alone.
         bytes_before, bytes_after: of the weight, its scales and biases.
-        multiply_adds_before, multiply_adds_after: for a row.
+        multiply_adds_before, multiply_adds_after: for a row, or for a position of a convolution's output.
     """
 
     name: str
@@ -100,7 +100,7 @@ class CompressionReport:
 
     Attributes:
         budget: in words.
-        layers: every linear layer and embedding in play, in the order of the model.
+        layers: every linear layer, convolution and embedding in play.
         unreached: parameters in modules that are no such layer, the largest group first.
         bytes_before, bytes_after: of the whole model's parameters and buffers.
         output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs.
@@ -215,8 +215,8 @@ def _why(part: Part, chosen: Option, worthwhile: Sequence[Option], chooser: Choo
 
 
 def _layer_table(layers: Sequence[CompressedLayer]) -> Table:
-    table = Table(title="Compression of linear layers and embeddings", title_justify="left")
-    for heading in ("layer", "weight", "became", "predicted error", "bytes", "mult-adds/row", "reason"):
+    table = Table(title="Compression of linear layers, convolutions and embeddings", title_justify="left")
+    for heading in ("layer", "weight", "became", "predicted error", "bytes", "mult-adds/row, position", "reason"):
         table.add_column(heading, justify="left" if heading in ("layer", "became", "reason") else "right")
     for layer in layers:
         table.add_row(

@@ -24,7 +24,7 @@ class Search:
     Args:
         trials: measures plans.
         other_bytes: of the model, in what is no part.
-        kinds: that linear layers may become.
+        kinds: that layers may become.
         step: called with (what, done, all).
         cost: what the budget counts.
 
@@ -134,16 +134,16 @@ class Search:
         """Set by what predictions for each kind are multiplied, from plans of one kind each."""
         trust = {}
         for kind, plan in plans.items():
-            linear = others = 0.0
+            predicted = others = 0.0
             for part, index in zip(self._parts, plan.chosen, strict=True):
                 option = part.options[index]
-                if option.kind == kind and part.layer == "linear":
-                    linear += option.error
+                if option.kind == kind and part.predicted:
+                    predicted += option.error
                 else:
                     others += option.error
             measured = self._trials.run(plan).deviation.error ** 2
-            if linear > 0 and math.isfinite(measured):
-                trust[kind] = min(max((measured - others) / linear, 1 / _MOST_TRUST), _MOST_TRUST)
+            if predicted > 0 and math.isfinite(measured):
+                trust[kind] = min(max((measured - others) / predicted, 1 / _MOST_TRUST), _MOST_TRUST)
         self.chooser = Chooser(self._parts, self._other_bytes, cost=self._cost, trust=trust)
 
 

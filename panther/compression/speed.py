@@ -72,7 +72,7 @@ class SpeedSearch:
         model: in eval mode; is as it was after every method.
         trials: measures what plans do to its outputs.
         other_bytes: of the model, in what is no part.
-        kinds: that linear layers may become.
+        kinds: that layers may become.
         timing: what latencies are measured with.
         step: called with (what, done, all).
     """
@@ -81,7 +81,7 @@ class SpeedSearch:
         self, model: nn.Module, trials: Trials, other_bytes: int, kinds: Sequence[str], timing: Timing, step: Step
     ) -> None:
         self._model, self._trials, self._timing, self._step = model, trials, timing, step
-        self._costs = self._measure(rows_of(model, trials.parts, timing))
+        self._costs = self._measure(calls_of(model, trials.parts, timing))
         cost = Cost("µs", lambda option: self._costs[id(option)])
         self.search = Search(trials, other_bytes, kinds, step, cost)
 
@@ -116,9 +116,9 @@ class SpeedSearch:
                 limit -= speed.after_us - speed.before_us / speedup
         return max(found, key=lambda entry: entry[1].speedup)
 
-    def _measure(self, rows: Mapping[str, list[int]]) -> dict[int, float]:
+    def _measure(self, calls: Mapping[str, list[tuple[int, ...]]]) -> dict[int, float]:
         """By the id of an option the microseconds that it takes in one run of the model."""
-        stopwatch, found = Stopwatch(self._timing.threads, rows), dict[int, float]()
+        stopwatch, found = Stopwatch(self._timing.threads, calls), dict[int, float]()
         for done, part in enumerate(self._trials.parts):
             for option in part.options:
                 found[id(option)] = stopwatch.option_us(part.name, option)
@@ -127,20 +127,20 @@ class SpeedSearch:
 
 
 @torch.no_grad()
-def rows_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[str, list[int]]:
-    """By linear layer the rows of each of its calls when the model runs on a batch."""
-    found: dict[str, list[int]] = {}
+def calls_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[str, list[tuple[int, ...]]]:
+    """By linear layer or convolution the shape of x in each of its calls when the model runs on a batch."""
+    found: dict[str, list[tuple[int, ...]]] = {}
 
-    def count(calls: list[int]) -> Callable[..., None]:
+    def count(calls: list[tuple[int, ...]]) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Tensor) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
-            calls.append(x.numel() // x.shape[-1])
+            calls.append(tuple(x.shape))
 
         return hook
 
     handles = []
     for part in parts:
-        if part.layer == "linear":
+        if part.predicted:
             calls = found.setdefault(part.name, [])
             modules = {id(module): module for module in map(model.get_submodule, part.names)}
             handles += [module.register_forward_hook(count(calls), with_kwargs=True) for module in modules.values()]

@@ -76,6 +76,10 @@ class ConvCandidate(Candidate, ABC):
     def split(self, rank: int) -> tuple[Factors | None, Factors | None]:
         """The factors, as `SketchedConv.from_factors` takes them."""
 
+    @abstractmethod
+    def kernels(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The weights of two convolutions in sequence, (rank, C_in, *) and (C_out, rank, *); one of them is 1x1."""
+
     def stored(self, rank: int) -> tuple[int, int]:
         """Entries that are learned, and those that are fixed, without the bias."""
         conv = _conv(self.unit)
@@ -125,6 +129,13 @@ class OutputCandidate(ConvCandidate):
         half = rank // 2
         return (right[half:].t(), left[:, half:].t()), (left[:, :half], right[:half])
 
+    def kernels(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The one with the kernel first."""
+        conv = _conv(self.unit)
+        left, right = self.factors(rank)
+        first = left.t().reshape(rank, conv.in_channels, *conv.kernel_size)
+        return first, right.t().reshape(conv.out_channels, rank, *_points(conv))
+
 
 class InputCandidate(ConvCandidate):
     """A 1x1 convolution to few channels, then one with the kernel.
@@ -163,6 +174,13 @@ class InputCandidate(ConvCandidate):
         A, second = self._down(rank)
         return None, (A, second.transpose(0, 1).flatten(1))
 
+    def kernels(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The 1x1 one first."""
+        conv = _conv(self.unit)
+        A, second = self._down(rank)
+        first = A.t().reshape(rank, conv.in_channels, *_points(conv))
+        return first, second.reshape(conv.out_channels, rank, *conv.kernel_size)
+
     def _down(self, rank: int) -> tuple[Tensor, Tensor]:
         """(C_in, rank), and (C_out, rank, positions)."""
         A, positions = self.spectrum.left[:, :rank], positions_of(_conv(self.unit))
@@ -199,6 +217,10 @@ class InputCandidate(ConvCandidate):
         if self.weighing is None or self.weighing.inputs is None:
             raise ValueError("no calibration")
         return self.weighing.inputs
+
+
+def _points(conv: Convolution) -> tuple[int, ...]:
+    return (1,) * len(conv.kernel_size)
 
 
 def _by_channels(unit: Unit, weighing: Weighing | None) -> Spectrum:

@@ -185,11 +185,13 @@ class QuantizedLayer:
     """One quantized layer.
 
     Attributes:
-        kind: "linear" or "embedding".
-        in_features, out_features: of an embedding its rows and their width.
+        kind: "linear", "embedding" or "convolution".
+        in_features, out_features: of an embedding its rows and their width, of a convolution the entries of a patch
+            and its output channels.
         scheme: "int8-static": weights with a scale an output channel, activations with one constant scale a tensor;
             "int4-blocks", "int8-blocks": a scale and a zero point for each block of a row;
-            "int8-rows": an embedding with a scale a row.
+            "int8-rows": an embedding with a scale a row;
+            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded.
         smoothed: whether outliers of its input were moved into the weight.
         weight_bytes: of the weight, its scales and zero points, and the smoothing.
         block_size: entries in a block, where there are blocks.

@@ -22,7 +22,7 @@ from panther.export import card as cards
 from panther.export import ort
 from panther.export.graph import precision as precisions
 from panther.export.graph.branches import choose_branches
-from panther.export.graph.convolutions import check_convolutions, conv_layers, lower_convolutions
+from panther.export.graph.convolutions import check_convolutions, lower_convolutions
 from panther.export.graph.inputs import Axes, Observed, check_axes, named_inputs, named_outputs, observe
 from panther.export.graph.lower import DENSE, Site, find_sites, lower
 from panther.export.graph.placeholders import QuantizedLayer, quantized_layers
@@ -41,7 +41,7 @@ from panther.export.publish.triton import config
 from panther.export.report import ExportReport
 from panther.export.verify import guard
 from panther.export.verify.check import check_against_torch, check_inputs
-from panther.nn.quantized import Int8Linear
+from panther.nn.quantized import Int8Conv, Int8Linear
 
 Examples = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -196,6 +196,11 @@ def plan(prepared: Prepared, options: ExportOptions) -> Planned:
     first = next(iter(prepared.examples.values()))
     convolved, requested = _plan_convolutions(graph, prepared, options)
     other_bytes += sum(decision.weight_bytes for decision in convolved.values())
+    # unpacked when the file is loaded
+    itemsize = np.dtype(options.dtype).itemsize
+    other_bytes += sum(
+        layer.stored_entries * itemsize for layer in graph.convolutions.values() if isinstance(layer, Int8Conv)
+    )
     decisions = choose(
         sites,
         requested,
@@ -209,8 +214,8 @@ def plan(prepared: Prepared, options: ExportOptions) -> Planned:
     )
     plans = {name: decision.plan for name, decision in decisions.items()}
     lower_products(graph)
-    dense = {name: decision.plan == DENSE for name, decision in convolved.items()}
-    lower_convolutions(graph.model.graph, graph.convolutions, dense, options.dtype)
+    dense = {name: name in convolved and convolved[name].plan == DENSE for name in graph.convolutions}
+    lower_convolutions(graph.model.graph, graph.convolutions, dense, options.dtype, fold=options.fold)
     lower(graph, sites, plans, fold=options.fold, transpose_dense=options.transpose_dense)
     written = graph.model
     if options.precision == "int8":
@@ -318,7 +323,7 @@ def describe(prepared: Prepared, planned: Planned, verified: Verified, options: 
         preprocessing=about.preprocessing,
         notes=prepared.notes or None,
         quantized_layers=quantized or None,
-        convolutions=counts.convolution_entries(conv_layers(prepared.model), planned.convolutions) or None,
+        convolutions=counts.convolution_entries(prepared.model, planned.convolutions) or None,
         embeddings=embedding_entries(prepared.model) or None,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,26 @@ from panther.nn.checks import (
 from panther.nn.functional import ConvOptions, ConvTerms
 
 Axes = int | Sequence[int]
+
+
+class Convolution(Protocol):
+    """The options of a convolution over some axes that its padding depends on, as those of ``nn.Conv2d``."""
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """One size an axis."""
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """One number an axis."""
+
+    @property
+    def padding(self) -> str | tuple[int, ...]:
+        """One number an axis, "same" or "valid"."""
+
+    @property
+    def padding_mode(self) -> str:
+        """A mode of torch.nn.functional.pad, or "zeros"."""
 
 
 class SketchedConv(nn.Module):
@@ -365,7 +385,7 @@ class SketchedConv(nn.Module):
         self._sketch_drawn |= all(f"{prefix}{name}" in state_dict for name in wanted)
 
 
-def padded(x: Tensor, conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> tuple[Tensor, tuple[int, ...]]:
+def padded(x: Tensor, conv: Convolution) -> tuple[Tensor, tuple[int, ...]]:
     """X with the padding that torch's convolutions can't do by themselves, and the padding that is left to them."""
     own = own_padding(conv)
     if own is not None:
@@ -376,7 +396,7 @@ def padded(x: Tensor, conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> tuple[Tenso
     return nn.functional.pad(x, flat, mode=mode), (0,) * len(conv.kernel_size)
 
 
-def own_padding(conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | None:
+def own_padding(conv: Convolution) -> tuple[int, ...] | None:
     """The padding that a convolution does by itself: zeros, as many before as after each axis; None for any other."""
     sides = padding_sides(conv)
     if conv.padding_mode == "zeros" and all(before == after for before, after in sides):
@@ -384,7 +404,7 @@ def own_padding(conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> tuple[int, ...] |
     return None
 
 
-def padding_sides(conv: SketchedConv | nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
+def padding_sides(conv: Convolution) -> list[tuple[int, int]]:
     """Padding of a convolution before and after each axis."""
     if isinstance(conv.padding, tuple):
         return [(width, width) for width in conv.padding]

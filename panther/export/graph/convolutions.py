@@ -1,6 +1,6 @@
-"""Sketched convolutions in a graph: placeholders while a model is traced, then plain Conv nodes.
+"""Sketched convolutions, and those in 8 bits, in a graph: placeholders while a model is traced, then Conv nodes.
 
-See docs/decisions/0073-conversion-of-convolutions.md.
+See docs/decisions/0073-conversion-of-convolutions.md and docs/decisions/0090-convolutions-in-8-bits.md.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from torch import Tensor, nn
 
 from panther.export.errors import ExportError
 from panther.export.graph.constants import Array, Builder
+from panther.export.graph.kernels import Kernel, Stored, composed
 from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN, layers_of
 from panther.nn import functional
 from panther.nn.hooks import computes_weights, take_hooks
+from panther.nn.quantized import Int8Conv
 from panther.nn.sketched_conv import SketchedConv, own_padding, padded
 
 CONV_OP = "SketchedConv"
+ExportedConv = SketchedConv | Int8Conv
 # what onnxruntime makes of a Conv: with an activation, or over blocks of channels
 _CONV_OPS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 
 
 class ConvPlaceholder(nn.Module):
-    """Takes the place of a sketched convolution while the model is traced; its constants are added afterwards."""
+    """Takes the place of a convolution while the model is traced; its constants are added afterwards."""
 
-    def __init__(self, layer: SketchedConv, name: str) -> None:
+    def __init__(self, layer: ExportedConv, name: str) -> None:
         super().__init__()
         # code around the layer may ask for its sizes
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
@@ -69,12 +72,12 @@ class ConvPlaceholder(nn.Module):
         return symbolic
 
 
-def conv_layers(model: nn.Module) -> dict[str, SketchedConv]:
-    """The sketched convolutions of a model by their dotted name, as `layers_of`."""
-    return layers_of(model, SketchedConv)
+def conv_layers(model: nn.Module) -> dict[str, ExportedConv]:
+    """The sketched convolutions of a model and those in 8 bits by their dotted name, as `layers_of`."""
+    return {**layers_of(model, SketchedConv), **layers_of(model, Int8Conv)}
 
 
-def output_sizes(layer: SketchedConv, sizes: Sequence[int]) -> list[int]:
+def output_sizes(layer: ExportedConv, sizes: Sequence[int]) -> list[int]:
     """The spatial sizes of the output for an input that has all padding but `own_padding`."""
     padding = own_padding(layer) or (0,) * layer.axes
     every = zip(sizes, padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
@@ -92,14 +95,25 @@ class Step:
     """
 
     name: str
-    weight: Array
+    weight: Array | Kernel
     strided: bool
 
 
-def branches(layer: SketchedConv, dtype: type[np.floating], *, dense: bool) -> list[list[Step]]:
-    """The convolutions of a layer, in sequence; the outputs of several branches are added."""
+def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold: bool) -> list[list[Step]]:
+    """The convolutions of a layer, in sequence; the outputs of several branches are added.
+
+    Args:
+        layer: the layer.
+        dtype: of the constants.
+        dense: one convolution in place of those of its factors.
+        fold: its weight as factors, which are multiplied when the file is loaded.
+    """
     if dense:
-        return [[Step("W", _array(layer.dense_weight(), dtype), strided=True)]]
+        factors = composed(layer) if fold and isinstance(layer, SketchedConv) and dtype is np.float32 else None
+        return [[Step("W", _array(layer.dense_weight(), dtype) if factors is None else factors, strided=True)]]
+    if isinstance(layer, Int8Conv):
+        kernels = [(Stored(kernel, np.dtype(dtype)), whole) for kernel, whole in layer.kernels]
+        return [[Step(f"W{i}", kernel, strided=whole) for i, (kernel, whole) in enumerate(kernels)]]
     S1s, U1s, U2s, S2s = layer.all_terms()
     scale, points = 1 / (2 * layer.num_terms), [1] * layer.axes
     up = None if U1s is None else functional.up_weight(U1s) * scale
@@ -117,26 +131,35 @@ def branches(layer: SketchedConv, dtype: type[np.floating], *, dense: bool) -> l
     return found
 
 
-def weights(layer: SketchedConv, *, dense: bool) -> int:
+def weights(layer: ExportedConv, *, dense: bool) -> int:
     """Entries of the weights that a plan convolves by."""
+    if isinstance(layer, Int8Conv):
+        return layer.dense_entries if dense else layer.stored_entries
     count = layer.parameter_count()
     bias = 0 if layer.bias is None else layer.out_channels
     return (count.dense if dense else count.stored) - bias
 
 
 def lower_convolutions(
-    graph: ir.Graph, layers: Mapping[str, SketchedConv], dense: Mapping[str, bool], dtype: type[np.floating]
+    graph: ir.Graph,
+    layers: Mapping[str, ExportedConv],
+    dense: Mapping[str, bool],
+    dtype: type[np.floating],
+    *,
+    fold: bool = False,
 ) -> None:
-    """Replace the nodes of sketched convolutions in place by Conv nodes.
+    """Replace the nodes of sketched convolutions, and of those in 8 bits, in place by Conv nodes.
 
     Args:
         graph: is changed.
         layers: by name.
         dense: for each name whether it is computed by one convolution.
         dtype: of the constants.
+        fold: as for `branches`.
     """
-    builder = Builder(graph, fold=False)
+    builder = Builder(graph, fold=fold)
     made: dict[str, list[list[Step]]] = {}
+    constants: dict[str, list[list[ir.Value]]] = {}
     biases: dict[int, Array] = {}
     seen: Counter[str] = Counter()
     for node in list(graph.all_nodes()):
@@ -145,15 +168,15 @@ def lower_convolutions(
         name = str(node.attributes["layer"].as_string())
         layer = layers[name]
         if name not in made:
-            made[name] = branches(layer, dtype, dense=dense[name])
+            made[name] = branches(layer, dtype, dense=dense[name], fold=fold)
+            constants[name] = [[_constant(builder, step, f"{name}.{step.name}") for step in b] for b in made[name]]
         bias = None
         if layer.bias is not None:
             array = biases.setdefault(id(layer._parameters.get("bias", name)), _array(layer.bias, dtype))
             bias = builder.shared(array, f"{name}.bias")
         prefix = f"{name}/{seen[name]}" if seen[name] else name
         seen[name] += 1
-        constants = [[builder.shared(step.weight, f"{name}.{step.name}") for step in branch] for branch in made[name]]
-        _replace(node, _nodes(node, layer, made[name], constants, bias, prefix))
+        _replace(node, _nodes(node, layer, made[name], constants[name], bias, prefix))
     builder.finish()
     graph.opset_imports.pop(DOMAIN, None)
 
@@ -188,7 +211,7 @@ def _is_pointwise(layer: SketchedConv) -> bool:
 
 def _nodes(
     node: ir.Node,
-    layer: SketchedConv,
+    layer: ExportedConv,
     steps: Sequence[Sequence[Step]],
     constants: Sequence[Sequence[ir.Value]],
     bias: ir.Value | None,
@@ -220,7 +243,14 @@ def _replace(node: ir.Node, nodes: list[ir.Node]) -> None:
     ir.convenience.replace_nodes_and_values(graph_of(node), node, [node], nodes, [old], [new])
 
 
-def _attributes(layer: SketchedConv, step: Step) -> dict[str, Any]:
+def _constant(builder: Builder, step: Step, name: str) -> ir.Value:
+    """The weight of a step."""
+    if isinstance(step.weight, np.ndarray):
+        return builder.shared(step.weight, name)
+    return step.weight.emit(builder, name)
+
+
+def _attributes(layer: ExportedConv, step: Step) -> dict[str, Any]:
     plain = [1] * layer.axes
     found: dict[str, Any] = {"group": layer.groups, "kernel_shape": list(step.weight.shape[2:])}
     if step.strided:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from panther.export.errors import ExportError, first_line
 from panther.export.graph import adapt
 from panther.export.graph.bags import make_bags_traceable
-from panther.export.graph.convolutions import ConvPlaceholder, conv_layers
+from panther.export.graph.convolutions import ConvPlaceholder, ExportedConv, conv_layers
 from panther.export.graph.names import name_ends
 from panther.export.graph.placeholders import (
     DOMAIN,
@@ -38,7 +38,6 @@ from panther.export.graph.placeholders import (
 from panther.export.graph.recurrent import make_traceable
 from panther.nn import SKLinear
 from panther.nn.hooks import computes_weights, take_hooks
-from panther.nn.sketched_conv import SketchedConv
 
 OPSET = 20
 # smaller constants are stored at each use
@@ -53,13 +52,13 @@ class Traced:
     Attributes:
         model: its graph, each call of a sketched layer one node `panther::SketchedLinear` over x, S1s, U1s, U2s, S2s
             and, where there is one, bias; each reading of its weight a node `panther::DenseWeight` over the four
-            matrices; each call of a quantized layer a node `panther::QuantizedLayer` over x, of a `SketchedConv` one of
-            that name. Their attribute ``layer`` is the layer's name.
+            matrices; each call of a quantized layer a node `panther::QuantizedLayer` over x, of a convolution one
+            `panther::SketchedConv`. Their attribute ``layer`` is the layer's name.
         layers: the sketched layers by name.
         tied: as `tied_layers`.
         quantized: the quantized layers by name.
         factors: by the name of a second factor in few bits that of the first, as `quantized_factors`.
-        convolutions: the sketched convolutions by name.
+        convolutions: the sketched convolutions, and those in 8 bits, by name.
     """
 
     model: ir.Model
@@ -67,7 +66,7 @@ class Traced:
     tied: dict[str, str]
     quantized: dict[str, QuantizedLayer] = field(default_factory=dict)
     factors: dict[str, str] = field(default_factory=dict)
-    convolutions: dict[str, SketchedConv] = field(default_factory=dict)
+    convolutions: dict[str, ExportedConv] = field(default_factory=dict)
 
     def read_densely(self) -> set[str]:
         """The layers whose weight the graph uses as a tensor."""

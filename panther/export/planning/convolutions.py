@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from panther.export.card import PlannedSite
-from panther.export.graph.convolutions import CONV_OP, lower_convolutions, output_sizes, weights
+from panther.export.graph.convolutions import CONV_OP, ExportedConv, lower_convolutions, output_sizes, weights
 from panther.export.graph.lower import DENSE, TWO_PRODUCTS
 from panther.export.graph.placeholders import DOMAIN
 from panther.export.graph.trace import OPSET
@@ -21,7 +21,7 @@ _BUDGET_S, _LAYER_BUDGET_S = 30.0, 1.5
 
 
 def choose_convolutions(
-    layers: Mapping[str, SketchedConv],
+    layers: Mapping[str, ExportedConv],
     requested: str | Mapping[str, str],
     *,
     input_shapes: Mapping[str, tuple[int, ...]],
@@ -33,7 +33,7 @@ def choose_convolutions(
     """Decide a plan for each sketched convolution, as `panther.export.planning.plan.choose` does for linear layers.
 
     Args:
-        layers: by name.
+        layers: by name; those in 8 bits have no choice, and get no decision.
         requested: "auto", or a plan for all, or a plan for some layers by name ("auto" for the rest).
         input_shapes: of each layer's x when the model runs on the example inputs.
         batch_sizes: to measure at.
@@ -42,17 +42,18 @@ def choose_convolutions(
         smallest: take what stores less, whatever is faster: a limit on memory has to be kept.
 
     Returns:
-        A decision for each name.
+        A decision for each sketched convolution.
 
     Raises:
         ValueError: an unknown plan is requested.
     """
-    wanted = {name: requested if isinstance(requested, str) else requested.get(name, "auto") for name in layers}
+    sketched = {name: layer for name, layer in layers.items() if isinstance(layer, SketchedConv)}
+    wanted = {name: requested if isinstance(requested, str) else requested.get(name, "auto") for name in sketched}
     measured: dict[tuple[object, ...], dict[str, list[float]]] = {}
-    keys = {name: (repr(layer), input_shapes.get(name)) for name, layer in layers.items()}
+    keys = {name: (repr(layer), input_shapes.get(name)) for name, layer in sketched.items()}
     budget_s = min(_LAYER_BUDGET_S, _BUDGET_S / max(1, len(set(keys.values()))))
     planned = {}
-    for name, layer in layers.items():
+    for name, layer in sketched.items():
         check_plan(wanted[name])
         shape = input_shapes.get(name)
         plan, reason, times = wanted[name], "as requested", dict[str, list[float]]()

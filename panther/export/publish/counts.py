@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,14 +14,23 @@ from torch import nn
 from panther.counting import ParameterCount, count_parameters
 from panther.export import card as cards
 from panther.export.graph.constants import BITS_SUFFIX
-from panther.export.graph.convolutions import conv_layers
 from panther.export.graph.lower import DENSE, TWO_PRODUCTS, Site
 from panther.export.graph.nodes import all_nodes
+from panther.export.graph.placeholders import layers_of
 from panther.export.graph.trace import Traced, sketched_layers, tied_layers
 from panther.export.publish.embeddings import embedding_count
 from panther.nn import SKLinear
 from panther.nn.low_rank import Int8LowRank
-from panther.nn.quantized import BlockEmbedding, BlockLinear, CorrectedLinear, FactoredLinear, Int8Embedding, Int8Linear
+from panther.nn.quantized import (
+    BlockEmbedding,
+    BlockLinear,
+    CorrectedLinear,
+    FactoredLinear,
+    Int8Conv,
+    Int8Embedding,
+    Int8Kernel,
+    Int8Linear,
+)
 from panther.nn.sketched_conv import SketchedConv
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
@@ -78,12 +88,30 @@ def quantized_entries(model: nn.Module) -> tuple[cards.QuantizedLayer, ...]:
                 scheme, blocks = "int4-blocks", module.block_size
             found.append(cards.QuantizedLayer(name, "embedding", *sizes, scheme, smoothed, module.stored_bytes, blocks))
             continue
+        elif isinstance(module, Int8Conv):
+            found += _int8_convolution(name, module)
+            continue
         else:
             continue
         size = module.stored_bytes - (0 if module.bias is None else module.bias.nbytes)
         sizes = (module.in_features, module.out_features)
         found.append(cards.QuantizedLayer(name, "linear", *sizes, scheme, smoothed, size, blocks))
     return tuple(found)
+
+
+def _int8_convolution(name: str, layer: Int8Conv) -> list[cards.QuantizedLayer]:
+    """An entry for each of its weights."""
+    found = []
+    for part, (kernel, _) in zip(("first", "second"), layer.kernels, strict=False):
+        rows, *columns = kernel.weight_int8.shape
+        whole = name if layer.second is None else f"{name}.{part}"
+        sizes = (math.prod(columns), rows)
+        found.append(
+            cards.QuantizedLayer(
+                whole, "convolution", *sizes, "int8-stored", smoothed=False, weight_bytes=kernel.stored_bytes
+            )
+        )
+    return found
 
 
 def u_storage(written: ir.Model) -> str:
@@ -108,12 +136,10 @@ def layer_entries(
     )
 
 
-def convolution_entries(
-    layers: Mapping[str, SketchedConv], plans: Mapping[str, cards.PlannedSite]
-) -> tuple[cards.Convolution, ...]:
+def convolution_entries(model: nn.Module, plans: Mapping[str, cards.PlannedSite]) -> tuple[cards.Convolution, ...]:
     """Card entries of sketched convolutions."""
     found = []
-    for name, layer in layers.items():
+    for name, layer in layers_of(model, SketchedConv).items():
         decision = plans[name]
         ours, dense = layer.multiply_adds_per_position()
         found.append(
@@ -146,7 +172,7 @@ def totals(model: nn.Module) -> cards.Totals:
     groups = [layers for _, layers in _groups(model)]
     sketched = sum((_count(layers) for layers in groups), start=ParameterCount(0, 0, 0))
     of_layers = {id(p): p for layers in groups for layer in layers for p in layer.parameters()}
-    convolutions = conv_layers(model)
+    convolutions = layers_of(model, SketchedConv)
     of_convolutions = {id(p): p for layer in convolutions.values() for p in layer.parameters()}
     of_sketched = of_layers.keys() | of_convolutions.keys()
     other = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in of_sketched)
@@ -174,10 +200,15 @@ def totals(model: nn.Module) -> cards.Totals:
 
 
 def _dense_more(model: nn.Module) -> int:
-    """What dense matrices have more entries than low-rank factors in few bits; corrections have no dense twin.
+    """What dense weights have more entries than low-rank factors in few bits; corrections have no dense twin.
 
     Layers of one weight count once.
     """
+    convolutions = {
+        id(each.first.weight_int8): each.dense_entries - each.stored_entries
+        for each in model.modules()
+        if isinstance(each, Int8Conv)
+    }
     corrections = {id(each.correction) for each in model.modules() if isinstance(each, CorrectedLinear)}
     factored: dict[int, FactoredLinear | Int8LowRank] = {}
     for module in model.modules():
@@ -185,17 +216,18 @@ def _dense_more(model: nn.Module) -> int:
             factored[id(module.down.weight_packed)] = module
         elif isinstance(module, Int8LowRank):
             factored[id(module.first.weight_int8)] = module
-    return sum(
+    products = sum(
         (0 if id(each) in corrections else each.in_features * each.out_features) - _quantized_weights(each)
         for each in factored.values()
     )
+    return products + sum(convolutions.values())
 
 
 def _quantized_weights(model: nn.Module) -> int:
     """Entries of quantized weights."""
     found: dict[int, int] = {}
     for module in model.modules():
-        if isinstance(module, Int8Linear | Int8Embedding):
+        if isinstance(module, Int8Linear | Int8Embedding | Int8Kernel):
             found[id(module.weight_int8)] = module.weight_int8.numel()
         elif isinstance(module, BlockLinear):
             found[id(module.weight_packed)] = module.in_features * module.out_features

@@ -244,18 +244,19 @@ def test_what_is_converted_already_stays_and_says_so(model, tokens):
     assert reasons["left"] == "sketched already"
 
 
-def test_convolutions_stay_and_say_so():
+def test_convolutions_of_other_kinds_stay_and_say_so():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 64)).eval()
+    model = nn.Sequential(nn.ConvTranspose2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 100, 64)).eval()
     compressed = shrink(model, calibration=torch.randn(64, 1, 8, 8), max_error=0.1)
-    assert type(compressed.model[0]) is nn.Conv2d
-    assert {group.kind: group.reason for group in compressed.report.unreached}["Conv2d"] == "a convolution"
-    assert "a convolution" in str(compressed.report)
+    assert type(compressed.model[0]) is nn.ConvTranspose2d
+    reasons = {group.kind: group.reason for group in compressed.report.unreached}
+    assert "transposed, or over three axes" in reasons["ConvTranspose2d"]
+    assert "transposed, or over three axes" in str(compressed.report)
 
 
 def test_nothing_to_compress_says_what_is_there():
-    with pytest.raises(pr.ConversionError, match=r"no linear layer and no embedding to compress; 0: a convolution"):
-        shrink(nn.Sequential(nn.Conv1d(1, 2, 3)), calibration=torch.randn(4, 1, 8), max_error=0.1)
+    with pytest.raises(pr.ConversionError, match=r"no linear layer, convolution or embedding.*; 0: a convolution of a"):
+        shrink(nn.Sequential(nn.ConvTranspose1d(1, 2, 3)), calibration=torch.randn(4, 1, 8), max_error=0.1)
     table = nn.Sequential(nn.Embedding(10, 4))
     with pytest.raises(pr.ConversionError, match="0: small: 160 bytes"):
         shrink(table, calibration=torch.zeros(4, 1, dtype=torch.int64), max_error=0.1)

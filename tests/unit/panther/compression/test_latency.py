@@ -32,7 +32,7 @@ def test_each_shape_is_measured_once(monkeypatch):
     calls = []
     original = latency.median_us
     monkeypatch.setattr(latency, "median_us", lambda *a, **k: calls.append(1) or original(*a, **k))
-    watch = Stopwatch(1, {"a": [3, 3], "b": [3]})
+    watch = Stopwatch(1, {"a": [(3, 16), (1, 3, 16)], "b": [(3, 16)]})
     option = Option(FLOAT, 1, 1, 0.0, unchanged, products=(Product(FLOAT, 16, 8),))
     twice, once = watch.option_us("a", option), watch.option_us("b", option)
     assert len(calls) == 1
@@ -42,4 +42,6 @@ def test_each_shape_is_measured_once(monkeypatch):
 
 def test_more_work_takes_longer():
     watch = Stopwatch(1, {})
-    assert watch.product_us(Product(FLOAT, 512, 512), 64) > 3 * watch.product_us(Product(FLOAT, 64, 64), 64)
+    assert watch.product_us(Product(FLOAT, 512, 512), (64, 512)) > 3 * watch.product_us(
+        Product(FLOAT, 64, 64), (64, 64)
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from panther.compression.api import _calibrate
-from panther.compression.linear import LinearOptions, _between, _spread
+from panther.compression.linear import LinearOptions
 from panther.compression.options import FLOAT, KINDS
 from panther.compression.plan import Chooser
 from panther.compression.trials import Trials
@@ -49,9 +49,3 @@ def test_every_layer_has_options_of_every_kind(found):
         low_rank = [option for option in part.options if option.kind == "low_rank"]
         assert [option.bytes for option in low_rank] == sorted(option.bytes for option in low_rank)
         assert [option.error for option in low_rank] == sorted((option.error for option in low_rank), reverse=True)
-
-
-def test_ranks_are_spread_evenly_with_both_ends():
-    assert _spread([16, 32, 48], 12) == [16, 32, 48]
-    assert _spread(list(range(16, 320, 16)), 4) == [16, 112, 208, 304]
-    assert _between(24, [16, 32], [1.0, 2.0]) == 1.5

@@ -29,5 +29,5 @@ def test_predicted_errors_are_of_the_size_of_the_measured_one(report):
 def test_the_dictionary_is_json(report):
     values = json.loads(json.dumps(report.as_dict()))
     assert values["bytes_by_kind"] == report.bytes_by_kind
-    assert [layer["name"] for layer in values["layers"]] == ["left", "right", "wide", "head", "table"]
+    assert [layer["name"] for layer in values["layers"]] == ["table", "left", "right", "wide", "head"]
     assert sum(layer["bytes_after"] for layer in values["layers"]) == report.bytes_after

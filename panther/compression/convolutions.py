@@ -1,0 +1,227 @@
+"""The options of convolutions: float, weights stored in 8 bits, low rank, and low rank in 8 bits.
+
+See docs/decisions/0090-convolutions-in-8-bits.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from panther.compression.options import (
+    FLOAT,
+    INT8,
+    LOW_RANK,
+    LOW_RANK_INT8,
+    Convolved,
+    ConvStep,
+    Option,
+    Part,
+    Replacements,
+    unchanged,
+)
+from panther.compression.ranks import between, spread
+from panther.convert.calibration import Moments
+from panther.convert.candidates import weigh
+from panther.convert.conv_candidates import ConvCandidate, conv_candidates, conv_ranks
+from panther.convert.convolutions import Convolution, reason_of_groups
+from panther.convert.deviation import Reference
+from panther.convert.layers import Unit, bias_of
+from panther.convert.swap import Swap
+from panther.nn.hooks import take_hooks
+from panther.nn.quantized import Int8Conv, Int8Kernel
+from panther.nn.sketched_conv import padding_sides
+from panther.quantize.candidates import sensitivity
+from panther.quantize.loss import weighed_loss
+
+# how many ranks are rounded to see what 8 bits cost; the cost of the others lies between
+_ROUNDED_RANKS = 2
+
+
+class ConvolutionOptions:
+    """Finds the options of every convolution.
+
+    Args:
+        model: in eval mode; is as it was after every method.
+        units: its convolutions, with the reason where one can't be of low rank.
+        moments: by the id of a unit.
+        reference: the original's outputs.
+        examples: rows of these.
+        kinds: which options are wanted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Sequence[Unit],
+        moments: Mapping[int, Moments],
+        reference: Reference,
+        examples: int,
+        kinds: Sequence[str],
+    ) -> None:
+        self._model, self._units, self._moments, self._kinds = model, units, moments, kinds
+        self._reference, self._examples = reference, examples
+
+    def parts(self, step: Callable[[str, int, int], None]) -> list[Part]:
+        """Every convolution with its options.
+
+        Args:
+            step: called with (what, done, all).
+        """
+        found = []
+        for done, unit in enumerate(self._units):
+            conv = conv_of(unit)
+            options, reason = [_float(unit, conv)], unit.reason
+            seen = self._moments.get(id(unit))
+            if stored_alone(unit):
+                options += self._measured(unit, conv)
+            elif reason is None and seen is not None:
+                reason = _unseen(seen) or (None if bool(unit.weight.any()) else "its weight is zero")
+                options += [] if reason else self._options(unit, conv, seen)
+            if len(options) == 1 and reason is None:
+                reason = "kinds leaves nothing that a convolution can become"
+            shape = (unit.out_features, unit.in_features)
+            names = tuple(unit.places[0].names)
+            found.append(
+                Part(unit.name, names, "convolution", shape, tuple(options), reason if len(options) == 1 else None)
+            )
+            step("weighing convolutions", done + 1, len(self._units))
+        return found
+
+    def _options(self, unit: Unit, conv: Convolution, seen: Moments) -> list[Option]:
+        weighing, W = weigh(unit, seen), unit.weight.double()
+        G = sensitivity(seen, W, seen.covariance(centred=False), self._examples)
+
+        def rounding(exact: Tensor, rounded: Tensor) -> float:
+            return weighed_loss((exact - rounded.double()).flatten(1), G, weighing.covariance)
+
+        found = []
+        if INT8 in self._kinds:
+            kernel = Int8Kernel.nearest(unit.weight.view(conv.weight.shape))
+            error = rounding(W, kernel.weight.flatten(1))
+            found.append(_int8(unit, conv, kernel, error, weighing.mean))
+        if not {LOW_RANK, LOW_RANK_INT8} & set(self._kinds) or not conv_ranks(unit):
+            return found
+        for candidate in conv_candidates(unit, weighing):
+            if isinstance(candidate, ConvCandidate):
+                found += self._of_low_rank(candidate, conv, seen, rounding)
+        return found
+
+    def _of_low_rank(
+        self, candidate: ConvCandidate, conv: Convolution, seen: Moments, rounding: Callable[[Tensor, Tensor], float]
+    ) -> list[Option]:
+        unit, every = candidate.unit, spread(candidate.ranks)
+        # energies with derivatives are sums over all examples
+        tail = candidate.tail() / (1 if seen.sensitivity is None else max(self._examples, 1))
+        tried, found = spread(every, _ROUNDED_RANKS), list[Option]()
+        excess = [0.0] * len(tried)
+        if LOW_RANK_INT8 in self._kinds:
+            dense = [unit.weight.double() - candidate.lost(rank) for rank in tried]
+            excess = [
+                rounding(W, _pair(candidate, conv, rank).dense_weight().flatten(1))
+                for W, rank in zip(dense, tried, strict=True)
+            ]
+        bias = len(unit.biases) * unit.out_features
+        for rank in every:
+            steps = _steps(conv, [tuple(kernel.shape) for kernel in candidate.kernels(rank)])
+            entries = sum(candidate.stored(rank))
+            multiply_adds, error = candidate.multiply_adds(rank), tail[rank].item()
+            if LOW_RANK in self._kinds and not candidate.overflows(rank):
+                size = (entries + bias) * unit.element_bytes
+                make = partial(_sketched, candidate, rank)
+                found.append(Option(LOW_RANK, size, multiply_adds, error, make, rank, (steps,)))
+            if LOW_RANK_INT8 in self._kinds:
+                size = entries + 4 * (rank + unit.out_features + bias)
+                make = partial(_replaced, unit, partial(_pair, candidate, conv, rank))
+                cost = error + between(rank, tried, excess)
+                found.append(Option(LOW_RANK_INT8, size, multiply_adds, cost, make, rank, (steps,)))
+        return found
+
+    def _measured(self, unit: Unit, conv: Convolution) -> list[Option]:
+        """A convolution of groups in 8 bits, its error measured on the whole model with it alone replaced."""
+        if INT8 not in self._kinds or unit.weight.is_meta:
+            return []
+        kernel = Int8Kernel.nearest(unit.weight.view(conv.weight.shape))
+        option = _int8(unit, conv, kernel, 0.0)
+        with Swap(self._model, option.make()):
+            error = self._reference.deviation(self._model).error ** 2
+        return [dataclasses.replace(option, error=error)]
+
+
+def conv_of(unit: Unit) -> Convolution:
+    """The module of a convolution.
+
+    Raises:
+        TypeError: it is none.
+    """
+    conv = unit.convolution
+    if conv is None:
+        raise TypeError(f"{unit.name} is no convolution")
+    return conv
+
+
+def stored_alone(unit: Unit) -> bool:
+    """Whether a convolution's weight can be stored in 8 bits, though its groups have no low rank that pays."""
+    return unit.reason is not None and unit.reason == reason_of_groups(conv_of(unit))
+
+
+def _unseen(seen: Moments) -> str | None:
+    if not seen.calls:
+        return "never called in calibration: its weight may be read as a tensor, or it isn't used"
+    return None if seen.rows else "moves no output of the model in calibration, so that its error can't be weighed"
+
+
+def _float(unit: Unit, conv: Convolution) -> Option:
+    products = (_steps(conv, [tuple(conv.weight.shape)]),)
+    size = unit.dense_parameters * unit.element_bytes
+    return Option(FLOAT, size, unit.weights, 0.0, unchanged, products=products)
+
+
+def _int8(unit: Unit, conv: Convolution, kernel: Int8Kernel, error: float, mean: Tensor | None = None) -> Option:
+    make = partial(_replaced, unit, partial(_with_mean_kept, unit, Int8Conv(conv, kernel, bias=bias_of(conv)), mean))
+    size = kernel.stored_bytes + 4 * unit.out_features * len(unit.biases)
+    return Option(INT8, size, unit.weights, error, make, products=(_steps(conv, [tuple(conv.weight.shape)]),))
+
+
+def _pair(candidate: ConvCandidate, conv: Convolution, rank: int) -> Int8Conv:
+    first, second = (Int8Kernel.nearest(kernel) for kernel in candidate.kernels(rank))
+    layer = Int8Conv(conv, first, second, bias=bias_of(conv))
+    return _with_mean_kept(candidate.unit, layer, None if candidate.weighing is None else candidate.weighing.mean)
+
+
+def _with_mean_kept(unit: Unit, layer: Int8Conv, mean: Tensor | None) -> Int8Conv:
+    """The layer, its bias b + (W - Ŵ) μ for patches of mean μ; as it is where no bias can take that up."""
+    bias = bias_of(unit.places[0].module)
+    if mean is not None and layer.bias is not None and bias is not None:
+        lost = unit.weight.double() - layer.weight.flatten(1).double()
+        layer.bias.data = (bias.detach().double() + lost @ mean).float()
+    return layer
+
+
+def _replaced(unit: Unit, make: Callable[[], Int8Conv]) -> Replacements:
+    place, layer = unit.places[0], make()
+    take_hooks(layer, place.module)
+    return [(place, layer)]
+
+
+def _sketched(candidate: ConvCandidate, rank: int) -> Replacements:
+    return list(zip(candidate.unit.places, candidate.layers(rank), strict=True))
+
+
+def _steps(conv: Convolution, shapes: Sequence[tuple[int, ...]]) -> Convolved:
+    """The convolutions by weights of these shapes; the first that has the kernel has the options of the layer."""
+    axes = len(conv.kernel_size)
+    whole = next(i for i, shape in enumerate(shapes) if shape[2:] == tuple(conv.kernel_size))
+    sides, points = padding_sides(conv), (1,) * axes
+    pads = (*(before for before, _ in sides), *(after for _, after in sides))
+    return Convolved(
+        tuple(
+            ConvStep(shape, conv.stride, conv.dilation, pads, conv.groups)
+            if i == whole
+            else ConvStep(shape, points, points, (0,) * 2 * axes)
+            for i, shape in enumerate(shapes)
+        )
+    )

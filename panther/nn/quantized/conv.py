@@ -1,0 +1,182 @@
+"""Convolutions whose weights are stored in 8 bits."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, conv2d
+
+from panther.nn.quantized.checks import float_copy
+from panther.nn.sketched_conv import padded
+
+_LARGEST = 127
+
+
+class Int8Kernel(nn.Module):
+    """The weight of a convolution in 8 bits, with a scale for each output channel.
+
+    Args:
+        weight_int8: (C_out, C_in/groups, *kernel), int8.
+        scale: (C_out,), float32.
+    """
+
+    weight_int8: Tensor
+    scale: Tensor
+
+    def __init__(self, weight_int8: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        if weight_int8.dtype != torch.int8 or weight_int8.dim() not in (3, 4):
+            raise ValueError(
+                f"weight_int8 ({weight_int8.dtype}, {weight_int8.dim()} axes) must be a kernel of torch.int8, with "
+                "3 or 4 axes"
+            )
+        self.register_buffer("weight_int8", weight_int8.contiguous())
+        self.register_buffer("scale", float_copy(scale, (len(weight_int8),), "scale"))
+
+    @classmethod
+    def nearest(cls, weight: Tensor) -> Self:
+        """Round a weight, each output channel on the scale of its largest entry."""
+        W = weight.detach().float()
+        scale = W.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
+        return cls(torch.round(W / _per_channel(scale, W)).to(torch.int8), scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as floating-point numbers."""
+        floats = self.weight_int8.to(self.scale.dtype)
+        return floats * _per_channel(self.scale, floats)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the integers and the scales."""
+        return self.weight_int8.nbytes + self.scale.nbytes
+
+    def extra_repr(self) -> str:
+        """The shape."""
+        return ", ".join(map(str, self.weight_int8.shape))
+
+
+class Int8Conv(nn.Module):
+    """A convolution, or two in sequence, one of them 1x1, with weights in 8 bits; it computes in float32.
+
+    An exported file holds the integers. onnxruntime unpacks them once, when it loads the file: memory and speed are
+    those of float weights, and activations are not rounded.
+
+    Args:
+        conv: whose sizes, options, device and training mode the layer takes; is not changed.
+        first: the weight of the one convolution, or of the first.
+        second: that of the second; None where there is one.
+        bias: (C_out,) or None; is copied.
+
+    Attributes:
+        weight: (C_out, C_in/groups, *kernel), the dense weight that computes the same, computed at each reading.
+
+    Raises:
+        ValueError: the weights don't make up a convolution of these sizes.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv1d | nn.Conv2d,
+        first: Int8Kernel,
+        second: Int8Kernel | None = None,
+        *,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, conv.groups
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
+        self.axes = len(conv.kernel_size)
+        self.first, self.second = first, second
+        self._check()
+        kept = None if bias is None else float_copy(bias, (self.out_channels,), "bias")
+        self.bias = None if kept is None else nn.Parameter(kept, requires_grad=False)
+        self.to(conv.weight.device).train(conv.training)
+
+    @property
+    def rank(self) -> int | None:
+        """Channels between two convolutions; None where there is one."""
+        return None if self.second is None else len(self.first.weight_int8)
+
+    @property
+    def kernels(self) -> list[tuple[Int8Kernel, bool]]:
+        """The weights in sequence, each with whether it has the stride, the padding and the dilation of the layer."""
+        if self.second is None:
+            return [(self.first, True)]
+        # of two 1x1 convolutions the first, so that the second has fewer positions
+        kernel_first = tuple(self.first.weight_int8.shape[2:]) == self.kernel_size
+        return [(self.first, kernel_first), (self.second, not kernel_first)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x of shape (N, in_channels, *spatial), or without N, to (N, out_channels, *spatial)."""
+        y, padding = padded(x.float(), self)
+        of_axes = conv1d if self.axes == 1 else conv2d
+        last = self.kernels[-1][0]
+        for kernel, whole in self.kernels:
+            bias = self.bias if kernel is last else None
+            if whole:
+                y = of_axes(y, kernel.weight, bias, self.stride, padding, self.dilation, self.groups)
+            else:
+                y = of_axes(y, kernel.weight, bias)
+        return y.to(x.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight."""
+        return self.dense_weight()
+
+    def dense_weight(self) -> Tensor:
+        """The weight of the nn.Conv2d (nn.Conv1d) that computes the same."""
+        if self.second is None:
+            return self.first.weight
+        first, second = self.first.weight, self.second.weight
+        positions = self.kernel_size
+        if self.kernels[0][1]:
+            return (second.flatten(1) @ first.flatten(1)).view(self.out_channels, self.in_channels, *positions)
+        dense = torch.einsum("orp,rc->ocp", second.flatten(2), first.flatten(1))
+        return dense.reshape(self.out_channels, self.in_channels, *positions)
+
+    @property
+    def dense_entries(self) -> int:
+        """Entries of the dense weight."""
+        return self.out_channels * (self.in_channels // self.groups) * math.prod(self.kernel_size)
+
+    @property
+    def stored_entries(self) -> int:
+        """Entries of the weights in 8 bits."""
+        return sum(kernel.weight_int8.numel() for kernel, _ in self.kernels)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weights, their scales and the bias."""
+        return sum(tensor.nbytes for tensor in (*self.buffers(), *self.parameters()))
+
+    def extra_repr(self) -> str:
+        """The sizes, as in the repr of nn.Conv2d."""
+        rank = "" if self.rank is None else f", rank={self.rank}"
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"groups={self.groups}, bias={self.bias is not None}{rank}"
+        )
+
+    def _check(self) -> None:
+        shapes = [tuple(kernel.weight_int8.shape) for kernel, _ in self.kernels]
+        points = (1,) * self.axes
+        if self.second is None:
+            wanted = [(self.out_channels, self.in_channels // self.groups, *self.kernel_size)]
+        else:
+            if self.groups > 1:
+                raise ValueError(f"a convolution of {self.groups} groups has one weight; give no second")
+            rank = shapes[0][0]
+            sizes = (self.kernel_size, points) if self.kernels[0][1] else (points, self.kernel_size)
+            wanted = [(rank, self.in_channels, *sizes[0]), (self.out_channels, rank, *sizes[1])]
+        if shapes != wanted:
+            raise ValueError(f"weights of shape {shapes} must have shape {wanted}")
+
+
+def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *(1,) * (weight.dim() - 1))
