@@ -106,7 +106,7 @@ def _draw(axes: Axes, sides: Mapping[str, Side], panel: Panel) -> None:
     axes.axvline(costs[BASE], color="#555555", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     original = axes.annotate(
         f"{BASE}, {costs[BASE]:.3g} {panel.unit}", (costs[BASE], axes.get_ylim()[0]), xytext=(-4, 4),
-        textcoords="offset points", fontsize=7.5, color="#555555", ha="right", va="bottom", rotation=90,
+        textcoords="offset points", fontsize=8.5, color="#555555", ha="right", va="bottom", rotation=90,
     )  # fmt: skip
     axes.set_xlabel(panel.title)
     axes.set_ylabel("cosine to the original's embeddings")
@@ -125,7 +125,7 @@ def _draw(axes: Axes, sides: Mapping[str, Side], panel: Panel) -> None:
         original.get_window_extent(),
         *(_segment(axes, *pair) for pair in ((base[0], base[1]), *pairwise(corners))),
     ]
-    label(axes, [(x, y, name, family(name).colour) for name, (x, y) in points.items()], 7.5, taken)
+    label(axes, [(x, y, name, family(name).colour) for name, (x, y) in points.items()], 8.5, taken)
 
 
 def _legend(axes: Axes, sides: Mapping[str, Side]) -> None:
