@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None,
-        description="TCP port of the Open Inference Protocol over gRPC, 8001 by custom; 0 takes a free one; needs the "
+        description="TCP port of the Open Inference Protocol over gRPC, usually 8001; 0 takes a free one; needs the "
         "extra grpc. Default: no gRPC",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -373,7 +373,7 @@ def sample(
 
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
-    """What users can mend is told in a line, without a traceback."""
+    """Print errors that users can fix as one line, without a traceback."""
     from panther.export.errors import ExportError
 
     try:
@@ -395,7 +395,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command; the errors that users can mend are printed as a line."""
+    """Run the command; print errors that users can fix as one line."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()

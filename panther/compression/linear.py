@@ -38,7 +38,7 @@ from panther.quantize.embeddings import Table
 from panther.quantize.observe import Observed
 from panther.quantize.plan import Quantizer
 
-# ranks that are looked at for a layer, spread evenly
+# ranks that are tried for a layer, spread evenly
 _MOST_RANKS = 12
 # of factors in 8 bits; sketched layers have multiples of 16
 _LEAST_RANK = 8
