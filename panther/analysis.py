@@ -212,7 +212,7 @@ def approximation_quality(
         inputs: one batch (a tensor), or several.
 
     Raises:
-        ValueError: there are no inputs, the outputs differ in shape, or the reference puts out zeros alone.
+        ValueError: there are no inputs, the outputs differ in shape, or all outputs of the reference are zero.
     """
     errors, cosines, rows = [], 0.0, 0
     with torch.no_grad():

@@ -41,7 +41,7 @@ def save(model: nn.Module, path: str | Path) -> int:
 
     Args:
         model: any module; the sign matrices of its sketched layers take one bit an entry.
-        path: of the file, by custom ``.safetensors``.
+        path: of the file, by convention ``.safetensors``.
 
     Returns:
         The bytes written.

@@ -17,7 +17,7 @@ _SHOWN_ROWS = 20
 
 
 class CommandError(Exception):
-    """Something that the user can mend; one line."""
+    """An error that the user can fix; one line."""
 
 
 def run(

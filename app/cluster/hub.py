@@ -98,7 +98,7 @@ class Hub:
                 try:
                     self._handle(member, message)
                 except (KeyError, TypeError):
-                    log.exception("a message of worker %d can't be used", member.pid)
+                    log.exception("can't handle a message of worker %d", member.pid)
         finally:
             self._leave(member)
 
@@ -187,7 +187,7 @@ class Hub:
 
     def _give_up(self, number: int) -> None:
         for member in self._gatherings[number].missing if number in self._gatherings else ():
-            log.warning("worker %d did not tell its statistics in time", member.pid)
+            log.warning("worker %d did not report its statistics in time", member.pid)
         self._finish(number, late=True)
 
     def _finish(self, number: int, *, late: bool = False) -> None:

@@ -56,20 +56,20 @@ class Settings(BaseSettings):
     )
     model_cache: Path | None = Field(
         default=None,
-        description="folder that models of a URL are kept in. Default: panther/models in the user's cache folder, or "
+        description="cache folder for models of a URL. Default: panther/models in the user's cache folder, or "
         "else in the folder for temporary files",
     )
     model_cache_max_bytes: int = Field(
-        default=64 * 1024**3, ge=1, description="most bytes of all files of a URL; beyond them nothing is mirrored"
+        default=64 * 1024**3, ge=1, description="maximum bytes of all files of a URL; beyond it nothing is mirrored"
     )
     model_cache_max_files: int = Field(
-        default=10_000, ge=1, description="most files of a URL; beyond them nothing is mirrored"
+        default=10_000, ge=1, description="maximum number of files of a URL; beyond it nothing is mirrored"
     )
     remote_interval_s: float = Field(
         default=30.0,
         ge=0.05,
         le=86400,
-        description="how often a URL is looked at with model_control watch",
+        description="polling interval of a URL with model_control watch",
     )
     host: str = Field(
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None,
-        description="TCP port of the Open Inference Protocol over gRPC, 8001 by custom; 0 takes a free one; needs the "
+        description="TCP port of the Open Inference Protocol over gRPC, usually 8001; 0 takes a free one; needs the "
         "extra grpc. Default: no gRPC",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(

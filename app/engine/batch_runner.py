@@ -71,7 +71,7 @@ class BatchRunner:
             if len(batch) > 1 and not (options is not None and options.terminate):
                 return self._run_one_by_one(batch, options)
             failure = self._failure(error)
-        except Exception as error:  # a defect of the server must not leave clients waiting for ever
+        except Exception as error:  # a defect of the server must not leave clients waiting forever
             log.exception("a batch of model %s failed", self._model.name)
             failure = self._failure(error)
         for entry in batch:

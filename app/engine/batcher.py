@@ -376,7 +376,7 @@ class Batcher:
                 else:
                     entry.completion.completed(each)
             except Exception:  # the others of the batch still get their answers
-                log.exception("a client of model %s could not be answered", self.model.name)
+                log.exception("a response of model %s could not be delivered", self.model.name)
         if outcome.mismatched:
             self.statistics.mismatched_runs += 1
         for rows, run_ns, timings in outcome.runs:

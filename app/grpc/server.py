@@ -132,7 +132,7 @@ class GrpcServer:
         except AppError as error:
             return error, with_id, b""
         except Exception as error:
-            log.error("a call of gRPC failed", exc_info=error, extra=about(request_id))
+            log.error("a gRPC call failed", exc_info=error, extra=about(request_id))
             return InternalError(), with_id, b""
 
     def _logged(self, name: str, answer: Answer) -> Handle:

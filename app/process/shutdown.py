@@ -239,6 +239,6 @@ def ignore_stray_signals() -> None:
 
 
 def _give_up(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
-    log.error("a run of a model did not end in time: the process ends without it")
+    log.error("a run of a model did not end in time; exiting without it")
     logging.shutdown()
     os._exit(1)

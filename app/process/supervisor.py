@@ -189,7 +189,7 @@ class Supervisor:
             problem = worker.problem()
             if problem is None:
                 return
-            log.error("worker %d is killed and replaced: %s", worker.pid, problem)
+            log.error("killing and replacing worker %d: %s", worker.pid, problem)
             worker.process.kill()
             worker.process.join()
         exitcode, pid = worker.exitcode, worker.pid
@@ -205,7 +205,7 @@ class Supervisor:
         short = time.monotonic() - worker.began_at <= _SHORT_LIFE_S
         slot.pause_s = min(_LONGEST_PAUSE_S, max(0.5, 2 * slot.pause_s)) if short else 0.0
         slot.start_at = time.monotonic() + slot.pause_s
-        log.error("worker %d died (%s); another is started", pid, _how(exitcode))
+        log.error("worker %d died (%s); starting another", pid, _how(exitcode))
 
     async def _start(self, slot: Slot) -> None:
         try:
@@ -216,7 +216,7 @@ class Supervisor:
             options = WorkerOptions(self._settings, slot.number, slot.succeeds, grpc)
             worker = Worker(options, sock, listens=listens)
         except (OSError, ValueError) as error:
-            log.error("a worker can't be started: %s", error)
+            log.error("can't start a worker: %s", error)
             slot.start_at = time.monotonic() + 1
             return
         slot.worker, slot.succeeds = worker, True
@@ -235,7 +235,7 @@ class Supervisor:
             while worker.exitcode is None:
                 await asyncio.sleep(_LOOK_S)
                 if time.monotonic() > end and worker.exitcode is None:
-                    log.error("worker %d did not end in time and is killed", worker.pid)
+                    log.error("worker %d did not end in time; killing it", worker.pid)
                     worker.process.kill()
             self._failed = self._failed or worker.exitcode not in (0, -signal.SIGTERM)  # the latter before it served
         if len(self._signals) > 1:

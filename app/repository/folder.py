@@ -67,7 +67,7 @@ class ModelFolder:
             ]
         except PermissionError as error:
             reason = f"{process_user()} may not read its folder {folder}"
-            log.error("model %s is passed over: %s: %s", name, reason, error.strerror)
+            log.error("model %s is skipped: %s: %s", name, reason, error.strerror)
             return []
         except (FileNotFoundError, NotADirectoryError):  # or gone since it was seen
             return []

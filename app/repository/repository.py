@@ -87,7 +87,7 @@ class Repository:
 
         Args:
             unloaded: models not to load.
-            policies: policies of some models that override theirs; versions that are not there are passed over.
+            policies: policies of some models that override theirs; missing versions are skipped.
             owed: models that count for readiness where the server began before this process; None for all there are.
             names: the only models to look at; None for all of the folder.
 

@@ -36,7 +36,7 @@ class Retries:
         self._due_s = {name: at for name, at in self._due_s.items() if name in short}
         for name in short.keys() - self._due_s.keys():
             self._due_s[name] = now + self._pauses_s[name]
-            log.warning("model %s is loaded again in %.0f s: memory or time was short", name, self._pauses_s[name])
+            log.warning("retrying the load of model %s in %.0f s: memory or time was short", name, self._pauses_s[name])
         ready = sorted(name for name, at in self._due_s.items() if at <= now)
         for name in ready:
             # The next pause begins after this try, which takes its time.

@@ -72,7 +72,7 @@ class Loader:
         runtime = None if self.device is None else self.device.runtime
         if runtime is None or runtime.lost is None:
             return None
-        return f"nothing runs on CUDA any more in this process: {runtime.lost}"
+        return f"CUDA is unusable in this process: {runtime.lost}"
 
     def __call__(self, name: str, version: str, path: Path, own: ModelSettings) -> Serving:
         """Load one version, in a separate process first, and warm it up.

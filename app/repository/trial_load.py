@@ -1,6 +1,6 @@
 """Trial loads: each model is loaded in a separate process first, so that a bad file can't end the server.
 
-onnxruntime is native code: a well-formed graph can ask for more memory than there is or loop for ever, and no exception
+onnxruntime is native code: a well-formed graph can ask for more memory than there is or loop forever, and no exception
 comes of it. A helper process that holds no model forks for each trial. The first helper is forked while the server
 starts, which spares it all imports; further ones are spawned when needed. Idle helpers end after a while.
 

@@ -86,7 +86,7 @@ class Watcher:
 
     def _say_lost(self, why: str) -> None:
         if not self._lost:
-            log.error("the model folder can't be read (%s); what is served stays", why)
+            log.error("the model folder can't be read (%s); served models stay", why)
         self._lost = True
 
     def _look(self) -> dict[str, Prints]:

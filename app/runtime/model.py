@@ -201,7 +201,7 @@ class OnnxModel(HasSignature):
         """Stop batching: a run has shown that rows are not independent."""
         if self.batched:
             self.batching = replace(self.batching, batched=False, decided_by="run", reason=reason)
-            log.error("model %s version %s is not batched any more: %s", self.name, self.version, reason)
+            log.error("batching is off for model %s version %s: %s", self.name, self.version, reason)
 
     def prepare(self, max_rows: int) -> None:
         """On CUDA, allocate buffers and capture graphs for batches of up to so many rows; on the CPU, do nothing."""
@@ -247,7 +247,7 @@ def _read_card(text: str | None, model: str) -> tuple[Card | None, str | None]:
     try:
         card = parse_card(text)
     except CardError as error:
-        log.warning("%s is served without its card: %s", model, error)
+        log.warning("%s is served without its invalid card: %s", model, error)
         return None, str(error)
     problems = card.contradictions()
     if problems:

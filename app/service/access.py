@@ -84,11 +84,11 @@ class Keys:
                 return False
             self._digests = self._given | self._read(self._file)
         except SettingsError as error:
-            log.error("the keys stay as they were: %s", error)
+            log.error("keeping the previous API keys: %s", error)
             return False
         if self._digests == before:
             return False
-        log.info("%d API keys were read again from %s", len(self._digests), self._file)
+        log.info("reloaded %d API keys from %s", len(self._digests), self._file)
         return True
 
     def _read(self, file: Path) -> frozenset[bytes]:

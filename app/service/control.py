@@ -222,7 +222,7 @@ class ModelControl:
             try:
                 missing = await self.retry_once()
             except Exception:  # whatever a file system may come up with: try again
-                log.exception("trying again to load models failed")
+                log.exception("retrying to load models failed")
                 missing = True
             pause_s = min(2 * pause_s, _LONGEST_RETRY_S) if missing else _FIRST_RETRY_S
 
@@ -257,7 +257,7 @@ class ModelControl:
             try:
                 await self.poll(watcher, retries)
             except Exception:  # whatever a file system may come up with: look again
-                log.exception("looking at the model folder failed")
+                log.exception("scanning the model folder failed")
 
     async def poll(self, watcher: Watcher, retries: Retries) -> list[asyncio.Task[None]]:
         """Start loads for changes of the folder, and retries for lack of memory or time.

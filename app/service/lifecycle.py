@@ -82,7 +82,7 @@ class Lifecycle:
     async def _reread(self, access: Access) -> None:
         if await asyncio.to_thread(access.refresh):
             self._on_keys_changed()
-        log.info("SIGHUP: the key files were reread")
+        log.info("SIGHUP: reloaded the key files")
 
     async def _follow(self, loading: asyncio.Task[None]) -> None:
         """Follow the folder where that is wished, and the other workers, once the models are loaded."""
@@ -142,7 +142,7 @@ class Lifecycle:
             except OSError as error:
                 reason = f"the model folder can't be read: {error.strerror}"
                 if state.folder_problem != reason:
-                    log.error("not ready: %s; it is tried again every %g seconds at least", reason, _LONGEST_PAUSE_S)
+                    log.error("not ready: %s; retrying at least every %g seconds", reason, _LONGEST_PAUSE_S)
                 state.folder_problem = reason
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -52,14 +52,14 @@ class Mirroring:
     async def start(self, not_yet: Callable[[str], None], *, successor: bool = False) -> None:
         """Mirror before the first load; returns once there is something to load.
 
-        Where the remote repository can't be read, the copy from an earlier time is used.
+        If the remote repository can't be read, the cached copy is used.
 
         Args:
             not_yet: called with the reason where there is none either; it is then tried again.
             successor: whether this process replaces another, and is to begin with what that one left.
         """
         mirror, pause_s = self.mirror, _FIRST_PAUSE_S
-        log.info("models are mirrored from %s into %s", mirror.url, mirror.folder)
+        log.info("mirroring models from %s to %s", mirror.url, mirror.folder)
         if successor and await _in_thread(lambda: mirror.has_copy):
             return
         while True:
@@ -69,7 +69,7 @@ class Mirroring:
                 return
             except RemoteError as error:
                 if await _in_thread(lambda: mirror.has_copy):
-                    log.warning("the copy from an earlier time is served")
+                    log.warning("serving the cached copy")
                     return
                 not_yet(str(error))
             else:
@@ -98,7 +98,7 @@ class Mirroring:
             self.problem = str(error)
             raise
         if self.problem is not None:
-            log.info("the models at %s are mirrored again", self.mirror.url)
+            log.info("mirroring of %s works again", self.mirror.url)
         self.problem = None
 
     async def follow(self) -> None:

@@ -109,7 +109,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 
 def _log_uncaught_in_thread(problem: threading.ExceptHookArgs) -> None:
     if problem.exc_value is not None and not isinstance(problem.exc_value, SystemExit):
-        log.error("an error ends a thread", exc_info=(problem.exc_type, problem.exc_value, problem.exc_traceback))
+        log.error("a thread failed", exc_info=(problem.exc_type, problem.exc_value, problem.exc_traceback))
 
 
 def dropped_log_lines() -> int:

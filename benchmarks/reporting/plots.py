@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reporting.pareto import PICTURES as PARETO
 from reporting.results import load
 
 STYLE = {
@@ -142,6 +143,7 @@ PICTURES: dict[str, tuple[Callable[[dict[str, Any]], Figure], tuple[str, ...]]] 
     "accuracy": (accuracy, ("accuracy",)),
     "latency": (latency, ("export",)),
     "savings": (savings, ("savings",)),
+    **PARETO,
 }
 """Name: what draws it, and the results that it needs."""
 

@@ -16,7 +16,7 @@ from panther.compression import KINDS, compress
 
 @dataclass(frozen=True)
 class Wanted:
-    """The budget and the layers in play; as the arguments of `panther.compress`, metric by MODULE:FUNCTION."""
+    """The budget and the eligible layers; as the arguments of `panther.compress`, metric by MODULE:FUNCTION."""
 
     max_bytes: int | None
     max_error: float | None

@@ -46,7 +46,7 @@ def train(
     lr: Annotated[
         float, typer.Option(min=1e-8, help="Learning rate of Adam at the start; falls along a cosine.")
     ] = 2e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights, U and the order of rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the weights, U and the order of rows.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if left out.")] = None,
     unit: Annotated[str | None, typer.Option(help="For the card: unit of the targets of a regression.")] = None,
 ) -> None:
@@ -125,11 +125,11 @@ def export(
     conditional: Annotated[
         str | None, typer.Option(help="sketched or standard: the branch of layers that choose by the number of rows.")
     ] = None,
-    description: Annotated[str | None, typer.Option(help="For the card: what the model is.")] = None,
+    description: Annotated[str | None, typer.Option(help="For the card: a description of the model.")] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="For the card.")] = None,
     author: Annotated[list[str] | None, typer.Option(help="For the card; may be given several times.")] = None,
     preprocessing: Annotated[
-        str | None, typer.Option(help="For the card: what is done to raw data before it is sent.")
+        str | None, typer.Option(help="For the card: preprocessing of raw data before a request.")
     ] = None,
 ) -> None:
     """Export a model to ONNX, proven against torch, into a repository that the server reads."""
@@ -199,10 +199,10 @@ def compress(
     metric: Annotated[
         str | None, typer.Option(help="Budget: MODULE:FUNCTION, importable from here, that takes the model.")
     ] = None,
-    at_least: Annotated[float | None, typer.Option(help="What --metric must return.")] = None,
+    at_least: Annotated[float | None, typer.Option(help="Smallest accepted result of --metric.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the exported model; that of FACTORY's module.")] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="What layers may become; may be given several times. All if left out.")
+        list[str] | None, typer.Option(help="A kind that layers may become; repeat for several. All if left out.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of --calibration in a batch.")] = 32,
     run_size: Annotated[int, typer.Option(min=1, help="Rows in a run that --speedup is measured with.")] = 1,
@@ -226,7 +226,8 @@ def compress(
         ),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="For .safetensors: what calibration may take, as 8GB; half of what is free.")
+        str | None,
+        typer.Option(help="For .safetensors: memory of calibration, such as 8GB; half of the free memory if left out."),
     ] = None,
 ) -> None:
     """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""
@@ -302,10 +303,10 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     api_key: Annotated[
-        str | None, typer.Option(envvar="PANTHER_API_KEY", help="Where the server asks for one.", show_default=False)
+        str | None, typer.Option(envvar="PANTHER_API_KEY", help="API key, if the server needs one.", show_default=False)
     ] = None,
 ) -> None:
-    """Ask a server for predictions on rows of a file."""
+    """Send the rows of a file to a server and print the predictions."""
     _require("httpx", extra="client")
     from panther_client.command import CommandError, run
 
@@ -372,7 +373,7 @@ def sample(
 
 @contextlib.contextmanager
 def _errors_as_lines() -> Iterator[None]:
-    """What users can mend is told in a line, without a traceback."""
+    """Print errors that users can fix as one line, without a traceback."""
     from panther.export.errors import ExportError
 
     try:
@@ -394,7 +395,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command; the errors that users can mend are printed as a line."""
+    """Run the command; print errors that users can fix as one line."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()

@@ -182,7 +182,7 @@ def _calibrate(
     """Moments, samples and the original's outputs.
 
     Raises:
-        ConversionError: the model can't be run, or puts out nothing that can be compared.
+        ConversionError: the model can't be run, or returns nothing that can be compared.
     """
     active = [unit for unit in units if unit.reason is None]
     linear = [unit for unit in active if unit.convolution is None]

@@ -100,7 +100,7 @@ class CompressionReport:
 
     Attributes:
         budget: in words.
-        layers: every linear layer, convolution and embedding in play.
+        layers: every eligible linear layer, convolution and embedding, in the order of the model.
         unreached: parameters in modules that are no such layer, the largest group first.
         bytes_before, bytes_after: of the whole model's parameters and buffers.
         output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs.
@@ -127,7 +127,7 @@ class CompressionReport:
 
     @property
     def bytes_by_kind(self) -> dict[str, int]:
-        """Bytes of the compressed model by the kind of layer, largest first; "other" is outside the layers in play."""
+        """Bytes of the compressed model by the kind of layer, largest first; "other" is outside the eligible layers."""
         found: dict[str, int] = {}
         for layer in self.layers:
             found[layer.kind] = found.get(layer.kind, 0) + layer.bytes_after
@@ -166,7 +166,7 @@ class CompressionReport:
             yield _side_table(self)
         for group in self.unreached[:_MOST_GROUPS]:
             more = f" and {len(group.names) - 3} more" if len(group.names) > 3 else ""
-            yield f"not in play: {group.share:.1%} {group.kind} ({', '.join(group.names[:3])}{more}): {group.reason}"
+            yield f"not eligible: {group.share:.1%} {group.kind} ({', '.join(group.names[:3])}{more}): {group.reason}"
         yield from (f"note: {note}" for note in self.notes)
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ from panther.nn.quantized.bag import QuantizedBag
 from panther.quantize.embeddings import Table, too_small
 
 _BITS = {INT8: 8, INT4: 4}
-# ranks that are looked at for a table, spread evenly
+# ranks that are tried for a table, spread evenly
 _MOST_RANKS = 6
 
 

@@ -62,13 +62,13 @@ def sketch_(
     such a module becomes one that calls them (docs/conversion.md says which). Without calibration
     each layer becomes a truncated SVD of its weight, of a convolution unfolded. With calibration inputs, it becomes the
     best matrix of its rank for the inputs that it sees and for the effect that its outputs have on the model's, and the
-    ranks are shared out by that effect too (docs/conversion.md has the mathematics).
+    ranks are allocated by that effect too (docs/conversion.md has the mathematics).
 
     Args:
         model: any module that contains nn.Linear, nn.Conv2d or nn.Conv1d layers, the Conv1D of transformers, or one of
             the modules above.
-        ratio: the budget as a share of the parameters of the layers in play: stored parameters after the conversion,
-            learnable and fixed (U) together, by those before, biases on both sides. Layers in play are those that skip
+        ratio: the budget as a share of the parameters of the eligible layers: stored parameters after the conversion,
+            learnable and fixed (U) together, by those before, biases on both sides. Eligible layers are those that skip
             and filter_fn leave, also where they have to stay dense.
         max_bytes: the budget as bytes of the whole model's parameters and buffers.
         max_error: the smallest model whose outputs on the calibration inputs keep ‖y - ŷ‖ / ‖y‖ within this; without

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention in play: which can be opened, so that its projections are layers.
+"""Projections of nn.MultiheadAttention as layers during conversion, where the module allows it.
 
 See docs/decisions/0047-conversion-budgets.md.
 """

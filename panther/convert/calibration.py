@@ -51,7 +51,7 @@ class Moments:
 
     A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
     taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity. A row of an embedding is
-    what it puts out, (d_out,) in place of (d_in,).
+    its output, (d_out,) in place of (d_in,).
 
     Attributes:
         second: (d_in, d_in), Σ x xᵀ.

@@ -141,7 +141,7 @@ class Candidate:
     def overflows(self, rank: int) -> bool:
         """Whether the layer leaves the range of its type where the dense one does not.
 
-        Only types of 16 bits are looked at: their factors, and the outputs for the calibration rows of the largest
+        Only 16-bit types are checked: their factors, and the outputs for the calibration rows of the largest
         entries.
         """
         weight = self.unit.weight

@@ -1,4 +1,4 @@
-"""Experts packed into tensors of three axes in play: each matrix is a layer while a model is converted.
+"""Experts packed into tensors of three axes: during conversion each matrix is a layer.
 
 See docs/decisions/0079-experts-as-layers.md.
 """

@@ -204,7 +204,7 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def kinds_in_play(*, convolutions: bool, embeddings: Kinds) -> str:
-    """The layers that are looked at, in words."""
+    """The kinds of layers that are examined, in words."""
     kinds = ["linear layer", *(["convolution"] if convolutions else []), *(["embedding"] if embeddings else [])]
     return kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:-1])} or {kinds[-1]}"
 

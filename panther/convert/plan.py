@@ -112,7 +112,7 @@ class Budgets:
 
     Args:
         model: the whole.
-        units: every layer in play.
+        units: every eligible layer.
         candidates: those that can be converted.
         in_bytes: count bytes rather than parameters.
 
@@ -141,7 +141,7 @@ class Budgets:
         self.dense = sum(choice.costs[-1] for choice in self._choices)
 
     def for_ratio(self, ratio: float) -> float:
-        """The candidates' budget in parameters, so that all layers in play together keep the ratio.
+        """The candidates' budget in parameters, so that all eligible layers together keep the ratio.
 
         Raises:
             ValueError: it can't be met; says what can.

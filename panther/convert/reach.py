@@ -1,4 +1,4 @@
-"""Parameters outside the layers in play, with the reason for each."""
+"""Parameters outside the eligible layers, with the reason for each."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 def unreached(
     model: nn.Module, units: Sequence[Unit], *, convolutions: bool, embeddings: Kinds = ()
 ) -> tuple[Unreached, ...]:
-    """Group the parameters outside the layers in play by kind of module, the largest group first.
+    """Group the parameters outside the eligible layers by kind of module, the largest group first.
 
     Each parameter counts once, under the first module that holds it.
 
     Args:
         model: the whole.
-        units: the layers in play.
-        convolutions: they are in play too, unless the caller leaves them out.
+        units: the eligible layers.
+        convolutions: they are eligible too, unless the caller leaves them out.
         embeddings: the same of them.
     """
     seen = {id(tensor) for unit in units for place in unit.places for tensor in place.module.parameters()}
@@ -119,6 +119,6 @@ def _why(module: nn.Module, *, convolutions: bool, embeddings: Kinds) -> str:  #
     if any(parameter is not None and parameter.dim() == 3 for parameter in module._parameters.values()):
         return (
             "weights of several matrices in one tensor, such as experts, in a module that can't be opened "
-            "(docs/conversion.md says which can); nn.Linear layers in an nn.ModuleList are in play"
+            "(docs/conversion.md says which can); nn.Linear layers in an nn.ModuleList are eligible"
         )
     return "not an nn.Linear"

@@ -1,4 +1,4 @@
-"""nn.LSTM, nn.GRU and nn.RNN in play: which can be opened, so that their input weights are layers.
+"""Input weights of nn.LSTM, nn.GRU and nn.RNN as layers during conversion, where the module allows it.
 
 See docs/decisions/0080-input-weights-of-recurrent-layers.md.
 """

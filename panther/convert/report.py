@@ -107,7 +107,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Unreached:
-    """Parameters outside the layers in play, in modules of one kind.
+    """Parameters outside the eligible layers, in modules of one kind.
 
     Attributes:
         kind: the class of the modules.
@@ -129,7 +129,7 @@ class ConversionReport:
     """The report of `panther.sketch_`; ``print(report)`` shows the table, as does a notebook.
 
     Attributes:
-        layers: every linear layer, convolution and embedding in play, in the order of the model; those that filter_fn
+        layers: every eligible linear layer, convolution and embedding, in the order of the model; those that filter_fn
             or skip excluded are not.
         unreached: what these layers don't hold, the largest group first.
         before, after: totals over these layers, every tied weight once.
@@ -172,7 +172,7 @@ class ConversionReport:
 
     @property
     def ratio(self) -> float:
-        """Stored parameters of the layers in play, after by before."""
+        """Stored parameters of the eligible layers, after by before."""
         return self.after.stored / self.before.stored
 
     def as_dict(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class ConversionReport:
             )
         if self.unreached:
             share = sum(group.share for group in self.unreached)
-            yield f"not in play: {share:.1%} of the model's parameters"
+            yield f"not eligible: {share:.1%} of the model's parameters"
             for group in self.unreached[:_MOST_GROUPS]:
                 more = f" and {len(group.names) - 3} more" if len(group.names) > 3 else ""
                 yield (f"  {group.share:.1%} {group.kind} ({', '.join(group.names[:3])}{more}): {group.reason}")

@@ -86,7 +86,7 @@ def survey(
         model: in eval mode and frozen.
         units: whose modules are watched.
         batch, forward: as `panther.convert.forward.call` takes them.
-        derivatives: whether outputs are looked at for derivatives.
+        derivatives: whether outputs are examined for derivatives.
     """
     found, alive = Survey(), list[Tensor]()
     reads: dict[int, list[tuple[int, int]]] = {}

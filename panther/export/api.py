@@ -42,7 +42,7 @@ def export_onnx(
 
     Each sketched layer becomes two matrix products with constants, or one where that is faster on the target;
     sketched layers with nothing between become one pair. The file is written aside, loaded as a server loads it,
-    looked at after onnxruntime's optimisation, compared with the model in float64 on the example inputs and on random
+    checked after onnxruntime's optimisation, compared with the model in float64 on the example inputs and on random
     ones, and put into place last: on any error nothing is left of it.
 
     Args:

@@ -22,7 +22,7 @@ class Int8LowRank(nn.Module):
         super().__init__()
         if first.out_features != second.in_features:
             raise ValueError(
-                f"first puts out {first.out_features} features and second takes {second.in_features}; "
+                f"first has {first.out_features} output features and second takes {second.in_features}; "
                 "both must be the rank"
             )
         self.in_features, self.out_features = first.in_features, second.out_features

@@ -89,7 +89,7 @@ def observe(
     """
     seen = Observed(units)
     share = math.ceil(sample / len(batches))
-    # tensors of the batch at hand, so that an identity is not given twice
+    # tensors of the current batch, so that an identity is not given twice
     alive: list[Tensor] = []
     state: dict[str, Any] = {}
 

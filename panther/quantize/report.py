@@ -44,7 +44,7 @@ class QuantizationReport:
     """The report of `panther.quantize_`; ``print(report)`` shows the table.
 
     Attributes:
-        layers: every linear layer and embedding in play, in the order of the model.
+        layers: every eligible linear layer and embedding, in the order of the model.
         smoothing: how alpha was chosen: "per layer" by predicted effect, or "uniform" where that proved better; None
             for weights in blocks.
         output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs.
@@ -62,12 +62,12 @@ class QuantizationReport:
 
     @property
     def bytes_before(self) -> int:
-        """Bytes of the layers in play, before."""
+        """Bytes of the eligible layers, before."""
         return sum(layer.bytes_before for layer in self.layers)
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the layers in play, after."""
+        """Bytes of the eligible layers, after."""
         return sum(layer.bytes_after for layer in self.layers)
 
     @property

@@ -194,7 +194,7 @@ def test_a_server_that_has_lost_the_device_is_neither_alive_nor_ready(serve, tin
     client = serve(tiny.graph())
     assert client.get("/health/live").json() == {"live": True}
     runtime.lost = "the run failed: an illegal memory access was encountered (CUDA error 700)"
-    said = f"nothing runs on CUDA any more in this process: {runtime.lost}"
+    said = f"CUDA is unusable in this process: {runtime.lost}"
     assert client.get("/health/live").json() == {"live": False, "error": said}
     assert client.get("/health/live").status_code == 503
     assert client.get("/v2/health/live").status_code == 400

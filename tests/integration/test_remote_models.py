@@ -47,7 +47,7 @@ def test_workers_follow_a_bucket_and_outlive_it(tmp_path):
     # The store is gone, and a new server has the copy.
     with processes.running(URL, **environment) as server:
         assert server.value() == 1.0
-        assert "the copy from an earlier time is served" in server.log
+        assert "serving the cached copy" in server.log
 
 
 def test_a_load_by_request_fetches_what_is_new(tmp_path):

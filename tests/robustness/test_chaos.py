@@ -224,7 +224,7 @@ def test_in_the_midst_of_everything_answers_are_right_and_nothing_is_kept(tmp_pa
             chaos.starving = False
             os.kill(server.pid, signal.SIGHUP)
             os.kill(server.children()[number % 2], signal.SIGKILL)
-            server.wait_for(lambda number=number: server.log.count("another is started") == number + 1)
+            server.wait_for(lambda number=number: server.log.count("starting another") == number + 1)
             server.wait_for(lambda number=number: server.log.count("ready: serving") == number + 3)
             time.sleep(max(0, CHAOS_S / KILLS - (time.monotonic() - began)))
         chaos.stop()

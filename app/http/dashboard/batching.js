@@ -4,10 +4,10 @@ import { fact, h } from "./dom.js";
 import * as format from "./format.js";
 
 const DECIDED = {
-  proof: "by the proof from the graph",
-  trial: "by a trial with random rows",
-  settings: "by panther.toml",
-  run: "by a run that returned other rows than went in",
+  proof: "proven from the graph",
+  trial: "found by a trial with random rows",
+  settings: "set in panther.toml",
+  run: "off since a run returned another number of rows",
 };
 
 const axis = (value) => (value === null ? "shared" : `axis ${value}`);
@@ -26,7 +26,7 @@ export function batchingBlock({ runtime }, shortly) {
   return h(
     "section",
     { class: "block" },
-    h("h3", {}, h("span", {}, "Batching ", shortly), h("small", {}, `decided ${DECIDED[batching.decided_by]}`)),
+    h("h3", {}, h("span", {}, "Batching ", shortly), h("small", {}, `${DECIDED[batching.decided_by]}`)),
     h("p", { class: "why" }, h("strong", {}, runtime.batched ? "Requests share runs: " : "Each request runs by itself: "), batching.reason, "."),
     h(
       "dl",

@@ -119,7 +119,7 @@ async function readOnce() {
   showServer(document.server);
 }
 
-/** Read now, then every two seconds or less often for as long as the page is looked at. */
+/** Read now, then every two seconds or less often while the page is visible. */
 async function read() {
   clearTimeout(timer);
   const began = performance.now();

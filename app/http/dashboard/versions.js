@@ -34,7 +34,7 @@ export class Versions {
       "Measure against dense",
     );
     this.actions = h("div", { class: "actions" }, this.reload, this.measure);
-    this.closed = h("p", {}, "Reloading and measuring from here need PANTHER_MODEL_CONTROL=explicit.");
+    this.closed = h("p", {}, "To reload or measure from this page, set PANTHER_MODEL_CONTROL=explicit.");
     this.element = h(
       "section",
       { class: "block" },
@@ -54,7 +54,7 @@ export class Versions {
     );
   }
 
-  /** Show the reports; `told` is the one whose reason the row of the model tells already. */
+  /** Show the reports; `told` is the one whose reason the model's row shows already. */
   update(reports, control, told, details) {
     this.body.replaceChildren(...reports.toReversed().map((report) => row(report, told, details)));
     const open = control === "explicit";

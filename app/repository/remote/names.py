@@ -35,7 +35,7 @@ class Names:
 def sort_names(names: Iterable[str]) -> Names:
     """Sort out the names of a listing, relative to the repository's root.
 
-    Hidden files and the empty objects that stand for folders are passed over in silence.
+    Hidden files and the empty objects that stand for folders are skipped without a message.
     """
     found = Names()
     accepted = []

@@ -39,7 +39,7 @@ def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
     try:
         runtime.set_device(device_id)
     except CudaError as error:
-        log.warning("memory of device %d is not given back: %s", device_id, error)
+        log.warning("memory of device %d could not be freed: %s", device_id, error)
         return
     runtime.free(owned.device, owned.pinned, owned.graphs, owned.events)
 

@@ -76,7 +76,7 @@ class CudaRuntime:
     Every method raises ``CudaError`` where the runtime reports an error.
 
     Attributes:
-        lost: why nothing runs on CUDA any more in this process, or None as long as that is not known of it.
+        lost: why CUDA is unusable in this process, or None while it is not known to be.
     """
 
     def __init__(self, waiting: Any, quick: Any) -> None:
@@ -192,7 +192,7 @@ class CudaRuntime:
             self.synchronize(stream)
         except CudaError as error:
             if self.lost is None:
-                log.error("nothing runs on CUDA any more in this process: %s", error)
+                log.error("CUDA is unusable in this process: %s", error)
             self.lost = str(error)
 
     def launch(self, graph: int, stream: int) -> None:

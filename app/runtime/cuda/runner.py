@@ -42,7 +42,7 @@ class CudaRuns:
     A run copies its inputs into pinned memory, queues the copies to the device, the graph and the copies back, and
     waits once. The batch is padded with the buffers' contents. Where the tensors are small, the copies are part of
     the graph, so that a run is one launch; where they are large, the rows that are there are copied piece by piece,
-    each while the next is put into place, and outputs stay in the pinned memory that they came to.
+    each while the next is written to pinned memory, and outputs stay in the pinned memory that received them.
 
     One run at a time: runs share their buffers, and those of different sizes the runtime's memory for what lies
     between.

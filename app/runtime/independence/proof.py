@@ -31,7 +31,7 @@ class Proof:
             whatever the rows are, and where nothing is proven.
         reason: a sentence that names the node that decides.
         node, op_type: that node, or two empty texts.
-        nodes_walked: how many nodes were looked at.
+        nodes_walked: how many nodes were examined.
         defaults: inputs that are initializers too; the proof takes their values from the file.
         ragged_outputs: outputs whose shape, the rows apart, is proven to depend on the data of the rows.
     """

@@ -66,7 +66,7 @@ def lower_dense(traced: Traced) -> None:
 
 
 def _pairs(traced: Traced, nodes: Sequence[ir.Node]) -> dict[ir.Node, ir.Node]:
-    """By the node of a second factor that of the first, where nothing else reads what that puts out."""
+    """By the node of a second factor that of the first, where nothing else reads its output."""
     found = {}
     for node in nodes:
         before = first_input(node).producer()

@@ -100,7 +100,7 @@ def check_against_torch(
     Args:
         session: of the exported file.
         model: what it was made of, in float32.
-        input_sets: inputs to compare on, and whether the model must take them; sets that it may refuse are passed over
+        input_sets: inputs to compare on, and whether the model must take them; sets that it may refuse are skipped
             when it does.
         output_names: in the order in which the model returns them.
         by_name: call the model with its inputs by name, by position when False.

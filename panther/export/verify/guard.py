@@ -1,4 +1,4 @@
-"""Is the graph that runs the one that was planned? Looked at after onnxruntime's own optimisation."""
+"""Is the graph that runs the one that was planned? Checked after onnxruntime's own optimisation."""
 
 from __future__ import annotations
 

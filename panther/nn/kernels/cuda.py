@@ -114,7 +114,7 @@ def planned(
     """The launches of our kernels for aligned and contiguous tensors like these; None for products.
 
     Args:
-        x: of which only type and device are looked at.
+        x: only its type and device are used.
         rows: N.
         A_shape, d_out, parameter_dtype, bias_dtype, dtype: as for `launch.LaunchPlan`.
         backend: as for `backend`.

@@ -18,7 +18,7 @@ class FactoredLinear(nn.Module):
     def __init__(self, down: BlockLinear, up: BlockLinear) -> None:
         super().__init__()
         if down.out_features != up.in_features:
-            raise ValueError(f"down puts out {down.out_features} features and up takes {up.in_features}")
+            raise ValueError(f"down has {down.out_features} output features and up takes {up.in_features}")
         self.in_features, self.out_features = down.in_features, up.out_features
         self.down, self.up = down, up
 

@@ -135,7 +135,7 @@ def test_a_model_that_is_not_batched_says_why(start, visit, tmp_path):
             "Each request runs by itself: node 'quantize' takes its scale over the whole tensor" in scaled.inner_text()
         )
         assert scaled.locator(".pill.warn").all_inner_texts() == ["not batched"]
-        assert "decided by panther.toml" in chosen.inner_text()
+        assert "set in panther.toml" in chosen.inner_text()
         assert "Graph optimization basic" in " ".join(chosen.inner_text().split())
         assert chosen.locator(".pill.warn").count() == 0
 

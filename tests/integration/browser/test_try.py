@@ -95,7 +95,7 @@ def test_a_csv_file_fills_the_text(card, tmp_path):
 
 def test_a_regression_has_its_unit_and_no_sample_is_made_up(card):
     shown = card("progress")
-    assert "Zeros show the shape: they are no real row." in shown.inner_text()
+    assert "Zeros show the shape; they are not a real row." in shown.inner_text()
     assert shown.get_by_role("button", name="Random").count() == 0
     shown.locator("textarea").fill(json.dumps({"inputs": [FIRST]}))
     ask(shown)

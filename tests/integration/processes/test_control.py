@@ -99,7 +99,7 @@ def test_commands_while_workers_die_leave_all_alike(tmp_path):
             asked[3].result()
             os.kill(server.children()[0], signal.SIGKILL)
             assert {answer.result() for answer in asked} <= {200, None}
-            server.wait_for(lambda round_=round_: server.log.count("another is started") == round_ + 1)
+            server.wait_for(lambda round_=round_: server.log.count("starting another") == round_ + 1)
             server.wait_for(lambda: len(server.children()) == 2)
             server.wait_for(lambda round_=round_: server.log.count("ready: serving") == 3 + round_)
             assert len(answers_of(server)) == 1

@@ -65,7 +65,7 @@ def test_sighup_rereads_the_keys_at_once(tmp_path, workers):
         assert (statuses(FIRST), statuses(SECOND)) == ({200}, {401})
         keys.write_text(SECOND)
         os.kill(server.pid, signal.SIGHUP)
-        server.wait_for(lambda: server.log.count("SIGHUP: the key files were reread") == workers)
+        server.wait_for(lambda: server.log.count("SIGHUP: reloaded the key files") == workers)
         assert (statuses(FIRST), statuses(SECOND)) == ({401}, {200})
 
 

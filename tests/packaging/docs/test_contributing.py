@@ -30,8 +30,8 @@ def test_every_target_is_told_of():
 
 def test_check_is_what_ci_runs():
     (check,) = re.findall(r"^check: (.*?) ##", MAKEFILE, re.MULTILINE)
-    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    steps = re.findall(r"(?:make|lane \w+) ([a-z][a-z-]+)(?: tests?/.*|; \}.*| \|\| .*)?$", script, re.MULTILINE)
+    script = re.sub(r"(?m)(^|\s)#.*$", "", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    steps = re.findall(r"\b(?:make|lane \w+) ([a-z][a-z-]+)(?=[ ;]|$)", script, re.MULTILINE)
     assert set(check.split()) == set(steps) - {"dev-env"}
 
 

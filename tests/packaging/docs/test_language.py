@@ -35,6 +35,15 @@ BANNED = {
     "ready and alive": "health checks",
     "none of inference": "not inference",
     "is well again": "has recovered",
+    "in play": "eligible",
+    "passed over": "skipped, ignored",
+    "looked at": "read, checked, examined",
+    "puts out": "returns, its output",
+    "at hand": "current",
+    "shared out": "allocated, divided",
+    "by custom": "by convention",
+    "for ever": "forever",
+    "there and back": "round trip",
 }
 PROSE = re.compile(rf"\b({'|'.join(BANNED)})\b(?! (class|largest|size)\b)", re.IGNORECASE)
 RIDDLE = re.compile(r"^(who|whoever|of|as|the same|see that|see above|have|take note)\b|\bwhat\b", re.IGNORECASE)

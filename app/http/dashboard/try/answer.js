@@ -64,7 +64,7 @@ export class Answer {
     try {
       const answer = await api.predict(this.model.name, this.model.version, full);
       if (turn !== this.asked) return;
-      const took = `version ${answer.version}, ${format.milliseconds(performance.now() - began)} with the way there and back`;
+      const took = `version ${answer.version}, ${format.milliseconds(performance.now() - began)} round trip`;
       this.show(read(answer, this.model), [what, took].filter(Boolean).join("; "));
       this.raw.textContent = JSON.stringify(answer, null, 1).replaceAll(/\n\s+(?=[-\d\]])/g, " ").slice(0, MOST_TEXT);
       this.details.hidden = false;

@@ -29,7 +29,7 @@ function template(model) {
 export class JsonForm {
   constructor(model) {
     const given = template(model);
-    const hint = given?.real ? "A real row of the card." : "Zeros show the shape: they are no real row.";
+    const hint = given?.real ? "A real row from the card." : "Zeros show the shape; they are not a real row.";
     this.answer = new Answer(model, given ? hint : "Write a request by the shapes of the inputs.");
     this.body = h("textarea", { spellcheck: "false", rows: "6", "aria-label": "Request as JSON" });
     this.body.value = given ? JSON.stringify({ inputs: given.inputs }) : '{"inputs": …}';

@@ -101,7 +101,7 @@ def test_a_defect_of_the_server_leaves_no_client_waiting(inline_ns, caplog):
     failed = "model 'doubler' failed"
     assert asyncio.run(run(Forgetful(), Recorded)) == [("first", failed), ("second", failed)]
     assert asyncio.run(run(Doubler(), Broken)) == [("second", None)]
-    assert "could not be answered" in caplog.text
+    assert "could not be delivered" in caplog.text
 
 
 def test_requests_of_one_turn_of_the_loop_run_together():

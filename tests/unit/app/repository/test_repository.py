@@ -137,7 +137,7 @@ def test_what_may_not_be_read_is_told_of_and_not_passed_over_in_silence(tmp_path
     repository.load_all()
     assert tried == [("open", "2"), ("open", "1")]
     reason = f"{process_user()} may not read its folder {tmp_path / 'shut'}"
-    assert f"model shut is passed over: {reason}: Permission denied" in caplog.messages
+    assert f"model shut is skipped: {reason}: Permission denied" in caplog.messages
     assert repository.problems() == ["open: it can't be read"]
 
 

@@ -42,7 +42,7 @@ def test_pauses_grow_to_ten_minutes_and_begin_after_the_try(clock, retries, capl
         clock.now += 45  # the load
     assert pauses == [30, 60, 120, 240, 480, 600, 600]
     assert caplog.messages[:2] == [
-        f"model m is loaded again in {pause} s: memory or time was short" for pause in (30, 60)
+        f"retrying the load of model m in {pause} s: memory or time was short" for pause in (30, 60)
     ]
 
 

@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_read_changes_nothing(watched, caplog):
     root.rename(root.with_name("away"))
     assert [watcher.poll() for _ in range(3)] == [[], [], []]
     assert [record.message for record in caplog.records] == [
-        "the model folder can't be read (No such file or directory); what is served stays"
+        "the model folder can't be read (No such file or directory); served models stay"
     ]
     root.with_name("away").rename(root)
     put(root, "m", 2)

@@ -115,7 +115,7 @@ def test_a_card_that_can_not_be_read_is_a_problem_and_not_an_error(tmp_path, tin
     assert model.card is None
     assert model.labelled is None
     assert "is not JSON" in model.card_problem
-    assert any("model m version 1 is served without its card" in message for message in caplog.messages)
+    assert any("model m version 1 is served without its invalid card" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(

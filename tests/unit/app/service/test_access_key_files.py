@@ -70,7 +70,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_the_keys(tmp_path,
     file.write_text("short")
     assert not access.refresh()
     assert knows(SECOND)
-    assert "the keys stay as they were: line 1" in caplog.text
+    assert "keeping the previous API keys: line 1" in caplog.text
     file.unlink()
     assert not access.refresh()
     assert knows(SECOND)

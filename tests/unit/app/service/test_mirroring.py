@@ -57,7 +57,7 @@ def test_a_start_without_the_store_takes_the_copy(mirroring, store, caplog):
     asyncio.run(mirroring.refresh())
     fail(store, 10)
     asyncio.run(mirroring.start(pytest.fail))
-    assert "the copy from an earlier time is served" in caplog.text
+    assert "serving the cached copy" in caplog.text
 
 
 def test_a_successor_begins_with_what_is_there(mirroring, store):
@@ -79,7 +79,7 @@ def test_a_problem_is_logged_when_it_comes_and_when_it_goes(mirroring, store, ca
     with caplog.at_level(logging.INFO):
         asyncio.run(follow())
     assert caplog.text.count("no route") == 1
-    assert caplog.text.count("the models at s3://bucket/models are mirrored again") == 1
+    assert caplog.text.count("mirroring of s3://bucket/models works again") == 1
     assert mirroring.failures == 3
 
 

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention in play: opened for the conversion, left as it was where nothing of it was converted."""
+"""nn.MultiheadAttention: opened for the conversion, left as it was where nothing of it was converted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts in play: each fitted to the rows that are routed to it."""
+"""Experts: each fitted to the rows that are routed to it."""
 
 from __future__ import annotations
 

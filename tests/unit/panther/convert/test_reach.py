@@ -36,7 +36,7 @@ def test_what_is_not_in_play_is_listed_with_its_share():
     report = pr.sketch_(model, ratio=0.9, calibration=torch.randint(0, 50, (8, 10)), skip=["out"], embeddings=False)
     found = {name: group for group in report.unreached for name in group.names}
     assert set(found) == {"embed", "conv", "rnn", "norm", "the model", "out"}
-    # of the recurrent layer the input weights are in play
+    # of the recurrent layer the input weights are eligible
     sizes["rnn"] //= 2
     for name, size in (sizes | {"the model": 4 * 64 * 64}).items():
         if name not in ("fc", "attention"):
@@ -51,7 +51,7 @@ def test_what_is_not_in_play_is_listed_with_its_share():
     ):  # fmt: skip
         assert reason in found[name].reason
     text = str(report)
-    assert re.search(r"not in play: \d\d\.\d% of the model's parameters", text)
+    assert re.search(r"not eligible: \d\d\.\d% of the model's parameters", text)
     assert re.search(r"\d+\.\d% GRU \(rnn\): a recurrent layer", text)
     assert report.as_dict()["unreached"][0]["names"] == list(report.unreached[0].names)
 

@@ -1,4 +1,4 @@
-"""Recurrent layers in play: their input weights are converted, those of the state stay and are named."""
+"""Recurrent eligible layers: their input weights are converted, those of the state stay and are named."""
 
 from __future__ import annotations
 

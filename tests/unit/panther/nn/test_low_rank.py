@@ -36,5 +36,5 @@ def test_its_weight_and_bytes_are_those_of_the_factors():
 
 
 def test_factors_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="first puts out 5 features and second takes 4"):
+    with pytest.raises(ValueError, match="first has 5 output features and second takes 4"):
         Int8LowRank(factor(5, 12, 0), factor(9, 4, 1))

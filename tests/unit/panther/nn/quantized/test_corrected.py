@@ -31,7 +31,7 @@ def test_a_correction_is_added():
 
 
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="down puts out 4 features and up takes 5"):
+    with pytest.raises(ValueError, match="down has 4 output features and up takes 5"):
         FactoredLinear(part(4, 20), part(9, 5))
     with pytest.raises(ValueError, match=r"correction \(20, 8\) must have the sizes of base \(20, 9\) and no bias"):
         CorrectedLinear(part(9, 20), FactoredLinear(part(4, 20), part(8, 4)))
