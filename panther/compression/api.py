@@ -212,7 +212,7 @@ def _parts(
     kinds: Sequence[str],
     step: Callable[[str, int, int], None],
 ) -> list[Part]:
-    """Every layer in play with its options, in the order of the model."""
+    """Every eligible layer with its options, in the order of the model."""
     linear = [unit for unit in units if unit.convolution is None]
     convolved = [unit for unit in units if unit.convolution is not None]
     moments, reference, examples = calibrated.moments, calibrated.reference, calibrated.seen.examples

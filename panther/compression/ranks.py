@@ -1,4 +1,4 @@
-"""Ranks that are looked at for a layer."""
+"""Ranks that are tried for a layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that are looked at."""
+"""Ranks that are tried."""
 
 import pytest
 
