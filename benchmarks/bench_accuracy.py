@@ -8,13 +8,17 @@ values as the sketched one beside it (rank 2Lk) or as many learnable ones (rank 
 as the sketched one stores. A layer that would be no smaller than a dense one is dense, in the sketched and the low-rank
 networks alike.
 
-    python benchmarks/bench_accuracy.py            about four minutes on one core
+Each trained network is then stored in 8 and in 4 bits too: by `quantize_` in blocks, sketched ones with their signs at
+one bit where it keeps them; the weights that pruning left on a scale for each 128 of them.
+
+    python benchmarks/bench_accuracy.py            about fifteen minutes on one core
     python benchmarks/bench_accuracy.py --quick    one seed, two epochs: a smoke test, not a measurement
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -32,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving.machine import about
 
 from panther.nn import SKLinear
+from panther.quantize import Blocks, quantize_
 from panther.train import evaluate, fit, load_digits
 from panther.train.data import Dataset
 
@@ -40,6 +45,9 @@ DENSE_WIDTHS = (8, 16, 32, 64, 128, 256, 512)
 SKETCHES = ((1, 4), (1, 8), (1, 16), (2, 16), (2, 32), (2, 64))
 SEEDS = (0, 1, 2)
 BATCH, LR = 64, 2e-3
+BITS = (8, 4)
+# rows that quantization is calibrated on, and entries of a pruned weight that share a scale
+CALIBRATION_ROWS, BLOCK = 512, 128
 EPOCHS = {"digits": 30, "breast cancer": 20}
 
 
@@ -109,6 +117,31 @@ def pruned_sizes(model: nn.Module) -> dict[str, int]:
     return {"learnable": kept, "fixed": 0, "stored": kept, "file_bytes": 4 * kept + bitmap}
 
 
+def in_bits(model: nn.Sequential, data: Dataset, bits: int) -> tuple[nn.Sequential, int]:
+    """The network with its weights in so many bits, and bytes of a file."""
+    smaller = copy.deepcopy(model)
+    report = quantize_(smaller, calibration=data.train_x[:CALIBRATION_ROWS].split(128), weights=Blocks(bits, BLOCK))
+    return smaller, sum(layer.bytes_after for layer in report.layers)
+
+
+def pruned_in_bits(model: nn.Sequential, bits: int) -> tuple[nn.Sequential, int]:
+    """A pruned network with what is left rounded to the nearest, a scale for each block of it; and bytes of a file."""
+    smaller, size = copy.deepcopy(model), 0
+    for layer in smaller:
+        if not isinstance(layer, nn.Linear):
+            continue
+        prune.remove(layer, "weight")
+        W = layer.weight.data
+        kept = W != 0
+        values = W[kept]
+        blocks = nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
+        largest = 2 ** (bits - 1) - 1
+        scale = blocks.abs().amax(1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny) / largest
+        W[kept] = (torch.round(blocks / scale) * scale).flatten()[: len(values)]
+        size += math.ceil(len(values) * bits / 8) + 4 * len(blocks) + math.ceil(W.numel() / 8) + 4 * layer.bias.numel()
+    return smaller, size
+
+
 def train(model: nn.Module, data: Dataset, seed: int, epochs: int, lr: float) -> float:
     """Train and return the accuracy on the held-out rows, 0 to 1."""
     order = torch.Generator().manual_seed(seed)
@@ -144,10 +177,16 @@ def measure(name: str, seed: int, epochs: int) -> list[dict[str, object]]:
     prove(d_in, classes)
     rows: list[dict[str, object]] = []
 
-    def add(method: str, setting: str, size: dict[str, int], accuracy: float) -> None:
-        row = {"data": name, "method": method, "setting": setting, "seed": seed, **size, "accuracy": accuracy}
-        print(f"{name:<14}{method:<10}{setting:<16}seed {seed}  {size['stored']:>8} stored  {accuracy:.4f}", flush=True)
-        rows.append(row)
+    def add(method: str, setting: str, model: nn.Sequential, size: dict[str, int], accuracy: float) -> None:
+        held_out = DataLoader(data.test, batch_size=512)
+        whole = {"data": name, "method": method, "setting": setting, "seed": seed}
+        rows.append({**whole, "bits": 32, **size, "accuracy": accuracy})
+        for bits in BITS:
+            smaller, file_bytes = pruned_in_bits(model, bits) if method == "pruned" else in_bits(model, data, bits)
+            found = {**size, "file_bytes": file_bytes, "accuracy": evaluate(smaller, held_out)}
+            rows.append({**whole, "bits": bits, **found})
+        said = ", ".join(f"{row['file_bytes'] / 1000:.1f} kB {row['accuracy']:.4f}" for row in rows[-1 - len(BITS) :])
+        print(f"{name:<14}{method:<10}{setting:<16}seed {seed}  {said}", flush=True)
 
     def fresh(make, widths=WIDTHS) -> nn.Sequential:
         torch.manual_seed(seed)
@@ -156,16 +195,17 @@ def measure(name: str, seed: int, epochs: int) -> list[dict[str, object]]:
     for width in DENSE_WIDTHS:
         dense = fresh(nn.Linear, (width, width // 2))
         accuracy = train(dense, data, seed, epochs, LR)
-        add("dense", f"width {width}", sizes(dense), accuracy)
+        add("dense", f"width {width}", dense, sizes(dense), accuracy)
     trained = dense.state_dict()
     for rank in sorted({rank for L, k in SKETCHES for rank in (L * k, 2 * L * k)}):
         model = fresh(low_rank(rank))
-        add("low rank", f"rank {rank}", sizes(model), train(model, data, seed, epochs, LR))
+        accuracy = train(model, data, seed, epochs, LR)
+        add("low rank", f"rank {rank}", model, sizes(model), accuracy)
     for L, k in SKETCHES:
         model = fresh(sketched(L, k))
         accuracy = train(model, data, seed, epochs, LR)
         size = sizes(model)
-        add("sketched", f"L={L}, k={k}", size, accuracy)
+        add("sketched", f"L={L}, k={k}", model, size, accuracy)
         pruned = fresh(nn.Linear)
         pruned.load_state_dict(trained)
         biases = sum(layer.bias.numel() for layer in pruned if isinstance(layer, nn.Linear))
@@ -174,17 +214,17 @@ def measure(name: str, seed: int, epochs: int) -> list[dict[str, object]]:
         left = pruned_sizes(pruned)
         if left["stored"] > size["stored"]:
             raise SystemExit(f"pruned to {left['stored']} values, over {size['stored']}")
-        add("pruned", f"as L={L}, k={k}", left, accuracy)
+        add("pruned", f"as L={L}, k={k}", pruned, left, accuracy)
     return rows
 
 
 def summarise(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """The mean and the spread over the seeds of each network; one entry for each of a size."""
-    groups: dict[tuple[str, str, str], list[dict[str, object]]] = {}
+    groups: dict[tuple[str, str, str, int], list[dict[str, object]]] = {}
     for row in rows:
-        groups.setdefault((row["data"], row["method"], row["setting"]), []).append(row)
+        groups.setdefault((row["data"], row["method"], row["setting"], row["bits"]), []).append(row)
     summary = []
-    for (data, method, setting), found in groups.items():
+    for (data, method, setting, bits), found in groups.items():
         by_seed = {row["seed"]: row["accuracy"] for row in found}
         values = list(by_seed.values())
         sizes_of_first = {key: found[0][key] for key in ("learnable", "fixed", "stored", "file_bytes")}
@@ -193,6 +233,7 @@ def summarise(rows: list[dict[str, object]]) -> list[dict[str, object]]:
                 "data": data,
                 "method": method,
                 "setting": setting,
+                "bits": bits,
                 **sizes_of_first,
                 "accuracy_mean": round(statistics.fmean(values), 4),
                 "accuracy_min": round(min(values), 4),
@@ -221,7 +262,7 @@ def main() -> None:
         "benchmark": "accuracy",
         **about(("torch", "scikit-learn", "numpy")),
         "threads": arguments.threads,
-        "settings": {"seeds": SEEDS, "epochs": EPOCHS, "batch": BATCH, "lr": LR, "widths": WIDTHS},
+        "settings": {"seeds": SEEDS, "bits": [32, *BITS], "epochs": EPOCHS, "batch": BATCH, "lr": LR, "widths": WIDTHS},
         "duration_s": round(time.perf_counter() - began, 1),
         "summary": summarise(rows),
         "rows": rows,

@@ -45,7 +45,7 @@ SERIES = {
 
 def accuracy(results: dict[str, Any]) -> Figure:
     """Accuracy against what is stored (above) and against bytes in a file (below), for each data set."""
-    summary = results["accuracy"]["summary"]
+    summary = [row for row in results["accuracy"]["summary"] if row["bits"] == 32]
     data_sets = list(dict.fromkeys(row["data"] for row in summary))
     figure, grid = plt.subplots(2, len(data_sets), figsize=(9, 6.2), layout="constrained", squeeze=False)
     sizes = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from reporting.gpu import BLOCKS as GPU
 from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
 from reporting.results import load, table
 
+# of a value that is not quantized
+_WHOLE_BITS = 32
+# that networks of one method are chosen for
+_BUDGETS_KB = {"digits": (15, 20, 30, 50, 90, 150, 300), "breast cancer": (1, 2, 5, 15, 30)}
 PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
 
 
@@ -86,8 +90,32 @@ def accuracy_table() -> str:
     return block("accuracy", lambda result: _accuracy(result, "breast cancer"))
 
 
+def accuracy_bits() -> str:
+    """The best network of each method for a file of so many kilobytes, whatever its width, rank and bits."""
+
+    def make(result: dict[str, Any]) -> str:
+        methods = tuple(dict.fromkeys(row["method"] for row in result["summary"]))
+        rows = []
+        for data, budgets in _BUDGETS_KB.items():
+            for kilobytes in budgets:
+                cells = [_best(result["summary"], data, method, 1000 * kilobytes) for method in methods]
+                rows.append((data, f"{kilobytes:g}", *cells))
+        return table(("data", "kB in a file", *methods), rows)
+
+    return block("accuracy", make)
+
+
+def _best(summary: Sequence[dict[str, Any]], data: str, method: str, limit: float) -> str:
+    fits = [row for row in summary if (row["data"], row["method"]) == (data, method) and row["file_bytes"] <= limit]
+    if not fits:
+        return ""
+    best = max(fits, key=lambda row: row["accuracy_mean"])
+    return f"{percent(best['accuracy_mean'])} ({best['setting'].removeprefix('as ')}, {best['bits']} bits)"
+
+
 def _accuracy(result: dict[str, Any], data: str) -> str:
-    rows = sorted((row for row in result["summary"] if row["data"] == data), key=lambda row: row["file_bytes"])
+    whole = (row for row in result["summary"] if row["data"] == data and row["bits"] == _WHOLE_BITS)
+    rows = sorted(whole, key=lambda row: row["file_bytes"])
     return table(
         ("network", "learnable", "fixed", "stored", "kB in a file", "accuracy %", "lowest to highest"),
         (
@@ -332,6 +360,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         proof,
         accuracy_digits,
         accuracy_table,
+        accuracy_bits,
         recipe,
         latency_cpu,
         latency_gpu,
