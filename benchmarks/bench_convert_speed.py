@@ -7,7 +7,7 @@ Models are a BERT-base by its configuration with random weights (needs transform
 classifier, 25,088 to 4,096, and a digits classifier, trained before it is converted. Each conversion runs in a process
 by itself, both versions in turn; the outputs have to be as close to the original's, within a hundredth, before times
 count. CPU time is that of all threads together: on a machine that does nothing else, the time is what it is by
-the number of threads, or little more.
+the number of threads, or little more. --part converts two layers of BERT-base and a layer of half of vgg's widths.
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ PARITY = 0.01
 GIB = 2**30
 
 
-def bert_base(rows: int) -> tuple[Any, list[Any]]:
+def bert_base(rows: int, *, part: bool) -> tuple[Any, list[Any]]:
     import torch
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    model = BertModel(BertConfig()).eval()
+    model = BertModel(BertConfig(num_hidden_layers=2 if part else 12)).eval()
     ids = torch.randint(0, 30522, (rows, TOKENS), generator=torch.Generator().manual_seed(1))
     return model, list(ids.split(BATCH))
 
 
-def vgg(rows: int) -> tuple[Any, list[Any]]:
+def vgg(rows: int, *, part: bool) -> tuple[Any, list[Any]]:
     import torch
     from torch import nn
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(25088, 4096), nn.ReLU(), nn.Linear(4096, 10)).eval()
-    inputs = torch.randn(rows, 25088, generator=torch.Generator().manual_seed(1)).relu_()
+    d_in, d_out = (12544, 2048) if part else (25088, 4096)
+    model = nn.Sequential(nn.Linear(d_in, d_out), nn.ReLU(), nn.Linear(d_out, 10)).eval()
+    inputs = torch.randn(rows, d_in, generator=torch.Generator().manual_seed(1)).relu_()
     return model, list(inputs.split(BATCH))
 
 
-def digits(rows: int) -> tuple[Any, list[Any]]:
+def digits(rows: int, *, part: bool) -> tuple[Any, list[Any]]:  # noqa: ARG001
     import torch
     from torch import nn
 
@@ -65,14 +66,14 @@ def digits(rows: int) -> tuple[Any, list[Any]]:
     return model.eval(), list(data.train_x[:rows].split(BATCH))
 
 
-def convert(name: str, ratio: float, rows: int, threads: int) -> dict[str, Any]:
+def convert(name: str, ratio: float, rows: int, threads: int, *, part: bool) -> dict[str, Any]:
     """One conversion in this process."""
     import torch
 
     import panther as pr
 
     torch.set_num_threads(threads)
-    model, calibration = {"bert-base": bert_base, "vgg": vgg, "digits": digits}[name](rows)
+    model, calibration = {"bert-base": bert_base, "vgg": vgg, "digits": digits}[name](rows, part=part)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     parts: dict[str, float] = {}
     last = time.process_time()
@@ -99,7 +100,7 @@ def convert(name: str, ratio: float, rows: int, threads: int) -> dict[str, Any]:
 
 def in_process(root: Path, name: str, ratio: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """One conversion in a process that imports the package from a checkout."""
-    call = f"benchmark.convert({name!r}, {ratio}, {arguments.rows}, {arguments.threads})"
+    call = f"benchmark.convert({name!r}, {ratio}, {arguments.rows}, {arguments.threads}, part={arguments.part})"
     code = (
         f"import sys, json; sys.path[:0] = [{str(root)!r}, {str(ROOT / 'benchmarks')!r}]; "
         f"import bench_convert_speed as benchmark; print(json.dumps({call}))"
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--beside", type=Path, help="a checkout of an earlier version")
     parser.add_argument("--rows", type=int, default=ROWS, help="of calibration")
+    parser.add_argument("--part", action="store_true", help="a part of each large model")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -144,7 +146,7 @@ def main() -> None:
     from serving.machine import about
 
     result = about(("torch", "numpy", "transformers")) | {"threads": arguments.threads, "rows": arguments.rows}
-    result |= {"tokens": TOKENS, "rounds": arguments.rounds, "beside": None}
+    result |= {"part": arguments.part, "tokens": TOKENS, "rounds": arguments.rounds, "beside": None}
     if arguments.beside:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=arguments.beside, capture_output=True, text=True, check=True
