@@ -54,6 +54,7 @@ BENCHMARKS = (
     Benchmark("layer", ("--out", "benchmarks/results/bench_layer.json"), result="bench_layer", quick=False),
     Benchmark("export"),
     Benchmark("conversion", ("--out", "benchmarks/results/conversion.json"), quick=False),
+    Benchmark("convert_speed", ("--out", "benchmarks/results/convert_speed.json"), quick=False),
     Benchmark("conv", ("--out", "benchmarks/results/conv.json"), quick=False),
     Benchmark("experts", ("--out", "benchmarks/results/experts.json"), quick=False),
     Benchmark("rnn", ("--out", "benchmarks/results/rnn.json"), quick=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from panther.convert.errors import ConversionError
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
+from panther.convert.precision import rounded_products
+from panther.convert.probes import draw_probe
 
 # rows kept of each layer's inputs, to look whether the sketched layer overflows on them
 EXTREME_ROWS = 8
@@ -32,14 +34,21 @@ class Sums(Protocol):
     sensitivity: Tensor | None
 
     @property
+    def at_inputs(self) -> bool:
+        """Whether it sums derivatives at the inputs of the layer in place of those at its outputs."""
+
+    @property
     def rows(self) -> int:
         """Rows that were added, see `Moments`."""
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
         """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
 
-    def add_gradients(self, g: Tensor, scale: Tensor) -> None:
-        """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32."""
+    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
+        """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
+
+        at_inputs are those at its inputs, g W of shape (n, d_in), where they are known.
+        """
 
     def check(self, name: str) -> None:
         """Raise a ConversionError that names the layer where a sum is not finite."""
@@ -71,6 +80,7 @@ class Moments:
     calls: int = 0
     extreme: Tensor | None = None
     counts: Tensor | None = None
+    at_inputs: bool = field(default=False, init=False)
 
     @property
     def mean(self) -> Tensor:
@@ -94,7 +104,7 @@ class Moments:
         if self.counts is not None:
             self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
 
-    def add_gradients(self, g: Tensor, scale: Tensor) -> None:
+    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:  # noqa: ARG002
         """Add derivatives, see `Sums.add_gradients`."""
         product = (g.t() @ g).double() * scale
         self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
@@ -128,6 +138,9 @@ class _Call:
     moves: Tensor | None = None
     # whether its effect on the outputs can be seen; not within torch.no_grad
     watched: bool = True
+    # whether the derivatives at its inputs come by themselves; until then, those at its outputs with their scales
+    own_inputs: bool = False
+    pending: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def collect(
@@ -189,6 +202,13 @@ def gather(
     """
     watch = _Watch(probes=probes, generator=generator, moving=moving)
     handles = [
+        # registered after those of the module, and called after them
+        place.module.register_forward_pre_hook(watch.enter, with_kwargs=True)
+        for unit, sums in watched
+        if sums.at_inputs
+        for place in unit.places
+    ]
+    handles += [
         place.module.register_forward_hook(watch.hook(sums, unit.convolution), with_kwargs=True)
         for unit, sums in watched
         for place in unit.places
@@ -220,7 +240,22 @@ class _Watch:
         self._anchors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         # of positions of images: apart from the generator of v, which stays the same beside convolutions
         self._positions = torch.Generator().manual_seed(0)
+        # inputs of the calls that have begun, by the id of the module
+        self._entered: dict[int, Tensor] = {}
         self.ended = False
+
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """A forward pre-hook that gives a layer its own view of its input, whose derivatives are of this call alone."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            return None
+        # narrower types would round the derivatives
+        if x.dtype.itemsize < 4 or torch.is_autocast_enabled(x.device.type):
+            return None
+        own = self._entered[id(module)] = x.view_as(x)
+        return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
 
     def drop(self, convolution: Convolution) -> Callable[..., None]:
         """A forward hook that draws the patches of a convolution for nothing."""
@@ -254,6 +289,9 @@ class _Watch:
             # a separate tensor, whose gradient is available though the parameters are frozen and it may be overwritten
             watched = out + self._anchors[key]
             watched.register_hook(lambda gradient: self._receive(record, gradient))  # type: ignore[no-untyped-call]
+            if self._entered.pop(id(module), None) is x:
+                record.own_inputs = True
+                x.register_hook(lambda gradient: _add_pending(record, gradient))  # type: ignore[no-untyped-call]
             return watched
 
         return hook
@@ -274,17 +312,21 @@ class _Watch:
         moving = [pair for pair, moves in zip(outputs, moved, strict=True) if moves]
         for remaining in reversed(range(self._probes if moving else 0)):
             # drawn for all of them, so that each v is the same whichever layers are watched
-            drawn = [(y, _probe(y.detach(), mask, self._generator)) for y, mask in moving]
+            drawn = [(y, draw_probe(y.detach(), mask, self._generator)) for y, mask in moving]
             reached = [(y, v) for y, v in drawn if y.requires_grad]
             if not reached:
                 continue
             try:
-                torch.autograd.backward(
-                    [y for y, _ in reached],
-                    [v for _, v in reached],
-                    inputs=list(self._anchors.values()),
-                    retain_graph=remaining > 0,
-                )
+                with rounded_products(reached[0][0].device):
+                    torch.autograd.backward(
+                        [y for y, _ in reached],
+                        [v for _, v in reached],
+                        inputs=list(self._anchors.values()),
+                        retain_graph=remaining > 0,
+                    )
+                    for record in self._calls:
+                        # whose inputs lead to no watched layer
+                        _add_pending(record, None)
             except (NotImplementedError, RuntimeError) as error:
                 if "not implemented" not in str(error):
                     raise
@@ -297,6 +339,7 @@ class _Watch:
             _add(record, moved=bool(moving))
         self._calls.clear()
         self._anchors.clear()
+        self._entered.clear()
 
 
 def empty_moments(unit: Unit) -> Moments:
@@ -312,34 +355,28 @@ def empty_moments(unit: Unit) -> Moments:
     )
 
 
-def _probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A random v whose outer product weighs the relative squared error of y, times the examples in the batch."""
-    v = torch.randn(y.shape, generator=generator, dtype=torch.float32, device=generator.device).to(y.device)
-    counted = y.float()
-    infinite = counted.isinf()
-    if bool(infinite.any()):
-        # scores that the model sets to -inf, say: no change of a layer moves them
-        v, counted = v.masked_fill(infinite, 0.0), counted.masked_fill(infinite, 0.0)
-    if mask is not None:
-        v *= mask.unsqueeze(-1)
-        counted = counted[mask]
-    norm = counted.double().square().sum().sqrt()
-    # nothing is relative to an output of zeros alone
-    scale = torch.where(norm == 0, 0.0, len(y) ** 0.5 / norm)
-    scaled: Tensor = v.double() * scale
-    return scaled.to(y.dtype)
-
-
 def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     if record.convolution is not None:
         gradient = rows_of_outputs(record.convolution, gradient)
     g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
-    moves = g.abs().sum(1)
+    moves = torch.linalg.vector_norm(g, ord=1, dim=1)
     record.moves = moves if record.moves is None else record.moves + moves
     # summed in float64; within one batch float32 is enough for a weighting, once the squares are in its range
     size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
-    g = g / size.float()
-    record.moments.add_gradients(g, size.square() / probes)
+    record.pending = (g / size.float(), size, size.square() / probes)
+    if not record.own_inputs:
+        _add_pending(record, None)
+
+
+def _add_pending(record: _Call, at_inputs: Tensor | None) -> None:
+    """Add the derivatives at the outputs of a call, once those at its inputs are known, or where they are not."""
+    if record.pending is None:
+        return
+    g, size, scale = record.pending
+    record.pending = None
+    if at_inputs is not None:
+        at_inputs = at_inputs.detach().reshape(-1, at_inputs.shape[-1]).float() / size.float()
+    record.moments.add_gradients(g, scale, at_inputs)
 
 
 def _add(record: _Call, *, moved: bool) -> None:

@@ -22,9 +22,12 @@ from panther.convert.layers import Unit
 from panther.convert.spill import Keeper
 from panther.convert.statistics import Statistics
 from panther.linalg.gram import times, weight_gram
+from panther.linalg.triangular import sums_of_pairs
 from panther.linalg.whitening import Spectrum, spectrum_from_gram
 
 _TINY = torch.finfo(torch.float64).tiny
+# of inputs whose variance is a smaller share of what is added to it, nothing but rounding is left
+_ROUNDING = 1e-9
 
 
 @dataclass(eq=False)
@@ -126,10 +129,10 @@ def _wide(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
 ) -> tuple[Spectrum, Tensor, Tensor]:
     """For d_out ≤ d_in, by the covariance of W x; with the errors in the weight and on the data."""
-    if seen.response is not None:
+    if seen.response is not None and seen.response_total is not None:
         moved = seen.response / seen.rows
         if mean is not None:
-            y = times(mean.unsqueeze(0), W.t()).squeeze(0)
+            y = seen.response_total / seen.rows
             moved.addr_(y, y, alpha=-1)
     else:
         moved = _around(W, _covariance(seen, mean))
@@ -140,15 +143,10 @@ def _wide(
     gram = torch.add(moved, weights, alpha=damping.inputs) if damping.inputs > 0 else moved
     spectrum, P = spectrum_from_gram(W, gram, root, rank, dtype)
     del gram, root
-    right = spectrum.right
-    H = right @ right.t()
-
-    def errors(M: Tensor) -> Tensor:
-        """For M = W C Wᵀ: as left = Wᵀ P, leftᵀ C left = Pᵀ M P."""
-        through = M @ P
-        return _errors(M.diagonal().sum(), (right * through.t()).sum(1), P.t() @ through, H)
-
-    return spectrum, errors(weights), errors(moved)
+    # as left = Wᵀ P, leftᵀ left = Pᵀ W Wᵀ P
+    right, through = spectrum.right, weights @ P
+    in_weight = _left_over(weights.diagonal().sum(), (right * through.t()).sum(1), through, P, right)
+    return spectrum, *_errors(in_weight, moved.diagonal().sum(), right.square().sum(1), damping.inputs)
 
 
 def _tall(
@@ -164,15 +162,11 @@ def _tall(
     root = _root(covariance.clone(), damping.inputs) if damping.inputs > 0 else None
     spectrum, P = spectrum_from_gram(W, gram, root, rank, dtype)
     del gram, root
-    left = spectrum.left
-    through = weights @ P
-    H = P.t() @ through
-
-    def errors(whole: Tensor, CL: Tensor) -> Tensor:
-        """For C left: as right = Pᵀ Wᵀ, right W C left = Pᵀ (WᵀW) C left."""
-        return _errors(whole, (through * CL).sum(0), left.t() @ CL, H)
-
-    return spectrum, errors(weights.diagonal().sum(), left), errors((weights * covariance).sum(), covariance @ left)
+    # as right = Pᵀ Wᵀ, right rightᵀ = Pᵀ (WᵀW) P
+    left, through = spectrum.left, weights @ P
+    cross, lengths = (through * left).sum(0), (through * P).sum(0)
+    in_weight = _left_over(weights.diagonal().sum(), cross, P, through, left.t())
+    return spectrum, *_errors(in_weight, (weights * covariance).sum(), lengths, damping.inputs)
 
 
 def _around(W: Tensor, C: Tensor) -> Tensor:
@@ -180,16 +174,35 @@ def _around(W: Tensor, C: Tensor) -> Tensor:
     return times(times(C, W.t()).t(), W.t())
 
 
-def _errors(whole: Tensor, cross: Tensor, G: Tensor, H: Tensor) -> Tensor:
-    """The relative squared error on the data of every rank: ‖X (W - Ŵ)ᵀ‖² / ‖X Wᵀ‖², XᵀX = C.
+def _left_over(whole: Tensor, cross: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The squared error of the weight at every rank, ‖W - Ŵ‖².
 
     Args:
-        whole: ‖X Wᵀ‖².
-        cross: (r,), rightᵢ W C leftᵢ.
-        G: (r, r), leftᵀ C left.
-        H: (r, r), right rightᵀ.
+        whole: ‖W‖².
+        cross: (r,), rightᵢ W leftᵢ.
+        A, B, C: AᵀB and C Cᵀ are leftᵀ left and right rightᵀ, (r, r), one or the other.
     """
-    pairs = (G * H).tril()
-    added = 2 * pairs.sum(1) - pairs.diagonal() - 2 * cross
-    left = whole + torch.cat([added.new_zeros(1), added.cumsum(0)])
-    return left / whole.clamp_min(_TINY) if whole > 0 else torch.zeros_like(left)
+    pairs, diagonal = sums_of_pairs(A, B, C)
+    added = 2 * pairs - diagonal - 2 * cross
+    return whole + torch.cat([added.new_zeros(1), added.cumsum(0)])
+
+
+def _errors(in_weight: Tensor, whole: Tensor, lengths: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """The relative squared errors at every rank, in the weight and on the data.
+
+    leftᵀ (C + damping · I) left = I, so that ‖X (W - Ŵ)ᵀ‖² + damping · ‖W - Ŵ‖² falls by ‖rightᵢ‖² with each rank.
+
+    Args:
+        in_weight: (r + 1,), ‖W - Ŵ‖².
+        whole: ‖X Wᵀ‖², XᵀX = C.
+        lengths: (r,), ‖rightᵢ‖².
+        damping: of the inputs.
+    """
+    damped = whole + damping * in_weight[0] - torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    on_data = damped - damping * in_weight
+    least = _ROUNDING * damping * in_weight[0]
+    return _relative(in_weight, whole.new_zeros(())), _relative(on_data, least)
+
+
+def _relative(errors: Tensor, least: Tensor) -> Tensor:
+    return errors / errors[0].clamp_min(_TINY) if errors[0] > least else torch.zeros_like(errors)

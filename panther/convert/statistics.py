@@ -66,6 +66,7 @@ class Statistics:
         rows, calls, extreme: as of `Moments`.
         inputs: sums over its input; those of layers that saw the same rows are one object.
         response: (d_out, d_out), Σ (W x)(W x)ᵀ of a wide layer, in place of the second moment of inputs.
+        response_total: (d_out,), Σ W x of a wide layer, rounded as in the response.
         sensitivity: (d_out, d_out), Σ Jᵀ J; of a tall layer (d_in, d_in), Σ (Wᵀ Jᵀ)(J W). None without derivatives.
         outputs_squares: the trace of Σ Jᵀ J.
     """
@@ -76,12 +77,18 @@ class Statistics:
     calls: int = 0
     extreme: Tensor | None = None
     response: Tensor | None = None
+    response_total: Tensor | None = None
     sensitivity: Tensor | None = None
     outputs_squares: Tensor | None = None
 
     def __post_init__(self) -> None:
         d_out, d_in = self.unit.out_features, self.unit.in_features
         self.wide, self.tall = d_in >= WIDER * d_out, d_out >= WIDER * d_in
+
+    @property
+    def at_inputs(self) -> bool:
+        """See `Sums`."""
+        return self.tall
 
     @property
     def rows(self) -> int:
@@ -101,17 +108,22 @@ class Statistics:
         self.pool.add(self, x, kept, version)
 
     def add_response(self, x: Tensor) -> None:
-        """Add W x for rows of float64, where the layer is wide."""
-        y = times(x, self.unit.weight.t())
-        if self.response is None:
+        """Add W x for rows, where the layer is wide; on a CPU W x is in the type of x, from float32 on."""
+        # it errs before the squaring, as the derivatives do
+        wide = torch.float32 if x.device.type == "cpu" else torch.float64
+        y = times(x.to(torch.promote_types(x.dtype, wide)), self.unit.weight.t()).double()
+        if self.response is None or self.response_total is None:
             self.response = y.new_zeros(y.shape[1], y.shape[1])
+            self.response_total = y.new_zeros(y.shape[1])
+        self.response_total += y.sum(0)
         add_gram_(self.response, y)
 
-    def add_gradients(self, g: Tensor, scale: Tensor) -> None:
+    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
         """Add derivatives, see `Sums.add_gradients`."""
-        squares = g.double().square().sum() * scale
+        squares = torch.linalg.vector_norm(g, dim=1).double().square().sum() * scale
         self.outputs_squares = squares if self.outputs_squares is None else self.outputs_squares + squares
-        g = times(g, self.unit.weight) if self.tall else g
+        if self.tall:
+            g = times(g, self.unit.weight) if at_inputs is None else at_inputs
         if self.sensitivity is None:
             self.sensitivity = torch.zeros(g.shape[1], g.shape[1], dtype=torch.float64, device=g.device)
         add_gram_(self.sensitivity, g, scale)
@@ -191,8 +203,8 @@ class InputPool:
     def _add(self, part: Sequence[Statistics]) -> None:
         second = any(not statistics.wide for statistics in part)
         for x, kept, _ in self._pending.get(part[0], []):
-            rows = (x if kept is None else x[kept]).double()
-            part[0].inputs.add(rows, second=second)
+            rows = x if kept is None else x[kept]
+            part[0].inputs.add(rows.double(), second=second)
             for statistics in part:
                 if statistics.wide:
                     statistics.add_response(rows)

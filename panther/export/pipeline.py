@@ -150,7 +150,7 @@ def prepare(model: nn.Module, example_inputs: Examples, options: ExportOptions) 
         ExportError: its weights are not finite, or it does not take the examples.
         ValueError: names, axes or the branch of conditional layers are wrong.
     """
-    model = choose_branches(copy.deepcopy(model), options.conditional).cpu().eval()
+    model = choose_branches(_copy_beside(model), options.conditional).cpu().eval()
     model, factored = lower_recurrent(model)
     _check_quantized(model, options)
     examples, inputs, by_name = named_inputs(model, example_inputs, options.inputs)
@@ -335,6 +335,19 @@ def publish(file: Path, stage: Staged, card: cards.ModelCard, session: Any) -> E
     path = stage.publish(config(card.name, session))
     version = int(path.parent.name) if stage.in_repository else None
     return ExportReport(path=path, version=version, file_bytes=file_bytes, card=card)
+
+
+def _copy_beside(model: nn.Module) -> nn.Module:
+    """A copy with its own Parameters in the memory of the model's, until either is given other values.
+
+    Buffers are copied: a forward pass may change them in place.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+        if type(parameter) is nn.Parameter and type(parameter.data) is Tensor and parameter.layout is torch.strided
+    }
+    return copy.deepcopy(model, memo)
 
 
 def _check_quantized(model: nn.Module, options: ExportOptions) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from panther.linalg.gram import times
+from panther.linalg.triangular import congruence, lower_times
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def spectrum_from_gram(
     Returns:
         All energies, with left and right as far as the rank; and P, float64, with a column for each.
     """
-    values, vectors = torch.linalg.eigh(gram if root is None else root.t() @ gram @ root)
+    values, vectors = torch.linalg.eigh(gram if root is None else congruence(root, gram))
     S, V = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)[:, :rank]
     del vectors
-    P = V if root is None else root @ V
+    P = V if root is None else lower_times(root, V)
     product = dtype if W.device.type == "cpu" else torch.float64
     if W.shape[0] <= W.shape[1]:
         floor = (S[:1] * torch.finfo(S.dtype).eps).clamp_min(torch.finfo(S.dtype).tiny)

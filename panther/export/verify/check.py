@@ -6,7 +6,6 @@ See docs/decisions/0048-shapes-by-dim-auto.md.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from panther.export.graph.constants import Array
 from panther.export.graph.inputs import Axes
 from panther.export.graph.trace import Traceable, no_fast_path
 from panther.export.ort import onnxruntime
+from panther.export.verify.double import ways_to_double
 from panther.export.verify.masks import cut, entries_of, hidden_rows, is_mask
 
 
@@ -203,24 +203,25 @@ class _Reference:
 
     def __init__(self, model: nn.Module, *, by_name: bool) -> None:
         self.precision = "float64"
+        self._ways = ways_to_double(model)
         refuse_wrong_offsets(model)
-        self._single = model
-        self._double: nn.Module | None = copy.deepcopy(model).eval().double()
+        self._model = model
         self._by_name = by_name
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> list[Array]:
-        if self._double is not None:
-            with contextlib.suppress(RuntimeError):
-                return _outputs(self._double, inputs, torch.float64, by_name=self._by_name)
-            # refuses these inputs, or float64?
-            outputs = self.single(inputs)
-            self._double, self.precision = None, "float32"
-            return outputs
-        return self.single(inputs)
+        for way in tuple(self._ways):
+            with contextlib.suppress(RuntimeError), way(self._model):
+                return _outputs(self._model, inputs, torch.float64, by_name=self._by_name)
+            if way is not self._ways[-1]:
+                self._ways.remove(way)
+        # refuses these inputs, or float64?
+        outputs = self.single(inputs)
+        self._ways, self.precision = [], "float32"
+        return outputs
 
     def single(self, inputs: Mapping[str, Tensor]) -> list[Array]:
         """The outputs in float32."""
-        return _outputs(self._single, inputs, torch.float32, by_name=self._by_name)
+        return _outputs(self._model, inputs, torch.float32, by_name=self._by_name)
 
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Tensor], dtype: torch.dtype, *, by_name: bool) -> list[Array]:

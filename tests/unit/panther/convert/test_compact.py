@@ -1,13 +1,22 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
+from panther.convert import calibration
 from panther.convert.allocate import possible_ranks
 from panther.convert.calibration import collect
 from panther.convert.candidates import Candidate, weigh, weighed_spectrum
 from panther.convert.forward import evaluating
 from panther.convert.groups import calibrate
 from panther.convert.layers import find_units
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Derivatives by products of float32 alone, so that both ways see the same ones on every CPU."""
+    monkeypatch.setattr(calibration, "rounded_products", lambda _: nullcontext())
 
 
 def network(d_in, d_out, *, bias, dtype=torch.float32):
@@ -104,3 +113,18 @@ def test_only_the_factors_of_ranks_that_pay_are_kept():
         assert factor.numel() == 64 * most
         assert factor.untyped_storage().nbytes() == 4 * 64 * most
     assert len(compact.tail()) == 65
+
+
+@pytest.mark.parametrize(("d_in", "d_out"), [(160, 64), (64, 80)])
+def test_of_constant_inputs_a_layer_loses_nothing(d_in, d_out):
+    """Their variance about the mean is rounding, and so would an error relative to it be."""
+    x = torch.randn(1, d_in, generator=torch.Generator().manual_seed(0)).repeat(50, 1)
+    _, compact = both(network(d_in, d_out, bias=True), [x], probes=2)
+    assert compact.errors(16)[1] == 0
+
+
+def test_small_variances_beside_large_means_are_kept_in_a_wide_layer():
+    """Products with the inputs are in float32, whose rounding may not grow with the mean."""
+    x = 100 + 0.01 * torch.randn(300, 160, generator=torch.Generator().manual_seed(0))
+    full, compact = both(network(160, 64, bias=True), [x], probes=2)
+    assert compact.errors(16) == pytest.approx(full.errors(16), rel=1e-2)

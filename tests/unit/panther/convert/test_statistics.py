@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
-from panther.convert.calibration import gather
+from panther.convert.calibration import collect, gather
 from panther.convert.forward import evaluating
 from panther.convert.layers import find_units
 from panther.convert.statistics import InputPool
@@ -87,3 +88,33 @@ def test_a_tall_layer_has_the_sensitivity_of_its_inputs():
     found = seen(model, [(False, torch.randn(20, 4))], probes=3)["0"]
     assert found.sensitivity.shape == (4, 4)
     assert found.outputs_squares > 0
+
+
+@pytest.mark.parametrize("lone", [True, False])
+def test_derivatives_at_the_inputs_of_a_tall_layer_are_its_own(lone):
+    """Beside a residual connection, in two calls of one module, and where nothing before it is watched."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.up = nn.Linear(4, 4), nn.Linear(4, 12)
+            self.down = nn.Linear(12, 4)
+
+        def forward(self, x):
+            x = x if lone else self.first(x)
+            for _ in range(2):
+                x = x + self.down(torch.tanh(self.up(x)))
+            return x
+
+    torch.manual_seed(0)
+    model = Residual()
+    x = torch.randn(20, 4)
+    found = seen(model, [(False, x)], probes=3)["up"]
+    units = [unit for unit in find_units(model, None, ()) if unit.name != "first" or not lone]
+    with evaluating(model):
+        moments = collect(model, units, [x], None, probes=3, generator=torch.Generator().manual_seed(0))
+    full = next(each for unit, each in zip(units, moments, strict=True) if unit.name == "up").sensitivity
+    W = model.up.weight.detach().double()
+    # products in the backward passes may be rounded to bfloat16, in both alike
+    torch.testing.assert_close(found.sensitivity, W.t() @ full @ W, rtol=1e-2, atol=1e-2 * full.abs().max().item())
+    torch.testing.assert_close(found.outputs_squares, full.diagonal().sum(), rtol=1e-5, atol=0)
