@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,17 @@ if TYPE_CHECKING:
     from helpers.host_cuda import HostRuntime
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    """Keep what exists so far out of each garbage collection, and share the table of torch.onnx."""
+    gc.collect()
+    gc.freeze()
+    if "torch" in sys.modules:
+        with contextlib.suppress(ImportError, AttributeError):  # no onnxscript, or a torch that does it in another way
+            from helpers import torchlib
+
+            torchlib.reuse()
 
 
 @pytest.fixture(scope="session")

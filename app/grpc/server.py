@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _INFER = "ModelInfer"
 _CUT_S = 0.5
 _LOOK_S = 0.01
+_GRPC_LOG = "grpc._cython.cygrpc"
 Outcome = tuple[AppError | None, HeaderList, bytes]
 """The error or None, headers, and the answer's message."""
 Answer = Callable[[Any, Any], Awaitable[Outcome]]
@@ -35,6 +36,21 @@ Handle = Callable[[Any, Any], Awaitable[bytes]]
 
 class GrpcStartError(AppError):
     """The gRPC server can't listen."""
+
+
+class WithoutEndedCalls(logging.Filter):
+    """Drops the tracebacks that gRPC logs of calls that ended before their answer was sent.
+
+    gRPC logs none once it knows that the client has left or was refused, but it can learn that a moment later.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged."""
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or kind.__name__ != "ExecuteBatchError"
+
+
+_WITHOUT_ENDED_CALLS = WithoutEndedCalls()
 
 
 class GrpcServer:
@@ -76,6 +92,7 @@ class GrpcServer:
             (grpc.method_handlers_generic_handler(SERVICE_NAME, self._handlers()), health.handler())
         )
         _describe(server)
+        logging.getLogger(_GRPC_LOG).addFilter(_WITHOUT_ENDED_CALLS)
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:

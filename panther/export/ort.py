@@ -11,11 +11,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import onnx
+from typing import TYPE_CHECKING, Any
 
 from panther.export.errors import ExportError, first_line
+
+if TYPE_CHECKING:
+    import onnx
 
 _CGROUP = Path("/sys/fs/cgroup")
 # exit status of the process that optimises a graph, where onnxruntime says no
@@ -150,6 +151,8 @@ def optimized_graph(model: Path, target: Target) -> onnx.ModelProto:
     Raises:
         ExportError: onnxruntime does not take the model, or ends the process.
     """
+    import onnx  # not with the module: the process that optimizes the graph does without
+
     with tempfile.TemporaryDirectory(prefix="panther-") as folder:
         path = Path(folder) / "optimized.onnx"
         if target.device == "cpu":

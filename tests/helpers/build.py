@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,9 +172,9 @@ def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=20) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=60) as client:
             while client.get("/health/ready").json().get("error") == "models are being loaded":
-                pass
+                time.sleep(0.005)  # the processor is for the loading
             yield client
     finally:
         server.should_exit = True

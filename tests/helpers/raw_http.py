@@ -18,7 +18,7 @@ def wire(client: httpx.Client, size: int | None = None) -> Iterator[socket.socke
     sock = socket.socket()
     if size is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-    sock.settimeout(10)
+    sock.settimeout(60)
     sock.connect((client.base_url.host, client.base_url.port))
     with sock:
         yield sock

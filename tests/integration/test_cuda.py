@@ -239,7 +239,7 @@ def test_what_a_model_had_on_cuda_is_given_back_with_it(serve, tiny, played, run
         return len(runtime.memory), len(runtime.executables), runtime.events
 
     def settled(expected):
-        end = time.monotonic() + 10  # a version that was replaced finishes what it has in hand, and then goes
+        end = time.monotonic() + 60  # a version that was replaced finishes what it has in hand, and then goes
         while held() != expected and time.monotonic() < end:
             time.sleep(0.01)
         return held()

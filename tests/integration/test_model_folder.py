@@ -28,7 +28,7 @@ def place(tmp_path):
 
 def ask(client, method, path, body=None):
     """Ask for a path as it stands; httpx would tidy it up."""
-    with contextlib.closing(http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=20)) as wire:
+    with contextlib.closing(http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)) as wire:
         wire.request(method, path, body, {"content-type": "application/json"})
         answer = wire.getresponse()
         return answer.status, answer.read().decode()

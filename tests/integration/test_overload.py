@@ -204,7 +204,7 @@ def test_over_the_bound_requests_get_503_at_once_and_probes_an_answer(serve):
         if answer.status_code == 503:
             waits.append((answer.headers["retry-after"], answer.json()["error"]))
 
-    clients = [httpx.Client(base_url=client.base_url, timeout=30) for _ in range(12)]
+    clients = [httpx.Client(base_url=client.base_url, timeout=60) for _ in range(12)]
     threads = [threading.Thread(target=ask, args=(own,)) for own in clients]
     for thread in threads:
         thread.start()
@@ -230,7 +230,7 @@ def test_bodies_in_hand_are_bounded_whether_announced_long_or_sent_in_pieces(ser
         held[-1].sendall(head + b"[")
     time.sleep(0.1)
     assert client.post("/predict", json=good).status_code == 200
-    refused = socket.create_connection(address, timeout=10)
+    refused = socket.create_connection(address, timeout=60)
     refused.sendall(head)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it grows past the bound, and is refused
         refused.sendall(b" " * 59_000_000)

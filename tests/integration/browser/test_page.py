@@ -39,7 +39,7 @@ def less(dense, ours):
 
 
 def test_it_shows_the_figures_of_stats(server, visit):
-    httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]})
+    httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]}, timeout=60)
     page = visit(server.url).page
     document = server.stats()
     report = document["models"][0]
@@ -96,7 +96,7 @@ def test_charts_follow_the_load(server, visit, until):
     page = visit(server.url).page
     before = figure(page, "requests")
     for _ in range(40):
-        httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]})
+        httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]}, timeout=60)
     until(page, f"+document.querySelector('[data-figure=requests] dd').textContent.replace(',', '') >= {before + 40}")
     charts = {chart.locator("h4").inner_text(): chart for chart in page.locator(".chart").all()}
     assert set(charts) == {"Requests", "Latency, p50", "Rows in a run"}
@@ -108,7 +108,7 @@ def test_charts_follow_the_load(server, visit, until):
 
 
 def test_failures_are_shown_by_reason(server, visit):
-    httpx.post(f"{server.url}/predict", json={"inputs": [[1]]})
+    httpx.post(f"{server.url}/predict", json={"inputs": [[1]]}, timeout=60)
     page = visit(server.url).page
     assert "InvalidRequestError" in page.locator(".counts .failing").inner_text()
 
@@ -270,7 +270,7 @@ def test_it_can_be_used_by_keyboard_alone(server, visit, until):
 
 def test_the_policy_is_strict_and_holds(server, visit):
     for path in ("/", "/dashboard/main.js", "/dashboard/samples/digits.json"):
-        answer = httpx.get(server.url + path)
+        answer = httpx.get(server.url + path, timeout=60)
         policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
         assert policy["default-src"] == "'none'"
         assert {value for name, value in policy.items() if name.endswith("-src") and name != "default-src"} == {
@@ -316,7 +316,9 @@ def proxied(url, prefix):
                 self.send_error(404)
                 return
             headers = {"content-type": self.headers.get("content-type", "")} if body else {}
-            answer = httpx.request(self.command, url + self.path.removeprefix(prefix), content=body, headers=headers)
+            answer = httpx.request(
+                self.command, url + self.path.removeprefix(prefix), content=body, headers=headers, timeout=60
+            )
             self.send_response(answer.status_code)
             for name in ("content-type", "content-security-policy"):
                 if name in answer.headers:

@@ -57,9 +57,9 @@ def test_a_table_becomes_a_model_that_is_served(tmp_path, serve):
     out = run("table_classifier.py", tmp_path)
     assert number(r"accuracy (\S+) on 142 held-out rows", out) > 0.92
     with serve(tmp_path / "models") as address:
-        answer = httpx.post(f"{address}/predict", content=(tmp_path / "row.json").read_bytes()).json()
+        answer = httpx.post(f"{address}/predict", content=(tmp_path / "row.json").read_bytes(), timeout=60).json()
         assert answer["predictions"][0]["label"] in {"malignant", "benign"}
-        (stats,) = httpx.get(f"{address}/models/table/stats").json()["models"]
+        (stats,) = httpx.get(f"{address}/models/table/stats", timeout=60).json()["models"]
         assert [layer["name"] for layer in stats["layers"]] == ["network.2"]
 
 

@@ -48,7 +48,7 @@ def test_the_readme_has_its_two_commands_and_asks_the_server():
 def test_a_curl_of_the_readme_prints_what_it_shows(command, shown, shipped):
     here = command.replace("localhost:8000", shipped.removeprefix("http://"))
     assert here != command
-    ended = subprocess.run(here, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(here, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     close(json.loads(shown), json.loads(ended.stdout))
 

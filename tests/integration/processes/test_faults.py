@@ -100,7 +100,7 @@ def test_a_clock_that_jumps_harms_no_deadline_and_no_connection(tmp_path, jump_s
     request = {"inputs": [{"name": "x", "shape": [1, 6], "datatype": "FP32", "data": [0] * 6}]}
     with (
         processes.running(tmp_path / "models", PYTHONPATH=str(tmp_path / "site")) as server,
-        httpx.Client(base_url=server.url) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         for jumped in (False, True):
             answer = client.post("/v2/models/m/infer", json={**request, "parameters": {"timeout": 5_000_000}})

@@ -174,7 +174,7 @@ def test_reloads_under_steady_load_lose_no_request(tmp_path, arguments):
     with (
         processes.running(tmp_path, *arguments) as server,
         processes.Load(server.port, PREDICT, {"inputs": [processes.ROW]}, clients=4) as load,
-        httpx.Client(base_url=server.url) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         for version in range(2, 12):
             processes.put(tmp_path, processes.linear(version), "m", version)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import processes
 
-QUICK_S = 10  # generous: milliseconds on a quiet machine
+QUICK_S = 20  # generous: milliseconds on a quiet machine
 MIB = 2**20
 
 
@@ -41,8 +41,8 @@ def unharmed(server):
 class Raw:
     """A socket that sends what no library would."""
 
-    def __init__(self, server, timeout=10):
-        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=timeout)
+    def __init__(self, server):
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
     def __enter__(self):
         return self
@@ -229,7 +229,7 @@ def test_half_a_body_and_then_silence_or_an_end(server):
 
 def test_a_thousand_pipelined_requests_are_all_answered_in_order(server):
     body = json.dumps({"inputs": [[0] * 6]}).encode()
-    with Raw(server, timeout=30) as raw:
+    with Raw(server) as raw:
         stream = b"".join(
             head("/models/m/predict", f"X-Request-ID: {number}", length=len(body)) + body for number in range(1000)
         )
@@ -269,7 +269,7 @@ def test_a_thousand_idle_connections_harm_nobody(server):
         assert server.value() == 7.0
     for raw in idle:
         raw.socket.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     files = Path(f"/proc/{server.process.pid}/fd")
     while len(list(files.iterdir())) > 200:
         assert time.monotonic() < deadline

@@ -57,7 +57,7 @@ def check(root, port, **environment):
         check=False,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
 
 

@@ -82,7 +82,7 @@ def test_the_wheel_serves_its_sample(user, tmp_path, site, free_port, workers):
             address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + READY_SECONDS
             while True:
                 try:
-                    if httpx.get(f"{address}/health/ready").status_code == 200:
+                    if httpx.get(f"{address}/health/ready", timeout=60).status_code == 200:
                         break
                 except httpx.TransportError:
                     pass

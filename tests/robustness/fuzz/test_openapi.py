@@ -85,7 +85,7 @@ def server(tmp_path_factory):
     thread.start()
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     try:
-        while httpx.get(f"{url}/health/ready").status_code != 200:
+        while httpx.get(f"{url}/health/ready", timeout=60).status_code != 200:
             time.sleep(0.05)
         yield url
     finally:
@@ -156,7 +156,7 @@ class Chain(Chains):
 @HURRIED
 def test_every_route_answers_as_described(case, server):
     counted["requests"] += 1
-    response = case.call(base_url=server, timeout=30)
+    response = case.call(base_url=server, timeout=60)
     case.validate_response(response, checks=CHECKS)
 
 
@@ -166,11 +166,11 @@ def test_chains_of_requests_answer_as_described(server):
             # What a chain unloaded must not be missing in the next: which requests follow depends on the answers, and
             # Hypothesis takes the same choices to lead to the same chain.
             for name in MODELS:
-                httpx.post(f"{server}/v2/repository/models/{name}/load").raise_for_status()
+                httpx.post(f"{server}/v2/repository/models/{name}/load", timeout=60).raise_for_status()
 
         def get_call_kwargs(self, case):
             return {"base_url": server, "timeout": 30}
 
     Here.run(settings=hypothesis.settings(HURRIED, max_examples=2 * EXAMPLES, stateful_step_count=8))
     print(f"\nfuzz: requests={counted['requests']}")
-    assert httpx.get(f"{server}/health/live").json() == {"live": True}
+    assert httpx.get(f"{server}/health/live", timeout=60).json() == {"live": True}

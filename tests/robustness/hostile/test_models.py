@@ -174,7 +174,7 @@ def test_absurd_dimensions(server):
         server.put("absurd", made.SerializeToString())
         began = time.monotonic()
         server.assert_refused("absurd", match)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
     # What only fails when it is run, and takes no memory for that, is loaded, and fails when it is run.
     server.put("absurd", filled([2**62, 4]).SerializeToString())
     assert server.load("absurd").status_code == 200

@@ -340,7 +340,7 @@ def main():
         try:
             record, samples, end = asyncio.run(soak(port, process.pid, folder, 60 * arguments.minutes, arguments.seed))
             process.send_signal(signal.SIGTERM)
-            status = process.wait(40)
+            status = process.wait(60)
         except BaseException:
             sys.stderr.write(log.read_text()[-10_000:])
             raise

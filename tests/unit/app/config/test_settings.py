@@ -192,7 +192,7 @@ def test_panther_serve_is_the_server_by_another_name(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
             env={"PATH": "/usr/bin"},
         )
@@ -245,7 +245,7 @@ def run(*arguments, **environment):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         env={"PATH": "/usr/bin", **environment},
     )

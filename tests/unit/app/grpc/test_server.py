@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import grpc
 import numpy as np
 import pytest
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -109,6 +110,28 @@ def test_a_defect_is_told_to_the_log_alone(tiny_dir, monkeypatch, caplog):
 
     assert asyncio.run(run()) == ("INTERNAL", "internal error")
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_call_that_ended_before_its_answer_was_sent_is_no_error(tiny_dir, monkeypatch, caplog):
+    """A message that is too large is one: gRPC answers such a call by itself, and can't send our answer."""
+    reached = asyncio.Event()
+
+    def fail(*_):
+        reached.set()
+        raise cygrpc.ExecuteBatchError("execute_batch")
+
+    async def run():
+        async with serving(tiny_dir) as (_, channel, _), asyncio.timeout(60):
+            monkeypatch.setattr("app.grpc.server.trailing", fail)
+            call = channel.unary_unary(SERVICE + "ServerReady")(b"")
+            await reached.wait()
+            monkeypatch.undo()
+            # The next call of the same connection comes after what gRPC has logged of the first.
+            assert await channel.unary_unary(SERVICE + "ServerReady")(b"")
+            call.cancel()
+
+    asyncio.run(run())
+    assert "ServerReady" not in caplog.text
 
 
 def test_calls_are_bounded(tiny_dir):

@@ -36,7 +36,7 @@ class Reception:
         return Protocol()
 
     def connect(self, stack):
-        return stack.enter_context(socket.create_connection(self.sock.getsockname(), timeout=10))
+        return stack.enter_context(socket.create_connection(self.sock.getsockname(), timeout=60))
 
 
 @pytest.mark.parametrize("make_loop", LOOPS)
@@ -89,7 +89,7 @@ def test_no_more_are_taken_than_asked_for():
 def test_no_connection_begins_once_packets_that_begin_one_are_dropped():
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        waiting = stack.enter_context(socket.create_connection(listening.getsockname(), timeout=10))
+        waiting = stack.enter_context(socket.create_connection(listening.getsockname(), timeout=60))
         drop_syn(listening)
         late = stack.enter_context(socket.socket())
         late.settimeout(0.3)
@@ -100,4 +100,4 @@ def test_no_connection_begins_once_packets_that_begin_one_are_dropped():
         assert waiting.recv(6) == b"served"
         listening.close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(waiting.getpeername(), timeout=10)
+            socket.create_connection(waiting.getpeername(), timeout=60)

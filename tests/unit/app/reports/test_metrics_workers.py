@@ -27,10 +27,10 @@ def server(tiny_dir, tmp_path):
         yield process, re.search(r"http://127.0.0.1:\d+", log.read_text())[0]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -39,7 +39,7 @@ def wait_for(condition, seconds=30):
 
 def ask(url, path, **options):
     """By a connection of its own, so that any worker may answer."""
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=60) as client:
         answer = client.request("POST" if options else "GET", url + path, **options)
         assert answer.status_code in {200, 404}
         return answer.text

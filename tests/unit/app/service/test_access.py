@@ -153,7 +153,7 @@ def test_a_refused_body_is_not_read(guarded):
     for path in ("/predict", "/v2/repository/models/tiny/load"):
         import socket
 
-        with socket.create_connection((guarded.base_url.host, guarded.base_url.port), timeout=5) as wire:
+        with socket.create_connection((guarded.base_url.host, guarded.base_url.port), timeout=60) as wire:
             wire.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
             answer = b""
             while piece := wire.recv(65536):

@@ -148,7 +148,7 @@ def test_traces_reach_a_collector(serve, tiny, monkeypatch):
         client = serve(tiny.graph(), tracing="otlp")
         assert isinstance(client, httpx.Client)
         assert client.post("/predict", json={"inputs": [ROW]}).status_code == 200
-        assert seen.wait(10)
+        assert seen.wait(60)
     finally:
         collector.shutdown()
         thread.join()

@@ -31,7 +31,7 @@ class Wire:
     """A socket, and answers read from it one by one."""
 
     def __init__(self, client):
-        self.socket = socket.create_connection((client.base_url.host, client.base_url.port), timeout=10)
+        self.socket = socket.create_connection((client.base_url.host, client.base_url.port), timeout=60)
         self.buffer = b""
 
     def __enter__(self):
