@@ -1,6 +1,8 @@
 """Requests that come together are started together, and one that comes alone is not kept."""
 
 import asyncio
+import socket
+import time
 
 import pytest
 
@@ -60,3 +62,30 @@ def test_one_look_decides_on_the_next(together):
         return waits
 
     assert asyncio.run(run()) is together
+
+
+def test_a_call_that_is_on_its_way_through_the_loop_is_not_left_for_the_next_batch():
+    async def run():
+        started, before = [], []
+        gathering = Gathering(AdmissionControl(1))
+        gathering._together = True
+        reader, writer = socket.socketpair()
+
+        def receive():
+            reader.recv(1)
+            asyncio.get_running_loop().call_soon(add)
+
+        def add():
+            before.append(len(started))
+            gathering.add(lambda: started.append(1))
+
+        with reader, writer:
+            asyncio.get_running_loop().add_reader(reader, receive)
+            gathering.add(lambda: started.append(0))
+            writer.send(b"x")
+            time.sleep(0.05)  # the timer is due when the loop gets to look at its sockets
+            await until(lambda: len(started) == 2)
+            asyncio.get_running_loop().remove_reader(reader)
+        return before
+
+    assert asyncio.run(run()) == [0]
