@@ -19,7 +19,7 @@ from reporting.gpu import BLOCKS as GPU
 from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
 from reporting.results import load, table
 
-PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
+PEERS = ("triton", "mlserver", "litserve", "bentoml", "rayserve")
 
 
 def percent(value: float) -> str:
@@ -297,6 +297,21 @@ def peers() -> str:
     return block("serving", make)
 
 
+def grpc() -> str:
+    """One row for each way of asking, and what had to be reached."""
+
+    def make(result: dict[str, Any]) -> str:
+        cells = list(next(iter(result["median"].values())))
+        rows = [
+            (name, *(f"{row[cell]['rate']:,.0f} ({row[cell]['cpu_us']:,.0f})" for cell in cells))
+            for name, row in result["median"].items()
+        ]
+        left = "".join(f"\n\nNot measured: {name} ({why})." for name, why in result["left_out"].items())
+        return table(("requests/s, one core (µs of it)", *cells), rows) + left + "\n\n" + rules(result)
+
+    return block("grpc", make)
+
+
 def public_way() -> str:
     """Starting from a trained weight: the public package's way beside ours."""
 
@@ -349,6 +364,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         overload,
         overload_clients,
         peers,
+        grpc,
         public_way,
         architectures,
         soak,
