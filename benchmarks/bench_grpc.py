@@ -1,11 +1,12 @@
-"""Measures the server over gRPC beside the same server over HTTP, and beside Triton over gRPC.
+"""Measures the server over gRPC beside the same server over HTTP, Triton over gRPC, and gRPC services that only echo.
 
 Each server has one core, its clients the other. Before anything is timed the answers of all of them to the same rows
 are compared with onnxruntime's. Over HTTP wrk asks, by JSON and by binary tensors of the same protocol; over gRPC
-h2load does, by raw contents. All are timed in turn within each round. Triton is measured where benchmarks/peers.sh
-installed it; wrk and h2load are Debian's (packages wrk and nghttp2-client).
+h2load does, by raw contents. All are timed in turn within each round. The echoes answer a constant: what grpcio takes
+for a call, and what nghttp2 inside the event loop would take. Triton is measured where benchmarks/peers.sh installed
+it; wrk and h2load are Debian's (packages wrk and nghttp2-client, which brings libnghttp2).
 
-    python benchmarks/bench_grpc.py            about three minutes
+    python benchmarks/bench_grpc.py            about four minutes
     python benchmarks/bench_grpc.py --quick    a smoke test, not a measurement
 """
 
@@ -33,6 +34,11 @@ TIMES_TRITON = 1.5
 CELLS = {"1 row, 1 client": (1, 1), "1 row, 64 clients": (1, 64), "32 rows, 8 clients": (32, 8)}
 """Rows and clients by name."""
 JSON, BINARY, GRPC, TRITON = "HTTP, JSON", "HTTP, binary tensors", "gRPC, raw contents", "Triton, gRPC, raw contents"
+ECHOES = {
+    "echo, grpc.aio": ("grpc_echo.py", "aio"),
+    "echo, grpc with threads": ("grpc_echo.py", "threads"),
+    "echo, nghttp2": ("nghttp2_echo.py",),
+}
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -87,15 +93,19 @@ def drive_grpc(side, rows, clients, load):
     log.unlink(missing_ok=True)
     command = ["taskset", "-c", str(load.core), "h2load", "-c", str(clients), "-m", "1", "-D", str(load.seconds)]
     command += ["-d", str(body), "--log-file", str(log), "-H", "content-type: application/grpc", "-H", "te: trailers"]
-    before = side.cpu_s()
-    out = subprocess.run(
-        [*command, f"http://127.0.0.1:{side.grpc_port}{METHOD}"],
-        check=True, capture_output=True, text=True, timeout=load.seconds + 60,
-    ).stdout  # fmt: skip
-    cpu_s = side.cpu_s() - before
+    for _ in range(5):  # now and then h2load's timer ends before it has connected
+        before = side.cpu_s()
+        out = subprocess.run(
+            [*command, f"http://127.0.0.1:{side.grpc_port}{METHOD}"],
+            check=True, capture_output=True, text=True, timeout=load.seconds + 60,
+        ).stdout  # fmt: skip
+        cpu_s = side.cpu_s() - before
+        if ", 0 started" not in out:
+            break
     done, failed, errored = (int(re.search(rf"(\d+) {word}", out)[1]) for word in ("succeeded", "failed", "errored"))
     # A call that fails ends without a message, and h2load looks at the status of HTTP alone.
-    if not done or failed or errored or int(re.search(r"\((\d+)\) data", out)[1]) < done * 4 * 10 * rows:
+    answer_bytes = 4 * 10 * (rows if side.check else 1)
+    if not done or failed or errored or int(re.search(r"\((\d+)\) data", out)[1]) < done * answer_bytes:
         raise RuntimeError(f"calls to {side.name} over gRPC failed: {out}")
     times_us = [int(line.split("\t")[2]) for line in log.read_text().splitlines()]
     cuts = statistics.quantiles(times_us, n=100)
@@ -107,18 +117,16 @@ def drive_grpc(side, rows, clients, load):
     }
 
 
-def measure(side, triton, arguments, load):
+def measure(side, others, arguments, load):
     """The runs of each way of asking and each cell."""
-    ways = (JSON, BINARY, GRPC) if triton is None else (JSON, BINARY, GRPC, TRITON)
-    runs = {way: {cell: [] for cell in CELLS} for way in ways}
+    runs = {way: {cell: [] for cell in CELLS} for way in (JSON, BINARY, GRPC, *others)}
     for _ in range(arguments.rounds):
         for name, (rows, clients) in CELLS.items():
             for way, kind in ((JSON, "json"), (BINARY, "binary")):
                 cell = Cell(f"{way}, {name}", kind, rows, clients)
                 runs[way][name].append(drive(side, cell, load.core, load.seconds, load.folder))
-            runs[GRPC][name].append(drive_grpc(side, rows, clients, load))
-            if triton is not None:
-                runs[TRITON][name].append(drive_grpc(triton, rows, clients, load))
+            for way, asked in {GRPC: side, **others}.items():
+                runs[way][name].append(drive_grpc(asked, rows, clients, load))
     return runs
 
 
@@ -139,14 +147,16 @@ def verdicts(table):
 def run(arguments, folder, log):
     side, triton = known.ours(arguments.model_dir), known.peer("triton")
     side.command += ["--grpc-port", "{grpc_port}"]
-    sides = [side] if triton is None else [side, triton]
+    others = {} if triton is None else {TRITON: triton}
+    others |= {name: known.echo(name, *command) for name, command in ECHOES.items()}
     try:
-        for each in sides:
+        for each in (side, *others.values()):
             each.start(arguments.model, arguments.server_core, log)
-            parity(each, arguments.model)
-        runs = measure(side, triton, arguments, Load(arguments.client_core, arguments.seconds, folder))
+            if each.check:
+                parity(each, arguments.model)
+        runs = measure(side, others, arguments, Load(arguments.client_core, arguments.seconds, folder))
     finally:
-        for each in sides:
+        for each in (side, *others.values()):
             each.stop()
     table = {name: {key: median(items) for key, items in row.items()} for name, row in runs.items()}
     return {

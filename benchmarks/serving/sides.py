@@ -204,6 +204,21 @@ def uvicorn_side(name, target, environment=None, *, check=True, binary=False):
     return Side(name, [*command, *flags], make, environment or {}, check=check)
 
 
+class Echo(Side):
+    """A gRPC service that answers a constant; it is ready when its port is open."""
+
+    def _answers(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.grpc_port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+def echo(name, *command):
+    return Echo(name, [sys.executable, *command, "{grpc_port}"], {}, check=False)
+
+
 def peer(name):
     """A peer that benchmarks/peers.sh installed, or None."""
     installed = PEERS / ("triton" if name in TRITON else name)
