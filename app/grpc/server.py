@@ -149,7 +149,10 @@ class GrpcServer:
                 request_id = dict(headers)[b"x-request-id"]
                 log_request("GRPC", path, status, time.perf_counter() - began, request_id, _client(context))
             if error is not None:
-                await context.abort(code_of(error), details_of(error), trailing(headers, error))
+                try:
+                    await context.abort(code_of(error), details_of(error), trailing(headers, error))
+                except grpc.aio.InternalError:  # the client has disconnected; grpc would log it as a defect
+                    raise asyncio.CancelledError from None
             context.set_trailing_metadata(trailing(headers))
             return content
 
