@@ -1,17 +1,20 @@
-"""Measures the server over gRPC beside the same server over HTTP: one row, from 1 and from 64 clients.
+"""Measures the server over gRPC beside the same server over HTTP, Triton over gRPC, and gRPC services that only echo.
 
-One server process on one core, its clients on the other. Before anything is timed the answers of both doors to the same
-rows are compared with each other and with onnxruntime's. Over HTTP wrk asks, by JSON and by binary tensors of the same
-protocol; over gRPC benchmarks/serving/grpc_load.py does, by raw contents. All are timed in turn within each round.
+Each server has one core, its clients the other. Before anything is timed the answers of all of them to the same rows
+are compared with onnxruntime's. Over HTTP wrk asks, by JSON and by binary tensors of the same protocol; over gRPC
+h2load does, by raw contents. All are timed in turn within each round. The echoes answer a constant: what grpcio takes
+for a call, and what nghttp2 inside the event loop would take. Triton is measured where benchmarks/peers.sh installed
+it; wrk and h2load are Debian's (packages wrk and nghttp2-client, which brings libnghttp2).
 
-    python benchmarks/bench_grpc.py            about a minute
+    python benchmarks/bench_grpc.py            about four minutes
     python benchmarks/bench_grpc.py --quick    a smoke test, not a measurement
 """
 
 import argparse
-import json
 import os
-import socket
+import re
+import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,14 +24,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from bench_serving import Cell, drive, median, server_cpu_s, session
+from bench_serving import Cell, drive, median, session
 from serving import sides as known
-from serving.machine import about, conclude, print_rules
+from serving.machine import PACKAGES, about, conclude, print_rules
 
 HERE = Path(__file__).parent
-CLIENTS = (1, 64)
 GOAL = 0.6
-JSON, BINARY, GRPC = "HTTP, JSON", "HTTP, binary tensors", "gRPC, raw contents"
+TIMES_TRITON = 1.5
+CELLS = {"1 row, 1 client": (1, 1), "1 row, 64 clients": (1, 64), "32 rows, 8 clients": (32, 8)}
+"""Rows and clients by name."""
+JSON, BINARY, GRPC, TRITON = "HTTP, JSON", "HTTP, binary tensors", "gRPC, raw contents", "Triton, gRPC, raw contents"
+ECHOES = {
+    "echo, grpc.aio": ("grpc_echo.py", "aio"),
+    "echo, grpc with threads": ("grpc_echo.py", "threads"),
+    "echo, nghttp2": ("nghttp2_echo.py",),
+}
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,6 @@ class Load:
     folder: Path
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def message(x):
     from tritonclient.grpc import service_pb2
 
@@ -59,71 +65,103 @@ def message(x):
     return request.SerializeToString()
 
 
-def parity(side, address, model):
-    """The answers of both doors are the model's; raises where one is not."""
+def parity(side, model):
+    """Answers by all ways of asking are the model's; raises where one is not."""
     import tritonclient.grpc
 
     runtime = session(model)
     name = runtime.get_inputs()[0].name
     rng = np.random.default_rng(7)
-    with tritonclient.grpc.InferenceServerClient(address) as client:
-        for _ in range(16):
-            x = rng.random((1, 784), np.float32)
-            tensor = tritonclient.grpc.InferInput("x", [1, 784], "FP32")
-            tensor.set_data_from_numpy(x)
-            wanted = runtime.run(None, {name: x})[0]
-            np.testing.assert_allclose(
-                client.infer("digits", [tensor]).as_numpy("logits"), wanted, rtol=1e-3, atol=1e-4
-            )
-            for kind in ("json", "binary"):
-                np.testing.assert_allclose(side.ask(kind, x), wanted, rtol=1e-3, atol=1e-4)
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{side.grpc_port}") as client:
+        for rows in sorted({rows for rows, _ in CELLS.values()}):
+            for _ in range(16):
+                x = rng.random((rows, 784), np.float32)
+                tensor = tritonclient.grpc.InferInput("x", x.shape, "FP32")
+                tensor.set_data_from_numpy(x)
+                wanted = runtime.run(None, {name: x})[0]
+                found = {kind: side.ask(kind, x) for kind in side.make}
+                found["gRPC"] = client.infer("digits", [tensor]).as_numpy("logits")
+                for way, answer in found.items():
+                    np.testing.assert_allclose(answer, wanted, rtol=1e-3, atol=1e-4, err_msg=f"{side.name}, {way}")
 
 
-def drive_grpc(side, port, clients, load):
+def drive_grpc(side, rows, clients, load):
     """One run over gRPC, as ``bench_serving.drive`` does one over HTTP."""
-    file = load.folder / "message"
-    file.write_bytes(message(np.random.default_rng(3).random((1, 784), np.float32)))
-    command = ["taskset", "-c", str(load.core), sys.executable, str(HERE / "serving" / "grpc_load.py")]
-    before = server_cpu_s(side)
-    out = subprocess.run(
-        [*command, str(port), str(file), str(clients), str(load.seconds)],
-        check=True, capture_output=True, text=True, timeout=load.seconds + 60,
-    ).stdout  # fmt: skip
-    result = json.loads(out.split("RESULT ")[1])
-    if result["bad_status"]:
-        raise RuntimeError(f"{result['bad_status']} calls of {result['requests']} failed")
+    body, log = load.folder / "message", load.folder / "calls"
+    content = message(np.random.default_rng(3).random((rows, 784), np.float32))
+    body.write_bytes(b"\0" + struct.pack(">I", len(content)) + content)
+    log.unlink(missing_ok=True)
+    command = ["taskset", "-c", str(load.core), "h2load", "-c", str(clients), "-m", "1", "-D", str(load.seconds)]
+    command += ["-d", str(body), "--log-file", str(log), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+    for _ in range(5):  # now and then h2load's timer ends before it has connected
+        before = side.cpu_s()
+        out = subprocess.run(
+            [*command, f"http://127.0.0.1:{side.grpc_port}{METHOD}"],
+            check=True, capture_output=True, text=True, timeout=load.seconds + 60,
+        ).stdout  # fmt: skip
+        cpu_s = side.cpu_s() - before
+        if ", 0 started" not in out:
+            break
+    done, failed, errored = (int(re.search(rf"(\d+) {word}", out)[1]) for word in ("succeeded", "failed", "errored"))
+    # A call that fails ends without a message, and h2load looks at the status of HTTP alone.
+    answer_bytes = 4 * 10 * (rows if side.check else 1)
+    if not done or failed or errored or int(re.search(r"\((\d+)\) data", out)[1]) < done * answer_bytes:
+        raise RuntimeError(f"calls to {side.name} over gRPC failed: {out}")
+    times_us = [int(line.split("\t")[2]) for line in log.read_text().splitlines()]
+    cuts = statistics.quantiles(times_us, n=100)
     return {
-        "rate": 1e6 * result["requests"] / result["duration_us"],
-        "p50_us": result["p50_us"],
-        "p99_us": result["p99_us"],
-        "cpu_us": 1e6 * (server_cpu_s(side) - before) / max(1, result["requests"]),
+        "rate": done / load.seconds,
+        "p50_us": cuts[49],
+        "p99_us": cuts[98],
+        "cpu_us": 1e6 * cpu_s / max(1, done),
     }
 
 
+def measure(side, others, arguments, load):
+    """The runs of each way of asking and each cell."""
+    runs = {way: {cell: [] for cell in CELLS} for way in (JSON, BINARY, GRPC, *others)}
+    for _ in range(arguments.rounds):
+        for name, (rows, clients) in CELLS.items():
+            for way, kind in ((JSON, "json"), (BINARY, "binary")):
+                cell = Cell(f"{way}, {name}", kind, rows, clients)
+                runs[way][name].append(drive(side, cell, load.core, load.seconds, load.folder))
+            for way, asked in {GRPC: side, **others}.items():
+                runs[way][name].append(drive_grpc(asked, rows, clients, load))
+    return runs
+
+
+def verdicts(table):
+    key = "1 row, 64 clients"
+    shares = [(f"{key}: share of the rate over HTTP, JSON", table[GRPC][key]["rate"] / table[JSON][key]["rate"], GOAL)]
+    if TRITON in table:
+        shares += [
+            (f"{cell}: times Triton over gRPC", table[GRPC][cell]["rate"] / table[TRITON][cell]["rate"], TIMES_TRITON)
+            for cell in CELLS
+        ]
+    return [
+        {"what": what, "value": round(value, 3), "rule": f">= {bound}", "reached": value >= bound}
+        for what, value, bound in shares
+    ]
+
+
 def run(arguments, folder, log):
-    port = free_port()
-    side = known.ours(arguments.model_dir)
-    side.command += ["--grpc-port", str(port)]
-    load = Load(arguments.client_core, arguments.seconds, folder)
-    runs = {name: {f"{clients} clients": [] for clients in CLIENTS} for name in (JSON, BINARY, GRPC)}
-    side.start(arguments.model, arguments.server_core, log)
+    side, triton = known.ours(arguments.model_dir), known.peer("triton")
+    side.command += ["--grpc-port", "{grpc_port}"]
+    others = {} if triton is None else {TRITON: triton}
+    others |= {name: known.echo(name, *command) for name, command in ECHOES.items()}
     try:
-        parity(side, f"127.0.0.1:{port}", arguments.model)
-        for _ in range(arguments.rounds):
-            for clients in CLIENTS:
-                key = f"{clients} clients"
-                for name, kind in ((JSON, "json"), (BINARY, "binary")):
-                    cell = Cell(f"{name}, {clients}", kind, 1, clients)
-                    runs[name][key].append(drive(side, cell, load.core, load.seconds, folder))
-                runs[GRPC][key].append(drive_grpc(side, port, clients, load))
+        for each in (side, *others.values()):
+            each.start(arguments.model, arguments.server_core, log)
+            if each.check:
+                parity(each, arguments.model)
+        runs = measure(side, others, arguments, Load(arguments.client_core, arguments.seconds, folder))
     finally:
-        side.stop()
+        for each in (side, *others.values()):
+            each.stop()
     table = {name: {key: median(items) for key, items in row.items()} for name, row in runs.items()}
-    key = f"{CLIENTS[-1]} clients"
-    share = table[GRPC][key]["rate"] / table[JSON][key]["rate"]
     return {
         "benchmark": "grpc",
-        **about(),
+        **about((*PACKAGES, "grpcio", "protobuf")),
         "settings": {
             "server_cores": 1,
             "onnxruntime_threads": 1,
@@ -131,10 +169,8 @@ def run(arguments, folder, log):
             "seconds": arguments.seconds,
         },
         "median": table,
-        "must_reach": [
-            {"what": f"{key}: share of the rate over HTTP, JSON", "value": round(share, 3), "rule": f">= {GOAL}",
-             "reached": share >= GOAL}
-        ],
+        "must_reach": verdicts(table),
+        "left_out": {} if triton is not None else {"triton": "not installed: benchmarks/peers.sh installs it"},
         "rounds": runs,
     }  # fmt: skip
 
@@ -162,7 +198,7 @@ def main():
             report = run(arguments, folder, log)
     for name, row in report["median"].items():
         for key, found in row.items():
-            print(f"{name:22}{key:>12}: {found['rate']:>8,.0f}/s, p50 {found['p50_us']:,.0f} µs, "
+            print(f"{name:28}{key:>20}: {found['rate']:>8,.0f}/s, p50 {found['p50_us']:,.0f} µs, "
                   f"p99 {found['p99_us']:,.0f} µs, {found['cpu_us']:.0f} µs of processor time")  # fmt: skip
     print_rules(report)
     return conclude(report, arguments)

@@ -14,8 +14,9 @@ declare -A packages=(
   [mlserver]="mlserver==1.7.1"
   [bentoml]="bentoml==1.4.35"
   [rayserve]="ray[serve]==2.60.0"
+  [triton]="nvidia-pytriton==0.7.0" # tritonserver 2.51.0; its Python backend needs libpython of the same version
 )
-[ $# -gt 0 ] || set -- litserve mlserver bentoml rayserve
+[ $# -gt 0 ] || set -- triton litserve mlserver bentoml rayserve
 
 mkdir -p "$dir"
 # Nothing here needs torch; should a peer ask for it, it must not bring a build of several gigabytes.

@@ -61,7 +61,7 @@ BENCHMARKS = (
     Benchmark("architectures"),
     Benchmark("compress", ("--out", "benchmarks/results/compress.json"), quick=False),
     Benchmark("serving", needs=("wrk", "taskset")),
-    Benchmark("grpc", needs=("wrk", "taskset")),
+    Benchmark("grpc", needs=("wrk", "h2load", "taskset")),
     Benchmark("ablation", needs=("wrk", "taskset")),
     Benchmark("overload", needs=("wrk", "taskset")),
     Benchmark("reload", needs=("taskset",)),

@@ -42,13 +42,18 @@ class Gathering:
         self._alone = 0
         self._starts.append(start)
         loop = asyncio.get_running_loop()
-        loop.call_later(LOOK_S, self._look, 1, loop.time() + MOST_S)
+        loop.call_later(LOOK_S, self._wake, 1, loop.time() + MOST_S)
+
+    def _wake(self, seen: int, until: float) -> None:
+        """Look two turns later: a call that gRPC has handed over takes turns of the event loop to arrive here."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._look, seen, until)
 
     def _look(self, seen: int, until: float) -> None:
         """Start those that were gathered once no more come, or for too long."""
         loop, count = asyncio.get_running_loop(), len(self._starts)
         if count > seen and loop.time() < until:
-            loop.call_later(LOOK_S, self._look, count, until)
+            loop.call_later(LOOK_S, self._wake, count, until)
             return
         self._together = count > 1
         starts, self._starts = self._starts, []

@@ -17,6 +17,7 @@ COMMAND = {
     "export": "bench_export.py",
     "foreign": "bench_foreign.py",
     "gpu_export": "gpu/bench_export.py",
+    "grpc": "bench_grpc.py",
     "overload": "bench_overload.py",
     "recipe": "bench_recipe.py",
     "regression": "bench_regression.py --base cd4ac48",

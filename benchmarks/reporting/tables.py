@@ -24,7 +24,7 @@ from reporting.results import load, table
 _WHOLE_BITS = 32
 # that networks of one method are chosen for
 _BUDGETS_KB = {"digits": (15, 20, 30, 50, 90, 150, 300), "breast cancer": (1, 2, 5, 15, 30)}
-PEERS = ("mlserver", "litserve", "bentoml", "rayserve")
+PEERS = ("triton", "mlserver", "litserve", "bentoml", "rayserve")
 
 
 def percent(value: float) -> str:
@@ -324,6 +324,21 @@ def peers() -> str:
     return block("serving", make)
 
 
+def grpc() -> str:
+    """One row for each way of asking, and what had to be reached."""
+
+    def make(result: dict[str, Any]) -> str:
+        cells = list(next(iter(result["median"].values())))
+        rows = [
+            (name, *(f"{row[cell]['rate']:,.0f} ({row[cell]['cpu_us']:,.0f})" for cell in cells))
+            for name, row in result["median"].items()
+        ]
+        left = "".join(f"\n\nNot measured: {name} ({why})." for name, why in result["left_out"].items())
+        return table(("requests/s, one core (µs of it)", *cells), rows) + left + "\n\n" + rules(result)
+
+    return block("grpc", make)
+
+
 def public_way() -> str:
     """Starting from a trained weight: the public package's way beside ours."""
 
@@ -377,6 +392,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         overload,
         overload_clients,
         peers,
+        grpc,
         public_way,
         architectures,
         soak,

@@ -21,6 +21,13 @@ ROOT = HERE.parents[1]
 PEERS = Path(os.environ.get("PEERS_DIR", HERE.parent / ".peers"))
 JSON = {"Content-Type": "application/json"}
 OCTETS = "application/octet-stream"
+TRITON = {
+    "triton": {},
+    "triton-2-instances": {"TRITON_INSTANCES": "2"},
+    "triton-500-us": {"TRITON_QUEUE_DELAY_US": "500"},
+    "triton-8-threads": {"TRITON_HTTP_THREADS": "8"},
+}
+"""Its tunings: with what differs from the first."""
 
 
 def rows_json(x, text):
@@ -50,6 +57,10 @@ def read_list(_headers, body):
     return np.array(json.loads(body), np.float64)
 
 
+def read_floats(_headers, body):
+    return np.frombuffer(body, np.float32).reshape(-1, 10).astype(np.float64)
+
+
 def read_oip(headers, body):
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     item = json.loads(body[:length])["outputs"][0]
@@ -62,7 +73,7 @@ class Side:
     """One server.
 
     Attributes:
-        command: what starts it; ``{port}`` is filled in.
+        command: what starts it; ``{port}`` and ``{grpc_port}`` are filled in.
         make: a kind of cell ("json", "binary") to (path, encoder, decoder); what is missing is not measured.
         check: whether its answers are the model's.
         start_limit_s: how long it may take to start.
@@ -80,13 +91,14 @@ class Side:
     meanwhile: Callable[[], None] = lambda: None
     process: subprocess.Popen | None = None
     port: int = 0
+    grpc_port: int = 0
     ready_s: float = 0.0
 
     def start(self, model, core, log):
         """Start it on one core and wait until it answers; notes how long that took."""
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        values = {"port": str(self.port)}
+        with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_server(("127.0.0.1", 0)) as other:
+            self.port, self.grpc_port = probe.getsockname()[1], other.getsockname()[1]
+        values = {"port": str(self.port), "grpc_port": str(self.grpc_port)}
         environment = {
             **os.environ,
             "MODEL": str(model),
@@ -132,6 +144,18 @@ class Side:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return decode(answer.headers, answer.read())
 
+    def cpu_s(self):
+        """Processor seconds of all its processes that are alive."""
+        found = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+            except OSError:  # it has just ended
+                continue
+            if int(fields[3]) == self.process.pid:  # of its session
+                found += int(fields[11]) + int(fields[12])
+        return found / os.sysconf("SC_CLK_TCK")
+
     def stop(self):
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -171,19 +195,35 @@ def ours(model_dir, workers=1):
     )
 
 
-def uvicorn_side(name, target, environment=None, *, check=True):
+def uvicorn_side(name, target, environment=None, *, check=True, binary=False):
     command = [sys.executable, "-m", "uvicorn", target, "--port", "{port}", "--loop", "uvloop", "--http", "httptools"]
     make = {"json": ("/predict", rows_json, read_outputs)}
-    if not check:
-        make["binary"] = ("/", lambda x: ({"Content-Type": OCTETS}, x.tobytes()), read_outputs)
+    if binary:
+        make["binary"] = ("/", lambda x: ({"Content-Type": OCTETS}, x.tobytes()), read_floats)
     flags = ["--no-access-log", "--log-level", "error"]
     return Side(name, [*command, *flags], make, environment or {}, check=check)
 
 
+class Echo(Side):
+    """A gRPC service that answers a constant; it is ready when its port is open."""
+
+    def _answers(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.grpc_port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+def echo(name, *command):
+    return Echo(name, [sys.executable, *command, "{grpc_port}"], {}, check=False)
+
+
 def peer(name):
     """A peer that benchmarks/peers.sh installed, or None."""
-    python = PEERS / name / "bin" / "python"
-    if not (PEERS / name / "installed").exists():
+    installed = PEERS / ("triton" if name in TRITON else name)
+    python = installed / "bin" / "python"
+    if not (installed / "installed").exists():
         return None
     if name == "litserve":
         return Side(name, [str(python), "litserve_server.py"], {"json": ("/predict", rows_json, read_outputs)})
@@ -199,4 +239,11 @@ def peer(name):
         return Side(name, [str(python.parent / "mlserver"), "start", "."], make, environment, work)
     if name == "rayserve":
         return Side(name, [str(python), "rayserve_server.py"], {"json": ("/predict", rows_json, read_outputs)})
+    if name in TRITON:
+        command = [str(python), "triton_server.py", "{port}", "{grpc_port}", str(PEERS / f"{name}-run")]
+        make = {
+            "json": ("/v2/models/digits/infer", oip_json, read_oip),
+            "binary": ("/v2/models/digits/infer", oip_binary, read_oip),
+        }
+        return Side(name, command, make, TRITON[name], ready_path="/v2/health/ready")
     raise KeyError(name)
