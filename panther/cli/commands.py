@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from panther.cli import options
 from panther.cli.errors import errors_as_lines, fail, require
 
 _URL = "http://127.0.0.1:8000"
@@ -48,16 +49,12 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights, U and the order of rows.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if left out.")] = None,
     unit: Annotated[str | None, typer.Option(help="For the card: unit of the targets of a regression.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun each process takes its own GPU.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="Of the forward pass: float32, bfloat16 or float16.")] = "float32",
-    shard: Annotated[
-        bool, typer.Option("--shard", help="Under torchrun: share parameters and optimizer states out (FSDP2).")
-    ] = False,
-    checkpoints: Annotated[
-        Path | None, typer.Option(help="A folder for the state after each epoch; the same command goes on from it.")
-    ] = None,
+    device: options.Device = "cpu",
+    precision: options.Precision = "float32",
+    shard: options.Shard = False,
+    checkpoints: options.Checkpoints = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Save after so many steps too.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from --checkpoints, or start over.")] = True,
+    resume: options.Resume = True,
 ) -> None:
     """Train the tutorial's network, dense and sketched, side by side; export the sketched one.
 
@@ -70,7 +67,7 @@ def train(
     from panther.train.compare import RunOptions
 
     with errors_as_lines():
-        options = RunOptions(device, check_precision(precision), shard, checkpoints, checkpoint_every, resume)
+        how = RunOptions(device, check_precision(precision), shard, checkpoints, checkpoint_every, resume)
         run(
             data,
             to=to,
@@ -81,7 +78,7 @@ def train(
             seed=seed,
             threads=threads,
             console=Console(),
-            options=options,
+            options=how,
             unit=unit,
         )
 
@@ -163,7 +160,7 @@ def export(
             first, *rest = output or ["output"]
             read_as = kind or ("logits" if class_labels else None)
             outputs = [Output(first, kind=read_as, labels=class_labels, unit=unit), *map(Output, rest)]
-        options = ExportOptions(
+        export_options = ExportOptions(
             name=name,
             inputs=[Input(spec.name) for spec in specs],
             outputs=outputs,
@@ -181,7 +178,7 @@ def export(
                 description=description, license=license_name, authors=tuple(author or ()), preprocessing=preprocessing
             ),
         )
-        report = pipeline.run(module, list(examples.values()), to, options)
+        report = pipeline.run(module, list(examples.values()), to, export_options)
         print_inspection(inspect_file(report.path), Console())
 
 
@@ -241,6 +238,11 @@ def compress(
     memory: Annotated[
         str | None, typer.Option(help="For .safetensors: what calibration may take, as 8GB; half of what is free.")
     ] = None,
+    device: options.Device = "cpu",
+    precision: options.Precision = "float32",
+    shard: options.Shard = False,
+    checkpoints: options.Checkpoints = None,
+    resume: options.Resume = True,
 ) -> None:
     """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""
     require("torch", "safetensors", "onnx", "onnxscript", extra="train")
@@ -263,7 +265,7 @@ def compress(
                     calibration=calibration,
                     batch_size=batch_size,
                     skip=skip or (),
-                    distill_steps=distill,
+                    distill=sketch.Distillation(distill, device, precision, shard, checkpoints, resume),
                     memory=memory,
                     console=Console(),
                 )
