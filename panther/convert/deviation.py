@@ -92,7 +92,8 @@ class Reference:
                 entry[2] += nn.functional.cosine_similarity(reference, found, dim=-1).sum().item()
                 entry[3] += int(finite.any(dim=-1).sum())
         if shared:
-            sums = torch.tensor(processes.of_all(sums), dtype=torch.float64).sum(0).tolist()
+            of_all = processes.of_all(sums)
+            sums = [[sum(values) for values in zip(*entries, strict=True)] for entries in zip(*of_all, strict=True)]
         errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, rows in sums if rows]
         cosines = [cosine / rows for _, _, cosine, rows in sums if rows]
         return Deviation((sum(errors) / len(errors)) ** 0.5, sum(cosines) / len(cosines))

@@ -131,8 +131,8 @@ def add_up_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor
     """
     if world_size() == 1:
         return loss.detach()
-    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float32)
-    counts = torch.cat([loss.detach().float().reshape(1), used.to(loss.device)])
+    used = [float(parameter.grad is not None) for parameter in parameters]
+    counts = torch.tensor([loss.item(), *used], dtype=torch.float32, device=loss.device)
     dist.all_reduce(counts)
     needed = [p for p, count in zip(parameters, counts[1:].tolist(), strict=True) if count]
     kinds: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
