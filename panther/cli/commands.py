@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
+
+from panther.cli import options
+from panther.cli.errors import errors_as_lines, fail, require
 
 _URL = "http://127.0.0.1:8000"
 
@@ -49,16 +49,25 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the weights, U and the order of rows.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's choice if left out.")] = None,
     unit: Annotated[str | None, typer.Option(help="For the card: unit of the targets of a regression.")] = None,
+    device: options.Device = "cpu",
+    precision: options.Precision = "float32",
+    shard: options.Shard = False,
+    checkpoints: options.Checkpoints = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="Save after so many steps too.")] = None,
+    resume: options.Resume = True,
 ) -> None:
     """Train the tutorial's network, dense and sketched, side by side; export the sketched one.
 
     Prints what each costs and how well it does on held-out rows, and writes NAME/<next version>/model.onnx.
     """
-    _require("torch", "onnx", "onnxscript", "sklearn", extra="train")
-    _require("onnxruntime", extra="cpu")
+    require("torch", "onnx", "onnxscript", "sklearn", extra="train")
+    require("onnxruntime", extra="cpu")
     from panther.cli.train import run
+    from panther.runs.precision import check_precision
+    from panther.train.compare import RunOptions
 
-    with _errors_as_lines():
+    with errors_as_lines():
+        how = RunOptions(device, check_precision(precision), shard, checkpoints, checkpoint_every, resume)
         run(
             data,
             to=to,
@@ -69,6 +78,7 @@ def train(
             seed=seed,
             threads=threads,
             console=Console(),
+            options=how,
             unit=unit,
         )
 
@@ -133,14 +143,14 @@ def export(
     ] = None,
 ) -> None:
     """Export a model to ONNX, proven against torch, into a repository that the server reads."""
-    _require("torch", "onnx", "onnxscript", extra="train")
-    _require("onnxruntime", extra="cpu")
+    require("torch", "onnx", "onnxscript", extra="train")
+    require("onnxruntime", extra="cpu")
     from panther.cli.export import InputSpec, example_tensors, load_model
     from panther.export import Input, Output, pipeline
     from panther.export.inspection import inspect_file, print_inspection
     from panther.export.options import About, ExportOptions
 
-    with _errors_as_lines():
+    with errors_as_lines():
         specs = [InputSpec.parse(text) for text in inputs]
         module = load_model(model, checkpoint)
         examples = example_tensors(specs, data)
@@ -150,7 +160,7 @@ def export(
             first, *rest = output or ["output"]
             read_as = kind or ("logits" if class_labels else None)
             outputs = [Output(first, kind=read_as, labels=class_labels, unit=unit), *map(Output, rest)]
-        options = ExportOptions(
+        export_options = ExportOptions(
             name=name,
             inputs=[Input(spec.name) for spec in specs],
             outputs=outputs,
@@ -168,7 +178,7 @@ def export(
                 description=description, license=license_name, authors=tuple(author or ()), preprocessing=preprocessing
             ),
         )
-        report = pipeline.run(module, list(examples.values()), to, options)
+        report = pipeline.run(module, list(examples.values()), to, export_options)
         print_inspection(inspect_file(report.path), Console())
 
 
@@ -229,16 +239,21 @@ def compress(
         str | None,
         typer.Option(help="For .safetensors: memory of calibration, such as 8GB; half of the free memory if left out."),
     ] = None,
+    device: options.Device = "cpu",
+    precision: options.Precision = "float32",
+    shard: options.Shard = False,
+    checkpoints: options.Checkpoints = None,
+    resume: options.Resume = True,
 ) -> None:
     """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""
-    _require("torch", "safetensors", "onnx", "onnxscript", extra="train")
+    require("torch", "safetensors", "onnx", "onnxscript", extra="train")
     from panther.cli import budget, sketch
     from panther.cli.export import load_model
     from panther.convert import ConversionError
 
     for_sketch = ratio is not None or distill is not None or memory is not None or out.suffix == ".safetensors"
     chosen = {"speedup": speedup, "metric": metric, "at-least": at_least, "name": name, "kind": kind, "curve": curve}
-    with _errors_as_lines():
+    with errors_as_lines():
         try:
             if for_sketch:
                 budget.refuse(out, chosen)
@@ -251,12 +266,12 @@ def compress(
                     calibration=calibration,
                     batch_size=batch_size,
                     skip=skip or (),
-                    distill_steps=distill,
+                    distill=sketch.Distillation(distill, device, precision, shard, checkpoints, resume),
                     memory=memory,
                     console=Console(),
                 )
             else:
-                _require("onnxruntime", extra="cpu")
+                require("onnxruntime", extra="cpu")
                 wanted = budget.Wanted(
                     max_bytes, max_error, speedup, metric, at_least, tuple(kind or ()), tuple(skip or ())
                 )
@@ -264,7 +279,7 @@ def compress(
                 files = budget.Files(out, calibration, curve, name if name is not None else model.partition(":")[0])
                 budget.run(load_model(model, checkpoint), wanted, measured, files, Console())
         except ConversionError as error:
-            _fail(str(error))
+            fail(str(error))
 
 
 @app.command()
@@ -273,12 +288,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a model file: card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
-    _require("onnx", extra="inspect")
+    require("onnx", extra="inspect")
     import json
 
     from panther.export.inspection import inspect_file, print_inspection
 
-    with _errors_as_lines():
+    with errors_as_lines():
         inspection = inspect_file(file)
         if as_json:
             typer.echo(json.dumps(inspection, indent=2, ensure_ascii=False))
@@ -307,14 +322,14 @@ def predict(
     ] = None,
 ) -> None:
     """Send the rows of a file to a server and print the predictions."""
-    _require("httpx", extra="client")
+    require("httpx", extra="client")
     from panther_client.command import CommandError, run
 
     is_url = what.startswith(("http://", "https://"))
     if is_url and rows is None:
-        _fail(f"{what} needs the rows: --input FILE")
+        fail(f"{what} needs the rows: --input FILE")
     if rows is not None and not is_url:
-        _fail(f"FILE ({what}) and --input ({rows}) are two files; give one")
+        fail(f"FILE ({what}) and --input ({rows}) are two files; give one")
     try:
         run(
             what if is_url else url or _URL,
@@ -328,7 +343,7 @@ def predict(
             console=Console(),
         )
     except CommandError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command(
@@ -342,10 +357,10 @@ def serve(context: typer.Context) -> None:
 
     folder = server.folder()
     if folder is None:
-        _fail("the server is not part of this installation; install a wheel of panther-sketch, or serve by its image")
-    _require("fastapi", "uvicorn", extra="cpu")
+        fail("the server is not part of this installation; install a wheel of panther-sketch, or serve by its image")
+    require("fastapi", "uvicorn", extra="cpu")
     if importlib.util.find_spec("onnxruntime") is None:
-        _fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
+        fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
     os.environ["_PANTHER_PROGRAM"] = "panther serve"
     os.environ["PYTHONPATH"] = server.python_path(folder)
     # -P: a folder 'app' where the command is called is not the server.
@@ -362,36 +377,13 @@ def sample(
     try:
         example = server.copy_sample(to)
     except OSError as error:
-        _fail(f"{error.filename or to}: {error.strerror}")
+        fail(f"{error.filename or to}: {error.strerror}")
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     console = Console()
     console.print(f"wrote {to / 'digits'} and {example}; serve and ask it:", soft_wrap=True)
     console.print(f"  panther serve --model-dir {to}", soft_wrap=True)
     console.print(f"  curl -s localhost:8000/predict -d @{example}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _errors_as_lines() -> Iterator[None]:
-    """Print errors that users can fix as one line, without a traceback."""
-    from panther.export.errors import ExportError
-
-    try:
-        yield
-    except (ExportError, ValueError) as error:
-        _fail(str(error))
-
-
-def _require(*modules: str, extra: str) -> None:
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        _fail(f"{', '.join(missing)} {verb} not installed; install the extra: pip install 'panther-sketch[{extra}]'")
-
-
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    raise typer.Exit(1)
 
 
 def main() -> None:

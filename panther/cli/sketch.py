@@ -6,7 +6,9 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,20 @@ from panther.checkpoint import CheckpointError
 from panther.convert.api import sketch_
 from panther.convert.distill import DistillResult, distill_
 from panther.convert.errors import ConversionError
-from panther.convert.gradual import sketch_and_distill
+from panther.convert.gradual import of_first, sketch_and_distill
+from panther.runs.processes import check_device, process_group
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Options of the training after a conversion, see `panther.distill_`; none where steps is None."""
+
+    steps: int | None = None
+    device: str = "cpu"
+    precision: str = "float32"
+    shard: bool = False
+    checkpoints: Path | None = None
+    resume: bool = True
 
 
 def run(
@@ -32,52 +47,69 @@ def run(
     calibration: Path | None,
     batch_size: int,
     skip: Sequence[str],
-    distill_steps: int | None,
+    distill: Distillation,
     memory: str | None,
     console: Console,
 ) -> None:
     """Convert a model, train it where asked to, write its weights, and print the report.
 
+    Under ``torchrun`` the processes train together; the first one alone prints and writes.
+
     Raises:
         ConversionError: a file can't be read or written, or the model can't be converted.
-        ValueError: the budget or another argument is out of range.
+        ValueError: the budget or another argument is out of range, or a state of the training is of another run.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"out ({out}) must end in .safetensors")
-    if distill_steps is not None and calibration is None:
+    if distill.steps is not None and calibration is None:
         raise ValueError("distillation needs inputs; give --calibration")
+    check_device(distill.device)
     batches = None if calibration is None else load_batches(calibration, model, batch_size)
+    with process_group() as rank:
+        if rank > 0:
+            console = Console(quiet=True)
+        try:
+            made = _convert(
+                model.to(distill.device), batches, distill, console, skip=skip, ratio=ratio, max_bytes=max_bytes,
+                max_error=max_error, memory=memory,
+            )  # fmt: skip
+        except (RuntimeError, TypeError, IndexError) as error:
+            # of the model's own forward
+            raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
+        if rank > 0:
+            return
     try:
-        if distill_steps is not None and ratio is not None:
-            made = sketch_and_distill(model, batches, ratio=ratio, steps=distill_steps, skip=skip)
-            model = made.model
-            console.print(made.report)
-            for stage in made.stages:
-                console.print(f"ratio {stage.ratio:g}, {_gain(stage.distillation)}")
-        else:
-            teacher = copy.deepcopy(model) if distill_steps is not None else None
-            with progress_bar(console) as show:
-                report = sketch_(
-                    model,
-                    ratio=ratio,
-                    max_bytes=max_bytes,
-                    max_error=max_error,
-                    calibration=batches,
-                    skip=skip,
-                    memory=memory,
-                    on_step=show,
-                )
-            console.print(report)
-            if teacher is not None and report.replaced:
-                console.print(_gain(distill_(model, teacher, batches, steps=distill_steps or 1)))
-    except (RuntimeError, TypeError, IndexError) as error:
-        # of the model's own forward
-        raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
-    try:
-        size = panther.save(model, out)
+        size = panther.save(made, out)
     except CheckpointError as error:
         raise ConversionError(str(error)) from error
     console.print(f"wrote {out} ({size:,} bytes)", soft_wrap=True)
+
+
+def _convert(
+    model: nn.Module, batches: Any, distill: Distillation, console: Console, *, ratio: float | None, **options: Any
+) -> nn.Module:
+    """The converted model, trained where asked to; prints the reports."""
+    how: dict[str, Any] = {
+        "precision": distill.precision,
+        "shard": distill.shard,
+        "checkpoints": distill.checkpoints,
+        "resume": distill.resume,
+    }
+    if distill.steps is not None and ratio is not None:
+        made = sketch_and_distill(model, batches, ratio=ratio, steps=distill.steps, skip=options["skip"], **how)
+        console.print(made.report)
+        for stage in made.stages:
+            console.print(f"ratio {stage.ratio:g}, {_gain(stage.distillation)}")
+        return made.model
+    teacher = copy.deepcopy(model) if distill.steps is not None else None
+    with progress_bar(console) as show:
+        report = sketch_(model, ratio=ratio, calibration=batches, on_step=show, **options)
+    if teacher is not None:
+        model, report = of_first(model, report, teacher)
+    console.print(report)
+    if teacher is not None and report.replaced:
+        console.print(_gain(distill_(model, teacher, batches, steps=distill.steps or 1, **how)))
+    return model
 
 
 def _gain(result: DistillResult) -> str:

@@ -12,10 +12,10 @@ from rich.table import Table
 from panther.counting import ParameterCount
 from panther.export import Column, ExportReport, Input, Output, Training, export_onnx
 from panther.export.publish.repository import check_name
-from panther.train.compare import Comparison, train_side_by_side
+from panther.runs.processes import check_device, process_group
+from panther.train.compare import Comparison, RunOptions, train_side_by_side
 from panther.train.data import Dataset, load_digits, load_npz
-from panther.train.distributed import process_group
-from panther.train.loop import EpochResult
+from panther.train.state import EpochResult
 
 
 def run(
@@ -29,21 +29,23 @@ def run(
     seed: int,
     threads: int | None,
     console: Console,
-    checkpoints: Path | None = None,
+    options: RunOptions | None = None,
     unit: str | None = None,
 ) -> tuple[Comparison, ExportReport | None]:
     """Train both networks, print their costs and scores, export the sketched one.
 
     Under ``torchrun`` the processes train together; the first one alone prints and exports, and the others' report is
     None.
-    With a folder for checkpoints a run that was killed goes on where it was. The unit is that of the targets of a
-    regression.
+    The unit is that of the targets of a regression.
 
     Raises:
-        ValueError: the name or the data is wrong, or a unit is given and the data is no regression.
+        ValueError: the name or the data is wrong, a unit is given and the data is no regression, the device is not
+            available, or checkpoints are of another run.
         ExportError: the file did not compute what the network does, or could not be written.
     """
     check_name(name)
+    options = options if options is not None else RunOptions()
+    check_device(options.device)
     if threads is not None:
         torch.set_num_threads(threads)
     with process_group() as rank:
@@ -70,7 +72,7 @@ def run(
                 seed=seed,
                 standardise=data is not None,
                 on_epoch=on_epoch,
-                checkpoints=checkpoints,
+                run=options,
             )
         if rank > 0:
             return comparison, None

@@ -1,6 +1,6 @@
 """The options of convolutions: float, weights stored in 8 bits, low rank, and low rank in 8 bits.
 
-See docs/decisions/0090-convolutions-in-8-bits.md.
+See docs/decisions/0089-convolutions-in-8-bits.md.
 """
 
 from __future__ import annotations

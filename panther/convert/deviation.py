@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from panther.convert.forward import Forward, call, outputs_of
+from panther.runs import processes
 
 # of the original's outputs kept for the comparison
 _MOST_BYTES = 2**28
@@ -66,25 +67,35 @@ class Reference:
         """Whether all of the original's outputs could be compared."""
         return all(bool(y.isfinite().all()) for _, outputs in self._batches for y in outputs)
 
-    def deviation(self, model: nn.Module) -> Deviation:
-        """Compare the outputs of a model for the same batches."""
-        return self.deviation_of(lambda batch: call(model, batch, self._forward))
+    @property
+    def norm(self) -> float:
+        """The norm of the original's finite outputs, by which another original is recognized."""
+        squares = [y.double().where(y.isfinite(), 0.0).square().sum() for _, outputs in self._batches for y in outputs]
+        return math.sqrt(sum(square.item() for square in squares))
 
-    def deviation_of(self, run: Callable[[Any], Any]) -> Deviation:
+    def deviation(self, model: nn.Module, *, shared: bool = False) -> Deviation:
+        """Compare the outputs of a model for the same batches; several processes can share these."""
+        return self.deviation_of(lambda batch: call(model, batch, self._forward), shared=shared)
+
+    def deviation_of(self, run: Callable[[Any], Any], *, shared: bool = False) -> Deviation:
         """Compare the outputs for each batch that anything returns, as a model would."""
-        sums: dict[int, list[float]] = {}
-        for batch, expected in self._batches:
-            for i, (y, y_hat) in enumerate(zip(expected, _rows(run, batch), strict=True)):
+        sums = [[0.0] * 4 for _ in range(max(len(outputs) for _, outputs in self._batches))]
+        for number, (batch, expected) in enumerate(self._batches):
+            if shared and number % processes.world_size() != processes.rank():
+                continue
+            for entry, y, y_hat in zip(sums, expected, _rows(run, batch), strict=False):
                 finite = y.isfinite()
                 reference, found = y.double().where(finite, 0.0), y_hat.double().where(finite, 0.0)
-                entry = sums.setdefault(i, [0.0, 0.0, 0.0, 0.0])
                 # a model that overflows is further off than any other, also beside a NaN
                 entry[0] += (reference - found).nan_to_num(nan=math.inf, posinf=math.inf).square().sum().item()
                 entry[1] += reference.square().sum().item()
                 entry[2] += nn.functional.cosine_similarity(reference, found, dim=-1).sum().item()
                 entry[3] += int(finite.any(dim=-1).sum())
-        errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, rows in sums.values() if rows]
-        cosines = [cosine / rows for _, _, cosine, rows in sums.values() if rows]
+        if shared:
+            of_all = processes.of_all(sums)
+            sums = [[sum(values) for values in zip(*entries, strict=True)] for entries in zip(*of_all, strict=True)]
+        errors = [lost / max(total, torch.finfo(torch.float64).tiny) for lost, total, _, rows in sums if rows]
+        cosines = [cosine / rows for _, _, cosine, rows in sums if rows]
         return Deviation((sum(errors) / len(errors)) ** 0.5, sum(cosines) / len(cosines))
 
 

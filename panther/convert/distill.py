@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from panther.convert.deviation import Reference
+from panther.convert.deviation import Deviation, Reference
 from panther.convert.errors import ConversionError
-from panther.convert.fast_path import observing
-from panther.convert.forward import (
-    Forward,
-    batches_of,
-    call,
-    check_batches,
-    check_differentiable,
-    evaluating,
-    outputs_of,
-)
+from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
+from panther.convert.matching import Matching
+from panther.convert.shares import check_same, rows_are_independent
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
+from panther.runs import processes, sharding
+from panther.runs.checkpoint import Run
+from panther.runs.precision import Precision, check_precision, loss_scaler
 
-# of what the teacher put out, kept so that it need not run again
-_MOST_BYTES = 2**30
 _LEAST_FOR_VALIDATION = 4
 
 
@@ -60,11 +57,6 @@ class DistillResult:
 Train = Literal["all", "sketched"]
 
 
-class _Targets(NamedTuple):
-    outputs: list[tuple[Tensor, Tensor | None]]
-    hidden: dict[str, Tensor]
-
-
 @torch.inference_mode(mode=False)
 @torch.enable_grad()
 def distill_(
@@ -79,6 +71,10 @@ def distill_(
     validation: Any = None,
     patience: int = 5,
     forward: Forward | None = None,
+    precision: Precision = "float32",
+    checkpoints: str | Path | None = None,
+    resume: bool = True,
+    shard: bool = False,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> DistillResult:
@@ -90,6 +86,10 @@ def distill_(
     states: Romero et al., "FitNets", 2015.) Both models run in eval mode, so that dropout and batch statistics play no
     part. The best state on the validation batches is kept; on an error, the student is as it was. A few thousand inputs
     and steps do far better than a few hundred; `sketch_and_distill` sketches and trains in stages.
+
+    Under ``torchrun``, within `panther.train.process_group`, the processes train together: all are given the same
+    batches, each takes its rows of every batch, and the gradients are those of the whole batch. Batches whose rows
+    can't be told apart, or depend on each other, are computed whole by each.
 
     Args:
         student: a model converted by `panther.sketch_`.
@@ -104,14 +104,22 @@ def distill_(
         validation: inputs to measure on; an eighth of the batches is kept out for it when None, of 4 or more.
         patience: stop after this many measurements, 20 in a full run, without a gain.
         forward: (model, batch) → outputs, where the models are to be called in another way.
+        precision: of the student's forward pass, by autocast; parameters, the loss, the teacher and the measurements
+            keep their own. float16 scales the loss.
+        checkpoints: a folder, one that all processes see, in which the state is saved at each measurement, and from
+            which the same call goes on after a kill, bit for bit on the CPU.
+        resume: go on from the state in the folder; False starts over.
+        shard: under ``torchrun``, train a copy of the student whose parameters, gradients and optimizer states are
+            shared out over the processes (FSDP2).
         generator: of the order of batches, on the CPU; a fixed seed when None.
         progress: show a progress bar on the terminal.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the state in the folder is damaged or of another run.
         ConversionError: the student has no sketched layer, the loader no batch, or the loss is not finite.
     """
     _check(steps, lr, hidden_weight, train, patience)
+    check_precision(precision)
     parameters = _trained(student, train)
     if not parameters:
         raise ConversionError("student has no sketched layer to train; convert it with panther.sketch_ first")
@@ -119,17 +127,31 @@ def distill_(
     started = time.perf_counter()
     training, held_out = _split(batches_of(loader, "loader"), validation)
     check_batches((*training, *held_out), student, forward, "loader")
-    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    check_same([*training, *held_out])
+    processes.take_from_first([*student.parameters(), *student.buffers()])
+    settings = {"steps": steps, "lr": lr, "hidden_weight": hidden_weight, "train": train, "patience": patience}
+    sizes = {"precision": precision, "shard": shard, "batches": len(training), "held_out_batches": len(held_out)}
     names = _hidden_names(student, teacher) if hidden_weight else []
     initial = [parameter.detach().clone() for parameter in parameters]
     trained = [parameter.requires_grad for parameter in parameters]
     try:
-        with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as advance:
+        with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as bar:
             reference = Reference(teacher, held_out or training, forward)
             if not reference.has_outputs:
                 raise ConversionError("the teacher put out no finite floating-point numbers to learn from")
-            run = _Run(student, teacher, training, names, hidden_weight, forward)
-            result = _train(run, parameters, reference, steps, lr, patience, generator, advance)
+            by_rows = rows_are_independent(teacher, training[0], forward)
+            if processes.world_size() > 1 and not by_rows:
+                warnings.warn(
+                    "rows of the batches can't be shared out; each process computes all of them", stacklevel=2
+                )
+            learner, learnt = _sharded(student, train) if shard else (student, parameters)
+            matching = Matching(learner, teacher, training, names, hidden_weight, forward, precision, by_rows=by_rows)
+            run = _run(learner, parameters, learnt, settings | sizes, generator)
+            training_run = _Training(run, matching, learnt, reference, bar)
+            state = training_run.train(None if checkpoints is None else Path(checkpoints), resume=resume)
+            with torch.no_grad():
+                for parameter, best in zip(parameters, run.kept.values(), strict=True):
+                    parameter.copy_(sharding.full(best))
     except BaseException:
         with torch.no_grad():
             for parameter, value in zip(parameters, initial, strict=True):
@@ -139,7 +161,16 @@ def distill_(
         for parameter, flag in zip(parameters, trained, strict=True):
             parameter.grad = None
             parameter.requires_grad_(flag)
-    return DistillResult(*result, held_out=bool(held_out), seconds=time.perf_counter() - started)
+    return DistillResult(
+        steps=state.step,
+        best_step=state.best_step,
+        error_before=state.before.error,
+        error=state.best.error,
+        cosine_before=state.before.cosine,
+        cosine=state.best.cosine,
+        held_out=bool(held_out),
+        seconds=state.seconds + time.perf_counter() - started,
+    )
 
 
 def _check(steps: int, lr: float, hidden_weight: float, train: str, patience: int) -> None:
@@ -155,101 +186,154 @@ def _check(steps: int, lr: float, hidden_weight: float, train: str, patience: in
         raise ValueError(f"patience ({patience}) must be at least 1")
 
 
-class _Run:
-    """A loss for each batch, with what the teacher said of it kept where memory allows."""
+@dataclass
+class _State:
+    """How far a distillation is.
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        batches: Sequence[Any],
-        names: Sequence[str],
-        hidden_weight: float,
-        forward: Forward | None,
-    ) -> None:
-        self.student, self._teacher, self.batches = student, teacher, batches
-        self._names, self._hidden_weight, self._forward = names, hidden_weight, forward
-        self._kept: dict[int, _Targets] = {}
-        self._kept_bytes = 0
+    Attributes:
+        before, best: the deviation at the start, and the smallest so far.
+        step, best_step: steps that were taken, until now and until then.
+        waited: measurements since then.
+        order: batches that are left of this pass, the next one last.
+        seconds: that runs before this one took.
+    """
 
-    def loss(self, index: int) -> Tensor:
-        """The student's loss on one batch, differentiable."""
-        batch = self.batches[index]
-        targets = self._targets(index)
-        hidden: dict[str, Tensor] = {}
-        with observing(self.student), _recording(self.student, self._names, hidden):
-            outputs = outputs_of(call(self.student, batch, self._forward), batch)
-        losses = [_relative(y, y_hat, mask) for (y, mask), (y_hat, _) in zip(targets.outputs, outputs, strict=True)]
-        loss = torch.stack(losses).mean()
-        mask = _mask_of(batch)
-        found = [_relative(targets.hidden[name], hidden[name], mask) for name in targets.hidden if name in hidden]
-        return loss + self._hidden_weight * torch.stack(found).mean() if found else loss
-
-    def _targets(self, index: int) -> _Targets:
-        if index in self._kept:
-            return self._kept[index]
-        batch = self.batches[index]
-        hidden: dict[str, Tensor] = {}
-        device = next(self.student.parameters()).device
-        with torch.no_grad(), observing(self._teacher), _recording(self._teacher, self._names, hidden):
-            outputs = outputs_of(call(self._teacher, batch, self._forward), batch)
-        targets = _Targets(
-            [(y.to(device), None if mask is None else mask.to(device)) for y, mask in outputs],
-            {name: value.to(device) for name, value in hidden.items()},
-        )
-        size = sum(t.numel() * t.element_size() for t in (*(y for y, _ in targets.outputs), *targets.hidden.values()))
-        if self._kept_bytes + size <= _MOST_BYTES:
-            self._kept[index] = targets
-            self._kept_bytes += size
-        return targets
+    before: Deviation
+    best: Deviation
+    step: int = 0
+    best_step: int = 0
+    waited: int = 0
+    order: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-def _train(
-    run: _Run,
-    parameters: Sequence[nn.Parameter],
-    reference: Reference,
-    steps: int,
-    lr: float,
-    patience: int,
-    generator: torch.Generator,
-    advance: Callable[[float], None],
-) -> tuple[int, int, float, float, float, float]:
-    """Returns steps, best_step, error_before, error, cosine_before and cosine."""
-    before = reference.deviation(run.student)
-    best, best_step, waited = before, 0, 0
-    best_values = [parameter.detach().clone() for parameter in parameters]
-    groups = [{"params": [parameter], "lr": lr * max(_rms(parameter), 1e-4)} for parameter in parameters]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    every = max(1, steps // 20)
-    order: list[int] = []
-    step = 0
-    for step in range(1, steps + 1):
-        if not order:
-            order = torch.randperm(len(run.batches), generator=generator, device=generator.device).tolist()
-        for parameter in parameters:
+@dataclass(frozen=True)
+class _Training:
+    """The steps of a distillation.
+
+    Attributes:
+        run: what a step changes; its kept tensors are the best values of the parameters.
+        matching: the loss.
+        parameters: that learn.
+        reference: what is measured.
+        bar: takes the number of steps that were done, and the loss.
+    """
+
+    run: Run
+    matching: Matching
+    parameters: Sequence[nn.Parameter]
+    reference: Reference
+    bar: Callable[[int, float], None]
+
+    def train(self, folder: Path | None, *, resume: bool) -> _State:
+        """Train to the end, or until there is no gain, from the state in the folder where there is one."""
+        steps, patience = self.run.plan["steps"], self.run.plan["patience"]
+        every = max(1, steps // 20)
+        started = time.perf_counter()
+        state = self._start(folder, resume=resume)
+        self.bar(state.step, math.nan)
+        while state.step < steps and state.waited < patience:
+            state.step += 1
+            loss = self._step(state)
+            self.bar(state.step, loss)
+            if state.step % every == 0 or state.step == steps:
+                found = self._measure()
+                state.waited += 1
+                if found.error < state.best.error:
+                    state.best, state.best_step, state.waited = found, state.step, 0
+                    with torch.no_grad():
+                        for kept, parameter in zip(self.run.kept.values(), self.parameters, strict=True):
+                            kept.copy_(parameter)
+                if folder is not None:
+                    seconds = state.seconds + time.perf_counter() - started
+                    values = {"before": tuple(state.before), "best": tuple(state.best), "seconds": seconds}
+                    self.run.save(folder, {**vars(state), **values, "norm": self.reference.norm})
+        return state
+
+    def _start(self, folder: Path | None, *, resume: bool) -> _State:
+        if folder is not None and not resume:
+            self.run.clear(folder)
+        values = self.run.restore(folder) if folder is not None and resume else None
+        if values is None:
+            before = self._measure()
+            return _State(before, before)
+        norm = values.pop("norm")
+        if not math.isclose(norm, self.reference.norm, rel_tol=1e-2):
+            raise ValueError(
+                f"{folder} is of a run with another teacher or other inputs: the norm of the outputs is {norm:.4g} "
+                f"there, and {self.reference.norm:.4g} in this run. Take another folder, or delete it"
+            )
+        return _State(Deviation(*values.pop("before")), Deviation(*values.pop("best")), **values)
+
+    def _step(self, state: _State) -> float:
+        run = self.run
+        if not state.order:
+            count, generator = len(self.matching.batches), run.generators[0]
+            order = torch.randperm(count, generator=generator, device=generator.device).tolist()
+            state.order = processes.of_first(order)
+        for parameter in self.parameters:
             parameter.requires_grad_(True)  # noqa: FBT003
-        loss = run.loss(order.pop())
-        if not bool(torch.isfinite(loss)):
-            raise ConversionError(f"the loss became {loss.item()} at step {step}; try a smaller lr than {lr}")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        scheduler.step()
-        advance(loss.item())
-        if step % every == 0 or step == steps:
-            found = reference.deviation(run.student)
-            waited += 1
-            if found.error < best.error:
-                best, best_step, waited = found, step, 0
-                best_values = [parameter.detach().clone() for parameter in parameters]
-            if waited >= patience:
-                break
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best_values, strict=True):
-            parameter.copy_(value)
-    return step, best_step, before.error, best.error, before.cosine, best.cosine
+        run.optimizer.zero_grad()
+        loss = self.matching.loss(state.order.pop())
+        if run.sharded:
+            # whose gradients are averaged over the processes, not added up
+            run.scaler.scale(loss * processes.world_size()).backward()  # type: ignore[no-untyped-call]
+            (total,) = processes.add_up(loss.item(), device=loss.device)
+        else:
+            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total = processes.add_up_gradients(self.parameters, loss).item()
+        if not math.isfinite(total):
+            raise ConversionError(
+                f"the loss became {total} at step {state.step}; try a smaller lr than {run.plan['lr']}"
+            )
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.schedule.step()
+        return total
+
+    def _measure(self) -> Deviation:
+        # sharded parameters are gathered by all processes together, for the same batch
+        found = self.reference.deviation(self.run.model, shared=not self.run.sharded)
+        sharding.reshard_(self.run.model)
+        return Deviation(*processes.of_first(tuple(found)))
+
+
+def _run(
+    learner: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    learnt: Sequence[nn.Parameter],
+    plan: dict[str, Any],
+    generator: torch.Generator | None,
+) -> Run:
+    """Adam with a rate for each parameter of the student, of which the learner's may be shares."""
+    steps = plan["steps"]
+    groups = [
+        {"params": [share], "lr": plan["lr"] * max(_rms(parameter), 1e-4)}
+        for parameter, share in zip(parameters, learnt, strict=True)
+    ]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return Run(
+        model=learner,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=loss_scaler(plan["precision"], parameters[0].device),
+        generators=[generator if generator is not None else torch.Generator().manual_seed(0)],
+        plan=plan,
+        sharded=plan["shard"],
+        kept={str(number): parameter.detach().clone() for number, parameter in enumerate(learnt)},
+    )
+
+
+def _sharded(student: nn.Module, train: Train) -> tuple[nn.Module, list[nn.Parameter]]:
+    """A copy of which each process holds a share, and what of it learns."""
+    learner = copy.deepcopy(student)
+    for parameter in _trained(learner, train):
+        parameter.requires_grad_(True)  # noqa: FBT003
+    sharding.shard_(learner)
+    return learner, _trained(learner, train)
 
 
 def _rms(parameter: Tensor) -> float:
@@ -304,45 +388,8 @@ def _hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def _recording(model: nn.Module, names: Sequence[str], into: dict[str, Tensor]) -> Iterator[None]:
-    """Keep the first floating-point tensor in the output of each of these modules."""
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, out: Any) -> None:
-            tensors = outputs_of(out)
-            if tensors:
-                into[name] = tensors[0][0]
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _mask_of(batch: Any) -> Tensor | None:
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def _relative(y: Tensor, y_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """‖y - ŷ‖² / ‖y‖² in float32, over the rows that count where y is not infinite."""
-    if mask is not None and y.dim() > 2 and y.shape[:2] == mask.shape:
-        mask = mask.to(y.device)
-        y, y_hat = y[mask], y_hat[mask]
-    y, y_hat = y.float(), y_hat.float()
-    infinite = y.isinf()
-    if bool(infinite.any()):
-        y, y_hat = y[~infinite], y_hat[~infinite]
-    return (y - y_hat).square().sum() / y.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
-
-
-@contextlib.contextmanager
-def _bar(steps: int, *, shown: bool) -> Iterator[Callable[[float], None]]:
+def _bar(steps: int, *, shown: bool) -> Iterator[Callable[[int, float], None]]:
     columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.5f}"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown) as bar:
+    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown or processes.rank() > 0) as bar:
         task = bar.add_task("", total=steps, loss=math.nan)
-        yield lambda loss: bar.update(task, advance=1, loss=loss)
+        yield lambda step, loss: bar.update(task, completed=step, loss=loss)

@@ -46,7 +46,7 @@ def check_batches(batches: Iterable[Any], model: nn.Module, forward: Forward | N
     """
     for number, batch in enumerate(batches):
         at = f"{argument}: batch {number} ({described(batch)})"
-        tensors = list(_tensors(batch))
+        tensors = list(tensors_of(batch))
         if tensors and all(tensor.dim() > 0 and tensor.shape[0] == 0 for tensor in tensors):
             raise ConversionError(f"{at} is empty: it has no rows")
         if forward is not None:
@@ -146,7 +146,7 @@ def outputs_of(result: Any, batch: Any = None) -> list[tuple[Tensor, Tensor | No
     """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     found = []
-    for tensor in _tensors(result):
+    for tensor in tensors_of(result):
         if tensor.is_floating_point() and tensor.dim() > 0:
             of_rows = isinstance(mask, Tensor) and tensor.dim() > mask.dim() == 2 and tensor.shape[:2] == mask.shape
             found.append((tensor, mask.to(tensor.device).bool() if mask is not None and of_rows else None))
@@ -227,12 +227,13 @@ def _moved(batch: Any, device: torch.device | None) -> Any:
     return batch
 
 
-def _tensors(result: Any) -> Iterator[Tensor]:
+def tensors_of(result: Any) -> Iterator[Tensor]:
+    """Tensors in a batch or a result, within dicts, tuples and lists too."""
     if isinstance(result, Tensor):
         yield result
     elif isinstance(result, Mapping):
         for value in result.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(result, tuple | list):
         for value in result:
-            yield from _tensors(value)
+            yield from tensors_of(value)

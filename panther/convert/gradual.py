@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +19,12 @@ from panther.convert.distill import DistillResult, distill_
 from panther.convert.forward import Forward, batches_of
 from panther.convert.layers import Filter
 from panther.convert.report import ConversionReport
+from panther.convert.restore import restore_state_
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
+from panther.runs import checkpoint, processes
+from panther.runs.precision import Precision
 
 STAGES = (0.75, 0.5, 0.25)
 """Ratios on the way to a smaller one, by default."""
@@ -86,6 +91,10 @@ def sketch_and_distill(
     skip: Iterable[str] = (),
     forward: Forward | None = None,
     probes: int = 8,
+    precision: Precision = "float32",
+    checkpoints: str | Path | None = None,
+    resume: bool = True,
+    shard: bool = False,
     progress: bool = True,
     on_stage: Callable[[Stage], None] | None = None,
 ) -> Distilled:
@@ -97,6 +106,9 @@ def sketch_and_distill(
     embeddings, see `panther.distill_`. Labels are not needed; many inputs are: a few thousand do far better than a few
     hundred.
 
+    Under ``torchrun`` the processes train together, as `panther.distill_` says; each converts, and the first one's
+    student counts.
+
     Args:
         model: a trained model; is not changed.
         inputs: batches without labels to train on, as `panther.sketch_` takes them for calibration.
@@ -106,24 +118,43 @@ def sketch_and_distill(
         steps: of the last stage; each stage before it takes 0.4 of them.
         lr, validation, patience, forward: see `panther.distill_`.
         filter_fn, skip, probes: see `panther.sketch_`.
+        precision, shard: see `panther.distill_`.
+        checkpoints: a folder, one that all processes see, with which the same call goes on after a kill: each stage's
+            conversion and training are saved.
+        resume: go on from the state in the folder; False starts over.
         progress: show a progress bar on the terminal.
-        on_stage: called after each stage.
+        on_stage: called after each stage, also with those that a resumed run had done before.
 
     Raises:
-        ValueError: an argument is out of range, or a budget can't be met.
+        ValueError: an argument is out of range, a budget can't be met, or the state in the folder is damaged or of
+            another run.
         ConversionError: the model has no layer to sketch, or can't be run on the inputs.
     """
     ratios = _ratios(ratio, stages)
     batches = batches_of(inputs, "inputs")
     chosen = _first(batches, _CALIBRATION_ROWS) if calibration is None else batches_of(calibration)
-    student = copy.deepcopy(model)
-    done: list[Stage] = []
-    for number, target in enumerate(ratios):
-        if number:
-            densify_(student, model)
-        report = sketch_(
-            student, ratio=target, calibration=chosen, filter_fn=filter_fn, skip=skip, forward=forward, probes=probes
-        )
+    saved = _Saved(None if checkpoints is None else Path(checkpoints))
+    saved.open(model, {"ratios": ratios, "steps": steps, "lr": lr, "probes": probes}, resume=resume)
+    student, done, report = saved.restore(model)
+    if on_stage is not None:
+        for stage in done:
+            on_stage(stage)
+    for number in range(len(done), len(ratios)):
+        target = ratios[number]
+        if report is None:
+            if number:
+                densify_(student, model)
+            report = sketch_(
+                student,
+                ratio=target,
+                calibration=chosen,
+                filter_fn=filter_fn,
+                skip=skip,
+                forward=forward,
+                probes=probes,
+            )
+            student, report = of_first(student, report, model)
+            saved.save(student, done, report)
         found = distill_(
             student,
             model,
@@ -133,12 +164,94 @@ def sketch_and_distill(
             validation=validation,
             patience=patience,
             forward=forward,
+            precision=precision,
+            checkpoints=saved.of_stage(number),
+            resume=resume,
+            shard=shard,
             progress=progress,
         )
         done.append(Stage(target, report, found))
+        report = None
+        saved.save(student, done, report)
         if on_stage is not None:
             on_stage(done[-1])
     return Distilled(student.eval(), tuple(done))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """What was done, in ``stages.pt`` of a folder, and a folder for the training of the stage at work.
+
+    Attributes:
+        folder: None to save nothing.
+    """
+
+    folder: Path | None
+
+    def open(self, model: nn.Module, settings: dict[str, Any], *, resume: bool) -> None:
+        """Refuse the folder of another run; empty it where the run is to start over."""
+        if self.folder is None:
+            return
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if hasattr(value, "shape")}
+        checkpoint.hold_to(self.folder / "settings.pt", {**settings, "model": shapes}, resume=resume)
+        if not resume and processes.rank() == 0:
+            (self.folder / "stages.pt").unlink(missing_ok=True)
+        processes.barrier()
+
+    def restore(self, model: nn.Module) -> tuple[nn.Module, list[Stage], ConversionReport | None]:
+        """The student, the stages that are done, and the report of the one that is converted and not yet trained."""
+        student = copy.deepcopy(model)
+        path = None if self.folder is None else self.folder / "stages.pt"
+        if path is None or not path.exists():
+            return student, [], None
+        state = checkpoint.read(path)
+        restore_state_(student, state["student"])
+        stages = [
+            Stage(ratio, ConversionReport.from_dict(report), DistillResult(**distillation))
+            for ratio, report, distillation in state["stages"]
+        ]
+        report = state["report"]
+        return student, stages, None if report is None else ConversionReport.from_dict(report)
+
+    def save(self, student: nn.Module, done: Sequence[Stage], report: ConversionReport | None) -> None:
+        """Save after a conversion, whose report is given, or after the training that followed."""
+        if self.folder is None:
+            return
+        if processes.rank() == 0:
+            stages = [(stage.ratio, stage.report.as_dict(), dataclasses.asdict(stage.distillation)) for stage in done]
+            of_conversion = None if report is None else report.as_dict()
+            state = {"student": student.state_dict(), "stages": stages, "report": of_conversion}
+            checkpoint.write(self.folder / "stages.pt", state)
+            if report is None:
+                shutil.rmtree(self.folder / f"stage-{len(done)}", ignore_errors=True)
+        processes.barrier()
+
+    def of_stage(self, number: int) -> Path | None:
+        """A folder for the training of a stage."""
+        return None if self.folder is None else self.folder / f"stage-{number + 1}"
+
+
+def of_first(student: nn.Module, report: ConversionReport, model: nn.Module) -> tuple[nn.Module, ConversionReport]:
+    """The first process's student, should rounding have led another one to other ranks."""
+    if processes.world_size() == 1:
+        return student, report
+    state = student.state_dict()
+    places: dict[tuple[int, torch.Size], str] = {}
+    # tensors that share their memory are sent once
+    own = {
+        name: (value.shape, value.dtype, places.setdefault((value.data_ptr(), value.shape), name))
+        for name, value in state.items()
+    }
+    spec, report = processes.of_first((own, report))
+    if spec != own:
+        device = next(student.parameters()).device
+        made = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype, _) in spec.items()}
+        state = {name: made[first] for name, (_, _, first) in spec.items()}
+    processes.take_from_first(value for name, value in state.items() if spec[name][2] == name)
+    if spec != own:
+        student = copy.deepcopy(model)
+        restore_state_(student, state)
+    return student, report
 
 
 def densify_(student: nn.Module, original: nn.Module) -> None:

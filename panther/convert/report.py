@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -183,6 +183,19 @@ class ConversionReport:
         values["unreached"] = [{**group, "names": list(group["names"])} for group in values["unreached"]]
         return {**values, "ratio": self.ratio, "replaced": list(self.replaced), "kept": self.kept}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ConversionReport:
+        """The report that `as_dict` was called of."""
+        own = {field.name: values[field.name] for field in fields(cls)}
+        own |= {
+            "layers": tuple(_layer(layer) for layer in values["layers"]),
+            "before": Cost(**values["before"]),
+            "after": Cost(**values["after"]),
+            "notes": tuple(values["notes"]),
+            "unreached": tuple(Unreached(**{**group, "names": tuple(group["names"])}) for group in values["unreached"]),
+        }
+        return cls(**own)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._table() if options.max_width >= _WIDE else self._narrow_table()
         yield (
@@ -234,6 +247,15 @@ class ConversionReport:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _layer(values: dict[str, Any]) -> LayerReport:
+    convolution = values["convolution"]
+    if convolution is not None:
+        sizes = {key: tuple(convolution[key]) for key in ("kernel_size", "stride")}
+        convolution = ConvolutionReport(**{**convolution, **sizes})
+    costs = {key: Cost(**values[key]) for key in ("before", "after")}
+    return LayerReport(**{**values, **costs, "names": tuple(values["names"]), "convolution": convolution})
 
 
 def _head(layer: LayerReport) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -53,14 +53,28 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: the file can't be read, or does not fit the model.
     """
-    state = checkpoint.read(path)
+    return _become(model, checkpoint.read(path), lambda: checkpoint.load(model, path))
+
+
+def restore_state_(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Make a dense model the converted one whose state_dict is given, as `restore_` does.
+
+    Tensors that share their memory there are tied in the model.
+
+    Raises:
+        RuntimeError: the state does not fit the model.
+    """
+    return _become(model, state, lambda: model.load_state_dict(state))
+
+
+def _become(model: nn.Module, state: Mapping[str, Tensor], load: Callable[[], object]) -> tuple[str, ...]:
     attentions = needed(opened(model, recurrent=True), state)
     with Swap(model, attentions):
         replacements = _replacements(model, state)
     swap = Swap(model, closed(attentions, replacements))
     swap.do()
     try:
-        checkpoint.load(model, path)
+        load()
         describe_for_transformers(model)
     except BaseException:
         swap.undo()

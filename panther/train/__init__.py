@@ -1,11 +1,14 @@
 """Training: plain loops, data, and the side-by-side run of the `panther train` command."""
 
+from panther.runs.processes import process_group
+from panther.runs.sharding import full_state_dict
 from panther.train.compare import Comparison, Trained, train_side_by_side
 from panther.train.data import Dataset, load_digits, load_npz
-from panther.train.distributed import process_group
-from panther.train.loop import EpochResult, evaluate, fit, metrics
+from panther.train.evaluation import evaluate, metrics
+from panther.train.loop import fit
 from panther.train.networks import ThreeLayerNet
 from panther.train.optim import param_groups
+from panther.train.state import EpochResult
 from panther.train.targets import Task, task_of
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "Trained",
     "evaluate",
     "fit",
+    "full_state_dict",
     "load_digits",
     "load_npz",
     "metrics",

@@ -15,9 +15,13 @@ from torch.utils.data import DataLoader
 from panther.analysis import median_latency_us
 from panther.counting import multiply_adds_per_row
 from panther.nn import SKLinear
+from panther.runs import checkpoint, sharding
+from panther.runs.precision import Precision
 from panther.train.data import Dataset
-from panther.train.loop import EpochResult, fit, metrics
+from panther.train.evaluation import metrics
+from panther.train.loop import fit
 from panther.train.networks import ThreeLayerNet
+from panther.train.state import EpochResult
 from panther.train.targets import TargetLoss, Task
 
 
@@ -51,6 +55,25 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How a training run is computed, see `panther.train.fit`.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision, shard, resume: see there.
+        checkpoints: a folder in which a run that was killed finds where it was.
+        checkpoint_every: steps between the states within an epoch; None for one an epoch.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "float32"
+    shard: bool = False
+    checkpoints: Path | None = None
+    checkpoint_every: int | None = None
+    resume: bool = True
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Both networks, trained on the same rows in the same order from the same seed."""
 
@@ -67,7 +90,7 @@ def train_side_by_side(
     seed: int,
     standardise: bool,
     on_epoch: Callable[[str, EpochResult], None],
-    checkpoints: Path | None = None,
+    run: RunOptions | None = None,
 ) -> Comparison:
     """Train the tutorial's network, dense and sketched.
 
@@ -77,8 +100,15 @@ def train_side_by_side(
         seed: of the initial weights, U and the order of the rows; torch's own random state is left as it was.
         standardise: put the mean and standard deviation of the training rows into the networks.
         on_epoch: is called after each epoch with "dense" or "sketched".
-        checkpoints: a folder in which a run that was killed finds where it was.
+        run: how it is computed, and where its checkpoints are.
+
+    Raises:
+        ValueError: the checkpoints are of a run on other data or with other settings.
     """
+    run = run if run is not None else RunOptions()
+    if run.checkpoints is not None:
+        settings = {"data": data.name, "rows": len(data.train_x), "features": data.train_x.shape[1], "seed": seed}
+        checkpoint.hold_to(run.checkpoints / "settings.pt", settings, resume=run.resume)
     mean = std = None
     if standardise:
         mean, std = data.train_x.mean(dim=0), data.train_x.std(dim=0)
@@ -88,18 +118,21 @@ def train_side_by_side(
         target_mean, target_std = data.train_y.mean(dim=0), data.train_y.std(dim=0)
         target_std = torch.where(target_std > 0, target_std, torch.ones_like(target_std))
 
+    def build(kind: str) -> ThreeLayerNet:
+        return ThreeLayerNet(
+            data.train_x.shape[1],
+            data.outputs,
+            sketched=kind == "sketched",
+            mean=mean,
+            std=std,
+            target_mean=target_mean,
+            target_std=target_std,
+        )
+
     def train(kind: str) -> Trained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = ThreeLayerNet(
-                data.train_x.shape[1],
-                data.outputs,
-                sketched=kind == "sketched",
-                mean=mean,
-                std=std,
-                target_mean=target_mean,
-                target_std=target_std,
-            )
+            model = build(kind).to(run.device)
             order = torch.Generator().manual_seed(seed)
             batches = DataLoader(data.train, batch_size=batch_size, shuffle=True, generator=order)
             augment = None if data.augment is None else functools.partial(data.augment, generator=order)
@@ -109,14 +142,22 @@ def train_side_by_side(
                 batches,
                 epochs=epochs,
                 lr=lr,
-                loss_fn=_loss(data.task, target_std),
+                loss_fn=_loss(data.task, None if target_std is None else target_std.to(run.device)),
                 augment=augment,
                 on_epoch=functools.partial(on_epoch, kind),
-                checkpoints=None if checkpoints is None else checkpoints / kind,
+                checkpoints=None if run.checkpoints is None else run.checkpoints / kind,
+                checkpoint_every=run.checkpoint_every,
+                resume=run.resume,
+                precision=run.precision,
+                shard=run.shard,
             )
             duration_s = time.perf_counter() - start
-        found = metrics(model, DataLoader(data.test, batch_size=512), task=data.task)
-        return _summary(model.eval(), data, found, duration_s)
+            found = metrics(model, DataLoader(data.test, batch_size=512), task=data.task)
+            state = sharding.full_state_dict(model)
+            whole = build(kind)
+        if state:
+            whole.load_state_dict(state)
+        return _summary(whole.eval(), data, found, duration_s)
 
     return Comparison(dense=train("dense"), sketched=train("sketched"))
 

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
-from panther.nn import ConditionalSKLinear
-from panther.train import checkpoint, distributed
-from panther.train.targets import Scores, TargetLoss, Task, task_of
+from panther.nn import ConditionalSKLinear, SKLinear
+from panther.nn.sketched_conv import SketchedConv
+from panther.runs import checkpoint, processes, sharding
+from panther.runs.precision import Precision, autocast, check_precision, loss_scaler
+from panther.train.evaluation import Batches, score, widened
+from panther.train.state import EpochResult, Loss, Part, Saver
+from panther.train.targets import TargetLoss
 
-Batches = DataLoader[tuple[Tensor, ...]]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "constant"] | Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """Results of an epoch.
-
-    Attributes:
-        epoch: its number, from 1.
-        loss: the mean training loss over its rows.
-        score: of the validation rows after it; None where there are none.
-        lr: the learning rate of the first group at its end.
-    """
-
-    epoch: int
-    loss: float
-    score: float | None = None
-    lr: float | None = None
 
 
 def fit(
@@ -56,7 +40,9 @@ def fit(
     validation: Batches | None = None,
     metric: Callable[[nn.Module, Batches], float] | None = None,
     checkpoints: str | Path | None = None,
+    checkpoint_every: int | None = None,
     resume: bool = True,
+    shard: bool = False,
     generators: Sequence[torch.Generator] = (),
     augment: Callable[[Tensor], Tensor] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
@@ -85,9 +71,14 @@ def fit(
         metric: of the model and the validation batches, the higher the better; the headline metric of the targets
             (`evaluate`) when None.
         checkpoints: a folder, one that all processes see, for ``last.pt``, with which a run that was killed goes on
-            where its last finished epoch ended, bit for bit as if it had not been killed (on the CPU); and ``best.pt``,
-            the model's state_dict after the epoch of the best score, or of the lowest loss without validation.
+            where it was saved last, bit for bit as if it had not been killed (on the CPU); and ``best.pt``, the model's
+            state_dict after the epoch of the best score, or of the lowest loss without validation.
+        checkpoint_every: save after so many steps too, and not only after each epoch.
         resume: go on from ``last.pt`` where there is one; False starts over and overwrites it.
+        shard: share parameters, gradients and optimizer states out over the processes (FSDP2), where
+            DistributedDataParallel would keep all of them in each. The model stays sharded, see
+            `panther.train.full_state_dict`; its checkpoints are folders ``last-<number>``. A model that you sharded by
+            ``fully_shard`` stays as it is.
         generators: random generators that batches or augment draw on, besides torch's own and the loader's: their
             states belong to a checkpoint too.
         augment: changes the x of each batch before the model sees it.
@@ -101,102 +92,39 @@ def fit(
         ValueError: an argument is wrong, the targets fit no default loss, a checkpoint is damaged or of another run, or
             the loss is not finite, so that going on is no use.
     """
-    if precision not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"precision ({precision!r}) must be 'float32', 'bfloat16' or 'float16'")
+    check_precision(precision)
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every ({checkpoint_every}) must be at least 1")
     loss_fn = TargetLoss() if loss_fn is None else loss_fn
     device = next(model.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     optimizer = optimizer if optimizer is not None else torch.optim.Adam(model.parameters(), lr=lr)
-    run = _start(model, batches, optimizer, scaler, epochs=epochs, schedule=schedule, generators=generators)
-    folder = Path(checkpoints) if checkpoints is not None else None
-    results = [EpochResult(**entry) for entry in run.restore(folder)] if folder is not None and resume else []
-    distributed.use_generators_of_first(run.generators, device)
-    trained = _parallel(model)
+    if shard:
+        sharding.shard_(model, optimizer)
+    run = _start(model, batches, optimizer, loss_scaler(precision, device), epochs, schedule, generators)
+    run.sharded = shard or sharding.is_sharded(model)
+    run.plan |= {"precision": precision, "clip_norm": clip_norm, "shard": run.sharded}
+    saver = Saver(run, Path(checkpoints) if checkpoints is not None else None, checkpoint_every, loss_fn, device)
+    results, part = saver.resume(resume=resume)
+    on_epoch = on_epoch if on_epoch is not None else lambda _: None
     for result in results:
-        if on_epoch is not None:
-            on_epoch(result)
-    with _bar(epochs, len(batches), done=len(results), enabled=progress) as advance:
+        on_epoch(result)
+    epoch_of = _Epochs(run, _parallel(model), batches, loss_fn, clip_norm, precision, augment)
+    with _bar(epochs, len(batches), done=len(results) + part.step / len(batches), enabled=progress) as advance:
         for epoch in range(len(results) + 1, epochs + 1):
-            sampler = batches.sampler
-            if isinstance(sampler, DistributedSampler):
-                sampler.set_epoch(epoch)
-            loss = _epoch(
-                run, trained, batches, loss_fn, clip_norm=clip_norm, precision=precision, augment=augment, step=advance
-            )
+            for _ in epoch_of.steps(epoch, part):
+                advance()
+                saver.after_step(results, part, len(batches))
+            loss = part.mean_loss(device)
             if not math.isfinite(loss):
                 rate = run.optimizer.param_groups[0]["initial_lr"]
                 raise ValueError(f"the loss is {loss} in epoch {epoch}; a lower lr ({rate:g}) may help")
-            score = None if validation is None else _score(model, validation, metric, loss_fn)
-            results.append(EpochResult(epoch, loss, score, run.optimizer.param_groups[0]["lr"]))
-            if folder is not None:
-                _save(run, folder, results)
-            if on_epoch is not None:
-                on_epoch(results[-1])
+            processes.take_from_first(_changing(model))
+            found = None if validation is None else score(model, validation, metric, loss_fn)
+            results.append(EpochResult(epoch, loss, found, run.optimizer.param_groups[0]["lr"]))
+            part = Part()
+            saver.after_epoch(results)
+            on_epoch(results[-1])
     return results
-
-
-def evaluate(model: nn.Module, batches: Batches, *, task: Task | None = None) -> float:
-    """The headline metric on batches, the higher the better; the processes of a run share the work.
-
-    The accuracy for classes, that is the share of rows whose largest output is at the index y; R² for regression; F1
-    over all labels for several labels a row. `metrics` has the others.
-
-    Args:
-        model: is in eval mode meanwhile; afterwards each of its modules is in the mode that it was in.
-        batches: yields (x, y).
-        task: what y is: "classification", "regression" or "multilabel"; found from the first batch when None.
-
-    Raises:
-        ValueError: there are no rows, task is unknown, or the targets don't fit the outputs or the task.
-    """
-    return next(iter(metrics(model, batches, task=task).values()))
-
-
-def metrics(model: nn.Module, batches: Batches, *, task: Task | None = None) -> dict[str, float]:
-    """All metrics on batches, the headline first: arguments and errors as for `evaluate`.
-
-    For classes ``accuracy``; for regression ``r2`` (the mean over columns), ``rmse`` and ``mae`` in the unit of y; for
-    several labels a row ``f1``, ``label_accuracy`` and ``subset_accuracy`` (rows of which every label is right).
-    """
-    device = next(model.parameters()).device
-    whole_batches = not isinstance(batches.sampler, DistributedSampler)
-    scores: Scores | None = None
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x, y in batches:
-                x_share, y_share = (distributed.share_of(x), distributed.share_of(y)) if whole_batches else (x, y)
-                if not len(x_share) and (scores is not None or not len(x)):
-                    continue
-                output = model((x_share if len(x_share) else x[:1]).to(device))
-                if scores is None:
-                    whole = y if whole_batches else y_share
-                    scores = Scores(task or task_of(_widened(output, len(whole)), whole.to(device)))
-                if len(x_share):
-                    scores.add(output, y_share.to(device))
-    finally:
-        for module, training in modes:
-            module.training = training
-    if scores is None:
-        raise ValueError("batches holds no row")
-    width = scores.width(output)
-    return scores.metrics(distributed.add_up(*(scores.sums or [0.0] * width), device=device))
-
-
-def _score(
-    model: nn.Module, batches: Batches, metric: Callable[[nn.Module, Batches], float] | None, loss_fn: Loss
-) -> float:
-    if metric is not None:
-        return metric(model, batches)
-    return evaluate(model, batches, task=loss_fn.task if isinstance(loss_fn, TargetLoss) else None)
-
-
-def _widened(output: Tensor, rows: int) -> Tensor:
-    """A tensor of the shape that the outputs of so many rows have; what is no tensor as it is."""
-    if not isinstance(output, Tensor) or not output.dim():
-        return output
-    return output.new_empty(rows, *output.shape[1:])
 
 
 def _start(
@@ -204,7 +132,6 @@ def _start(
     batches: Batches,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    *,
     epochs: int,
     schedule: Schedule,
     generators: Sequence[torch.Generator],
@@ -218,30 +145,40 @@ def _start(
     # the loader's own generator and its sampler's; once each, so that a state is not set twice
     own = [batches.generator, getattr(batches.sampler, "generator", None), *generators]
     unique = list({id(generator): generator for generator in own if generator is not None}.values())
+    plan = {
+        "epochs": epochs,
+        "steps_per_epoch": len(batches),
+        "batch_size": batches.batch_size,
+        "optimizer": type(optimizer).__name__,
+        "lr": [float(group["lr"]) for group in optimizer.param_groups],
+        "schedule": schedule if isinstance(schedule, str) else "of the caller",
+    }
     return checkpoint.Run(
         model=model,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(1.0, step / steps))),
         scaler=scaler,
         generators=unique,
-        plan={"epochs": epochs, "steps_per_epoch": len(batches)},
+        plan=plan,
     )
 
 
 def _parallel(model: nn.Module) -> nn.Module:
-    if distributed.world_size() == 1:
+    if processes.world_size() == 1 or sharding.is_sharded(model):
         return model
     # a step goes through one branch of a conditional layer, and leaves the other without gradients
     one_of_two = any(isinstance(module, ConditionalSKLinear) for module in model.modules())
-    return DistributedDataParallel(model, find_unused_parameters=one_of_two)
+    # the fixed U is the largest of most models' buffers, and sent once, not before every forward pass
+    processes.take_from_first(model.buffers())
+    send_buffers = any(True for _ in _changing(model))
+    return DistributedDataParallel(model, find_unused_parameters=one_of_two, broadcast_buffers=send_buffers)
 
 
-def _save(run: checkpoint.Run, folder: Path, results: list[EpochResult]) -> None:
-    if distributed.rank() == 0:
-        if results[-1] is _best(results):
-            checkpoint.write(folder / checkpoint.BEST, run.model.state_dict())
-        run.save(folder, [asdict(result) for result in results])
-    distributed.barrier()
+def _changing(model: nn.Module) -> Iterator[Tensor]:
+    """Buffers that a forward pass may change: all but the fixed U of sketched layers."""
+    sketched = [module for module in model.modules() if isinstance(module, SKLinear | SketchedConv)]
+    fixed = {id(U) for layer in sketched for U in (layer.U1s, layer.U2s)}
+    return (buffer for buffer in model.buffers() if id(buffer) not in fixed)
 
 
 def _factor(schedule: Schedule) -> Callable[[float], float]:
@@ -254,68 +191,91 @@ def _factor(schedule: Schedule) -> Callable[[float], float]:
     raise ValueError(f"schedule ({schedule!r}) must be 'cosine', 'constant' or a function")
 
 
-def _epoch(
-    run: checkpoint.Run,
-    model: nn.Module,
-    batches: Batches,
-    loss_fn: Loss,
-    *,
-    clip_norm: float | None,
-    precision: Precision,
-    augment: Callable[[Tensor], Tensor] | None,
-    step: Callable[[], None],
-) -> float:
-    """One pass over the batches; the mean loss over all rows of all processes."""
-    device = next(run.model.parameters()).device
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float16
-    whole_batches = not isinstance(batches.sampler, DistributedSampler)
-    total, rows = 0.0, 0
-    model.train()
-    for x_all, y_all in batches:
-        x = x_all if augment is None else augment(x_all)
-        # of the whole batch the mean of what DistributedDataParallel averages over the processes
+@dataclass(frozen=True)
+class _Epochs:
+    """Passes over the batches.
+
+    Attributes:
+        run: what a step changes.
+        trained: its model, which shares the work where there are several processes.
+        batches, loss_fn, clip_norm, precision, augment: see `fit`.
+    """
+
+    run: checkpoint.Run
+    trained: nn.Module
+    batches: Batches
+    loss_fn: Loss
+    clip_norm: float | None
+    precision: Precision
+    augment: Callable[[Tensor], Tensor] | None
+
+    def steps(self, epoch: int, part: Part) -> Iterator[None]:
+        """Take the steps of an epoch that are left, and count them in ``part``."""
+        device = next(self.run.model.parameters()).device
+        sampler = self.batches.sampler
+        if isinstance(sampler, DistributedSampler):
+            sampler.set_epoch(epoch)
+        if part.step == 0:
+            # layers such as dropout draw in each process by themselves; the order of rows has to be one for all
+            processes.use_generators_of_first(self.run.generators, device)
+            part.start = self.run.generator_states()
+        self.trained.train()
+        for x, y in self._rest(part):
+            loss, rows = self._step(x if self.augment is None else self.augment(x), y, device)
+            part.step, part.total, part.rows = part.step + 1, part.total + loss * rows, part.rows + rows
+            yield
+
+    def _rest(self, part: Part) -> Iterator[Any]:
+        """The batches that are left, in the order of the epoch, with the generators as they are."""
+        now = self.run.generator_states()
+        if part.step:
+            self.run.use_generator_states(part.start)
+        batches = iter(self.batches)
+        for _ in range(part.step):
+            next(batches)
+        if part.step:
+            self.run.use_generator_states(now)
+        yield from batches
+
+    def _step(self, x_all: Tensor, y_all: Tensor, device: torch.device) -> tuple[float, int]:
+        """Learn from a batch; the mean loss of this process's rows, and their number."""
+        run, x, y = self.run, x_all, y_all
+        whole_batches = not isinstance(self.batches.sampler, DistributedSampler)
+        # of the whole batch the mean of what is averaged over the processes
         weight = 1.0
-        y = y_all
-        if whole_batches and distributed.world_size() > 1:
-            x, y = distributed.share_of(x), distributed.share_of(y)
-            weight = len(x) * distributed.world_size() / len(x_all)
+        if whole_batches and processes.world_size() > 1:
+            x, y = processes.share_of(x_all), processes.share_of(y_all)
+            weight = len(x) * processes.world_size() / len(x_all)
         run.optimizer.zero_grad()
-        with torch.autocast(device.type, dtype=dtype, enabled=precision != "float32"):
-            output = model(x.to(device))
-            if isinstance(loss_fn, TargetLoss) and loss_fn.task is None and len(y_all):
+        with autocast(self.precision, device):
+            output = self.trained(x.to(device))
+            if isinstance(self.loss_fn, TargetLoss) and self.loss_fn.task is None and len(y_all):
                 # by the whole batch, so that all processes agree
-                loss_fn.decide(_widened(output, len(y_all)), y_all if whole_batches else y)
+                self.loss_fn.decide(widened(output, len(y_all)), y_all if whole_batches else y)
             # a process without rows in the last batch takes part all the same
-            loss = loss_fn(output, y.to(device)) if len(x) else output.sum() * 0
+            loss = self.loss_fn(output, y.to(device)) if len(x) else output.sum() * 0
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()
-        if clip_norm is not None:
+        if self.clip_norm is not None:
             run.scaler.unscale_(run.optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.clip_norm)
         scale = run.scaler.get_scale()
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if run.scaler.get_scale() >= scale:
             # the scale falls where the gradients were not finite, and the step was left out
             run.schedule.step()
-        total, rows = total + loss.item() * len(x), rows + len(x)
-        step()
-    total_of_all, rows_of_all = distributed.add_up(total, rows, device=device)
-    return total_of_all / rows_of_all
-
-
-def _best(results: list[EpochResult]) -> EpochResult:
-    """The first of the best: by score where there is one, else by loss."""
-    return max(results, key=lambda result: -result.loss if result.score is None else result.score)
+        return loss.item(), len(x)
 
 
 class _bar:  # noqa: N801  used as a function
     """A progress bar over epochs and steps, which yields what to call after each step."""
 
-    def __init__(self, epochs: int, steps: int, *, done: int, enabled: bool) -> None:
+    def __init__(self, epochs: int, steps: int, *, done: float, enabled: bool) -> None:
         columns = (TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        shown = enabled and sys.stderr.isatty() and distributed.rank() == 0
+        shown = enabled and sys.stderr.isatty() and processes.rank() == 0
         self._progress = Progress(*columns, disable=not shown)
-        self._task = self._progress.add_task("", total=epochs, completed=done)
+        self._task = self._progress.add_task("", total=epochs, completed=0)
+        self._progress.advance(self._task, done)
         self._share = 1 / steps
 
     def __enter__(self) -> Callable[[], None]:

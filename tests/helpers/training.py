@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,3 +37,47 @@ def batches(rows: int = 203, size: int = 32, *, shuffle: bool = True, seed: int 
     y = (x @ torch.randn(32, 4, generator=generator)).argmax(dim=1)
     order = torch.Generator().manual_seed(seed)
     return DataLoader(TensorDataset(x, y), batch_size=size, shuffle=shuffle, generator=order)
+
+
+LAUNCHER = """
+import json, os, socket
+
+def _together(arguments):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = []
+    for rank in range(2):
+        processes.append(os.fork())
+        if processes[-1] == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            try:
+                main(*arguments)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+print(json.dumps([_together(arguments) for arguments in json.loads(sys.argv[1])]))
+"""
+
+
+def together(script: str, *runs: Sequence[str], limit_s: float = 240) -> list[list[int]]:
+    """Run the ``main`` of a script in two processes that find one another as those of torchrun do; their exit codes.
+
+    Args:
+        script: what it imports is imported once, and the processes are forks.
+        runs: arguments of main, of one run after the other.
+        limit_s: for all of them.
+    """
+    code = f"import sys, traceback\n{textwrap.dedent(script)}\n{LAUNCHER}"
+    command = [sys.executable, "-c", code, json.dumps(runs)]
+    options = {"env": environment(GLOO_SOCKET_IFNAME="lo"), "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **options) as launcher:
+        try:
+            out, _ = launcher.communicate(timeout=limit_s)
+        except BaseException:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            raise
+    return json.loads(out.splitlines()[-1])

@@ -27,6 +27,7 @@ LIBRARY = [
     {"panther.compression"},
     {"panther.quantize"},
     {"panther.train", "panther.export", "panther.convert"},
+    {"panther.runs"},
     {"panther.analysis", "panther.checkpoint"},
     {"panther.nn"},
     {"panther.nn.kernels"},

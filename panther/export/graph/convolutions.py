@@ -1,6 +1,6 @@
 """Sketched convolutions, and those in 8 bits, in a graph: placeholders while a model is traced, then Conv nodes.
 
-See docs/decisions/0073-conversion-of-convolutions.md and docs/decisions/0090-convolutions-in-8-bits.md.
+See docs/decisions/0073-conversion-of-convolutions.md and docs/decisions/0089-convolutions-in-8-bits.md.
 """
 
 from __future__ import annotations

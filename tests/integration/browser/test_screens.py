@@ -4,7 +4,7 @@ After an intended change, write new ones and look at them:
 
     WRITE_SCREENS=1 .venv/bin/python -m pytest tests/integration/browser/test_screens.py
 
-A part is compared in size and, an eighth as large, in colours. See docs/decisions/0089-screenshots-by-parts.md.
+A part is compared in size and, an eighth as large, in colours. See docs/decisions/0088-screenshots-by-parts.md.
 """
 
 from __future__ import annotations

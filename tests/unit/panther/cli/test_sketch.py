@@ -8,7 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import panther as pr
-from panther.checkpoint import CheckpointError
+from panther.checkpoint import CheckpointError, read
 from panther.cli.commands import app
 from panther.cli.export import load_model
 from panther.nn import SKLinear
@@ -81,6 +81,18 @@ def test_distills(project):
     assert re.search(r"distilled for \d+ steps: relative error", result.output)
 
 
+def test_distillation_is_resumed_and_refused_with_other_settings(project):
+    options = ["--ratio", "0.5", "--calibration", "rows.npz", "--checkpoints", "state", "--precision", "bfloat16"]
+    results = [run(*options, "--distill", "20", "--out", out) for out in ("a.safetensors", "b.safetensors")]
+    assert [result.exit_code for result in results] == [0, 0], results[0].output
+    first, second = (read(project / name) for name in ("a.safetensors", "b.safetensors"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    refused = run(*options, "--distill", "30", "--out", "c.safetensors")
+    assert refused.exit_code == 1
+    assert "settings.pt is of a run with steps 20; this one has steps 30" in refused.output.replace("\n", "")
+
+
 def test_inputs_go_in_by_name(project):
     rows = np.load("rows.npz")["x"]
     np.savez("named.npz", x=rows, scale=np.full((200, 1), 2.0))
@@ -100,6 +112,7 @@ def test_inputs_go_in_by_name(project):
         (["--ratio", "0.5", "--calibration", "odd.npz", "--out", "a.safetensors"], "'y' is no input of Net"),
         (["--ratio", "0.5", "--calibration", "uneven.npz", "--out", "a.safetensors"], "the same number of rows"),
         (["--ratio", "0.5", "--distill", "5", "--out", "a.safetensors"], "give --calibration"),
+        (["--ratio", "0.5", "--device", "tpu", "--out", "a.safetensors"], "device ('tpu') must be 'cpu' or 'cuda'"),
         (["--ratio", "0.5", "--checkpoint", "no.pt", "--out", "a.safetensors"], "no.pt does not exist"),
         (["--ratio", "0.5", "--skip", "fc9", "--out", "a.safetensors"], "skip pattern 'fc9'"),
         (["--ratio", "0.5", "--calibration", "wide.npz", "--out", "a.safetensors"], "can't be run by"),

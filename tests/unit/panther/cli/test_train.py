@@ -141,6 +141,8 @@ def test_wrong_data_is_told_in_a_line(tmp_path, arrays, message):
         (["--data", "nowhere.npz"], 1, "nowhere.npz does not exist"),
         (["--name", "../up"], 1, "model name '../up' must be"),
         (["--epochs", "0"], 2, "Invalid value for"),
+        (["--precision", "int8"], 1, "precision ('int8') must be"),
+        (["--device", "tpu"], 1, "device ('tpu') must be 'cpu' or 'cuda'"),
     ],
 )
 def test_wrong_arguments(tmp_path, monkeypatch, arguments, code, message):
@@ -150,9 +152,32 @@ def test_wrong_arguments(tmp_path, monkeypatch, arguments, code, message):
     assert message in result.output
 
 
+def test_a_finished_run_is_not_trained_again_and_another_is_refused(tmp_path):
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    np.savez(tmp_path / "sums.npz", x=x, y=x.sum(1))
+    options = ["--data", tmp_path / "sums.npz", "--to", tmp_path / "models", "--checkpoints", tmp_path / "state"]
+    options += ["--precision", "bfloat16", "--checkpoint-every", 9]
+    outputs = []
+    for version in ("1", "2"):
+        result = train(*options, "--epochs", 3)
+        assert result.exit_code == 0, result.output
+        path = tmp_path / "models" / "sums" / version / "model.onnx"
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        outputs.append(session.run(None, {session.get_inputs()[0].name: x})[0])
+    # trained once; the export may choose other products
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-4)
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"settings.pt", "dense", "sketched"}
+    refused = train(*options, "--epochs", 3, "--seed", 4)
+    assert refused.exit_code == 1
+    assert "settings.pt is of a run with seed 0; this one has seed 4" in refused.stderr
+    refused = train(*options, "--epochs", 2)
+    assert refused.exit_code == 1
+    assert "last.pt is of a run with epochs 3; this one has epochs 2" in refused.stderr
+
+
 def test_two_processes_train_together_and_one_publishes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "panther.cli", "train", "--epochs", "1", "--threads", "1", "--to", str(tmp_path)]
+    command += ["-m", "panther.cli", "train", "--epochs", "1", "--threads", "1", "--to", str(tmp_path), "--shard"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, timeout=200, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -152,3 +152,62 @@ def test_all_trains_everything_but_tables_and_gains_more():
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"fc.S1s", "fc.S2s", "fc.bias", "norm.weight", "norm.bias", "head.weight", "head.bias"}
     assert result.error < alone.error < result.error_before
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_goes_on_after_a_kill_as_if_there_had_been_none(pair, inputs, tmp_path, shard):
+    student, teacher = pair
+    batches = list(inputs.split(50))
+    options = {"steps": 40, "progress": False, "shard": shard}
+
+    def distill(folder, die_at=None, **more):
+        calls = []
+
+        def forward(model, batch):
+            calls.append(model)
+            if len(calls) == die_at:
+                raise Killed
+            return model(batch)
+
+        made = copy.deepcopy(student)
+        return made, pr.distill_(
+            made, teacher, batches, checkpoints=tmp_path / folder, forward=forward, **options | more
+        )
+
+    whole, expected = distill("whole")
+    with pytest.raises(Killed):
+        distill("killed", die_at=60)
+    resumed, result = distill("killed")
+    assert (result.steps, result.best_step) == (expected.steps, expected.best_step)
+    assert (result.error_before, result.error) == (expected.error_before, expected.error)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+    # finished: the student's values are read, not trained again
+    again, _ = distill("killed", die_at=12)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+    with pytest.raises(ValueError, match=r"of a run with steps 40, lr 0\.005; this one has steps 30, lr 0\.01\. Take"):
+        distill("killed", steps=30, lr=0.01)
+    with torch.no_grad():
+        teacher[4].weight.mul_(2)
+    with pytest.raises(ValueError, match="with another teacher or other inputs: the norm of the outputs is"):
+        distill("killed")
+    assert distill("killed", resume=False)[1].error_before != expected.error_before
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_gains_as_much(pair, inputs, precision):
+    student, teacher = pair
+    seen = set()
+    other = copy.deepcopy(student)
+    full = pr.distill_(student, teacher, list(inputs.split(50)), steps=40, progress=False)
+    other[0].register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    result = pr.distill_(other, teacher, list(inputs.split(50)), steps=40, precision=precision, progress=False)
+    # measured in float32
+    assert seen == {getattr(torch, precision), torch.float32}
+    assert result.error_before - result.error > 0.8 * (full.error_before - full.error)
+    assert {parameter.dtype for parameter in other.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match=r"precision \('int8'\) must be"):
+        pr.distill_(student, teacher, [inputs], precision="int8")

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -116,3 +117,45 @@ def test_refuses(mlp, inputs, arguments, match):
         pr.sketch_and_distill(mlp, [inputs], progress=False, **arguments)
     with pytest.raises(ConversionError, match="inputs holds no batch"):
         pr.sketch_and_distill(mlp, [], ratio=0.5)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_goes_on_after_a_kill_in_a_conversion_or_a_training(mlp, inputs, tmp_path):
+    batches = list(inputs.split(50))
+
+    def distill(folder, die_at=None, **more):
+        calls = []
+
+        def forward(model, batch):
+            calls.append(model)
+            if len(calls) == die_at:
+                raise Killed
+            return model(batch)
+
+        options = {"ratio": 0.4, "stages": (0.6,), "steps": 40, "patience": 40, "progress": False} | more
+        made = pr.sketch_and_distill(mlp, batches, forward=forward, checkpoints=tmp_path / folder, **options)
+        return made, len(calls)
+
+    whole, count = distill("whole")
+    # by the calls of a model: in the training of the first stage, in what comes before the second's, and in that
+    found = []
+    for die_at in (55, 70, 40):
+        with pytest.raises(Killed):
+            distill("killed", die_at)
+        found.append(sorted(path.name for path in (tmp_path / "killed").iterdir()))
+    assert found == [["settings.pt", *work, "stages.pt"] for work in (["stage-1"], [], ["stage-2"])]
+    seen: list[Stage] = []
+    resumed, rest = distill("killed", on_stage=seen.append)
+    assert rest < count
+    assert [dataclasses.replace(stage.distillation, seconds=0) for stage in seen] == [
+        dataclasses.replace(stage.distillation, seconds=0) for stage in whole.stages
+    ]
+    assert [stage.report for stage in seen] == [stage.report for stage in whole.stages]
+    states = [made.model.state_dict() for made in (resumed, whole)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"settings.pt", "stages.pt"}
+    with pytest.raises(ValueError, match=r"with ratios \[0\.6, 0\.4\]; this one has ratios \[0\.6, 0\.5\]"):
+        distill("killed", ratio=0.5)

@@ -109,6 +109,53 @@ def test_resumes_bit_for_bit_within_the_process(tmp_path):
     assert_same(resumed, whole)
 
 
+class DieAt(nn.Module):
+    """Passes on what it gets, until it has trained on so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.left = batches
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= self.training
+        if self.left < 0:
+            raise Killed
+        return x
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Rows that are noisy anew each time, by torch's own generator."""
+
+    def __init__(self) -> None:
+        self.rows = batches().dataset
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = self.rows[index]
+        return x + 0.1 * torch.randn(x.shape), y
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_resumes_bit_for_bit_within_an_epoch(tmp_path, shard):
+    def run(die_at: int, folder: str, seed: int = 0) -> tuple[nn.Module, list[EpochResult]]:
+        torch.manual_seed(seed)
+        model = nn.Sequential(DieAt(die_at), *network(seed))
+        options = {"epochs": 3, "lr": 0.02, "checkpoints": tmp_path / folder, "checkpoint_every": 2, "shard": shard}
+        # the order of rows, their noise and dropout all draw on torch's own generator
+        loader = DataLoader(Noisy(), batch_size=32, shuffle=True)
+        return model, fit(model, loader, **options)
+
+    whole, expected = run(100, "whole")
+    # seven batches an epoch: killed after the fifth of the second, of which four are saved
+    with pytest.raises(Killed):
+        run(12, "killed")
+    resumed, results = run(3 + 7, "killed", seed=5)
+    assert results == expected
+    assert_same(resumed, whole)
+
+
 KILLED = """
     import os, signal, sys, torch
     from helpers.training import batches, network
@@ -155,10 +202,14 @@ def test_best_and_last(tmp_path):
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one(tmp_path):
     fit(network(), batches(), epochs=2, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match=r"last\.pt is of a run with epochs 2, .*; this one has epochs 3"):
+    with pytest.raises(ValueError, match=r"last\.pt is of a run with epochs 2; this one has epochs 3\. Take"):
         fit(network(), batches(), epochs=3, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match=r"last\.pt does not fit this run"):
-        fit(nn.Linear(32, 4), batches(), epochs=2, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"lr \[0\.001\], precision float32; this one has lr \[0\.002\], precision bf"):
+        fit(network(), batches(), epochs=2, lr=0.002, precision="bfloat16", checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"does not fit this run: 0\.S1s is \(1, 32, 8\) there, and missing in"):
+        fit(nn.Sequential(nn.Linear(32, 4)), batches(), epochs=2, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"last\.pt is of a run with shard False; this one has shard True"):
+        fit(network(), batches(), epochs=2, checkpoints=tmp_path, shard=True)
     assert len(fit(network(), batches(), epochs=3, checkpoints=tmp_path, resume=False)) == 3
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:500])
     with pytest.raises(ValueError, match=r"last\.pt cannot be read as a training checkpoint"):
@@ -170,10 +221,11 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one(tmp_path):
     [
         ({"epochs": 0}, r"epochs \(0\) must be at least 1"),
         ({"epochs": 1, "precision": "int8"}, r"precision \('int8'\)"),
+        ({"epochs": 1, "checkpoint_every": 0}, r"checkpoint_every \(0\) must be at least 1"),
         ({"epochs": 1, "schedule": "linear"}, r"schedule \('linear'\)"),
         ({"epochs": 3, "lr": 1e30, "clip_norm": None}, r"the loss is .* in epoch \d; a lower lr \(1e\+30\) may help"),
     ],
-    ids=["epochs", "precision", "schedule", "lr"],
+    ids=["epochs", "precision", "every", "schedule", "lr"],
 )
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):

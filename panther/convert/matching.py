@@ -1,0 +1,158 @@
+"""The loss of a distillation: how far outputs and hidden states are from the teacher's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.fast_path import observing
+from panther.convert.forward import Forward, call, outputs_of
+from panther.convert.shares import can_share, share_of
+from panther.runs import processes
+from panther.runs.precision import Precision, autocast
+
+# of what the teacher put out, kept so that it need not run again
+_MOST_BYTES = 2**30
+
+
+class _Targets(NamedTuple):
+    outputs: list[tuple[Tensor, Tensor | None]]
+    hidden: dict[str, Tensor]
+
+
+class Matching:
+    """A loss for each batch, with the teacher's outputs kept where memory allows.
+
+    Args:
+        student, teacher: the models; the loss is differentiable in the student.
+        batches: to train on.
+        names: of the modules whose outputs are hidden states.
+        hidden_weight: of the mean error of the hidden states.
+        forward: see `panther.convert.forward.call`.
+        precision: of the student's forward pass.
+        by_rows: whether several processes share the rows of each batch; else each computes all of it.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        batches: Sequence[Any],
+        names: Sequence[str],
+        hidden_weight: float,
+        forward: Forward | None,
+        precision: Precision,
+        *,
+        by_rows: bool,
+    ) -> None:
+        self.student, self._teacher, self.batches = student, teacher, batches
+        self._names, self._hidden_weight, self._forward = names, hidden_weight, forward
+        self._precision, self._by_rows = precision, by_rows
+        self._device = next(student.parameters()).device
+        self._kept: dict[int, _Targets] = {}
+        self._kept_bytes = 0
+        self._totals: dict[int, Tensor] = {}
+
+    def loss(self, index: int) -> Tensor:
+        """This process's part of the student's loss on one batch; the parts of all processes add up to it."""
+        shared = self._by_rows and can_share(self.batches[index])
+        batch = share_of(self.batches[index]) if shared else self.batches[index]
+        mask = _mask_of(batch)
+        targets = self._targets(index, batch)
+        totals = self._totals_of(index, targets, mask, shared=shared)
+        hidden: dict[str, Tensor] = {}
+        with observing(self.student), _recording(self.student, self._names, hidden), self._autocast():
+            outputs = outputs_of(call(self.student, batch, self._forward), batch)
+        losses = [
+            _lost(y, y_hat, mask_of_y) / total
+            for (y, mask_of_y), (y_hat, _), total in zip(targets.outputs, outputs, totals, strict=False)
+        ]
+        of_hidden = dict(zip(targets.hidden, totals[len(targets.outputs) :], strict=True))
+        found = [_lost(y, hidden[name], mask) / of_hidden[name] for name, y in targets.hidden.items() if name in hidden]
+        loss = torch.stack(losses).mean()
+        if found:
+            loss = loss + self._hidden_weight * torch.stack(found).mean()
+        return loss if shared else loss / processes.world_size()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self._precision, self._device)
+
+    def _totals_of(self, index: int, targets: _Targets, mask: Tensor | None, *, shared: bool) -> Tensor:
+        """‖y‖² of each output and hidden state over the whole batch.
+
+        Kept in all processes alike, since these add them up together.
+        """
+        if index not in self._totals:
+            squares = [_squares(y, mask_of_y) for y, mask_of_y in targets.outputs]
+            totals = torch.stack([*squares, *(_squares(y, mask) for y in targets.hidden.values())])
+            if shared:
+                totals = totals.new_tensor(processes.add_up(*totals.tolist(), device=self._device))
+            self._totals[index] = totals.clamp_min(torch.finfo(torch.float32).tiny)
+        return self._totals[index]
+
+    def _targets(self, index: int, batch: Any) -> _Targets:
+        if index in self._kept:
+            return self._kept[index]
+        hidden: dict[str, Tensor] = {}
+        with torch.no_grad(), observing(self._teacher), _recording(self._teacher, self._names, hidden):
+            outputs = outputs_of(call(self._teacher, batch, self._forward), batch)
+        targets = _Targets(
+            [(y.to(self._device), None if mask is None else mask.to(self._device)) for y, mask in outputs],
+            {name: value.to(self._device) for name, value in hidden.items()},
+        )
+        size = sum(t.numel() * t.element_size() for t in (*(y for y, _ in targets.outputs), *targets.hidden.values()))
+        if self._kept_bytes + size <= _MOST_BYTES:
+            self._kept[index] = targets
+            self._kept_bytes += size
+        return targets
+
+
+@contextlib.contextmanager
+def _recording(model: nn.Module, names: Sequence[str], into: dict[str, Tensor]) -> Iterator[None]:
+    """Keep the first floating-point tensor that each of these modules puts out."""
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            tensors = outputs_of(out)
+            if tensors:
+                into[name] = tensors[0][0]
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask_of(batch: Any) -> Tensor | None:
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _lost(y: Tensor, y_hat: Tensor, mask: Tensor | None) -> Tensor:
+    """‖y - ŷ‖² in float32, over the rows that count where y is not infinite."""
+    y, y_hat = _counted(y, mask), _counted(y_hat, mask, like=y)
+    infinite = y.isinf()
+    if bool(infinite.any()):
+        y, y_hat = y[~infinite], y_hat[~infinite]
+    return (y - y_hat).square().sum()
+
+
+def _squares(y: Tensor, mask: Tensor | None) -> Tensor:
+    """‖y‖² of the same entries."""
+    y = _counted(y, mask)
+    return y[~y.isinf()].square().sum()
+
+
+def _counted(y: Tensor, mask: Tensor | None, like: Tensor | None = None) -> Tensor:
+    shape = y.shape if like is None else like.shape
+    if mask is not None and len(shape) > 2 and shape[:2] == mask.shape:
+        y = y[mask.to(y.device)]
+    return y.float()
