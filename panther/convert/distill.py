@@ -110,7 +110,7 @@ def distill_(
             which the same call goes on after a kill, bit for bit on the CPU.
         resume: go on from the state in the folder; False starts over.
         shard: under ``torchrun``, train a copy of the student whose parameters, gradients and optimizer states are
-            shared out over the processes (FSDP2).
+            divided between the processes (FSDP2).
         generator: of the order of batches, on the CPU; a fixed seed when None.
         progress: show a progress bar on the terminal.
 
@@ -141,9 +141,7 @@ def distill_(
                 raise ConversionError("the teacher put out no finite floating-point numbers to learn from")
             by_rows = rows_are_independent(teacher, training[0], forward)
             if processes.world_size() > 1 and not by_rows:
-                warnings.warn(
-                    "rows of the batches can't be shared out; each process computes all of them", stacklevel=2
-                )
+                warnings.warn("rows of the batches can't be divided; each process computes all of them", stacklevel=2)
             learner, learnt = _sharded(student, train) if shard else (student, parameters)
             matching = Matching(learner, teacher, training, names, hidden_weight, forward, precision, by_rows=by_rows)
             run = _run(learner, parameters, learnt, settings | sizes, generator)

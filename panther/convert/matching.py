@@ -113,7 +113,7 @@ class Matching:
 
 @contextlib.contextmanager
 def _recording(model: nn.Module, names: Sequence[str], into: dict[str, Tensor]) -> Iterator[None]:
-    """Keep the first floating-point tensor that each of these modules puts out."""
+    """Keep the first floating-point tensor in the output of each of these modules."""
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, out: Any) -> None:

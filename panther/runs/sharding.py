@@ -17,7 +17,7 @@ from panther.runs import processes
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of a model are shared out over processes."""
+    """Whether parameters of a model are divided between processes."""
     return bool(_sharded_modules(model)) or any(_is_share(parameter) for parameter in model.parameters())
 
 
@@ -70,7 +70,7 @@ def shard_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is shared out; all processes have to ask for it together."""
+    """The whole of a tensor that is divided between processes, each of which has to call this."""
     whole: Tensor = tensor.full_tensor() if _is_share(tensor) else tensor  # type: ignore[attr-defined]
     return whole
 

@@ -66,6 +66,7 @@ def test_the_summary_has_one_entry_a_network():
             "method": "m",
             "setting": "s",
             "seed": seed,
+            "bits": 32,
             "learnable": 1,
             "fixed": 2,
             "stored": 3,
@@ -76,3 +77,18 @@ def test_the_summary_has_one_entry_a_network():
     ]
     (entry,) = bench_accuracy.summarise([*rows, rows[0]])  # a network that was measured twice with one seed counts once
     assert (entry["accuracy_mean"], entry["accuracy_min"], entry["accuracy_max"]) == (0.625, 0.5, 0.75)
+
+
+def test_a_pruned_network_in_bits_keeps_what_was_left():
+    torch.manual_seed(0)
+    model = bench_accuracy.network(nn.Linear, 20, 2, (24, 12))
+    bench_accuracy.prune_to(model, 300)
+    with torch.no_grad():
+        model(torch.zeros(1, 20))  # as an evaluation does: the weights then are no part of a graph of derivatives
+    smaller, size = bench_accuracy.pruned_in_bits(model, 8)
+    weights = [(old.weight, new.weight) for old, new in zip(model, smaller, strict=True) if isinstance(old, nn.Linear)]
+    for old, new in weights:
+        assert torch.equal(old != 0, new != 0) or (new[old == 0] == 0).all()
+        torch.testing.assert_close(new, old.detach(), rtol=0, atol=float(old.abs().max()) / 127)
+    bitmap = sum(-(-old.numel() // 8) for old, _ in weights)
+    assert 300 + bitmap + 4 * 38 < size < 300 + bitmap + 4 * 38 + 4 * 8

@@ -70,11 +70,12 @@ def test_accuracy_is_summed_up_rightly():
     """The table's means from the rows themselves, and the sizes from the formulas."""
     result = json.loads((FOLDER / "accuracy.json").read_text())
     for entry in result["summary"]:
-        key = (entry["data"], entry["method"], entry["setting"])
-        rows = [row for row in result["rows"] if (row["data"], row["method"], row["setting"]) == key]
+        names = ("data", "method", "setting", "bits")
+        rows = [row for row in result["rows"] if all(row[name] == entry[name] for name in names)]
         assert {row["seed"] for row in rows} == {0, 1, 2}
         assert entry["accuracy_mean"] == pytest.approx(sum(row["accuracy"] for row in rows) / 3, abs=1e-4)
-    (row,) = [row for row in result["summary"] if (row["data"], row["setting"]) == ("digits", "L=1, k=8")]
+    named = [row for row in result["summary"] if (row["data"], row["setting"]) == ("digits", "L=1, k=8")]
+    (row,) = [row for row in named if row["bits"] == 32]
     sketch = 8 * (784 + 512) + 8 * (512 + 256)
     assert row["fixed"] == sketch
     assert row["learnable"] == sketch + 512 + 256 + 256 * 10 + 10
