@@ -28,7 +28,7 @@ import onnx
 import onnxruntime
 import torch
 from bench_conversion import SentenceEncoder, sentences
-from serving.machine import about
+from serving.machine import about, git
 from torch import Tensor, nn
 
 from panther.export import export_onnx
@@ -48,6 +48,7 @@ class Encoded(NamedTuple):
 class Made(NamedTuple):
     path: Path
     noted: dict[str, Any]
+    commit: str
 
 
 TOKENS = 32
@@ -187,11 +188,11 @@ def latencies(paths: dict[str, Path], rows: Batch, rounds: int) -> dict[str, dic
 def made_files(folder: Path, encoded: Encoded, probes: int, max_error: float) -> dict[str, Made]:
     """The file of each side and what is noted of it; what the folder has is not made again."""
     axes = {name: {0: "batch", 1: "tokens"} for name in encoded.rows}
-    index = folder / "sides.json"
+    index, commit = folder / "sides.json", git("rev-parse", "HEAD")
     known: dict[str, Any] = json.loads(index.read_text()) if index.exists() else {}
 
     def keep(side: str, path: Path, noted: dict[str, Any]) -> None:
-        known[side] = {"file": path.name, "noted": noted}
+        known[side] = {"file": path.name, "noted": noted, "commit": commit}
         index.write_text(json.dumps(known))
         print(side, noted, flush=True)
 
@@ -219,7 +220,7 @@ def made_files(folder: Path, encoded: Encoded, probes: int, max_error: float) ->
     if not (folder / "float16.onnx").exists():
         for side, path in rivals(folder / known["float32"]["file"], folder, encoded.calibration):
             keep(side, path, {})
-    return {side: Made(folder / entry["file"], entry["noted"]) for side, entry in known.items()}
+    return {side: Made(folder / entry["file"], entry["noted"], entry["commit"]) for side, entry in known.items()}
 
 
 def measure(folder: Path, count: int, rounds: int, probes: int, max_error: float) -> dict[str, object]:
@@ -240,7 +241,8 @@ def measure(folder: Path, count: int, rounds: int, probes: int, max_error: float
         sides[name] |= times
     base = sides["float32"]
     assert base["cosine"] > 0.99999, "the float32 file is not the model"
-    for side in sides.values():
+    for name, side in sides.items():
+        side["made_at"] = files[name].commit
         side |= {f"speed_{size}": base[f"median_ms_{size}"] / side[f"median_ms_{size}"] for size in (1, 16)}
     return report | {"sides": sides}
 
