@@ -1,4 +1,4 @@
-"""Matrices whose columns are integers times a step: one byte an entry, on disk, without a bit of loss.
+"""Matrices whose columns or rows are integers times a step: a byte or half of one an entry, on disk, without a loss.
 
 See docs/decisions/0071-terms-in-bytes.md.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LARGEST = 127
-_SMALLEST = 64
+LARGEST, LARGEST_4_BITS = 127, 7
+# what the largest integer of a column can be, by what it is at most
+_COUNTS = {LARGEST_4_BITS: range(1, LARGEST_4_BITS + 1), LARGEST: range(64, LARGEST + 1)}
 # that a count of levels is tried on before the whole matrix is
 _SAMPLE = 16
 
@@ -29,31 +30,57 @@ def steady_steps(levels: Tensor, step: Tensor) -> Tensor:
 
 
 def integer_levels(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The levels (rows, columns), int8, and steps (columns,), float32, of a matrix that is exactly levels · steps.
+    """The levels (rows, columns), int8, and steps, float32, of a matrix that is exactly levels · steps.
 
-    The largest level of a column is from 64 to 127. None where there are none; those of weights that are trained in
-    floats have none.
+    Steps are (1, columns) or (rows, 1). Levels are from -7 to 7, which take half a byte, or from -127 to 127, the
+    largest of a column or row from 64 on. Of what fits it is what takes the fewest bytes. None where nothing fits, as
+    for weights that are trained in floats.
 
     >>> levels, step = integer_levels(torch.tensor([[63.5, -127.0], [0.5, 64.0]]))
     >>> levels.tolist(), step.tolist()
-    ([[127, -127], [1, 64]], [0.5, 1.0])
+    ([[127, -127], [1, 64]], [[0.5, 1.0]])
     """
     if matrix.numel() == 0 or matrix.dtype != torch.float32 or not bool(matrix.isfinite().all()):
         return None
     matrix = matrix.detach()
-    # a few rows tell most matrices of floats
-    if _steps(matrix[:_SAMPLE], matrix.abs().amax(0)) is None:
+    found = [
+        (_bytes(matrix, step, largest), step)
+        for largest, counts in _COUNTS.items()
+        for step in (_steps_of_columns(matrix, counts), _steps_of_rows(matrix, counts))
+        if step is not None
+    ]
+    if not found:
         return None
-    step = _steps(matrix, matrix.abs().amax(0))
-    return None if step is None else (torch.round(matrix / step).to(torch.int8), step)
+    _, step = min(found, key=lambda entry: entry[0])
+    return torch.round(matrix / step).to(torch.int8), step
 
 
-def _steps(matrix: Tensor, largest: Tensor) -> Tensor | None:
+def _bytes(matrix: Tensor, step: Tensor, largest: int) -> float:
+    return matrix.numel() * (0.5 if largest == LARGEST_4_BITS else 1) + 4 * step.numel()
+
+
+def _steps_of_columns(matrix: Tensor, counts: range) -> Tensor | None:
+    """(1, columns)."""
+    largest = matrix.abs().amax(0)
+    # a few rows tell most matrices of floats
+    if _steps(matrix[:_SAMPLE], largest, counts) is None:
+        return None
+    step = _steps(matrix, largest, counts)
+    return None if step is None else step.unsqueeze(0)
+
+
+def _steps_of_rows(matrix: Tensor, counts: range) -> Tensor | None:
+    """(rows, 1)."""
+    step = _steps_of_columns(matrix.t(), counts)
+    return None if step is None else step.t()
+
+
+def _steps(matrix: Tensor, largest: Tensor, counts: range) -> Tensor | None:
     """(columns,): the steps that columns are integers times, whose largest entries are given."""
     found = torch.zeros_like(largest)
-    for count in range(_SMALLEST, LARGEST + 1):
+    for count in counts:
         step = torch.where(largest > 0, largest / count, 1.0)
-        # the steps of 127 levels are the last to be taken, and stay where several fit
+        # the steps of the most levels are the last to be taken, and stay where several fit
         fits = (torch.round(matrix / step) * step == matrix).all(0)
         found = torch.where(fits, step, found)
     return found if bool((found > 0).all()) else None

@@ -85,16 +85,16 @@ def block_options(
     moments: Mapping[int, Moments],
     seen: Observed,
     ladder: Sequence[Blocks],
-) -> list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption]]:
+) -> list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption, ...]]:
     """Options of each unit that can be quantized, in the order of the ladder; the others get their reason."""
-    result = list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption]]()
+    result = list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption, ...]]()
     for unit in usable(units, moments, seen):
         of_unit = moments[id(unit)]
         second = of_unit.covariance(centred=False)
         G = sensitivity(of_unit, unit.weight.double(), second, seen.examples)
         known = Known(second, G, of_unit.mean, seen.rows[id(unit)])
         if isinstance(unit, SketchedUnit) and has_signs(unit.layer):
-            result.append((TermOption(unit, known),))
+            result.append(tuple(TermOption(unit, known, blocks.bits) for blocks in ladder))
         elif isinstance(unit, SketchedUnit):
             result.append(tuple(FactorOption(unit, blocks, known) for blocks in ladder))
         else:

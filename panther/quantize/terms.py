@@ -1,4 +1,4 @@
-"""Sketched layers with matrices of signs: the learned terms in 8 bits, beside signs of one bit an entry.
+"""Sketched layers with matrices of signs: the learned terms in 8 or 4 bits, beside signs of one bit an entry.
 
 See docs/decisions/0071-terms-in-bytes.md.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from panther.convert.layers import Place
-from panther.linalg.levels import steady_steps
+from panther.linalg.levels import LARGEST, LARGEST_4_BITS, steady_steps
 from panther.nn import SKLinear
 from panther.nn.hooks import take_hooks
 from panther.quantize.blocks import Known
@@ -22,28 +22,31 @@ from panther.quantize.grid import Grid, best
 from panther.quantize.loss import weighed_loss
 from panther.quantize.sketched import SketchedUnit
 
-_LARGEST = 127
+_LARGEST = {8: LARGEST, 4: LARGEST_4_BITS}
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 @dataclass(frozen=True)
 class TermOption:
-    """A sketched layer with S1s and S2s as integers times a step for each column; the file holds the integers.
+    """A sketched layer with S1s and S2s as integers times steps; the file holds the integers.
 
-    The layer stays an SKLinear, and its running graph two products in floats.
+    There is a step for each column, or for each row where these are fewer. The layer stays an SKLinear, and its running
+    graph two products in floats.
 
     Attributes:
         unit: the layer.
         known: what calibration says of it.
+        bits: of the integers, 8 or 4.
     """
 
     unit: SketchedUnit
     known: Known
+    bits: int = 8
 
     @property
     def precision(self) -> str:
         """Name in reports."""
-        return "int8"
+        return f"int{self.bits}"
 
     @property
     def alpha(self) -> float | None:
@@ -53,15 +56,17 @@ class TermOption:
     @property
     def reason(self) -> str:
         """The format in words."""
-        return "learned terms in 8 bits beside signs of one bit, in the file"
+        return f"learned terms in {self.bits} bits beside signs of one bit, in the file"
 
     @property
     def weight_bytes(self) -> int:
         """Bytes in the file: terms and their steps, and signs."""
         layer = self.unit.layer
-        steps = layer.num_terms * layer.low_rank + layer.out_features
+        rank = layer.num_terms * layer.low_rank
+        steps = min(rank, layer.in_features) + min(rank, layer.out_features)
+        terms = sum(-(-S.numel() * self.bits // 8) for S in (layer.S1s, layer.S2s))
         signs = sum(-(-U.numel() // 8) for U in (layer.U1s, layer.U2s))
-        return layer.S1s.numel() + layer.S2s.numel() + 4 * steps + signs
+        return terms + 4 * steps + signs
 
     @property
     def estimate(self) -> float:
@@ -81,8 +86,8 @@ class TermOption:
         C, G = self.known.second.double(), self.known.sensitivity.double()
         S1, U2 = (terms.detach().double().transpose(0, 1).flatten(1) for terms in (layer.S1s, layer.U2s))
         U1, S2 = (terms.detach().double().flatten(0, 1) for terms in (layer.U1s, layer.S2s))
-        first = _rounded(S1, C, scale**2 * U1 @ G @ U1.t())
-        second = _rounded(S2, scale**2 * U2.t() @ C @ U2, G)
+        first = _rounded(S1, C, scale**2 * U1 @ G @ U1.t(), self.bits)
+        second = _rounded(S2, scale**2 * U2.t() @ C @ U2, G, self.bits)
         made = copy.deepcopy(layer)
         with torch.no_grad():
             made.S1s.copy_(first.reshape(layer.in_features, L, -1).transpose(0, 1))
@@ -96,11 +101,26 @@ class TermOption:
         return [(place, self._made.train(place.module.training))]
 
 
-def _rounded(S: Tensor, C: Tensor, G: Tensor) -> Tensor:
-    """(d_in, d_out) float32: integers times a step for each column, for inputs of a second moment."""
-    W = S.t()
-    full = W.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
-    ends = torch.full_like(full, _LARGEST)
-    grid = best(W, (Grid(full * share, -ends, ends, W.shape[1]) for share in _SHARES), C.diagonal())
+def _rounded(S: Tensor, C: Tensor, G: Tensor, bits: int) -> Tensor:
+    """(d_in, d_out) float32: integers times steps, for inputs of a second moment."""
+    W, by_row = S.t(), S.shape[0] < S.shape[1]
+    grid = _grid(W, C.diagonal(), _LARGEST[bits], by_input=by_row)
     levels = compensated(W, grid, C, G).t()
+    if by_row:
+        return (levels.t() * steady_steps(levels.t(), grid.step[0].float())).t()
     return levels * steady_steps(levels, grid.step[:, 0].float())
+
+
+def _grid(W: Tensor, variance: Tensor, largest: int, *, by_input: bool) -> Grid:
+    """The grid of a weight (d_out, d_in) with one step for each output, or for each input, that loses least."""
+    tiny = torch.finfo(torch.float32).tiny
+    if not by_input:
+        full = W.abs().amax(1, keepdim=True).clamp_min(tiny) / largest
+        ends = torch.full_like(full, largest)
+        return best(W, (Grid(full * share, -ends, ends, W.shape[1]) for share in _SHARES), variance)
+    full = W.abs().amax(0).clamp_min(tiny) / largest
+    ends = torch.full_like(W, largest)
+    grids = [Grid((full * share).expand_as(W), -ends, ends, 1) for share in _SHARES]
+    losses = torch.stack([grid.loss(W, variance).sum(0) for grid in grids])
+    step = torch.stack([grid.step[0] for grid in grids]).gather(0, losses.argmin(0, keepdim=True))
+    return Grid(step.expand_as(W), -ends, ends, 1)

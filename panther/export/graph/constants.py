@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from panther.linalg.levels import LARGEST_4_BITS
+
 Array = np.ndarray[Any, np.dtype[Any]]
 # names of initializers that hold signs
 BITS_SUFFIX = ".bits"
@@ -99,6 +101,22 @@ class Builder:
         self._nodes.append(ir.node(op, inputs, attributes, outputs=[output], name=f"{name}/{op}"))
         return output
 
+    def shaped(self, values: ir.Value, in_a_byte: int, shape: tuple[int, int], name: str) -> ir.Value:
+        """Unpacked entries as a matrix, without those that fill the last byte.
+
+        Args:
+            values: (bytes, in_a_byte).
+            in_a_byte: entries of a byte.
+            shape: of the matrix.
+            name: of the result.
+        """
+        count = shape[0] * shape[1]
+        if count % in_a_byte:
+            flat = self.node("Reshape", [values, _integers(self, [-1])], f"{name}.flat")
+            ends = [_integers(self, [0]), _integers(self, [count])]
+            values = self.node("Slice", [flat, *ends], f"{name}.cut")
+        return self.node("Reshape", [values, _integers(self, shape)], name)
+
     def finish(self) -> None:
         """Put the nodes in front of the graph's own."""
         first = next(iter(self._graph), None)
@@ -169,7 +187,6 @@ class Signs:
 
     def emit(self, builder: Builder, name: str) -> ir.Value:
         """Write the unpacking: BitwiseAnd → Cast → Where → Reshape, in float32, which every runtime can fold."""
-        count = self.shape[0] * self.shape[1]
         packed = builder.initializer(self.bits.reshape(-1, 1), f"{name}{BITS_SUFFIX}")
         masks = builder.initializer(_BIT_MASKS, "panther.bit_masks")
         masked = builder.node("BitwiseAnd", [packed, masks], f"{name}.masked")
@@ -177,12 +194,8 @@ class Signs:
         high = builder.initializer(self.magnitude.astype(np.float32), f"{name}.plus")
         low = builder.initializer(-self.magnitude.astype(np.float32), f"{name}.minus")
         values = builder.node("Where", [positive, high, low], f"{name}.values")
-        if count % 8:
-            flat = builder.node("Reshape", [values, _integers(builder, [-1])], f"{name}.flat")
-            ends = [_integers(builder, [0]), _integers(builder, [count])]
-            values = builder.node("Slice", [flat, *ends], f"{name}.cut")
         whole = self.magnitude.dtype == np.float32
-        shaped = builder.node("Reshape", [values, _integers(builder, self.shape)], name if whole else f"{name}.float32")
+        shaped = builder.shaped(values, 8, self.shape, name if whole else f"{name}.float32")
         return (
             shaped if whole else builder.node("Cast", [shaped], name, to=ir.DataType.from_numpy(self.magnitude.dtype))
         )
@@ -190,7 +203,7 @@ class Signs:
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """A matrix of integers times steps, stored at one byte an entry.
+    """A matrix of integers times steps, stored at one byte an entry, or at half of one where all are from -7 to 7.
 
     Attributes:
         levels: (rows, columns) int8.
@@ -210,7 +223,11 @@ class Levels:
     @property
     def stored_bytes(self) -> int:
         """Bytes in the file."""
-        return self.levels.nbytes + self.steps.nbytes
+        return (-(-self.levels.size // 2) if self._halves else self.levels.nbytes) + self.steps.nbytes
+
+    @cached_property
+    def _halves(self) -> bool:
+        return bool(np.abs(self.levels).max() <= LARGEST_4_BITS)
 
     def value(self) -> Array:
         """The matrix itself."""
@@ -218,12 +235,29 @@ class Levels:
 
     def emit(self, builder: Builder, name: str) -> ir.Value:
         """Write the unpacking: Cast → Mul, in float32, which every runtime can fold."""
-        levels = builder.initializer(self.levels, f"{name}{LEVELS_SUFFIX}")
         steps = builder.initializer(self.steps, f"{name}.steps")
-        floats = builder.node("Cast", [levels], f"{name}.floats", to=ir.DataType.FLOAT)
+        if self._halves:
+            floats = self._unpacked(builder, name)
+        else:
+            levels = builder.initializer(self.levels, f"{name}{LEVELS_SUFFIX}")
+            floats = builder.node("Cast", [levels], f"{name}.floats", to=ir.DataType.FLOAT)
         whole = self.dtype == np.float32
         product = builder.node("Mul", [floats, steps], name if whole else f"{name}.float32")
         return product if whole else builder.node("Cast", [product], name, to=ir.DataType.from_numpy(self.dtype))
+
+    def _unpacked(self, builder: Builder, name: str) -> ir.Value:
+        """Two integers of a byte: BitwiseAnd and BitShift → Concat → Cast → Sub → Reshape."""
+        shifted = np.pad((self.levels.ravel() + 8).astype(np.uint8), (0, self.levels.size % 2))
+        packed = builder.initializer(
+            (shifted[0::2] | shifted[1::2] << 4).reshape(-1, 1), f"{name}{LEVELS_SUFFIX}_in_4_bits"
+        )
+        low = builder.node("BitwiseAnd", [packed, _byte(builder, 15)], f"{name}.low")
+        high = builder.node("BitShift", [packed, _byte(builder, 4)], f"{name}.high", direction="RIGHT")
+        pairs = builder.node("Concat", [low, high], f"{name}.pairs", axis=1)
+        signed = builder.node("Cast", [pairs], f"{name}.signed", to=ir.DataType.FLOAT)
+        eight = builder.initializer(np.array(8, np.float32), "panther.8")
+        values = builder.node("Sub", [signed, eight], f"{name}.values")
+        return builder.shaped(values, 2, self.shape, f"{name}.integers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,6 +363,10 @@ def transposed(constant: Constant) -> Constant:
 
 def _integers(builder: Builder, values: list[int] | tuple[int, ...]) -> ir.Value:
     return builder.initializer(np.array(values, dtype=np.int64), "panther." + "x".join(map(str, values)))
+
+
+def _byte(builder: Builder, value: int) -> ir.Value:
+    return builder.initializer(np.array(value, np.uint8), f"panther.byte_{value}")
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:

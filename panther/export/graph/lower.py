@@ -247,7 +247,7 @@ def _constant(matrix: Tensor, scale: float, dtype: type[np.floating]) -> Constan
         found = integer_levels(matrix.detach().cpu())
         if found is None:
             return Plain(_array(matrix, scale, dtype))
-        return Levels(found[0].numpy(), _array(found[1].unsqueeze(0), scale, np.float32), np.dtype(dtype))
+        return Levels(found[0].numpy(), _array(found[1], scale, np.float32), np.dtype(dtype))
     rows, columns = matrix.shape
     scaled = _array(matrix.detach().abs().flatten()[:1], scale, dtype).reshape(())
     return Signs(sign_bits.pack_signs(matrix).numpy(), scaled, (rows, columns))

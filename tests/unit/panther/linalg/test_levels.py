@@ -17,9 +17,23 @@ def test_levels_and_steps_are_found_again(rows, columns):
     found = integer_levels(matrix)
     assert found is not None
     assert found[0].dtype == torch.int8
+    assert found[1].shape == (1, columns)
     assert torch.equal(found[0].float() * found[1], matrix)
     if rows > 5:
         assert torch.equal(found[0].float(), levels)
+
+
+@pytest.mark.parametrize("largest", [7, 127])
+@pytest.mark.parametrize("turned", [False, True])
+def test_steps_of_rows_and_few_levels_are_found(largest, turned):
+    generator = torch.Generator().manual_seed(largest)
+    levels = torch.randint(-largest, largest + 1, (60, 9), generator=generator).float()
+    levels[0] = largest
+    matrix = levels * steady_steps(levels, torch.rand(9, generator=generator) + 0.01)
+    found, steps = integer_levels(matrix.t() if turned else matrix)
+    assert steps.shape == ((9, 1) if turned else (1, 9))
+    assert torch.equal(found.float(), levels.t() if turned else levels)
+    assert torch.equal(found.float() * steps, matrix.t() if turned else matrix)
 
 
 def test_steps_move_by_rounding_alone():
@@ -49,5 +63,5 @@ def test_others_have_none(matrix):
 
 def test_columns_of_zeros_are_levels():
     levels, step = integer_levels(torch.tensor([[0.0, 127.0], [0.0, 1.0]]))
-    assert levels.tolist() == [[0, 127], [0, 1]]
+    assert torch.equal(levels * step, torch.tensor([[0.0, 127.0], [0.0, 1.0]]))
     assert (step > 0).all()

@@ -1,4 +1,4 @@
-"""Learned terms in 8 bits beside signs of one bit: in torch, in the file, and in the running graph."""
+"""Learned terms in 8 or 4 bits beside signs of one bit: in torch, in the file, and in the running graph."""
 
 import copy
 
@@ -12,6 +12,7 @@ from torch import nn
 import panther as pr
 from panther.export import export_onnx
 from panther.nn import SKLinear
+from panther.quantize import Blocks
 
 
 @pytest.fixture
@@ -43,31 +44,34 @@ def run(path, x):
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 
 
-def test_the_file_holds_bytes_and_bits_and_computes_what_torch_does(model, x, sizes):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_file_holds_integers_and_bits_and_computes_what_torch_does(model, x, sizes, bits):
     original = copy.deepcopy(model)
-    report = pr.quantize_(model, calibration=x, weights="int4")
+    report = pr.quantize_(model, calibration=x, weights=Blocks(bits, 128))
     assert [type(layer) for layer in model] == [SKLinear, nn.ReLU, SKLinear, nn.ReLU, type(model[4])]
     for layer in (0, 2):
         assert torch.equal(model[layer].U1s, original[layer].U1s)
         assert not torch.equal(model[layer].S1s, original[layer].S1s)
     path, stored = sizes(model, x)
     of_report = sum(layer.bytes_after for layer in report.layers)
-    assert of_report <= stored < of_report + 200  # masks, shapes and magnitudes of the unpacking
+    assert of_report <= stored < of_report + 300  # masks, shapes and magnitudes of the unpacking
     with torch.no_grad():
         wanted, before = model(x).numpy(), original(x).numpy()
     assert np.abs(run(path, x) - wanted).max() < 0.01 * np.abs(wanted).max()
     assert np.linalg.norm(wanted - before) < 0.05 * np.linalg.norm(before)
     reasons = {layer.name: layer.reason for layer in report.layers}
-    assert reasons["0"] == "learned terms in 8 bits beside signs of one bit, in the file"
+    assert reasons["0"] == f"learned terms in {bits} bits beside signs of one bit, in the file"
+    assert {layer.name: layer.precision for layer in report.layers}["2"] == f"int{bits}"
 
 
-def test_terms_cost_little(model, x):
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.005), (4, 0.08)])
+def test_terms_cost_little(model, x, bits, most):
     original = copy.deepcopy(model)
-    report = pr.quantize_(model, calibration=x, weights="int4", skip=["4"])
+    report = pr.quantize_(model, calibration=x, weights=Blocks(bits, 128), skip=["4"])
     with torch.no_grad():
         lost = float((model(x) - original(x)).norm() / original(x).norm())
     predicted = sum(layer.predicted_error**2 for layer in report.layers) ** 0.5
-    assert lost < 0.005
+    assert lost < most
     assert lost == pytest.approx(predicted, rel=0.5)
 
 

@@ -63,9 +63,11 @@ def test_signs_take_one_bit_an_entry_in_the_file(tmp_path):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 9), (129, 33)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("turned", [False, True])
-def test_levels_fold_bit_for_bit_and_take_one_byte_an_entry(rows, columns, dtype, turned, tmp_path):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_levels_fold_bit_for_bit_and_take_their_bits_an_entry(rows, columns, dtype, turned, bits, tmp_path):
     random = np.random.default_rng(0)
-    levels = random.integers(-127, 128, (rows, columns)).astype(np.int8)
+    largest = 2 ** (bits - 1) - 1
+    levels = random.integers(-largest, largest + 1, (rows, columns)).astype(np.int8)
     steps = random.random((1, columns)).astype(np.float32)
     constant = Levels(levels, steps, np.dtype(dtype))
     wanted = (levels * steps.astype(np.float64)).astype(np.float32).astype(dtype)
@@ -73,9 +75,9 @@ def test_levels_fold_bit_for_bit_and_take_one_byte_an_entry(rows, columns, dtype
     result, optimized, size = folded(constant, tmp_path)
     assert np.array_equal(constant.value(), wanted)
     assert np.array_equal(result, wanted)
-    assert not {node.op_type for node in optimized.node} & {"Cast", "Mul"} or dtype == np.float16
+    assert not {node.op_type for node in optimized.node} & {"Cast", "Mul", "BitShift"} or dtype == np.float16
     if rows * columns > 1000:
-        assert size < rows * columns + 4 * columns + 1_000
+        assert size < rows * columns * bits / 8 + 4 * columns + 2_000
 
 
 @pytest.mark.parametrize("fold", [True, False])
