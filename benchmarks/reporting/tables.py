@@ -23,7 +23,7 @@ from reporting.results import load, table
 # of a value that is not quantized
 _WHOLE_BITS = 32
 # that networks of one method are chosen for
-_BUDGETS_KB = {"digits": (15, 20, 30, 50, 90, 150, 300), "breast cancer": (1, 2, 5, 15, 30)}
+_BUDGETS_KB = {"digits": (10, 15, 20, 30, 50, 90, 150, 300), "breast cancer": (1, 2, 5, 15, 30)}
 PEERS = ("triton", "mlserver", "litserve", "bentoml", "rayserve")
 
 

@@ -77,6 +77,20 @@ def fonts():
     return f"{faces} * {{font-family: Shipped !important; caret-color: transparent; transition: none !important;}}"
 
 
+# Whether all parts are there and have not moved for a second.
+STEADY = """(parts) => {
+  const boxes = Object.values(parts).map((selector) => {
+    const box = document.querySelector(selector)?.getBoundingClientRect();
+    return box?.height ? [box.left, box.top, box.width, box.height].map(Math.round) : null;
+  });
+  const now = JSON.stringify(boxes);
+  if (window.lastBoxes !== now) [window.lastBoxes, window.boxesSince] = [now, Date.now()];
+  return !boxes.includes(null) && Date.now() - window.boxesSince > 1000;
+}"""
+FONTS = ["400 16px Shipped", "700 16px Shipped"]
+LOAD_FONTS = "(fonts) => Promise.all(fonts.map((font) => document.fonts.load(font))).then(() => true)"
+
+
 def taken(page):
     """The screenshot of the page as it is, an eighth as large, and the boxes of its parts."""
     boxes = page.evaluate(BOXES, PARTS)
@@ -114,8 +128,10 @@ def shown(many, visit):
         viewport = {"width": width, "height": 900}
         page = visit(many.url, OPENED, viewport=viewport, color_scheme=color_scheme, bypass_csp=True).page
         page.add_style_tag(content=fonts())
+        page.evaluate(LOAD_FONTS, FONTS)
+        page.wait_for_function(STEADY, arg=PARTS, timeout=60_000, polling=200)
         page.evaluate(FREEZE)
-        page.evaluate("document.fonts.ready.then(() => true)")
+        page.wait_for_function(STEADY, arg=PARTS, timeout=60_000, polling=200)
         return page
 
     return show
