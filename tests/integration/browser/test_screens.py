@@ -24,7 +24,7 @@ WRITE = bool(os.environ.get("WRITE_SCREENS"))
 SCALE = 8
 # in pixels of the page and as a share; levels are of 255
 SIZE_PX, SIZE_SHARE = 8, 0.04
-LEVELS, DIFFERENT = 32, 0.01
+LEVELS, DIFFERENT = 32, 0.02
 OPENED = ["animals", "tags"]
 # The parts of the page, each by a selector; the first match in its model's card or in the page.
 PARTS = {
@@ -55,6 +55,10 @@ FREEZE = """() => {
   const chosen = [...document.querySelectorAll("input, select, textarea")].map((field) => field.value);
   copy.querySelectorAll("input, select, textarea").forEach((field, index) => (field.value = chosen[index]));
   for (const element of copy.querySelectorAll(changing)) element.textContent = "0";
+  // sizes and times of a file that is exported anew in each run
+  for (const element of copy.querySelectorAll(".figures *, .why")) {
+    if (!element.children.length) element.textContent = element.textContent.replace(/[0-9.]+/g, "0");
+  }
   for (const element of copy.querySelectorAll(".chart svg")) element.replaceChildren();
   for (const element of copy.querySelectorAll(".glance .failing")) element.remove();
   document.body.replaceWith(copy);
