@@ -68,8 +68,8 @@ def root():
 
 @pytest.fixture(scope="session")
 def plain_env():
-    """The caller's environment less what would change the server's settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PANTHER_")}
+    """The caller's environment less what would change the server's settings, as ARGS of the caller's own make does."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PANTHER_") and name != "ARGS"}
 
 
 @pytest.fixture(scope="session")
