@@ -42,3 +42,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]], *, numbers: boo
     marks = ["---", *["--:" if numbers else "---"] * (len(titles) - 1)]
     lines = [titles, marks, *([str(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"

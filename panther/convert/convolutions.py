@@ -24,13 +24,13 @@ def is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
 
 
 def reason_of_convolution(conv: Convolution) -> str | None:
-    """Why a convolution stays as it is, or None."""
+    """Why a convolution stays as it is, or None; whatever its groups, see `reason_of_groups`."""
     kind = type(conv).__name__
     dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     own = type(conv).forward is not dense.forward or type(conv)._conv_forward is not dense._conv_forward
     if own or {"forward", "_conv_forward"} & conv.__dict__.keys():
         return f"{kind} does more than nn.{dense.__name__} in its forward"
-    return reason_of_groups(conv)
+    return None
 
 
 def reason_of_groups(conv: Convolution) -> str | None:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from panther.convert.convolutions import Convolution, is_convolution, patch_entries, reason_of_convolution
+from panther.convert.convolutions import (
+    Convolution,
+    is_convolution,
+    patch_entries,
+    reason_of_convolution,
+    reason_of_groups,
+)
 from panther.convert.embeddings import Kinds, is_embedding, reason_of_embedding
 from panther.convert.subclasses import computes_linear
 from panther.nn import SKLinear
@@ -179,9 +185,6 @@ def find_units(
     holders = _holders(model)
     for unit in units.values():
         unit.reason = _reason(model, unit, reading)
-        if unit.reason is None and unit.convolution is not None and len(unit.places) > 1:
-            names = ", ".join(place.names[0] for place in unit.places)
-            unit.reason = f"convolutions that share one weight ({names}) are left; untie them to convert each"
         own = {id(place.module) for place in unit.places}
         unit.bias_is_shared = any(holders.get(id(bias), own) - own for bias in unit.biases)
     return list(units.values())
@@ -234,7 +237,15 @@ def _reason(model: nn.Module, unit: Unit, fused: dict[int, str]) -> str | None:
     for name, module in model.named_modules():
         if id(module) not in own and any(parameter is weight for parameter in module._parameters.values()):
             return f"its weight is also that of {name or 'the model'}, and would have to be kept besides"
-    return None
+    return None if unit.convolution is None else _reason_of_kernel(unit, unit.convolution)
+
+
+def _reason_of_kernel(unit: Unit, conv: Convolution) -> str | None:
+    """Why a convolution whose weight can be read stays as it is, or None; groups last, as bits can still be saved."""
+    if len(unit.places) > 1:
+        names = ", ".join(place.names[0] for place in unit.places)
+        return f"convolutions that share one weight ({names}) are left; untie them to convert each"
+    return reason_of_groups(conv)
 
 
 def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  one return for each reason

@@ -151,6 +151,26 @@ def test_a_network_of_depthwise_convolutions_alone_is_stored_in_8_bits():
     assert {layer.kind for layer in found.report.layers} == {INT8}
 
 
+def test_grouped_convolutions_that_share_a_weight_stay():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(16, 16, 5, groups=16), nn.ReLU(), nn.Conv1d(16, 16, 5, groups=16), nn.Flatten())
+    net[2].weight = net[0].weight
+    net.append(nn.Linear(16 * 12, 40)).eval()
+    found = pr.compress(net, calibration=torch.randn(12, 16, 20).split(6), max_error=0.1)
+    assert type(found.model[0]) is type(found.model[2]) is nn.Conv1d
+    assert found.model[0].weight is found.model[2].weight
+    assert "share one weight" in {layer.name: layer.reason for layer in found.report.layers}["0"]
+    assert found.report.bytes_after == model_size(found.model)[1]
+
+
+def test_a_grouped_weight_that_is_not_finite_is_left_and_named():
+    net = nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(4 * 6, 40)).eval()
+    with torch.no_grad():
+        net[0].weight[0] = torch.nan
+    (unit, _) = find_units(net, None, (), convolutions=True)
+    assert unit.reason == "its weight holds values that are not finite"
+
+
 def test_what_can_not_be_stored_in_fewer_bits_says_why():
     class Own(nn.Conv2d):
         def forward(self, x):
