@@ -81,3 +81,24 @@ def together(script: str, *runs: Sequence[str], limit_s: float = 240) -> list[li
             os.killpg(launcher.pid, signal.SIGKILL)
             raise
     return json.loads(out.splitlines()[-1])
+
+
+class Killed(BaseException):
+    """Ends a run as a signal does: nothing catches it."""
+
+
+class DyingForward:
+    """A forward function of conversions that raises `Killed` at a call; ``calls`` counts them.
+
+    Args:
+        die_at: which call, from 1; None for none.
+    """
+
+    def __init__(self, die_at: int | None) -> None:
+        self.die_at, self.calls = die_at, 0
+
+    def __call__(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.die_at:
+            raise Killed
+        return model(batch)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from helpers.training import DyingForward, Killed
 from torch import nn
 
 import panther as pr
@@ -154,10 +155,6 @@ def test_all_trains_everything_but_tables_and_gains_more():
     assert result.error < alone.error < result.error_before
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("shard", [False, True])
 def test_goes_on_after_a_kill_as_if_there_had_been_none(pair, inputs, tmp_path, shard):
     student, teacher = pair
@@ -165,14 +162,7 @@ def test_goes_on_after_a_kill_as_if_there_had_been_none(pair, inputs, tmp_path, 
     options = {"steps": 40, "progress": False, "shard": shard}
 
     def distill(folder, die_at=None, **more):
-        calls = []
-
-        def forward(model, batch):
-            calls.append(model)
-            if len(calls) == die_at:
-                raise Killed
-            return model(batch)
-
+        forward = DyingForward(die_at)
         made = copy.deepcopy(student)
         return made, pr.distill_(
             made, teacher, batches, checkpoints=tmp_path / folder, forward=forward, **options | more

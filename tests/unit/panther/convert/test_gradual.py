@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.training import DyingForward, Killed
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -119,25 +120,14 @@ def test_refuses(mlp, inputs, arguments, match):
         pr.sketch_and_distill(mlp, [], ratio=0.5)
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_goes_on_after_a_kill_in_a_conversion_or_a_training(mlp, inputs, tmp_path):
     batches = list(inputs.split(50))
 
     def distill(folder, die_at=None, **more):
-        calls = []
-
-        def forward(model, batch):
-            calls.append(model)
-            if len(calls) == die_at:
-                raise Killed
-            return model(batch)
-
+        forward = DyingForward(die_at)
         options = {"ratio": 0.4, "stages": (0.6,), "steps": 40, "patience": 40, "progress": False} | more
         made = pr.sketch_and_distill(mlp, batches, forward=forward, checkpoints=tmp_path / folder, **options)
-        return made, len(calls)
+        return made, forward.calls
 
     whole, count = distill("whole")
     # by the calls of a model: in the training of the first stage, in what comes before the second's, and in that
