@@ -10,7 +10,7 @@ from helpers import build
 from helpers.raw_http import BODY, FAST, ROW, SLOW, answer, head, rest, wire
 
 from app.config.limits import Limits
-from app.http.connection.watchdog import CHECK_S, Watchdog
+from app.service.watchdog import CHECK_S, Watchdog
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from app.config.limits import Limits
 from app.http.connection.header_cache import HeaderCache
 from app.http.connection.response import DefaultHeaders
-from app.http.connection.watchdog import Watchdog
 from app.service.inference import InferenceService
+from app.service.watchdog import Watchdog
 
 
 class ConnectionContext:
