@@ -2,11 +2,12 @@
 
 Each server has one core, its clients the other. Before anything is timed the answers of all of them to the same rows
 are compared with onnxruntime's. Over HTTP wrk asks, by JSON and by binary tensors of the same protocol; over gRPC
-h2load does, by raw contents. All are timed in turn within each round. The echoes answer a constant: what grpcio takes
-for a call, and what nghttp2 inside the event loop would take. Triton is measured where benchmarks/peers.sh installed
-it; wrk and h2load are Debian's (packages wrk and nghttp2-client, which brings libnghttp2).
+h2load does, by raw contents, on nghttp2 and on grpcio. All are timed in turn within each round. The echoes answer a
+constant: what grpcio takes for a call, and what nghttp2 by ctypes takes inside the event loop. Triton is measured where
+benchmarks/peers.sh installed it; wrk and h2load are Debian's (packages wrk and nghttp2-client, which brings
+libnghttp2).
 
-    python benchmarks/bench_grpc.py            about four minutes
+    python benchmarks/bench_grpc.py            about five minutes
     python benchmarks/bench_grpc.py --quick    a smoke test, not a measurement
 """
 
@@ -33,7 +34,8 @@ GOAL = 0.6
 TIMES_TRITON = 1.5
 CELLS = {"1 row, 1 client": (1, 1), "1 row, 64 clients": (1, 64), "32 rows, 8 clients": (32, 8)}
 """Rows and clients by name."""
-JSON, BINARY, GRPC, TRITON = "HTTP, JSON", "HTTP, binary tensors", "gRPC, raw contents", "Triton, gRPC, raw contents"
+JSON, BINARY, GRPC = "HTTP, JSON", "HTTP, binary tensors", "gRPC, raw contents"
+FALLBACK, TRITON = "gRPC on grpcio", "Triton, gRPC, raw contents"
 ECHOES = {
     "echo, grpc.aio": ("grpc_echo.py", "aio"),
     "echo, grpc with threads": ("grpc_echo.py", "threads"),
@@ -145,9 +147,10 @@ def verdicts(table):
 
 
 def run(arguments, folder, log):
-    side, triton = known.ours(arguments.model_dir), known.peer("triton")
-    side.command += ["--grpc-port", "{grpc_port}"]
-    others = {} if triton is None else {TRITON: triton}
+    side, fallback, triton = known.ours(arguments.model_dir), known.ours(arguments.model_dir), known.peer("triton")
+    side.command += ["--grpc-port", "{grpc_port}", "--grpc-transport", "nghttp2"]
+    fallback.command += ["--grpc-port", "{grpc_port}", "--grpc-transport", "grpcio"]
+    others = {FALLBACK: fallback} | ({} if triton is None else {TRITON: triton})
     others |= {name: known.echo(name, *command) for name, command in ECHOES.items()}
     try:
         for each in (side, *others.values()):
@@ -161,7 +164,7 @@ def run(arguments, folder, log):
     table = {name: {key: median(items) for key, items in row.items()} for name, row in runs.items()}
     return {
         "benchmark": "grpc",
-        **about((*PACKAGES, "grpcio", "protobuf")),
+        **about((*PACKAGES, "grpcio", "ngh2", "protobuf")),
         "settings": {
             "server_cores": 1,
             "onnxruntime_threads": 1,

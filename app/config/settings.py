@@ -80,6 +80,10 @@ class Settings(BaseSettings):
         description="TCP port of the Open Inference Protocol over gRPC, usually 8001; 0 takes a free one; needs the "
         "extra grpc. Default: no gRPC",
     )
+    grpc_transport: Literal["auto", "nghttp2", "grpcio"] = Field(
+        default="auto",
+        description="HTTP/2 library of gRPC: nghttp2 (package ngh2), grpcio, or auto: the first that is installed",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="where models run: cuda (or never ready), cpu, or auto: cuda where it works, else cpu",

@@ -26,7 +26,7 @@ def require_extra(settings: Settings) -> None:
     """
     if settings.grpc_port is None:
         return
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *(("ngh2",) if settings.grpc_transport == "nghttp2" else ())):
         if not _is_installed(package):
             raise MissingExtraError(
                 f"grpc_port={settings.grpc_port} needs the extra 'grpc' (pip install 'panther-sketch[grpc]'): "

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Callable
 
-from app.service.admission import AdmissionControl
-
 LOOK_S = 0.001
 """The shortest timer of the event loop; in it gRPC's own threads hand over some more calls."""
 MOST_S = 0.004
@@ -13,19 +11,15 @@ PROBE_EVERY = 16
 
 
 class Gathering:
-    """Decodes concurrent requests together.
+    """Decodes concurrent requests together, for ``grpc.aio``.
 
     gRPC hands over one call in a turn of the event loop. Decoded as they come, each would run by itself, however many
     clients there are. So where the last requests came together, the first of the next waits for as long as others come;
     where they came one by one, each is started at once, but for one in sixteen, which waits to see whether that has
     changed.
-
-    Args:
-        admission: says when a request may be decoded.
     """
 
-    def __init__(self, admission: AdmissionControl) -> None:
-        self._admission = admission
+    def __init__(self) -> None:
         self._starts: list[Callable[[], None]] = []
         self._alone = 0  # requests that came one by one, since the last look
         self._together = False
@@ -37,7 +31,7 @@ class Gathering:
             return
         self._alone += 1
         if not self._together and self._alone < PROBE_EVERY:
-            self._start(start)
+            start()
             return
         self._alone = 0
         self._starts.append(start)
@@ -58,11 +52,4 @@ class Gathering:
         self._together = count > 1
         starts, self._starts = self._starts, []
         for start in starts:
-            self._start(start)
-
-    def _start(self, start: Callable[[], None]) -> None:
-        if self._admission.may_start():
             start()
-            self._admission.started()
-        else:
-            self._admission.later(start)

@@ -1,12 +1,16 @@
 """gRPC's own health service, ``grpc.health.v1``, which Kubernetes and load balancers ask for the readiness of HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import grpc
 from grpc_health.v1 import health_pb2
 
-from app.grpc.messages import SERVICE_NAME
+from app.engine.codec import Headers
+from app.errors import AppError
+from app.grpc.call import Method, Outcome, Streaming, Unary
+from app.grpc.messages import SERVICE_NAME, parse
+from app.grpc.status import StatusError
 
 HEALTH_NAME = "grpc.health.v1.Health"
 _SERVICES = ("", SERVICE_NAME)
@@ -25,38 +29,30 @@ class Health:
         self._not_ready_because = not_ready_because
         self._is_draining = is_draining
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The generic handler for the gRPC server."""
-        request, answer = health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
-        return grpc.method_handlers_generic_handler(
-            HEALTH_NAME,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(self.check, request, answer),
-                "Watch": grpc.unary_stream_rpc_method_handler(self.watch, request, answer),
-            },
-        )
+    def methods(self) -> dict[str, Method]:
+        """The methods of the service, by name."""
+        return {"Check": Unary(self.check), "Watch": Streaming(self.watch)}
 
-    async def check(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
-    ) -> health_pb2.HealthCheckResponse:
+    async def check(self, message: bytes | None, _: Headers) -> Outcome:
         """Whether a service is served now."""
-        if request.service not in _SERVICES:
-            known = " and ".join(repr(name) for name in _SERVICES)
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"there is no service {request.service[:80]!r}; there are {known}"
-            )
-        return health_pb2.HealthCheckResponse(status=self._status())
+        try:
+            service = parse(health_pb2.HealthCheckRequest, message or b"").service
+            if service not in _SERVICES:
+                known = " and ".join(repr(name) for name in _SERVICES)
+                raise StatusError(grpc.StatusCode.NOT_FOUND, f"there is no service {service[:80]!r}; there are {known}")
+        except AppError as error:
+            return error, [], b""
+        return None, [], self._answer(self._status())
 
-    async def watch(
-        self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
-    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+    async def watch(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Stream the health status now and at each change, until the client leaves or the server shuts down."""
+        request = parse(health_pb2.HealthCheckRequest, await anext(messages, b""))
         known, told = request.service in _SERVICES, None
         while True:
             draining = self._is_draining()
             status = self._status() if known else health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             if status != told:
-                yield health_pb2.HealthCheckResponse(status=status)
+                yield self._answer(status)
                 told = status
             if draining:
                 return
@@ -66,3 +62,7 @@ class Health:
         ready = self._not_ready_because() is None
         response = health_pb2.HealthCheckResponse
         return int(response.SERVING if ready else response.NOT_SERVING)
+
+    def _answer(self, status: int) -> bytes:
+        message: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+        return message

@@ -1,138 +1,183 @@
 """The method ModelInfer: one inference request from its message to its answer."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
-from app.engine.codec import HeaderList, Headers
+from app.engine.codec import Body, HeaderList, Headers
+from app.engine.results import InferenceResult
 from app.errors import AppError, DeadlineExceededError, InvalidRequestError
+from app.grpc.call import Answered, Direct, Outcome, TimeRemaining
 from app.grpc.decoding import GrpcJob, Reader, is_heavy
-from app.grpc.gathering import Gathering
 from app.grpc.messages import ModelInferRequest, parse
 from app.service.admission import Reservation
 from app.service.inference import InferenceService, Target
-from app.service.inference_call import CallContext, InferenceCall
+from app.service.inference_call import InferenceCall
 from app.telemetry.statistics import GRPC
 
-Receive = Callable[[], Awaitable[object]]
-
-_DEADLINE_SLACK_S = 0.1
+DEADLINE_SLACK_S = 0.1
 """A client ends its call at its own deadline, which is earlier than ours by the time that the call was on its way."""
 
-Outcome = tuple[AppError | None, HeaderList, bytes]
-"""The error or None, headers, and the answer's message."""
+
+class _Answer:
+    """The answer of a call, given once; it does not refer to the call, so that no cycle keeps the call's memory.
+
+    Attributes:
+        reservation: the bytes that the message is counted with.
+        kept: whether a run may still read the message after the answer: the reservation ends with the call then.
+    """
+
+    __slots__ = ("_answered", "kept", "reservation")
+
+    def __init__(self, answered: Answered, reservation: Reservation) -> None:
+        self._answered: Answered | None = answered
+        self.reservation = reservation
+        self.kept = False
+
+    @property
+    def given(self) -> bool:
+        """Whether it was given, or is not wanted any more."""
+        return self._answered is None
+
+    def give(self, outcome: Outcome) -> None:
+        """Give it to the transport."""
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            if not self.kept:
+                self.reservation.release()
+            answered(outcome)
+
+    def succeed(self, _: int, headers: HeaderList, message: bytes) -> None:
+        """Give a success, see ``Respond``."""
+        self.give((None, headers, message))
+
+    def drop(self) -> None:
+        """Give none."""
+        self._answered = None
 
 
 class GrpcCall(InferenceCall):
-    """One inference request over gRPC.
+    """One inference request over gRPC; see ``app.grpc.call.Pending``.
 
     Args:
-        context: shared by all calls of the service.
+        inference: answers it.
         headers: of the request.
-        reservation: the bytes that the message is counted with; kept until no run reads it any more.
-
-    Attributes:
-        answered: gets the outcome.
-        reservation: see above.
+        time_remaining: see ``TimeRemaining``.
+        answered: takes the outcome.
     """
 
-    __slots__ = ("answered", "reservation")
+    __slots__ = ("_answer", "_inference", "_time_remaining")
 
-    def __init__(self, context: CallContext, headers: Headers, reservation: Reservation) -> None:
-        self.answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.reservation = reservation
-        super().__init__(context, headers, partial(_succeed, self.answered), GRPC)
+    def __init__(
+        self, inference: "Inference", headers: Headers, time_remaining: TimeRemaining, answered: Answered
+    ) -> None:
+        service = inference.service
+        self._inference = inference
+        self._time_remaining = time_remaining
+        self._answer = _Answer(answered, Reservation(service.admission))
+        super().__init__(service.context, headers, self._answer.succeed, GRPC)
+
+    @property
+    def answered(self) -> bool:
+        """Whether it is answered, or withdrawn."""
+        return self._answer.given
+
+    def reserve(self, nbytes: int) -> None:
+        """Count the bytes that have been received so far, see ``Reservation.reserve``."""
+        reservation = self._answer.reservation
+        reservation.reserve(nbytes - reservation.nbytes)
+
+    def receive(self, message: Body | None) -> None:
+        """Take the message: decode it now, or in a later turn of the event loop where this one has decoded for long."""
+        admission = self._inference.service.admission
+        if admission.may_start():
+            self._start(message)
+            admission.started()
+        else:
+            admission.later(partial(self._start, message))
+
+    def fail(self, error: AppError) -> None:
+        """End the request with an error, wherever it is."""
+        self._answer.kept = True
+        super().fail(error)
+
+    def withdraw(self) -> None:
+        """End a call whose client has left, or whose deadline has passed."""
+        if self._answer.given:
+            return
+        self._answer.drop()
+        left_s = self._time_remaining()
+        if left_s is not None and left_s < DEADLINE_SLACK_S:
+            self.fail(DeadlineExceededError("the call's deadline has passed"))
+        else:
+            self.cancel()
+        self._inference.calls.discard(self)
+
+    def completed(self, result: InferenceResult) -> None:
+        """Answer with the result of the model, see ``InferenceCall``."""
+        super().completed(result)
+        self._inference.calls.discard(self)
 
     def _refuse(self, error: AppError, headers: HeaderList) -> None:
-        if not self.answered.done():
-            self.answered.set_result((error, headers, b""))
+        self._inference.calls.discard(self)
+        self._answer.give((error, headers, b""))
+
+    def _start(self, message: Body | None) -> None:
+        if self._answer.given:
+            return
+        self.timings.began_ns = time.perf_counter_ns()  # not when the call came, but its message
+        left_s = self._time_remaining()
+        # A deadline that has passed still is one.
+        deadline_us = 0 if left_s is None else max(1, int(1e6 * left_s))
+        self._inference.start(self, message, deadline_us)
 
 
-def _succeed(answered: "asyncio.Future[Outcome]", _: int, headers: HeaderList, message: bytes) -> None:
-    if not answered.done():
-        answered.set_result((None, headers, message))
-
-
-class Inference:
+class Inference(Direct):
     """Answers inference requests over gRPC.
 
     Args:
         service: answers them.
 
     Attributes:
+        service: see above.
         calls: those that are in flight.
     """
 
     def __init__(self, service: InferenceService) -> None:
-        self._service = service
+        self.service = service
         self.calls: set[GrpcCall] = set()
         self._reader = Reader()
-        self._gathering = Gathering(service.admission)
 
-    async def infer(self, receive: Receive, headers: Headers, time_remaining: Any) -> Outcome:
-        """Answer a request; cancelling the task cancels the request.
+    def begin(self, headers: Headers, time_remaining: TimeRemaining, answered: Answered) -> GrpcCall:
+        """Begin a call; without the right key it is answered at once."""
+        call = GrpcCall(self, headers, time_remaining, answered)
+        self.calls.add(call)
+        access = self.service.access
+        if access is not None:
+            try:
+                access.check_predict(headers)
+            except AppError as error:
+                call.failed(error)
+        return call
+
+    def start(self, call: GrpcCall, message: Body | None, deadline_us: int) -> None:
+        """Decode the message of a call and queue its request.
 
         Args:
-            receive: gives the message, a ``ModelInferRequest``, serialized; something else where none comes.
-            headers: of the call.
-            time_remaining: gives the seconds until the call's deadline, None where it has none.
+            call: made by ``begin``.
+            message: a ``ModelInferRequest``, serialized; None where none came.
+            deadline_us: how long the client waits in all; 0 for no limit.
         """
-        service = self._service
-        call = GrpcCall(service.context, headers, Reservation(service.admission))
-        left_s = time_remaining()
-        # A deadline that has passed still is one.
-        deadline_us = 0 if left_s is None else max(1, int(1e6 * left_s))
-        self.calls.add(call)
         try:
-            if self._admits(call, headers):
-                message = await receive()
-                self._gathering.add(partial(self._start, call, message, deadline_us))
-                del message
-            return await call.answered
-        except asyncio.CancelledError:
-            if not call.answered.done() or call.answered.cancelled():
-                self._withdraw(call, time_remaining())
-            raise
-        finally:
-            self.calls.discard(call)
-            if call.answered.done() and not call.answered.cancelled():
-                call.reservation.release()
-
-    def _withdraw(self, call: GrpcCall, left_s: float | None) -> None:
-        """End a call whose client has left, or whose deadline has passed."""
-        if left_s is not None and left_s < _DEADLINE_SLACK_S:
-            call.fail(DeadlineExceededError("the call's deadline has passed"))
-        else:
-            call.cancel()
-
-    def _admits(self, call: GrpcCall, headers: Headers) -> bool:
-        """Whether the key of a call is right; else it is answered, and its message is not received."""
-        try:
-            if self._service.access is not None:
-                self._service.access.check_predict(headers)
-        except AppError as error:
-            call.failed(error)
-            return False
-        return True
-
-    def _start(self, call: GrpcCall, message: object, deadline_us: int) -> None:
-        if call.answered.done():
-            return
-        service = self._service
-        call.timings.began_ns = time.perf_counter_ns()  # not when the call came, but its message
-        try:
-            if not isinstance(message, bytes):
+            if message is None:
                 raise InvalidRequestError("the call ended without a message; expected one ModelInferRequest")
-            call.reservation.reserve(len(message))
+            call.reserve(len(message))
             request = parse(ModelInferRequest, message)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             call.end_with(error)
             return
         target = Target(request.model_name or None, request.model_version or None, "oip")
         nbytes = len(message)
-        service.start_read(
+        self.service.start_read(
             call,
             target,
             lambda model: None if is_heavy(nbytes, model) else self._reader.read(request, model, deadline_us),

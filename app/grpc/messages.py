@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from app.engine.codec import Body
 from app.errors import InvalidRequestError
 
 SERVICE_NAME = "inference.GRPCInferenceService"
@@ -39,7 +40,7 @@ ModelInferResponse = message_class("ModelInferResponse")
 InferTensorContents = message_class("InferTensorContents")
 
 
-def parse(message: type, data: bytes) -> Any:
+def parse(message: type, data: Body) -> Any:
     """Read a message.
 
     Raises:

@@ -14,7 +14,9 @@ from app.errors import (
     ModelNotFoundError,
     ModelUnavailableError,
     OverloadedError,
+    RequestTimeoutError,
     UnauthorizedError,
+    UnsupportedMediaTypeError,
     retry_after_s,
     shortened,
 )
@@ -30,17 +32,34 @@ CODES: dict[type[AppError], grpc.StatusCode] = {
     ModelUnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeviceError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    UnsupportedMediaTypeError: grpc.StatusCode.UNIMPLEMENTED,  # of the compression, which gRPC wants told so
+    RequestTimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """Other errors are INTERNAL."""
 _MOST_CHARACTERS = 2000
 """Of a message: it travels as a header, of which clients take 8 KiB in all."""
-_READ = frozenset({"authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"})
+READ = frozenset({"authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"})
+"""Metadata that has a meaning, by the names of HTTP headers."""
 
 Metadata = tuple[tuple[str, str], ...]
 
 
+class StatusError(AppError):
+    """An error of gRPC alone, with its own status code.
+
+    Attributes:
+        code: the status code.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def code_of(error: AppError) -> grpc.StatusCode:
-    """The status code of an error, by its class or the nearest base class in the table."""
+    """The status code of an error: its own, or by its class or the nearest base class in the table."""
+    if isinstance(error, StatusError):
+        return error.code
     return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
 
 
@@ -53,7 +72,7 @@ def headers_of(metadata: object) -> Headers:
     """Known metadata of a call, as HTTP headers of the same names."""
     headers: Headers = {}
     for name, value in metadata or ():  # type: ignore[attr-defined]
-        if name in _READ and isinstance(value, str):
+        if name in READ and isinstance(value, str):
             headers[name.encode()] = value.encode("utf-8", "surrogateescape")
     return headers
 

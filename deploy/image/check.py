@@ -24,6 +24,7 @@ def main(device: str) -> None:
     import onnxruntime
 
     import app.application  # that it can be imported is the test
+    import app.grpc.http2.transport
     import app.grpc.server  # noqa: F401
 
     require_locale("C.UTF-8")

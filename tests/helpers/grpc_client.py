@@ -9,9 +9,11 @@ tritonclient: Any = pytest.importorskip("tritonclient.grpc")
 from tritonclient.grpc import service_pb2 as pb  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-__all__ = ["InferenceServerException", "call", "infer", "infer_request", "pb", "refused", "tritonclient"]
+__all__ = ["TRANSPORTS", "InferenceServerException", "call", "infer", "infer_request", "pb", "refused", "tritonclient"]
 
 LIMIT_S = 60.0
+TRANSPORTS = "nghttp2", "grpcio"
+"""Of the server."""
 SERVICE = "/inference.GRPCInferenceService/"
 
 

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from helpers import build, processes
-from helpers.grpc_client import SERVICE, infer, infer_request, pb, refused, tritonclient
+from helpers.grpc_client import SERVICE, TRANSPORTS, infer, infer_request, pb, refused, tritonclient
 from onnx import TensorProto, helper
 
 TYPES = {
@@ -48,8 +48,8 @@ def sample(datatype):
     return np.array([[0.5, -1, np.nan], [np.inf, -np.inf, 1e-30]], dtype)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def server(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for datatype, (kind, _, _) in TYPES.items():
         build.put(root, identity(kind), datatype.lower())
@@ -57,7 +57,15 @@ def server(tmp_path_factory):
     half = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
     tensors = [("x", TensorProto.FLOAT, ["n", 3])], [("y", TensorProto.FLOAT16, ["n", 3])]
     build.put(root, build.onnx_model([half], *tensors), "half")
-    arguments = ("--grpc-port", 0, "--max-body-bytes", MAX_BODY_BYTES, "--access-log")
+    arguments = (
+        "--grpc-port",
+        0,
+        "--grpc-transport",
+        request.param,
+        "--max-body-bytes",
+        MAX_BODY_BYTES,
+        "--access-log",
+    )
     with processes.running(root, *arguments) as server:
         yield server
 

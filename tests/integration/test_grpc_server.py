@@ -8,15 +8,26 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from helpers import processes
-from helpers.grpc_client import InferenceServerException, call, infer, infer_request, pb, refused, tritonclient
+from helpers.grpc_client import (
+    TRANSPORTS,
+    InferenceServerException,
+    call,
+    infer,
+    infer_request,
+    pb,
+    refused,
+    tritonclient,
+)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def server(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for name in ("m", "n"):
         processes.put(root, processes.linear(7.0), name, 1)
-    with processes.running(root, "--grpc-port", 0, "--model-control", "explicit") as server:
+    with processes.running(
+        root, "--grpc-port", 0, "--grpc-transport", request.param, "--model-control", "explicit"
+    ) as server:
         yield server
 
 

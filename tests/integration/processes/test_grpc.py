@@ -9,10 +9,15 @@ import grpc
 import numpy as np
 import pytest
 from helpers import processes
-from helpers.grpc_client import SERVICE, call, infer, infer_request, pb, refused
+from helpers.grpc_client import SERVICE, TRANSPORTS, call, infer, infer_request, pb, refused
 from helpers.processes import LIMIT_S, linear, put, running, slow
 
 KEY, CONTROL_KEY = "k" * 16, "c" * 16
+
+
+@pytest.fixture(params=TRANSPORTS)
+def grpc_arguments(request):
+    return "--grpc-port", 0, "--grpc-transport", request.param
 
 
 def slow_request(count):
@@ -23,10 +28,10 @@ def outcomes(server, outcome):
     return server.metric(f'panther_requests_total{{model="slow",outcome="{outcome}",protocol="grpc",version="1"}}') or 0
 
 
-def test_keys_are_those_of_http(tmp_path):
+def test_keys_are_those_of_http(tmp_path, grpc_arguments):
     put(tmp_path, linear(7.0), "m", 1)
     keys = {"PANTHER_PREDICT_KEYS": KEY, "PANTHER_CONTROL_KEYS": CONTROL_KEY}
-    with running(tmp_path, "--grpc-port", 0, "--model-control", "explicit", **keys) as server:
+    with running(tmp_path, *grpc_arguments, "--model-control", "explicit", **keys) as server:
         request = infer_request("m", raw=bytes(24))
         assert call(server.grpc, "ServerReady", b"", pb.ServerReadyResponse).ready
         said = "an API key is needed; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
@@ -51,11 +56,11 @@ def test_control_is_off_by_default(tmp_path):
         assert "model_control" in details
 
 
-def test_deadlines_and_cancelled_calls_withdraw_a_request_from_the_queue(tmp_path):
+def test_deadlines_and_cancelled_calls_withdraw_a_request_from_the_queue(tmp_path, grpc_arguments):
     put(tmp_path, slow(), "slow", 1)
     depth, runs = (f'panther_{name}{{model="slow",version="1"}}' for name in ("queue_depth", "batch_rows_count"))
     with (
-        running(tmp_path, "--grpc-port", 0, "--inline-run-us", 0) as server,
+        running(tmp_path, *grpc_arguments, "--inline-run-us", 0) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         grpc.channel_ready_future(channel).result(LIMIT_S)
@@ -101,9 +106,9 @@ def test_a_full_queue_says_when_to_try_again(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_graceful_shutdown_answers_what_is_in_flight(tmp_path, workers):
+def test_a_graceful_shutdown_answers_what_is_in_flight(tmp_path, workers, grpc_arguments):
     put(tmp_path, slow(), "slow", 1)
-    with running(tmp_path, "--grpc-port", 0, workers=workers) as server, ThreadPoolExecutor(4) as pool:
+    with running(tmp_path, *grpc_arguments, workers=workers) as server, ThreadPoolExecutor(4) as pool:
         count = server.runs_for(2.0)
         before, address = server.cpu_seconds(), server.grpc
         ended = pool.submit(infer, address, slow_request(count))
@@ -113,9 +118,9 @@ def test_a_graceful_shutdown_answers_what_is_in_flight(tmp_path, workers):
         assert refused(address, "ServerLive", b"", timeout=5)[0] in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def test_what_does_not_end_in_time_is_told_that_the_server_ends(tmp_path):
+def test_what_does_not_end_in_time_is_told_that_the_server_ends(tmp_path, grpc_arguments):
     put(tmp_path, slow(), "slow", 1)
-    arguments = ("--grpc-port", 0, "--shutdown-timeout-s", 1, "--inline-run-us", 0)
+    arguments = (*grpc_arguments, "--shutdown-timeout-s", 1, "--inline-run-us", 0)
     with running(tmp_path, *arguments) as server, ThreadPoolExecutor(4) as pool:
         count = server.runs_for(20.0)
         before = server.cpu_seconds()
@@ -125,9 +130,9 @@ def test_what_does_not_end_in_time_is_told_that_the_server_ends(tmp_path):
         assert ended.result(LIMIT_S) == ("UNAVAILABLE", "the server is shutting down")
 
 
-def test_workers_share_the_port_and_their_counts(tmp_path):
+def test_workers_share_the_port_and_their_counts(tmp_path, grpc_arguments):
     put(tmp_path, linear(7.0), "m", 1)
-    with running(tmp_path, "--grpc-port", 0, workers=2) as server:
+    with running(tmp_path, *grpc_arguments, workers=2) as server:
         for _ in range(40):  # each on a connection of its own
             answer = infer(server.grpc, infer_request("m", raw=bytes(24)))
             np.testing.assert_array_equal(np.frombuffer(answer.raw_output_contents[0], np.float32), [7, 7])

@@ -18,5 +18,12 @@ def test_a_missing_package_is_named(monkeypatch, package):
     require_extra(Settings())
 
 
+def test_the_transport_that_is_asked_for_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ngh2", None)
+    with pytest.raises(MissingExtraError, match=r"needs the extra 'grpc'.*'ngh2' is not installed"):
+        require_extra(Settings(grpc_port=8001, grpc_transport="nghttp2"))
+    require_extra(Settings(grpc_port=8001))
+
+
 def test_with_all_of_them_nothing_is_said():
     require_extra(Settings(grpc_port=8001))

@@ -7,12 +7,6 @@ import time
 import pytest
 
 from app.grpc.gathering import PROBE_EVERY, Gathering
-from app.service.admission import AdmissionControl
-
-
-def admission():
-    """Admission control that keeps no request for a later turn, however busy the machine is."""
-    return AdmissionControl(1, slice_ns=10**12)
 
 
 async def until(condition):
@@ -24,7 +18,7 @@ async def until(condition):
 def test_what_comes_alone_starts_at_once_but_for_one_that_looks():
     async def run():
         started, at_once = [], []
-        gathering = Gathering(admission())
+        gathering = Gathering()
         for number in range(3 * PROBE_EVERY):
             gathering.add(lambda number=number: started.append(number))
             at_once.append(len(started) == number + 1)
@@ -37,7 +31,7 @@ def test_what_comes_alone_starts_at_once_but_for_one_that_looks():
 def test_what_comes_together_starts_together_in_order():
     async def run():
         started, seen = [], []
-        gathering = Gathering(admission())
+        gathering = Gathering()
         gathering._together = True
         for round_number in range(3):
             for number in range(5):
@@ -55,7 +49,7 @@ def test_what_comes_together_starts_together_in_order():
 def test_one_look_decides_on_the_next(together):
     async def run():
         started = []
-        gathering = Gathering(admission())
+        gathering = Gathering()
         gathering._together = True
         for _ in range(2 if together else 1):
             gathering.add(lambda: started.append(0))
@@ -72,7 +66,7 @@ def test_one_look_decides_on_the_next(together):
 def test_a_call_that_is_on_its_way_through_the_loop_is_not_left_for_the_next_batch():
     async def run():
         started, before = [], []
-        gathering = Gathering(admission())
+        gathering = Gathering()
         gathering._together = True
         reader, writer = socket.socketpair()
 

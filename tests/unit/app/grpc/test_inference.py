@@ -52,19 +52,24 @@ def no_deadline():
     return None
 
 
-def sent(content):
-    """What a client sends, to be received."""
+class Asked:
+    """A call whose message has come, and its answer."""
 
-    async def receive():
-        return content
+    def __init__(self, inference, content, headers=None, time_remaining=no_deadline):
+        self.answer = asyncio.get_running_loop().create_future()
+        self.call = inference.begin(headers or {}, time_remaining, self.answer.set_result)
+        if not self.call.answered:
+            self.call.receive(content)
 
-    return receive
+
+async def infer(inference, *arguments):
+    return await Asked(inference, *arguments).answer
 
 
 def test_an_answer_is_counted_and_frees_what_it_reserved(inference, tiny):
     async def run():
         async with inference() as (made, service):
-            error, headers, content = await made.infer(sent(message()), {b"x-request-id": b"a"}, no_deadline)
+            error, headers, content = await infer(made, message(), {b"x-request-id": b"a"}, no_deadline)
             part = statistics_of(service).parts[GRPC]
             counted = (part.success, part.rows)
             return error, dict(headers), content, counted, (service.admission.reserved_bytes, made.calls)
@@ -83,7 +88,7 @@ def test_an_answer_is_counted_and_frees_what_it_reserved(inference, tiny):
     ("content", "kind"),
     [
         (b"\xff", InvalidRequestError),
-        (object(), InvalidRequestError),
+        (None, InvalidRequestError),
         (message(shape=(1, 5)), InvalidRequestError),
         (message("nobody"), ModelNotFoundError),
     ],
@@ -91,7 +96,7 @@ def test_an_answer_is_counted_and_frees_what_it_reserved(inference, tiny):
 def test_an_error_is_counted_and_frees_what_was_reserved(inference, content, kind):
     async def run():
         async with inference() as (made, service):
-            error, _, answer = await made.infer(sent(content), {}, no_deadline)
+            error, _, answer = await infer(made, content, {}, no_deadline)
             counts = Counter(statistics_of(service).parts[GRPC].failures)
             counts += Counter({reason: count for (_, reason), count in service.unrouted.items()})
             return error, answer, counts, service.admission.reserved_bytes
@@ -106,7 +111,7 @@ def test_an_error_is_counted_and_frees_what_was_reserved(inference, content, kin
 def test_a_model_without_a_name_is_the_default_one(inference):
     async def run():
         async with inference() as (made, _):
-            return await made.infer(sent(message("")), {}, no_deadline)
+            return await infer(made, message(""), {}, no_deadline)
 
     error, _, content = asyncio.run(run())
     assert error is None
@@ -117,7 +122,7 @@ def test_messages_count_against_the_budget_of_bodies(inference):
     async def run():
         async with inference(max_queue_bytes=1024) as (made, service):
             service.admission.reserved_bytes = 1000
-            return (await made.infer(sent(message()), {}, no_deadline))[0]
+            return (await infer(made, message(), {}, no_deadline))[0]
 
     error = asyncio.run(run())
     assert type(error) is OverloadedError
@@ -128,7 +133,7 @@ def test_decoding_has_its_share_of_a_turn_of_the_loop(inference):
     async def run():
         async with inference() as (made, service):
             service.admission._slice_ns = 0
-            asked = [asyncio.ensure_future(made.infer(sent(message()), {}, no_deadline)) for _ in range(3)]
+            asked = [asyncio.ensure_future(infer(made, message(), {}, no_deadline)) for _ in range(3)]
             await asyncio.sleep(0)
             waiting, service.admission._slice_ns = service.admission.waiting, SLICE_NS
             return waiting, [error for error, _, _ in await asyncio.gather(*asked)]
@@ -142,18 +147,19 @@ def test_a_cancelled_call_is_withdrawn_and_its_memory_freed(inference):
     async def run():
         async with inference(inline_run_us=0) as (made, service):
             batcher = next(iter(service.repository.servings())).batcher
-            asked = asyncio.ensure_future(made.infer(sent(message()), {}, no_deadline))
-            await asyncio.sleep(0)
+            asked = Asked(made, message())
             assert batcher.depth == 1
             gc.disable()  # nothing waits for the collector
             try:
-                asked.cancel()
-                await asyncio.wait({asked})
-                assert asked.cancelled()
+                asked.call.withdraw()
+                assert asked.call.answered
+                assert made.calls == set()
+                answer = asked.answer
                 del asked
                 async with asyncio.timeout(60):
                     while service.admission.reserved_bytes:  # by a run that has begun
                         await asyncio.sleep(0.001)
+                assert not answer.done()
                 return batcher.depth, service.admission.reserved_bytes, statistics_of(service).parts[GRPC].failures
             finally:
                 gc.enable()
@@ -167,27 +173,25 @@ def test_a_deadline_that_passed_is_counted_as_one(inference):
     async def run():
         async with inference(inline_run_us=0) as (made, service):
             left = [1.0]
-            asked = asyncio.ensure_future(made.infer(sent(message()), {}, lambda: left[0]))
-            await asyncio.sleep(0)
+            asked = Asked(made, message(), {}, lambda: left[0])
             left[0] = -0.001
-            asked.cancel()  # as gRPC does
-            with pytest.raises(asyncio.CancelledError):
-                await asked
+            asked.call.withdraw()
             return statistics_of(service).parts[GRPC].failures
 
     assert asyncio.run(run()) == {DeadlineExceededError.__name__: 1}
 
 
 def test_a_message_is_not_received_without_a_key(inference):
-    async def receive():
-        raise AssertionError("it was received")
-
     async def run():
         async with inference(predict_keys="k" * 16) as (made, service):
-            error, _, _ = await made.infer(receive, {}, no_deadline)
-            return error, dict(service.unrouted)
+            answers = []
+            call = made.begin({}, no_deadline, answers.append)
+            assert call.answered  # before there was a message
+            ((error, _, _),) = answers
+            return error, dict(service.unrouted), made.calls
 
-    error, counts = asyncio.run(run())
+    error, counts, left = asyncio.run(run())
+    assert left == set()
     assert str(error).startswith("an API key is needed")
     assert counts == {(GRPC, "UnauthorizedError"): 1}
 
@@ -195,15 +199,29 @@ def test_a_message_is_not_received_without_a_key(inference):
 def test_a_call_that_is_answered_and_cancelled_at_once_is_counted_once(inference):
     async def run():
         async with inference(inline_run_us=0) as (made, service):
-            asked = asyncio.ensure_future(made.infer(sent(message()), {}, lambda: 0.0))
-            await asyncio.sleep(0)
+            asked = Asked(made, message(), {}, lambda: 0.0)
             (call,) = made.calls
             call.fail(DeadlineExceededError("the request waited"))
-            asked.cancel()  # before it has taken its answer
-            await asyncio.wait({asked})
-            return asked.cancelled(), statistics_of(service).parts[GRPC].failures
+            call.withdraw()
+            error, _, _ = await asked.answer
+            return str(error), statistics_of(service).parts[GRPC].failures
 
-    assert asyncio.run(run()) == (True, {DeadlineExceededError.__name__: 1})
+    assert asyncio.run(run()) == ("the request waited", {DeadlineExceededError.__name__: 1})
+
+
+def test_what_a_run_may_still_read_stays_reserved_after_a_failure(inference):
+    async def run():
+        async with inference(inline_run_us=0) as (made, service):
+            asked = Asked(made, message())
+            asked.call.fail(DeadlineExceededError("the call's deadline has passed"))
+            held = service.admission.reserved_bytes
+            del asked
+            async with asyncio.timeout(60):
+                while service.admission.reserved_bytes:
+                    await asyncio.sleep(0.001)
+            return held
+
+    assert asyncio.run(run()) >= len(message())
 
 
 def test_a_trace_is_continued_and_says_that_it_is_of_grpc(inference, monkeypatch):
@@ -216,7 +234,7 @@ def test_a_trace_is_continued_and_says_that_it_is_of_grpc(inference, monkeypatch
     async def run():
         async with inference(tracing="otlp") as (made, _):
             headers = {b"traceparent": f"00-{trace}-{parent}-01".encode()}
-            return dict((await made.infer(sent(message()), headers, no_deadline))[1])
+            return dict((await infer(made, message(), headers, no_deadline))[1])
 
     headers = asyncio.run(run())
     assert headers[b"traceresponse"].startswith(f"00-{trace}-".encode())

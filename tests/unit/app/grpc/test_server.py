@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import sys
 from contextlib import asynccontextmanager
 
 import grpc
@@ -15,8 +16,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from app.application import create_app
 from app.config.settings import Settings
 from app.grpc.messages import ModelInferRequest, ModelInferResponse, message_class
-from app.grpc.server import GrpcServer, GrpcStartError
+from app.grpc.server import GrpcServer
+from app.grpc.transport import GrpcStartError
 
+TRANSPORTS = "nghttp2", "grpcio"
 ROWS = np.array([[0.5, -1.0, 2.0, 0.25, 0.0, 1.5]], np.float32)
 SERVICE = "/inference.GRPCInferenceService/"
 
@@ -26,9 +29,16 @@ def free_address():
         return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
+@pytest.fixture(params=TRANSPORTS)
+def transport(request):
+    return request.param
+
+
 @asynccontextmanager
-async def serving(folder, **settings):
-    state = create_app(Settings(model_dir=folder, device="cpu", trial_load_s=0, **settings)).state.panther
+async def serving(folder, transport, **settings):
+    state = create_app(
+        Settings(model_dir=folder, device="cpu", trial_load_s=0, grpc_transport=transport, **settings)
+    ).state.panther
     await state.control.load_all()
     state.repository.started()
     server, address = GrpcServer(state), free_address()
@@ -49,9 +59,9 @@ def request():
     return made
 
 
-def test_inference_health_and_reflection(tiny_dir, tiny):
+def test_inference_health_and_reflection(tiny_dir, tiny, transport):
     async def run():
-        async with serving(tiny_dir) as (_, channel, _):
+        async with serving(tiny_dir, transport) as (_, channel, _):
             content = await channel.unary_unary(SERVICE + "ModelInfer")(request().SerializeToString())
             health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
@@ -71,9 +81,9 @@ def test_inference_health_and_reflection(tiny_dir, tiny):
     assert b"raw_input_contents" in file.file_descriptor_response.file_descriptor_proto[0]
 
 
-def test_methods_answer_and_refuse(tiny_dir, caplog):
+def test_methods_answer_and_refuse(tiny_dir, caplog, transport):
     async def run():
-        async with serving(tiny_dir, access_log=True) as (_, channel, _):
+        async with serving(tiny_dir, transport, access_log=True) as (_, channel, _):
             found = {}
             wanted = message_class("ModelMetadataRequest")
             for name in ("tiny", "nobody"):
@@ -99,9 +109,9 @@ def test_methods_answer_and_refuse(tiny_dir, caplog):
     ]  # fmt: skip
 
 
-def test_a_defect_is_told_to_the_log_alone(tiny_dir, monkeypatch, caplog):
+def test_a_defect_is_told_to_the_log_alone(tiny_dir, monkeypatch, caplog, transport):
     async def run():
-        async with serving(tiny_dir) as (state, channel, _):
+        async with serving(tiny_dir, transport) as (state, channel, _):
             monkeypatch.setattr(state, "not_ready_because", lambda: 1 / 0)
             try:
                 await channel.unary_unary(SERVICE + "ServerReady")(b"")
@@ -113,7 +123,7 @@ def test_a_defect_is_told_to_the_log_alone(tiny_dir, monkeypatch, caplog):
 
 
 def test_a_call_that_ended_before_its_answer_was_sent_is_no_error(tiny_dir, monkeypatch, caplog):
-    """A message that is too large is one: gRPC answers such a call by itself, and can't send our answer."""
+    """Of grpcio: a message that is too large is one: gRPC answers such a call by itself, and can't send our answer."""
     reached = asyncio.Event()
 
     def fail(*_):
@@ -121,8 +131,8 @@ def test_a_call_that_ended_before_its_answer_was_sent_is_no_error(tiny_dir, monk
         raise cygrpc.ExecuteBatchError("execute_batch")
 
     async def run():
-        async with serving(tiny_dir) as (_, channel, _), asyncio.timeout(60):
-            monkeypatch.setattr("app.grpc.server.trailing", fail)
+        async with serving(tiny_dir, "grpcio") as (_, channel, _), asyncio.timeout(60):
+            monkeypatch.setattr("app.grpc.aio.trailing", fail)
             call = channel.unary_unary(SERVICE + "ServerReady")(b"")
             await reached.wait()
             monkeypatch.undo()
@@ -134,9 +144,9 @@ def test_a_call_that_ended_before_its_answer_was_sent_is_no_error(tiny_dir, monk
     assert "ServerReady" not in caplog.text
 
 
-def test_calls_are_bounded(tiny_dir):
+def test_calls_are_bounded(tiny_dir, transport):
     async def run():
-        async with serving(tiny_dir, max_connections=1) as (state, channel, _):
+        async with serving(tiny_dir, transport, max_connections=1) as (state, channel, _):
             state.service.admission._slice_ns = 0
             state.service.admission.may_start()  # from here on all wait for the next turn, which does not come
             state.service.admission._scheduled = True
@@ -153,13 +163,29 @@ def test_calls_are_bounded(tiny_dir):
     assert asyncio.run(run()) == "RESOURCE_EXHAUSTED"
 
 
-def test_an_address_of_another_machine_is_refused(tiny_dir):
+def test_an_address_of_another_machine_is_refused(tiny_dir, transport):
     async def run():
-        state = create_app(Settings(model_dir=tiny_dir, device="cpu")).state.panther
+        state = create_app(Settings(model_dir=tiny_dir, device="cpu", grpc_transport=transport)).state.panther
         await GrpcServer(state).start("192.0.2.1:1")
 
     with pytest.raises(GrpcStartError, match=r"can't listen on 192\.0\.2\.1:1 for gRPC"):
         asyncio.run(run())
+
+
+def test_without_ngh2_grpcio_serves_and_the_log_says_so(tiny_dir, monkeypatch, caplog):
+    async def run():
+        async with serving(tiny_dir, "auto") as (_, channel, server):
+            found = await channel.unary_unary(SERVICE + "ServerLive")(b"")
+            return message_class("ServerLiveResponse").FromString(found).live, type(server._transport).__name__
+
+    said = "gRPC is served by grpcio, which is several times slower than nghttp2: "
+    assert asyncio.run(run()) == (True, "Http2Transport")
+    assert said not in caplog.text
+    for name in [name for name in sys.modules if name.startswith("app.grpc.http2")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ngh2", None)
+    assert asyncio.run(run()) == (True, "AioTransport")
+    assert said in caplog.text
 
 
 def test_a_server_that_was_never_started_stops(tiny_dir):

@@ -1,0 +1,30 @@
+"""Rate limit against floods of cheap frames: one token bucket per connection."""
+
+import time
+
+BURST = 1000
+PER_SECOND = 100
+
+
+class Patience:
+    """Token bucket.
+
+    Args:
+        burst: how many may come at once.
+        per_second: how many may come in the long run.
+    """
+
+    __slots__ = ("_burst", "_left", "_per_second", "_seen_at")
+
+    def __init__(self, burst: int = BURST, per_second: float = PER_SECOND) -> None:
+        self._burst = burst
+        self._per_second = per_second
+        self._left = float(burst)
+        self._seen_at = time.monotonic()
+
+    def strain(self) -> bool:
+        """Count one; whether it was one too many."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + self._per_second * (now - self._seen_at)) - 1
+        self._seen_at = now
+        return self._left < 0
