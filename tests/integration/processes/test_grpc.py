@@ -105,10 +105,11 @@ def test_a_full_queue_says_when_to_try_again(tmp_path):
         assert waiting.result(LIMIT_S).model_name == "slow"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_graceful_shutdown_answers_what_is_in_flight(tmp_path, workers, grpc_arguments):
+@pytest.mark.parametrize(("workers", "transport"), [(1, "nghttp2"), (1, "grpcio"), (2, "nghttp2")])
+def test_a_graceful_shutdown_answers_what_is_in_flight(tmp_path, workers, transport):
     put(tmp_path, slow(), "slow", 1)
-    with running(tmp_path, *grpc_arguments, workers=workers) as server, ThreadPoolExecutor(4) as pool:
+    arguments = ("--grpc-port", 0, "--grpc-transport", transport)
+    with running(tmp_path, *arguments, workers=workers) as server, ThreadPoolExecutor(4) as pool:
         count = server.runs_for(2.0)
         before, address = server.cpu_seconds(), server.grpc
         ended = pool.submit(infer, address, slow_request(count))
@@ -180,6 +181,6 @@ def test_without_the_port_nothing_of_grpc_is_imported(tmp_path):
     program = (
         "import sys; from app.application import create_app; from app.config.settings import Settings; "
         f"import app.process.serve; create_app(Settings(model_dir={str(tmp_path)!r})); "
-        "print([name for name in sys.modules if name.split('.')[0] in ('grpc', 'google', 'grpc_health')])"
+        "print([name for name in sys.modules if name.split('.')[0] in ('grpc', 'google', 'grpc_health', 'ngh2')])"
     )
     assert run(program=("-c", program)).stdout.strip() == "[]"
