@@ -32,6 +32,7 @@ from app.grpc.http2.session import Session
 from app.grpc.http2.single import DirectCall, UnaryCall
 from app.grpc.http2.stream import Stream
 from app.grpc.http2.streaming import StreamingCall
+from app.grpc.inference import DEADLINE_SLACK_S
 from app.grpc.status import StatusError
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def flush_soon(self) -> None:
         """Flush once at the end of this event loop turn, so that the answers of a batch go out together."""
+        self._patience.relax()
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -249,9 +251,10 @@ class Connection(asyncio.BufferedProtocol):
         self.context.calls -= 1
         if not self.streams:
             self.idle_since = self._loop.time()
-        done = stream.done
+        left_s = stream.time_remaining()
+        in_vain = not stream.done and event.error_code and (left_s is None or left_s > DEADLINE_SLACK_S)
         stream.close()
-        if not done and event.error_code:
+        if in_vain:
             self._strained()
 
     def _on_settings(self, _: SettingsReceived) -> None:

@@ -4,6 +4,8 @@ import time
 
 BURST = 1000
 PER_SECOND = 100
+PER_ANSWER = 2
+"""Clients of Go send a PING with each answer, to measure the bandwidth."""
 
 
 class Patience:
@@ -19,8 +21,12 @@ class Patience:
     def __init__(self, burst: int = BURST, per_second: float = PER_SECOND) -> None:
         self._burst = burst
         self._per_second = per_second
-        self._left = float(burst)
+        self._left: float = burst
         self._seen_at = time.monotonic()
+
+    def relax(self) -> None:
+        """Allow a few more: the client has made a call that was answered."""
+        self._left = min(self._burst, self._left + PER_ANSWER)
 
     def strain(self) -> bool:
         """Count one; whether it was one too many."""

@@ -40,7 +40,7 @@ def configuration(max_header_bytes: int) -> Configuration:
         max_settings=32,
         # Above our own limits, which end the connection with ENHANCE_YOUR_CALM.
         max_outbound_ack=10 * BURST,
-        stream_reset_rate_limit=(2 * BURST, 2 * PER_SECOND),
+        stream_reset_rate_limit=(10 * BURST, 10 * PER_SECOND),
         glitch_rate_limit=(2 * BURST, 2 * PER_SECOND),
     )
 

@@ -107,6 +107,33 @@ async def other_lives(served):
         return await client.ask(LIVE, b"")
 
 
+def test_a_ping_with_each_answer_is_no_flood(serve, message):
+    """Clients of Go send one, to measure the bandwidth."""
+
+    async def test(served):
+        async with served.client() as client:
+            for _ in range(3 * BURST // 100):
+                numbers = [client.call(LIVE, b"") for _ in range(100)]
+                client.writer.write(PING * 150)
+                for number in numbers:
+                    assert (await client.answer(number)).status == 0
+            return client.goaways
+
+    assert serve(test) == []
+
+
+def test_calls_that_end_at_their_deadline_are_no_flood(serve):
+    async def test(served):
+        served.services.methods["/s/slow"] = Unary(forever)
+        async with served.client() as client:
+            for _ in range(3 * BURST):
+                client.session.reset_stream(client.call("/s/slow", b"", grpc_timeout=b"50m"))
+                client.flush()
+            return (await client.ask(LIVE, b"")).status
+
+    assert serve(test) == 0
+
+
 def test_cancelled_calls_at_a_human_rate_end_nothing(serve, message):
     async def test(served):
         async with served.client() as client:
