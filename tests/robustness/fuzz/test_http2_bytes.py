@@ -100,10 +100,13 @@ def connect(rng, address, sent):
     count = 0
     with socket.create_connection((host, int(port)), timeout=60) as sock, contextlib.suppress(ConnectionError):
         sock.sendall(sent)
-        if rng.integers(2):  # the others leave without a word
+        manner = rng.integers(3)
+        if manner == 0:  # reads to the end
             sock.shutdown(socket.SHUT_WR)
             while piece := sock.recv(65536):
                 count += len(piece)
+        elif manner == 1:  # reads what comes first; the others leave without a word
+            count += len(sock.recv(65536))
     return count
 
 
@@ -117,7 +120,7 @@ def test_a_server_survives_odd_bytes_and_keeps_nothing_of_them(tmp_path):
     with processes.running(tmp_path, *arguments) as server:
         assert call(server.grpc, "ModelInfer", right, pb.ModelInferResponse).model_name == "m"
         at_rest = descriptors(server.pid)
-        assert sum(connect(rng, server.grpc, seed) for seed in 4 * seeds) > 1000
+        assert sum(connect(rng, server.grpc, seed) for seed in 4 * seeds) > 100
         answered, memory = 0, 0
         for number in range(CONNECTIONS):
             if number == CONNECTIONS // 3:
