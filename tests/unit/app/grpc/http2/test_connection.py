@@ -37,8 +37,13 @@ async def forever(*_):
     await asyncio.Event().wait()
 
 
-async def large(*_):
-    return None, [], bytes(LARGE)
+def answering(nbytes):
+    """A method with so large an answer."""
+
+    async def answer(*_):
+        return None, [], bytes(nbytes)
+
+    return Unary(answer)
 
 
 def test_pings_are_answered(serve):
@@ -253,7 +258,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serve, window):
     """By its window, so that the connection lives; or by its socket."""
 
     async def test(served):
-        served.services.methods["/s/large"] = Unary(large)
+        served.services.methods["/s/large"] = answering(LARGE)
         async with served.client(settings={4: window}, limit=1024) as client:
             number = client.call("/s/large", b"")
             if window:
@@ -271,7 +276,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(serve, window):
 
 def test_a_large_answer_comes_whole_however_slowly_it_is_read(serve):
     async def test(served):
-        served.services.methods["/s/large"] = Unary(large)
+        served.services.methods["/s/large"] = answering(4_000_000)
         async with served.client(limit=16 * 1024) as client:
             number = client.call("/s/large", b"")
             answer = client.answers[number]
@@ -282,7 +287,7 @@ def test_a_large_answer_comes_whole_however_slowly_it_is_read(serve):
 
     answer = serve(test)
     assert answer.status == 0
-    assert answer.messages == [bytes(LARGE)]
+    assert answer.messages == [bytes(4_000_000)]
 
 
 def test_a_client_that_stops_reading_is_not_read_from(serve):
