@@ -355,7 +355,7 @@ def test_what_is_not_done_in_time_is_cut_off(serve):
 
 
 def test_an_idle_connection_is_closed(serve, monkeypatch):
-    monkeypatch.setattr("app.grpc.http2.transport.IDLE_S", 0.3)
+    monkeypatch.setattr("app.grpc.http2.transport.IDLE_S", 1.0)
 
     async def test(served):
         served.services.methods["/s/slow"] = Unary(forever)
