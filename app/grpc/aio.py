@@ -1,4 +1,4 @@
-"""The transport of ``grpc.aio``, where the package ``ngh2`` is not installed.
+"""gRPC transport by ``grpc.aio``, the fallback where the package ``ngh2`` is not installed.
 
 See docs/decisions/0074-grpc-by-grpc-aio.md.
 """
@@ -27,9 +27,9 @@ _GRPC_LOG = "grpc._cython.cygrpc"
 
 
 class WithoutEndedCalls(logging.Filter):
-    """Drops the tracebacks that gRPC logs of calls that ended before their answer was sent.
+    """Drops tracebacks that gRPC logs for calls that ended before their response was sent.
 
-    gRPC logs none once it knows that the client has left or was refused, but it can learn that a moment later.
+    gRPC does not log one if it knows that the client disconnected or was refused, but it may learn that later.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -45,7 +45,7 @@ class AioTransport:
     """The server of ``grpc.aio``; see ``Transport``.
 
     Args:
-        services: what is served.
+        services: Methods to serve.
     """
 
     def __init__(self, services: Services) -> None:
@@ -57,7 +57,7 @@ class AioTransport:
         """Listen, see ``Transport``.
 
         Raises:
-            GrpcStartError: the address can't be listened on.
+            GrpcStartError: Listening on the address failed.
         """
         settings = self._services.state.settings
         server = grpc.aio.server(
@@ -94,7 +94,7 @@ class AioTransport:
     def _handler(self, path: str, method: Method) -> grpc.RpcMethodHandler:
         if isinstance(method, Streaming):
             return grpc.stream_stream_rpc_method_handler(partial(self._stream, method))
-        # As a stream, of which one message is read: so the call is known, and refused, before its message is received.
+        # A stream handler, although one message is read: it can refuse the call before the message is received.
         answer = partial(self._direct, method) if isinstance(method, Direct) else partial(self._unary, method)
         return grpc.stream_unary_rpc_method_handler(partial(self._handle, path, answer))
 
@@ -157,6 +157,6 @@ async def _messages(context: Any) -> AsyncIterator[bytes]:
 
 
 def _client(context: Any) -> str | None:
-    """The address of the peer, which gRPC writes as ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
+    """The address of the peer, which gRPC formats as ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
     kind, _, place = unquote(context.peer()).partition(":")
     return place.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None

@@ -9,7 +9,7 @@ from app.engine.codec import Body, HeaderList, Headers
 from app.errors import AppError
 
 Outcome = tuple[AppError | None, HeaderList, bytes]
-"""The error or None, headers for the trailing metadata, and the message of the response."""
+"""The error or None, headers for the trailing metadata, and the response message."""
 
 Answered = Callable[[Outcome], None]
 """Takes the outcome of a call, once."""
@@ -23,23 +23,23 @@ class Pending(Protocol):
 
     @property
     def answered(self) -> bool:
-        """Whether it is answered, or withdrawn."""
+        """Whether the call is answered or withdrawn."""
 
     def receive(self, message: Body | None) -> None:
-        """Take the message, once; None where the call ended without one."""
+        """Take the message, once; None if the call ended without one."""
 
     def reserve(self, nbytes: int) -> None:
         """Count the bytes that have been received against the byte budget.
 
         Raises:
-            OverloadedError: they would exceed it.
+            OverloadedError: The bytes would exceed the budget.
         """
 
     def fail(self, error: AppError) -> None:
         """Answer with an error."""
 
     def withdraw(self) -> None:
-        """End it without an answer: the client has left, or the deadline has passed."""
+        """End the call without a response: the client disconnected or the deadline passed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Unary:
     """A method with one message each way, answered by a coroutine.
 
     Attributes:
-        answer: takes the message (None where the call ended without one) and the headers.
+        answer: Takes the message (None if the call ended without one) and the headers; returns the outcome.
     """
 
     answer: Callable[[bytes | None, Headers], Awaitable[Outcome]]
@@ -58,7 +58,7 @@ class Streaming:
     """A method with any number of messages each way.
 
     Attributes:
-        answer: takes the messages, gives those of the response; raises ``AppError`` to end with a status.
+        answer: Takes the messages, yields those of the response; raises ``AppError`` to end with a status.
     """
 
     answer: Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
@@ -69,14 +69,14 @@ class Direct(ABC):
 
     @abstractmethod
     def begin(self, headers: Headers, time_remaining: TimeRemaining, answered: Answered) -> Pending:
-        """Begin a call; one that is refused by its headers is answered before its message is received."""
+        """Begin a call. A call that is refused by its headers gets its response before the message is received."""
 
 
 class Refused(Direct):
-    """A method that is not served: its calls are refused before their messages are received.
+    """A method that is not served: it refuses calls before their messages are received.
 
     Args:
-        error: that they get.
+        error: Error of the response.
     """
 
     def __init__(self, error: AppError) -> None:
@@ -89,7 +89,7 @@ class Refused(Direct):
 
 
 class _Ended:
-    """A call that is answered; see ``Pending``."""
+    """An answered call; see ``Pending``."""
 
     answered = True
 

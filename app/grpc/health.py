@@ -1,4 +1,4 @@
-"""gRPC's own health service, ``grpc.health.v1``, which Kubernetes and load balancers ask for the readiness of HTTP."""
+"""The gRPC health service ``grpc.health.v1``, which reports the same readiness as HTTP."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -21,8 +21,8 @@ class Health:
     """Answers health checks.
 
     Args:
-        not_ready_because: why the server is not ready, or None.
-        is_draining: whether a graceful shutdown has begun; watches end then.
+        not_ready_because: Returns the reason why the server is not ready, or None.
+        is_draining: Whether a graceful shutdown has begun, which ends watches.
     """
 
     def __init__(self, not_ready_because: Callable[[], str | None], is_draining: Callable[[], bool]) -> None:
@@ -45,7 +45,7 @@ class Health:
         return None, [], self._answer(self._status())
 
     async def watch(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Stream the health status now and at each change, until the client leaves or the server shuts down."""
+        """Stream the health status now and at each change, until the client disconnects or the server shuts down."""
         request = parse(health_pb2.HealthCheckRequest, await anext(messages, b""))
         known, told = request.service in _SERVICES, None
         while True:

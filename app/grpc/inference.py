@@ -1,4 +1,4 @@
-"""The method ModelInfer: one inference request from its message to its answer."""
+"""The method ModelInfer: one inference request from message to response."""
 
 import time
 from functools import partial
@@ -15,15 +15,15 @@ from app.service.inference_call import InferenceCall
 from app.telemetry.statistics import GRPC
 
 DEADLINE_SLACK_S = 0.1
-"""A client ends its call at its own deadline, which is earlier than ours by the time that the call was on its way."""
+"""A client ends its call at its own deadline, which precedes the server's by the network delay of the call."""
 
 
 class _Answer:
-    """The answer of a call, given once; it does not refer to the call, so that no cycle keeps the call's memory.
+    """Response of a call, given once. It has no reference to the call, so that no cycle keeps the call's memory.
 
     Attributes:
-        reservation: the bytes that the message is counted with.
-        kept: whether a run may still read the message after the answer: the reservation ends with the call then.
+        reservation: Reserved bytes of the message.
+        kept: Whether a run may still read the message after the response; the reservation then ends with the call.
     """
 
     __slots__ = ("_answered", "kept", "reservation")
@@ -35,11 +35,11 @@ class _Answer:
 
     @property
     def given(self) -> bool:
-        """Whether it was given, or is not wanted any more."""
+        """Whether the response was given or dropped."""
         return self._answered is None
 
     def give(self, outcome: Outcome) -> None:
-        """Give it to the transport."""
+        """Give the outcome to the transport."""
         answered, self._answered = self._answered, None
         if answered is not None:
             if not self.kept:
@@ -51,7 +51,7 @@ class _Answer:
         self.give((None, headers, message))
 
     def drop(self) -> None:
-        """Give none."""
+        """Drop the response."""
         self._answered = None
 
 
@@ -59,10 +59,10 @@ class GrpcCall(InferenceCall):
     """One inference request over gRPC; see ``app.grpc.call.Pending``.
 
     Args:
-        inference: answers it.
-        headers: of the request.
-        time_remaining: see ``TimeRemaining``.
-        answered: takes the outcome.
+        inference: The method that serves it.
+        headers: Headers of the request.
+        time_remaining: Returns the seconds until the deadline, see ``TimeRemaining``.
+        answered: Takes the outcome.
     """
 
     __slots__ = ("_answer", "_inference", "_time_remaining")
@@ -78,7 +78,7 @@ class GrpcCall(InferenceCall):
 
     @property
     def answered(self) -> bool:
-        """Whether it is answered, or withdrawn."""
+        """Whether the call is answered or withdrawn."""
         return self._answer.given
 
     def reserve(self, nbytes: int) -> None:
@@ -87,7 +87,7 @@ class GrpcCall(InferenceCall):
         reservation.reserve(nbytes - reservation.nbytes)
 
     def receive(self, message: Body | None) -> None:
-        """Take the message: decode it now, or in a later turn of the event loop where this one has decoded for long."""
+        """Decode the message now, or in a later turn of the event loop if this one has decoded for too long."""
         admission = self._inference.service.admission
         if admission.may_start():
             self._start(message)
@@ -101,7 +101,7 @@ class GrpcCall(InferenceCall):
         super().fail(error)
 
     def withdraw(self) -> None:
-        """End a call whose client has left, or whose deadline has passed."""
+        """End a call after its client disconnected or its deadline passed."""
         if self._answer.given:
             return
         self._answer.drop()
@@ -124,22 +124,22 @@ class GrpcCall(InferenceCall):
     def _start(self, message: Body | None) -> None:
         if self._answer.given:
             return
-        self.timings.began_ns = time.perf_counter_ns()  # not when the call came, but its message
+        self.timings.began_ns = time.perf_counter_ns()  # arrival of the message, not of the call
         left_s = self._time_remaining()
-        # A deadline that has passed still is one.
+        # A deadline that has passed is still a deadline.
         deadline_us = 0 if left_s is None else max(1, int(1e6 * left_s))
         self._inference.start(self, message, deadline_us)
 
 
 class Inference(Direct):
-    """Answers inference requests over gRPC.
+    """Serves inference requests over gRPC.
 
     Args:
-        service: answers them.
+        service: The inference service.
 
     Attributes:
-        service: see above.
-        calls: those that are in flight.
+        service: The inference service.
+        calls: The calls in flight.
     """
 
     def __init__(self, service: InferenceService) -> None:
@@ -148,7 +148,7 @@ class Inference(Direct):
         self._reader = Reader()
 
     def begin(self, headers: Headers, time_remaining: TimeRemaining, answered: Answered) -> GrpcCall:
-        """Begin a call; without the right key it is answered at once."""
+        """Begin a call; if its key is wrong, respond at once."""
         call = GrpcCall(self, headers, time_remaining, answered)
         self.calls.add(call)
         access = self.service.access
@@ -163,16 +163,16 @@ class Inference(Direct):
         """Decode the message of a call and queue its request.
 
         Args:
-            call: made by ``begin``.
-            message: a ``ModelInferRequest``, serialized; None where none came.
-            deadline_us: how long the client waits in all; 0 for no limit.
+            call: The call, made by ``begin``.
+            message: Serialized ``ModelInferRequest``; None if the call ended without a message.
+            deadline_us: Time until the client's deadline; 0 without one.
         """
         try:
             if message is None:
                 raise InvalidRequestError("the call ended without a message; expected one ModelInferRequest")
             call.reserve(len(message))
             request = parse(ModelInferRequest, message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
             return
         target = Target(request.model_name or None, request.model_version or None, "oip")

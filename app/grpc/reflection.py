@@ -1,4 +1,4 @@
-"""Server reflection, by which grpcurl and its kin learn the methods and their messages."""
+"""Server reflection, which lets tools such as grpcurl discover the methods and their messages."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
@@ -15,7 +15,7 @@ class Reflection:
     """Describes services.
 
     Args:
-        names: of the services, besides its own.
+        names: Names of the other services.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

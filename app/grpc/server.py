@@ -20,7 +20,7 @@ class GrpcServer:
     """The gRPC server of one process.
 
     Args:
-        state: of the application.
+        state: State of the application.
     """
 
     def __init__(self, state: AppState) -> None:
@@ -29,23 +29,23 @@ class GrpcServer:
         self._transport: Transport | None = None
 
     async def start(self, address: str) -> None:
-        """Listen; other processes may listen on the same address.
+        """Listen on an address; other processes may listen on the same address.
 
         Args:
-            address: host and port, an IPv6 address in brackets.
+            address: Host and port, an IPv6 address in brackets.
 
         Raises:
-            GrpcStartError: the address can't be listened on.
+            GrpcStartError: Listening on the address failed.
         """
         transport = self._choose()
         await transport.start(address)
         self._transport = transport
 
     async def stop(self, timeout_s: float) -> None:
-        """Accept no more calls, and end when those in flight are answered.
+        """Refuse new calls, and finish once those in flight have their responses.
 
         Args:
-            timeout_s: after which what is left is answered with UNAVAILABLE.
+            timeout_s: Time after which the remaining calls end with UNAVAILABLE.
         """
         transport, calls = self._transport, self._services.inference.calls
         if transport is None:
@@ -58,7 +58,7 @@ class GrpcServer:
                 call.fail(ModelUnavailableError("the server is shutting down"))
             end = time.monotonic() + _CUT_S
             while time.monotonic() < end and not all(each.batcher.idle for each in self._state.repository.servings()):
-                await asyncio.sleep(_LOOK_S)  # runs that were stopped tell the event loop
+                await asyncio.sleep(_LOOK_S)  # stopped runs notify the event loop
         await stopping
 
     def _choose(self) -> Transport:

@@ -25,13 +25,13 @@ class Services:
     """The services of the port: inference, health and reflection.
 
     Args:
-        state: of the application.
+        state: State of the application.
 
     Attributes:
-        state: see above.
-        inference: answers ``ModelInfer``.
-        methods: all methods, by path.
-        access_log: whether calls are logged.
+        state: State of the application.
+        inference: The method ``ModelInfer``.
+        methods: All methods by path.
+        access_log: Whether calls are logged.
     """
 
     def __init__(self, state: AppState) -> None:
@@ -55,10 +55,10 @@ class Services:
         """Write a line to the access log for an answered call of the protocol.
 
         Args:
-            path: of the method.
-            outcome: of the call.
-            seconds: from its headers to its answer.
-            client: address of the peer.
+            path: Path of the method.
+            outcome: Outcome of the call.
+            seconds: Time from the headers to the response.
+            client: Address of the peer.
         """
         error, headers, _ = outcome
         request_id = dict(headers).get(b"x-request-id")

@@ -6,25 +6,25 @@ from app.errors import AppError
 
 
 class GrpcStartError(AppError):
-    """The gRPC server can't listen."""
+    """The gRPC server cannot listen on its address."""
 
 
 class Transport(Protocol):
     """A server of HTTP/2 for the methods of ``Services``."""
 
     async def start(self, address: str) -> None:
-        """Listen; other processes may listen on the same address.
+        """Listen on an address; other processes may listen on the same address.
 
         Args:
-            address: host and port, an IPv6 address in brackets.
+            address: Host and port, an IPv6 address in brackets.
 
         Raises:
-            GrpcStartError: the address can't be listened on.
+            GrpcStartError: Listening on the address failed.
         """
 
     async def stop(self, timeout_s: float) -> None:
-        """Accept no more calls, and return when those in flight have their answers.
+        """Refuse new calls, and finish once those in flight have their responses.
 
         Args:
-            timeout_s: after which what is left is cut off.
+            timeout_s: Time after which the remaining connections are closed.
         """

@@ -39,25 +39,25 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 256 * 1024
 _RECEIVED = memoryview(bytearray(READ_BYTES))
-"""What the event loop reads into; one for all connections, since it is emptied before the loop reads again."""
+"""Receive buffer of all connections; it is processed before the event loop reads again."""
 _WRITE_BYTES = 256 * 1024  # given to the event loop at once
 _NOTICE_S = 1.0
-"""How long a client that does not answer a PING may go on to make calls after the first GOAWAY."""
+"""Time for a client to acknowledge the shutdown notice, before new calls are refused."""
 
 
 class Connection(asyncio.BufferedProtocol):
     """One connection of a client.
 
     Args:
-        context: shared by all connections.
-        opened, lost: called with the connection at its begin and its end.
+        context: Context shared by all connections.
+        opened, lost: Called with the connection when it opens and when it is lost.
 
     Attributes:
-        context: see above.
-        session: its HTTP/2.
-        client, socket: address of the peer, and what connects to it.
-        streams: calls whose streams are not closed, by number.
-        idle_since: since when there are no calls; None while there are.
+        context: Context shared by all connections.
+        session: The HTTP/2 session.
+        client, socket: Address of the peer, and the socket.
+        streams: Calls whose streams are open, by number.
+        idle_since: Time of the last call's end; None while there are calls.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.idle_since: float | None = self._loop.time()
         self._patience = Patience()
-        self._greeted = False  # whether the client's settings have come
+        self._greeted = False  # whether the client's settings have arrived
         self._flushing = False  # whether a flush is under way or scheduled
         self._paused = False  # whether the client reads too slowly
         self._blocked: list[asyncio.Future[None]] = []  # done after the next flush
@@ -106,7 +106,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self.session.receive(_RECEIVED[:nbytes])
             self._dispatch()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others are served
+        except Exception as error:  # noqa: BLE001 - other connections are not affected
             self._fail(error)
         else:
             self._flush()
@@ -147,7 +147,7 @@ class Connection(asyncio.BufferedProtocol):
         self.flush_soon()
 
     async def flushed(self) -> None:
-        """Wait until more of the answers has been sent, or could have been."""
+        """Wait for the next flush."""
         flush: asyncio.Future[None] = self._loop.create_future()
         self._blocked.append(flush)
         await flush
@@ -162,7 +162,7 @@ class Connection(asyncio.BufferedProtocol):
     # The server's calls.
 
     def drain(self) -> None:
-        """Tell the client to make no more calls here; the connection is closed when those in flight are answered."""
+        """Start a graceful shutdown: the connection closes once its calls in flight are answered."""
         if self._notice is None and not self._transport.is_closing():
             self.session.notify()
             self._notice = self._loop.call_later(_NOTICE_S, self._drained)
@@ -211,8 +211,8 @@ class Connection(asyncio.BufferedProtocol):
         """Begin a call.
 
         Raises:
-            OverloadedError: too many are in flight.
-            StatusError: there is no such method.
+            OverloadedError: Too many calls are in flight.
+            StatusError: The method is unknown.
         """
         self.context.admit()
         method = self.context.services.methods.get(given.path)
@@ -286,7 +286,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._write()
                 self._dispatch()
                 sending = not self._paused and self.session.end_unfinished()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others are served
+        except Exception as error:  # noqa: BLE001 - other connections are not affected
             self._fail(error)
         self._flushing = False
         blocked, self._blocked = self._blocked, []
@@ -303,14 +303,14 @@ class Connection(asyncio.BufferedProtocol):
                 return
 
     def _strained(self) -> bool:
-        """Count what costs the client nothing; True if it was too much, and the connection ends."""
+        """Count a cheap frame; True if there were too many, which ends the connection."""
         if not self._patience.strain():
             return False
         self._terminate(ErrorCode.ENHANCE_YOUR_CALM)
         return True
 
     def _drained(self) -> None:
-        """Accept no more calls, which the client knows by now; those in flight are answered."""
+        """Refuse new calls: the client has acknowledged the notice, or ``_NOTICE_S`` has passed."""
         if self._notice is not None:
             self._notice.cancel()
         self.session.finish()

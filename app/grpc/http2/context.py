@@ -10,14 +10,14 @@ class Context:
     """Shared context of all connections.
 
     Args:
-        services: what is served.
+        services: Methods to serve.
 
     Attributes:
-        services: see above.
-        limits: of each connection.
-        max_body_bytes, max_header_bytes: limits of a message and of the headers of a call.
-        configuration: of nghttp2.
-        connections, calls: how many are open and in flight.
+        services: Methods to serve.
+        limits: Limits of each connection.
+        max_body_bytes, max_header_bytes: Limits of a message and of the headers of a call.
+        configuration: Configuration of nghttp2.
+        connections, calls: Number of open connections and of calls in flight.
     """
 
     def __init__(self, services: Services) -> None:
@@ -39,7 +39,7 @@ class Context:
         """Check that there may be one call more.
 
         Raises:
-            OverloadedError: there are as many as the limit allows.
+            OverloadedError: The limit is reached.
         """
         if self.calls >= self.limits.max_connections:
             raise OverloadedError(

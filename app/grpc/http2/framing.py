@@ -1,4 +1,4 @@
-"""Messages of gRPC in the bytes of a stream: each has a prefix of five bytes, a flag and its length."""
+"""gRPC message framing: each message has a prefix of five bytes, a flag and its length."""
 
 import grpc
 
@@ -14,8 +14,8 @@ class MessageBuffer:
     """Joins the bytes of a stream into messages.
 
     Args:
-        limit: maximum bytes of a message, as sent.
-        rule: name of the limit.
+        limit: Maximum bytes of a message, as sent.
+        rule: Name of the limit.
     """
 
     __slots__ = ("_limit", "_rest", "_rule")
@@ -29,20 +29,20 @@ class MessageBuffer:
         return len(self._rest)
 
     def add(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes."""
         if not self._rest:
             self._rest = data
             return
         if isinstance(self._rest, bytes):
             self._rest = bytearray(self._rest)
-        self._rest += data  # pieces kept apart would each take many times their length
+        self._rest += data  # small pieces kept apart would take many times their length
 
     def take(self) -> tuple[bool, Body] | None:
-        """The next message, and whether it is compressed; None while it is not complete.
+        """Take the next message: whether it is compressed, and its bytes; None while it is incomplete.
 
         Raises:
-            BodyTooLargeError: it is longer than the limit, by its prefix.
-            StatusError: its flag has no meaning.
+            BodyTooLargeError: The message is longer than the limit, by its prefix.
+            StatusError: The flag is invalid.
         """
         rest = self._rest
         if len(rest) < PREFIX_BYTES:
@@ -69,7 +69,7 @@ class MessageBuffer:
         """Check that the stream did not end within a message.
 
         Raises:
-            InvalidRequestError: it did.
+            InvalidRequestError: The stream ended within a message.
         """
         if self._rest:
             wanted = PREFIX_BYTES

@@ -29,10 +29,10 @@ class CallHeaders(NamedTuple):
     """Parsed headers of a call.
 
     Attributes:
-        path: of the method.
-        known: headers that have a meaning for the service.
-        timeout_s: seconds until the deadline; None for none.
-        encoding: of compressed messages; None where they can't be compressed.
+        path: Path of the method.
+        known: Headers that the service reads.
+        timeout_s: Seconds until the deadline; None without one.
+        encoding: Encoding of compressed messages; None if the call names none.
     """
 
     path: str
@@ -44,7 +44,7 @@ class CallHeaders(NamedTuple):
         """The encoding of a compressed message.
 
         Raises:
-            StatusError: the call names none.
+            StatusError: The call names none.
         """
         if self.encoding is None:
             said = "a message is flagged as compressed, and the call names no grpc-encoding"
@@ -53,7 +53,7 @@ class CallHeaders(NamedTuple):
 
 
 def refused_by_http(given: Headers) -> bytes | None:
-    """The HTTP status of a request that is no call of gRPC; None for one that is."""
+    """HTTP status for a request that is not a gRPC call; None for a gRPC call."""
     if given.get(b":method") != b"POST":
         return b"405"
     kind = given.get(b"content-type", b"")
@@ -66,13 +66,14 @@ def read(fields: Fields, given: Headers, max_bytes: int) -> CallHeaders:
     """Read the headers of a call.
 
     Args:
-        fields: as they came, with those of HTTP/2 itself.
-        given: the same by name.
-        max_bytes: limit of their size.
+        fields: Header fields as received, including pseudo-headers.
+        given: The same fields by name.
+        max_bytes: Limit of their size.
 
     Raises:
-        InvalidRequestError: the timeout is none.
-        StatusError: they are too long, or name an encoding that is not known.
+        InvalidRequestError: The timeout is invalid.
+        StatusError: The headers are too long.
+        UnsupportedMediaTypeError: The encoding is unknown.
     """
     size = _FIELD_BYTES * len(fields) + sum(map(len, chain.from_iterable(fields)))
     if size > max_bytes:
@@ -107,8 +108,8 @@ def failure(headers: HeaderList, error: AppError) -> HeaderList:
     """The trailing metadata of a call that fails.
 
     Args:
-        headers: of the outcome.
-        error: of the outcome.
+        headers: Headers of the outcome.
+        error: Error of the outcome.
     """
     found: HeaderList = [
         (b"grpc-status", b"%d" % code_of(error).value[0]),

@@ -5,15 +5,15 @@ import time
 BURST = 1000
 PER_SECOND = 100
 PER_ANSWER = 2
-"""Clients of Go send a PING with each answer, to measure the bandwidth."""
+"""Go clients send a PING with each response, to measure the bandwidth."""
 
 
 class Patience:
     """Token bucket.
 
     Args:
-        burst: how many may come at once.
-        per_second: how many may come in the long run.
+        burst: Number of events allowed at once.
+        per_second: Number of events allowed per second in the long run.
     """
 
     __slots__ = ("_burst", "_left", "_per_second", "_seen_at")
@@ -25,11 +25,11 @@ class Patience:
         self._seen_at = time.monotonic()
 
     def relax(self) -> None:
-        """Allow a few more: the client has made a call that was answered."""
+        """Allow a few more events, after a response."""
         self._left = min(self._burst, self._left + PER_ANSWER)
 
     def strain(self) -> bool:
-        """Count one; whether it was one too many."""
+        """Count one event; True if it exceeds the limit."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + self._per_second * (now - self._seen_at)) - 1
         self._seen_at = now

@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 MAX_STREAMS = 1024
 MAX_FIELDS = 256
 FIRST_WINDOW_BYTES = 256 * 1024
-"""How much a client may send of a call before it hears from the server."""
+"""Initial receive window of a stream."""
 WINDOW_BYTES = 1024 * 1024
-"""How much of a long message a client may send ahead."""
+"""Receive window of a stream with a long message."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 _NOTICE = b"draining"
 
@@ -29,7 +29,7 @@ def configuration(max_header_bytes: int) -> Configuration:
     """Limits of nghttp2 for a connection.
 
     Args:
-        max_header_bytes: limit of a call's headers. Longer ones are refused with a status of gRPC; those of twice the
+        max_header_bytes: Limit of a call's headers. Longer ones are refused with a gRPC status; those of twice the
             length end the connection.
     """
     return Configuration(
@@ -49,11 +49,11 @@ class Session:
     """HTTP/2 session of one connection.
 
     Args:
-        limits: see ``configuration``.
-        max_header_bytes: as the client is told.
+        limits: Limits of nghttp2, see ``configuration``.
+        max_header_bytes: Limit that the client is told.
 
     Attributes:
-        closed: whether nothing is received or sent any more.
+        closed: Whether nothing is received or sent any more.
     """
 
     def __init__(self, limits: Configuration, max_header_bytes: int) -> None:
@@ -67,15 +67,15 @@ class Session:
             }
         )
         self._session.set_local_window_size(_CONNECTION_WINDOW_BYTES)
-        self._unfinished: list[int] = []  # answered streams of which the client still sends
+        self._unfinished: list[int] = []  # answered streams whose requests are incomplete
 
     # Input.
 
     def receive(self, data: memoryview) -> None:
-        """Take bytes of the client.
+        """Process received bytes.
 
         Raises:
-            NGH2Error: they are no HTTP/2, or too much of it.
+            NGH2Error: The bytes are not valid HTTP/2, or exceed a limit.
         """
         self._session.receive_data(data)
 
@@ -89,7 +89,7 @@ class Session:
     def acknowledge(self, number: int, nbytes: int) -> None:
         """Return flow-control credit for bytes that have been read of a stream."""
         if nbytes and not self.closed:
-            with contextlib.suppress(NGH2Error, ValueError):  # it is ending, and counts no more
+            with contextlib.suppress(NGH2Error, ValueError):  # the session is closing
                 self._session.acknowledge_received_data(nbytes, number)
 
     def widen(self, number: int) -> None:
@@ -101,13 +101,13 @@ class Session:
     # Output.
 
     def begin(self, number: int) -> None:
-        """Begin an answer of several messages."""
+        """Begin a response of several messages."""
         if not self.closed:
             with self._losing(number):
                 self._session.send_response(number, headers.RESPONSE)
 
     def send(self, number: int, message: bytes) -> None:
-        """Send one message of an answer that has begun."""
+        """Send one message of a response that has begun."""
         if not self.closed:
             with self._losing(number):
                 for piece in framed(message):
@@ -117,10 +117,10 @@ class Session:
         """Send the outcome of a call.
 
         Args:
-            number: of the stream.
-            outcome: of the call.
-            begun: whether the answer has begun, and lacks its end alone.
-            ended: whether the client has sent all.
+            number: Number of the stream.
+            outcome: Outcome of the call.
+            begun: Whether the response has begun and lacks only its end.
+            ended: Whether the request is complete.
         """
         if self.closed:
             return
@@ -143,14 +143,14 @@ class Session:
             self._lose(number, problem)
 
     def refuse(self, number: int, fields: HeaderList) -> None:
-        """Answer a request that is no call, by headers alone."""
+        """Respond with headers only, to a request that is not a call."""
         if not self.closed:
-            with contextlib.suppress(NGH2Error):  # the client has reset it already
+            with contextlib.suppress(NGH2Error):  # the client has reset the stream
                 self._session.send_response(number, fields, end_stream=True)
                 self._unfinished.append(number)
 
     def unsent(self, number: int) -> int:
-        """Bytes of an answer that wait for the client to take more."""
+        """Bytes of a response that wait for flow control."""
         return 0 if self.closed else self._session.queued_body_size(number)
 
     def reset(self, number: int, code: ErrorCode) -> None:
@@ -167,13 +167,13 @@ class Session:
         return bool(unfinished)
 
     def output(self, most: int) -> bytes:
-        """Bytes for the client.
+        """Return pending output.
 
         Args:
-            most: how many at most.
+            most: Maximum number of bytes.
 
         Raises:
-            NGH2Error: the session has failed.
+            NGH2Error: The session has failed.
         """
         return self._session.data_to_send(most) if not self.closed and self._session.want_write else b""
 
@@ -214,6 +214,6 @@ class Session:
             self._lose(number, problem)
 
     def _lose(self, number: int, problem: NGH2Error) -> None:
-        """Give up an answer that can't be sent."""
+        """Give up a response that cannot be sent."""
         log.debug("an answer over gRPC is lost: %s", problem)
         self.reset(number, ErrorCode.INTERNAL_ERROR)

@@ -1,4 +1,4 @@
-"""Calls with one message of the client: those of ``Direct`` and of ``Unary`` methods."""
+"""Calls with one request message: those of ``Direct`` and ``Unary`` methods."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ _NOTHING = MessageBuffer(0, "nothing")
 
 
 class OneMessage(Stream):
-    """A call with one message of the client."""
+    """A call with one request message."""
 
     __slots__ = ("_buffer", "_received", "_taken", "_wide")
 
@@ -31,12 +31,12 @@ class OneMessage(Stream):
         self._buffer = MessageBuffer(connection.context.max_body_bytes, "max_body_bytes")
         self._received = 0
         self._wide = False
-        self._taken = False  # whether the message, or that there is none, has been taken
+        self._taken = False  # whether the message has been delivered
 
     def receive(self, data: bytes, *, ended: bool) -> None:
-        """Take bytes of the client, and whether they are the last."""
+        """Add received bytes; ``ended`` if they are the last."""
         self.ended = ended
-        if self.done or self._taken:  # what comes behind the message has no meaning
+        if self.done or self._taken:  # data after the message is ignored
             self._connection.session.acknowledge(self.number, len(data))
             return
         self._received += len(data)
@@ -71,7 +71,7 @@ class OneMessage(Stream):
         return None if self._taken else ("body", self._received)
 
     def _widen(self) -> None:
-        """Let the client send more at once: its message is none of the short ones."""
+        """Enlarge the receive window for a long message."""
         if not self._wide and self._received >= _WIDEN_BYTES:
             self._wide = True
             self._connection.session.widen(self.number)
@@ -82,7 +82,7 @@ class OneMessage(Stream):
 
     @abstractmethod
     def _deliver(self, message: Body | None) -> None:
-        """Give the message to the method; None where the call ended without one."""
+        """Give the message to the method; None if the call ended without one."""
 
     def _release(self) -> None:
         super()._release()
@@ -97,7 +97,7 @@ class OneMessage(Stream):
             self._deliver(short)
 
     async def _inflate_aside(self, message: Body, encoding: bytes, most: int) -> None:
-        """Decompress a long message in a thread, since it would hold up the event loop."""
+        """Decompress a long message in a thread, because it would block the event loop."""
         try:
             found = await asyncio.to_thread(decompress, message, encoding, most)
             del message
@@ -120,7 +120,7 @@ class DirectCall(OneMessage):
             self._call = call
 
     def fail(self, error: AppError) -> None:
-        """Answer with an error."""
+        """Respond with an error."""
         self._cancel_task()
         if self._call is not None:
             self._call.fail(error)

@@ -13,16 +13,16 @@ from app.grpc.http2.context import Context
 from app.grpc.http2.headers import CallHeaders
 from app.grpc.http2.session import Session
 
-_MAX_TIMER_S = 1e7  # a deadline later than that is none for the timers of the event loop
+_MAX_TIMER_S = 1e7  # timers of the event loop ignore later deadlines
 
 
 class Link(Protocol):
     """Interface of a connection to its calls.
 
     Attributes:
-        context: shared by all connections.
-        session: its HTTP/2.
-        client: address of the peer.
+        context: Context shared by all connections.
+        session: The HTTP/2 session.
+        client: Address of the peer.
     """
 
     context: Context
@@ -33,7 +33,7 @@ class Link(Protocol):
         """Flush the session once at the end of this event loop turn."""
 
     async def flushed(self) -> None:
-        """Wait until more of the answers has been sent, or could have been."""
+        """Wait for the next flush."""
 
     def reset(self, number: int) -> None:
         """Reset a stream."""
@@ -43,15 +43,15 @@ class Stream(ABC):
     """One call.
 
     Args:
-        connection: that it came by.
-        number: of the stream.
-        headers: of the call.
+        connection: Connection of the call.
+        number: Number of the stream.
+        headers: Headers of the call.
 
     Attributes:
-        number: see above.
-        begun: whether a part of the answer has been given to the connection.
-        ended: whether the client has sent all.
-        done: whether the answer has been given to the connection.
+        number: Number of the stream.
+        begun: Whether a part of the response has been given to the session.
+        ended: Whether the request is complete.
+        done: Whether the response has been given to the session.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class Stream(ABC):
 
     @abstractmethod
     def receive(self, data: bytes, *, ended: bool) -> None:
-        """Take bytes of the client, and whether they are the last."""
+        """Add received bytes; ``ended`` if they are the last."""
 
     @abstractmethod
     def waiting_for(self) -> tuple[Waiting, object] | None:
@@ -87,12 +87,12 @@ class Stream(ABC):
         return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
 
     def fail(self, error: AppError) -> None:
-        """Answer with an error."""
+        """Respond with an error."""
         self._cancel_task()
         self.finish((error, [], b""))
 
     def finish(self, outcome: Outcome) -> None:
-        """Answer, once."""
+        """Respond, once."""
         if self.done:
             return
         self.done = True

@@ -17,7 +17,7 @@ from app.service.admission import Reservation
 log = logging.getLogger(__name__)
 
 STREAMED_BYTES = 64 * 1024
-"""Maximum bytes of a message, and of answers that wait for the client."""
+"""Maximum bytes of a message, and of responses that wait for the client."""
 _NOTHING = MessageBuffer(0, "nothing")
 
 
@@ -31,12 +31,12 @@ class StreamingCall(Stream):
         self._method = method
         self._buffer = MessageBuffer(STREAMED_BYTES, "the limit of a streaming method")
         self._reservation = Reservation(connection.context.services.state.service.admission)
-        self._held = 0  # bytes that the client may not replace yet: so it sends no more than are read
+        self._held = 0  # bytes without flow-control credit, so that the client sends no more than is read
         self._change: asyncio.Future[None] | None = None  # done when more has come
         self._start_task(self._answer())
 
     def receive(self, data: bytes, *, ended: bool) -> None:
-        """Take bytes of the client, and whether they are the last."""
+        """Add received bytes; ``ended`` if they are the last."""
         self.ended = ended
         if self.done:
             self._connection.session.acknowledge(self.number, len(data))
@@ -106,7 +106,7 @@ class StreamingCall(Stream):
                 if compressed:
                     message = decompress(message, self._headers.coding(), STREAMED_BYTES)
                 yield bytes(message)
-                await asyncio.sleep(0)  # many messages that came at once must not hold up the event loop
+                await asyncio.sleep(0)  # many small messages must not block the event loop
             elif self.ended:
                 self._buffer.check_end()
                 return

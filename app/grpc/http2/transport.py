@@ -1,4 +1,4 @@
-"""The transport of nghttp2: its port, its connections, and their limits."""
+"""gRPC transport by nghttp2: the port, its connections, and their limits."""
 
 import asyncio
 import os
@@ -15,13 +15,13 @@ from app.service.watchdog import Watchdog
 _BACKLOG = 2048
 _LOOK_S = 0.01
 IDLE_S = 300.0
-"""How long a connection without calls is kept."""
+"""Time after which a connection without calls is closed."""
 _KEEP_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 20, socket.TCP_KEEPCNT: 3}
-"""After how many seconds of silence, how often and how many times the kernel asks whether a client is still there."""
+"""TCP keepalive: seconds of silence, seconds between probes, and number of probes."""
 
 
 class _Watched:
-    """All connections and their calls, as the watchdog reads them."""
+    """All connections and their calls, for the watchdog."""
 
     def __init__(self, connections: set[Connection]) -> None:
         self._connections = connections
@@ -39,10 +39,10 @@ class Http2Transport:
     """The server on nghttp2; see ``Transport``.
 
     Args:
-        services: what is served.
+        services: Methods to serve.
 
     Attributes:
-        connections: those that are open.
+        connections: Open connections.
     """
 
     def __init__(self, services: Services) -> None:
@@ -56,7 +56,7 @@ class Http2Transport:
         """Listen, see ``Transport``.
 
         Raises:
-            GrpcStartError: the address can't be listened on.
+            GrpcStartError: Listening on the address failed.
         """
         host, _, port = address.rpartition(":")
         loop = asyncio.get_running_loop()
@@ -83,7 +83,7 @@ class Http2Transport:
             await asyncio.sleep(_LOOK_S)
         for connection in list(self.connections):
             connection.abort()
-        await asyncio.sleep(0)  # the event loop tells them
+        await asyncio.sleep(0)  # for their ``connection_lost``
 
     def _connection(self) -> Connection:
         return Connection(self._context, self._connected, self.connections.discard)
@@ -98,7 +98,7 @@ class Http2Transport:
         self._watchdog.wake()
 
     def _close_idle(self) -> None:
-        """Close connections without calls for long, and look again."""
+        """Close connections that are idle for too long; runs periodically."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for connection in list(self.connections):
