@@ -132,7 +132,7 @@ def test_a_model_that_is_not_batched_says_why(start, visit, tmp_path):
         page = visit(server.url, ["scaled", "chosen"]).page
         scaled, chosen = (page.locator(f"[data-model={name}]") for name in ("scaled", "chosen"))
         assert (
-            "Each request runs by itself: node 'quantize' takes its scale over the whole tensor" in scaled.inner_text()
+            "Each request runs by itself: node 'quantize' computes its scale over the whole tensor" in scaled.inner_text()
         )
         assert scaled.locator(".pill.warn").all_inner_texts() == ["not batched"]
         assert "set in panther.toml" in chosen.inner_text()
@@ -154,7 +154,7 @@ def test_a_model_without_a_card_says_what_is_unknown_and_can_be_asked(start, vis
         page = visited.page
         shown = page.locator("[data-model=product]").inner_text()
         assert "An ONNX file without a model card" in shown
-        assert "Requests share runs: each row of the outputs depends on the same row of the inputs alone." in shown
+        assert "Requests share runs: each output row depends only on the input row with the same index." in shown
         assert "batched" in page.locator("h3 .pill").all_inner_texts()
         assert "%" not in page.locator(".figures").inner_text()
         page.locator("textarea").fill('{"inputs": {"a": [[1, 2, 3]], "b": [[4, 5, 6]]}}')

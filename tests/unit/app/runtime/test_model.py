@@ -50,8 +50,8 @@ def test_a_run_that_fails_says_the_model_and_one_line(tmp_path, tiny):
         model.run({"x": np.zeros((1, 7), np.float32)}, model.output_names)
 
 
-PROVEN = "each row of the outputs depends on the same row of the inputs alone"
-NO_AXIS = "no input has an axis of any size, so that there is none for the rows"
+PROVEN = "each output row depends only on the input row with the same index"
+NO_AXIS = "no input has an axis of variable size that could carry the rows"
 MIXED = "node 'y' normalizes along the batch axis (Softmax)"
 
 
@@ -62,13 +62,13 @@ MIXED = "node 'y' normalizes along the batch axis (Softmax)"
             helper.make_node("Neg", ["x"], ["y"]),
             ["n", 3],
             True,
-            "each row of the outputs depends on the same row of the inputs alone",
+            "each output row depends only on the input row with the same index",
         ),
         (
             helper.make_node("Neg", ["x"], ["y"]),
             [2, 3],
             False,
-            "no input has an axis of any size, so that there is none for the rows",
+            "no input has an axis of variable size that could carry the rows",
         ),
         (
             helper.make_node("Softmax", ["x"], ["y"], axis=0),
