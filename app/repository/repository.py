@@ -185,7 +185,7 @@ class Repository:
             before = self.entries.get(name)
             if before is not None and before.served is None:
                 self._put(make_entry(name, {version: unselected(version) for version in on_disk}))
-            raise ModelNotFoundError(f"model {name!r} has no version of version_policy {policy!r}; there are: {there}")
+            raise ModelNotFoundError(f"model {name!r} has no version of version_policy {policy!r}; available: {there}")
         load = Load(
             self.entries.get(name, Entry(name)), partial(self._load_version, name=name, settings=settings), changed
         )
@@ -275,7 +275,7 @@ class Repository:
         item = entry.versions.get(version)
         if item is None:
             raise ModelNotFoundError(
-                f"model {name!r} has no version {version[:40]!r}; there are: {', '.join(entry.versions)}"
+                f"model {name!r} has no version {version[:40]!r}; available: {', '.join(entry.versions)}"
             )
         if item.serving is None:
             raise ModelUnavailableError(f"model {name!r} version {version} is not ready: {item.reason}")

@@ -130,7 +130,7 @@ class Lifecycle:
         if name is not None and name not in entries:
             there = ", ".join(entries) or "none"
             log.error(
-                "default_model %r is not in the model folder, which POST /predict needs; there are: %s", name, there
+                "default_model %r is not in the model folder, which POST /predict needs; available: %s", name, there
             )
 
     async def _read_folder(self, history: History | None) -> None:

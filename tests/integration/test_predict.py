@@ -116,7 +116,7 @@ def test_bad_input_is_named(client, body, status, message):
     ("method", "path", "status", "message"),
     [
         ("POST", "/models/mnist/predict", 404, "model 'mnist' is not loaded; loaded: tiny"),
-        ("POST", "/models/tiny/versions/9/predict", 404, "model 'tiny' has no version '9'; there are: 1"),
+        ("POST", "/models/tiny/versions/9/predict", 404, "model 'tiny' has no version '9'; available: 1"),
         ("POST", "/models/..%2F..%2Fetc/predict", 404, None),
         ("GET", "/models/mnist", 404, "model 'mnist' is not loaded; loaded: tiny"),
         ("GET", "/models/mnist/stats", 404, "model 'mnist' is not loaded; loaded: tiny"),

@@ -131,9 +131,7 @@ def test_a_model_that_is_not_batched_says_why(start, visit, tmp_path):
     with start(tmp_path) as server:
         page = visit(server.url, ["scaled", "chosen"]).page
         scaled, chosen = (page.locator(f"[data-model={name}]") for name in ("scaled", "chosen"))
-        assert (
-            "Each request runs by itself: node 'quantize' computes its scale over the whole tensor" in scaled.inner_text()
-        )
+        assert "Each request runs by itself: node 'quantize' computes its scale over the whole" in scaled.inner_text()
         assert scaled.locator(".pill.warn").all_inner_texts() == ["not batched"]
         assert "set in panther.toml" in chosen.inner_text()
         assert "Graph optimization basic" in " ".join(chosen.inner_text().split())

@@ -103,7 +103,7 @@ def test_inputs_that_can_not_be_made_are_named(tmp_path):
         [helper.make_tensor_value_info("y", TensorProto.INT64, ["m"])],
     )
     model = load(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    with pytest.raises(LoadError, match=r"model 'm' version 1: inputs of these shapes can't be made: 'x' \(n, "):
+    with pytest.raises(LoadError, match=r"model 'm' version 1: cannot make random inputs of the shapes 'x' \(n, "):
         model.random_feeds(4)
 
 
