@@ -165,7 +165,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
 def test_without_the_extra_the_message_names_it(tmp_path):
     hidden = "import runpy, sys; sys.modules['grpc_health'] = None; runpy.run_module('app', run_name='__main__')"
     done = run("--grpc-port", 0, "--model-dir", tmp_path, program=("-c", hidden))
-    said = "grpc_port=0 needs the extra 'grpc' (pip install 'panther-sketch[grpc]'): package 'grpc_health' is not"
+    said = "grpc_port=0 requires the extra 'grpc' (pip install 'panther-sketch[grpc]'): package 'grpc_health' is not"
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 1

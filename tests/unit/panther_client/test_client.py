@@ -66,7 +66,7 @@ def test_errors_have_types_and_the_servers_own_words(own):
     with pytest.raises(NotFoundError, match="model 'none' is not loaded; loaded: tiny") as raised:
         own.infer("none", X)
     assert raised.value.status == 404
-    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[3, 5\]; the model takes"):
+    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[3, 5\]; expected"):
         own.infer("tiny", X[:, :5])
     with pytest.raises(InvalidRequestError, match="the model has no input 'y'; its inputs: x"):
         own.infer("tiny", {"y": X})
