@@ -136,7 +136,7 @@ class BatchRunner:
         if isinstance(error, InferenceFailedError):
             return InferenceFailedError(*error.args)
         if isinstance(error, MemoryError):
-            return OverloadedError(f"model {self._model.name!r} has no memory for this request now")
+            return OverloadedError(f"model {self._model.name!r} has not enough memory for this request")
         return InferenceFailedError(f"model {self._model.name!r} failed")
 
     def _concatenated(self, batch: list[QueueEntry], batching: Batching) -> Mapping[str, Parts]:

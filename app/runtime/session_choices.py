@@ -49,7 +49,7 @@ class SessionChoices:
                 options.register_custom_ops_library(library)
             except Exception as error:  # onnxruntime raises many kinds
                 why = shortened(str(error).strip())
-                raise ValueError(f"custom_ops: {Path(library).name} cannot be registered: {why}") from error
+                raise ValueError(f"custom_ops: {Path(library).name} can't be registered: {why}") from error
 
     @staticmethod
     def level_of(session: ort.InferenceSession) -> Optimization:

@@ -173,7 +173,7 @@ def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=60) as client:
-            while client.get("/health/ready").json().get("error") == "models are being loaded":
+            while client.get("/health/ready").json().get("error") == "models are loading":
                 time.sleep(0.005)  # the processor is for the loading
             yield client
     finally:

@@ -25,7 +25,7 @@ def test_a_request_of_too_many_rows(tiny_dir):
                 client.post(FAST, content=np.zeros((count, 6), np.float32).tobytes(), headers=raw),
             ]
             assert [answer.status_code for answer in answers] == [status] * 3
-        said = "the request has 11 rows; max_request_rows is 10. Send them in several requests"
+        said = "the request has 11 rows, above max_request_rows (10); send several requests"
         assert [answer.json() for answer in answers] == [{"error": said}] * 3
 
 

@@ -40,7 +40,7 @@ def test_metadata_health_and_config(client):
         ("/v2/models/none/config", "model 'none' is not loaded; loaded: tiny"),
         ("/v2/models/none/ready", "model 'none' is not loaded; loaded: tiny"),
         ("/v2/models/none/stats", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/nothing", "there is no path '/v2/nothing'; /docs lists those there are"),
+        ("/v2/nothing", "unknown path '/v2/nothing'; /docs lists the paths"),
     ],
 )
 def test_unknown_is_404(client, path, message):

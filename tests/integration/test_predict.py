@@ -120,7 +120,7 @@ def test_bad_input_is_named(client, body, status, message):
         ("POST", "/models/..%2F..%2Fetc/predict", 404, None),
         ("GET", "/models/mnist", 404, "model 'mnist' is not loaded; loaded: tiny"),
         ("GET", "/models/mnist/stats", 404, "model 'mnist' is not loaded; loaded: tiny"),
-        ("GET", "/nowhere", 404, "there is no path '/nowhere'; /docs lists those there are"),
+        ("GET", "/nowhere", 404, "unknown path '/nowhere'; /docs lists the paths"),
         ("GET", "/predict", 405, "method GET is not allowed for '/predict'; allowed: POST"),
         ("DELETE", "/stats", 405, "method DELETE is not allowed for '/stats'; allowed: GET"),
     ],

@@ -342,7 +342,7 @@ def test_a_key_goes_with_every_request(guarded, tiny):
         np.testing.assert_allclose(client.infer("tiny", X)["logits"], tiny.logits(X), rtol=1e-3, atol=1e-4)
         assert client.predict(X).model == "tiny"
         assert client.stats()["server"]["ready"]
-        with pytest.raises(AccessDeniedError, match="no API key may load, unload or measure models") as raised:
+        with pytest.raises(AccessDeniedError, match="no API key may load, unload or benchmark models") as raised:
             client.load("tiny")
         assert raised.value.status == 403
 
@@ -355,7 +355,7 @@ def test_a_key_goes_with_every_request(guarded, tiny):
         assert client.models()
 
 
-@pytest.mark.parametrize(("key", "said"), [(None, "an API key is needed"), (KEY + "x", "the API key is not known")])
+@pytest.mark.parametrize(("key", "said"), [(None, "an API key is required"), (KEY + "x", "the API key is unknown")])
 def test_without_the_right_key_the_error_has_its_type(guarded, key, said):
     with Client(guarded, api_key=key) as client:
         assert client.is_ready()
@@ -416,7 +416,7 @@ class TestCommand:
         arguments = [guarded, "--input", tmp_path / "rows.npy", "--json"]
         refused = self.run(*arguments)
         assert refused.exit_code == 1
-        assert "an API key is needed" in refused.output
+        assert "an API key is required" in refused.output
         assert "give it by --api-key or PANTHER_API_KEY" in " ".join(refused.output.split())
         if how == "flag":
             arguments += ["--api-key", KEY]

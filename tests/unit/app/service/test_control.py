@@ -12,7 +12,7 @@ from app.errors import LoadError
 from app.repository.repository import Repository
 from app.service.control import ModelControl
 
-FULL = LoadError("model 'm' version 2 can't be tried: Too many open files")
+FULL = LoadError("model 'm' version 2 cannot be loaded in a trial: Too many open files")
 
 
 class Worker:
