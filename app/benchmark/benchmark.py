@@ -27,7 +27,7 @@ _MOST_ROUNDS = 2000
 
 
 def check_memory(model: OnnxModel, needed_bytes: int) -> None:
-    """Check that memory suffices for the twin, whose weights exist three times during its construction.
+    """Check that memory suffices for the twin: three copies of its weights exist during its construction.
 
     Raises:
         BenchmarkError: The twin is too large, or memory is short.

@@ -1,6 +1,6 @@
 """The dense twin of a loaded model: the same graph with one random matrix per sketched layer instead of two.
 
-It is made from the optimized graph of onnxruntime, whose folded constants are the matrices A and B of each layer.
+It is made from the optimized graph of onnxruntime: its folded constants are the matrices A and B of each layer.
 Field numbers are those of onnx.proto.
 
 See docs/decisions/0030-dense-twin-by-graph-editing.md.

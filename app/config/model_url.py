@@ -27,7 +27,7 @@ class ModelUrl:
         query: The query with its question mark, sent with every request; empty if there is none.
 
     Raises:
-        ValueError: the URL breaks a rule; the message says which.
+        ValueError: The URL breaks a rule; the message names the rule.
     """
 
     def __init__(self, url: str) -> None:

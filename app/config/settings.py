@@ -317,7 +317,7 @@ class Settings(BaseSettings):
         return value
 
     def control_hosts(self) -> tuple[str, ...]:
-        """Host names allowed for control requests, besides loopback and IP addresses.
+        """Additional host names allowed for control requests; loopback and IP addresses are always allowed.
 
         A page that reaches the server by DNS rebinding has no API key, so keys are sufficient protection.
         """

@@ -384,7 +384,7 @@ class Batcher:
             self.statistics.executed(rows, timings.input_ns, timings.infer_ns, timings.output_ns)
 
     def _expire(self, entry: QueueEntry) -> None:
-        """Fail a request whose deadline has passed, if it is still queued."""
+        """Fail an expired request, if it is still queued."""
         if self._queue.discard(entry):
             _end(entry)
             waited_us = (time.perf_counter_ns() - entry.timings.queued_ns) // 1000

@@ -101,7 +101,7 @@ class Inference:
                 call.reservation.release()
 
     def _withdraw(self, call: GrpcCall, left_s: float | None) -> None:
-        """End a call whose client disconnected, or whose deadline has passed."""
+        """End a call after its client disconnected or its deadline passed."""
         if left_s is not None and left_s < _DEADLINE_SLACK_S:
             call.fail(DeadlineExceededError("the call's deadline has passed"))
         else:

@@ -14,7 +14,7 @@ class Readiness:
     """The models that must be served for the server to be ready.
 
     These are the ``required`` ones, otherwise those in the folder at the start of the server, plus every model that was
-    served once. A model that a client unloads, or whose folder is removed, no longer counts, unless it is required.
+    served once. A model that a client unloads, or with a removed folder, no longer counts, unless it is required.
 
     Args:
         required: Models that must be served; None for those in the folder at the start.

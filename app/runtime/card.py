@@ -286,7 +286,7 @@ class Card(_Part):
         for name, layer in of_names:
             counted = layer.counted()
             found += [
-                f"{name}: the card says {field} {said}, the formula gives {right}"
+                f"{name}: the card has {field} {said}, the formula gives {right}"
                 for field, said in layer.parameters
                 if said != (right := getattr(counted, field))
             ]
@@ -295,7 +295,7 @@ class Card(_Part):
             for field, said in getattr(self.totals, name) or ():
                 right = sum(getattr(layer.parameters, field) for layer in layers)
                 if said != right:
-                    found.append(f"totals.{name}: the card says {field} {said}, the sum over its layers is {right}")
+                    found.append(f"totals.{name}: the card has {field} {said}, the sum over its layers is {right}")
         return found
 
 

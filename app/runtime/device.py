@@ -63,7 +63,7 @@ class Device:
 
     Attributes:
         cuda: CUDA options, if CUDA is available.
-        runtime, streams: For runs on CUDA from fixed buffers; None if ``runtime_problem`` says why not.
+        runtime, streams: For runs on CUDA from fixed buffers; None if ``runtime_problem`` is set.
         bodies: Pinned memory for long request bodies; None if it cannot be allocated.
     """
 

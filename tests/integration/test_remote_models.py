@@ -108,5 +108,5 @@ def test_a_web_server_with_a_password_that_no_one_sees(tmp_path):
 
 def test_without_the_extra_the_server_does_not_start(monkeypatch):
     monkeypatch.setattr(extra, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match="model_dir=s3://bucket/m needs the extra 's3'"):
+    with pytest.raises(MissingExtraError, match="model_dir=s3://bucket/m requires the extra 's3'"):
         serve(Settings(model_dir="s3://bucket/m", device="cpu"))

@@ -102,7 +102,7 @@ class Decoder:
                 continue
             if offset + item.size > len(body):
                 raise InvalidRequestError(
-                    f"input {item.spec.name!r} says binary_data_size {item.size}; "
+                    f"input {item.spec.name!r} has binary_data_size {item.size}; "
                     f"the body has {len(body) - offset} bytes left"
                 )
             array = binary.from_bytes(body, offset, item.size, item.given or item.spec, item.shape)

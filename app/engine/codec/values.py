@@ -17,7 +17,7 @@ def parse_json(body: Body, expected: str) -> Any:
     """Parse a JSON body.
 
     Raises:
-        InvalidRequestError: The body is not JSON; the message says where, and what is expected.
+        InvalidRequestError: The body is not JSON; the message names the place and the expected form.
     """
     if not body:
         raise InvalidRequestError(f"the body is empty; expected {expected}")

@@ -59,7 +59,7 @@ class AsgiBridge:
         app: The application.
         flow: Pauses reading and writing; set once the connection is open.
         client: Address and port of the client, if known.
-        reading: The request whose body is being read.
+        reading: The request with an incomplete body.
         body_bytes: Number of received bytes of that body.
         pipeline: Requests that wait for the response to an earlier one.
     """
@@ -174,7 +174,7 @@ class AsgiBridge:
             request.message_event.set()
 
     def drop_unread(self) -> bool:
-        """Drop the request whose body was being read. Return whether earlier requests still need their responses."""
+        """Drop the request with an incomplete body. Return whether earlier requests still need their responses."""
         request, self.reading = self.reading, None
         if request is not None and request in self.pipeline:
             self.pipeline.remove(request)
@@ -206,4 +206,4 @@ def _disconnect(request: AsgiRequest) -> None:
 
 
 def _nothing() -> None:
-    """Called after the response of a request whose connection has ended."""
+    """Called after the response of a request on a closed connection."""

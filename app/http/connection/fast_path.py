@@ -65,7 +65,7 @@ class FastPath:
         return request
 
     def begin_known(self, known: KnownHeaders, start: int, nbytes: int) -> WireRequest:
-        """Start a request whose headers are in the cache.
+        """Start a request with cached headers.
 
         Args:
             known: The headers.

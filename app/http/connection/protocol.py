@@ -5,18 +5,18 @@ models need. On the fast path an inference request goes from parser to service, 
 plain calls (``buffer_updated`` → ``FastPath`` → ``InferenceService.start`` → ``_send``). Everything else, pipelined
 including pipelined requests, goes through ``AsgiBridge`` to the application, which gives the same responses.
 
-The state of a connection says what it reads next. Independently, a response may be due: to the latest request,
+The state of a connection is what it reads next. Independently, a response may be due: to the latest request,
 or to earlier pipelined ones.
 
 =========  =====================================  ================================  ==============================
-state      what comes next                        without an answer due             with an answer due
+state      next input                             without a response due           with a response due
 =========  =====================================  ================================  ==============================
-BETWEEN    the first byte of a request            idle: keep-alive timeout; before  answering: no timeout
+BETWEEN    the first byte of a request            idle: keep-alive timeout; before  response due: no timeout
                                                   the first one: header timeout
 HEADERS    the rest of its headers                header timeout                    no timeout (pipelined)
-BODY       a piece of its body, for the parser    (an answer is always due)         body timeout
-DIRECT     the body, into its buffer (zero-copy)  (an answer is always due)         body timeout
-ENDED      nothing: what comes is discarded       closing                           last response after the answer
+BODY       a piece of its body, for the parser    (a response is always due)        body timeout
+DIRECT     the body, into its buffer (zero-copy)  (a response is always due)        body timeout
+ENDED      nothing: input is discarded            closing                           last response after the current
 =========  =====================================  ================================  ==============================
 
 BETWEEN → HEADERS → BODY → BETWEEN by the parser; BODY → DIRECT → BETWEEN for a long body of known length; BETWEEN →

@@ -132,7 +132,7 @@ class CudaGraphRunner(CudaRuns):
         return max(0, int(whole - alone) // 2)
 
     def _check_graph(self, graph: int) -> None:
-        """Check that a replay reads only the buffers: other host memory may be gone by then."""
+        """Check that a replay reads only the buffers: other host memory may be freed by then."""
         mine = {(item.pinned, item.device) for item in self.buffers.inputs.values()}
         mine |= {(item.device, item.pinned) for item in self.buffers.outputs.values()}
         copies, callbacks, nodes = self._target.runtime.host_work(graph)

@@ -43,7 +43,7 @@ class Call:
     attributes: dict[str, Attribute] = field(default_factory=dict)
 
     def attribute(self, name: str) -> Attribute | None:
-        """An attribute, or None where it is not given."""
+        """An attribute, or None if it is not given."""
         found = self.node.attribute(name)
         if found is not None and found.reference:
             return self.attributes.get(found.reference)

@@ -39,7 +39,7 @@ def impossible(reason: str) -> Decision:
 
 
 class Fork(Exception):  # noqa: N818 - a question, not an error
-    """A condition whose two cases are analysed separately.
+    """A condition to analyse separately for true and false.
 
     Attributes:
         atom: Number of the condition's symbol.

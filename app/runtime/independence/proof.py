@@ -16,7 +16,7 @@ from app.runtime.independence.walk import Scope, TooLargeError, Walker
 Shape = tuple[int | str | None, ...]
 _MAX_VISITS = 100_000
 _SEVERITY: list[Verdict] = ["mixed", "unknown", "independent"]
-_PROVEN = "each output row depends only on the input row with the same index"
+_PROVEN = "each row of the outputs depends only on the same row of the inputs"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Operations on one or two elements, some of which are unknown sizes."""
+"""Operations on one or two elements, possibly unknown sizes."""
 
 import math
 

@@ -35,8 +35,8 @@ def enter(page, key):
 def test_a_key_is_asked_for_and_kept_in_the_tab(guarded, tab):
     tab.goto(guarded.url)
     tab.locator("#key").wait_for()
-    assert tab.locator("#state").inner_text() == "key needed"
-    assert "an API key is needed" in tab.locator("#alert").inner_text()
+    assert tab.locator("#state").inner_text() == "key required"
+    assert "an API key is required" in tab.locator("#alert").inner_text()
     enter(tab, "not-a-known-key-012345")
     tab.get_by_text("the API key is unknown").wait_for()
     enter(tab, PREDICT)

@@ -169,7 +169,7 @@ def matmul_bits(call: Call) -> Result:
 
 @operator("DynamicQuantizeMatMul", domain=MICROSOFT)
 def dynamic_matmul(call: Call) -> Result:
-    """A product whose first factor is quantized by the range of the whole tensor."""
+    """A product with a first factor that is quantized by the range of the whole tensor."""
     if not call.all_shared():
         raise mixes("computes its scale over the whole tensor, rows included")
     return product(call, call.data(0), call.data(1))

@@ -47,7 +47,7 @@ def embed_layer_normalization(call: Call) -> Result:
     ids = call.data(0)
     call.shared(2, 3, 4, 5, 6)
     if ids.rank != 2 or ids.batch is None or ids.batch.axis != 0:
-        raise unproven("takes tokens of which the batch is not the first axis")
+        raise unproven("requires the batch on the first axis of its tokens")
     for index in (1, 7):
         if call.has(index) and call.data(index).batch != ids.batch:
             raise unproven("has segments or a mask without a batch axis")

@@ -1,4 +1,4 @@
-"""Operators whose result for a row is not a function of the row, such as random numbers."""
+"""Operators with results that are not a function of the row, such as random numbers."""
 
 from app.runtime.independence.call import Call, Result, operator
 from app.runtime.independence.decisions import mixes

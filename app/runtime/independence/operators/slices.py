@@ -55,7 +55,7 @@ def joined(call: Call, tensors: Sequence[Tensor], axis: int) -> Tensor:
 
 
 def _with_places(tensors: Sequence[Tensor], found: Tensor, axis: int) -> Tensor:
-    """Tensors concatenated along the last axis, some of which hold the positions of the rows."""
+    """Tensors concatenated along the last axis, some with the positions of the rows."""
     if all(tensor.places is None for tensor in tensors):
         return found
     if axis != found.rank - 1 or any(not is_known(tensor.sizes[axis]) for tensor in tensors):

@@ -50,7 +50,7 @@ def test_a_run_that_fails_says_the_model_and_one_line(tmp_path, tiny):
         model.run({"x": np.zeros((1, 7), np.float32)}, model.output_names)
 
 
-PROVEN = "each output row depends only on the input row with the same index"
+PROVEN = "each row of the outputs depends only on the same row of the inputs"
 NO_AXIS = "no input has an axis of variable size that could carry the rows"
 MIXED = "node 'y' normalizes along the batch axis (Softmax)"
 
@@ -62,7 +62,7 @@ MIXED = "node 'y' normalizes along the batch axis (Softmax)"
             helper.make_node("Neg", ["x"], ["y"]),
             ["n", 3],
             True,
-            "each output row depends only on the input row with the same index",
+            "each row of the outputs depends only on the same row of the inputs",
         ),
         (
             helper.make_node("Neg", ["x"], ["y"]),
