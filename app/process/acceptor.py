@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 AT_ONCE = 128
-"""Number of connections accepted per turn of the event loop, in addition to the loop's own."""
+"""Maximum number of connections accepted per turn of the event loop, in addition to the loop's own."""
 HANDSHAKE_S = 0.01
 """Time for a handshake in progress to finish if no other one starts."""
 _SO_ATTACH_FILTER = 26
@@ -27,7 +27,7 @@ _DROP_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # pass any other
 )
 LOOK_S = 0.002
-"""Interval between two rounds of accepting; with shorter turns the event loop itself keeps up."""
+"""Delay from a new connection to accepting the others; with shorter turns the event loop itself keeps up."""
 
 
 class Acceptor:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _PATIENCE_S = 1.0
 _TRIAL_BYTES_A_SECOND = 32_000_000
-"""Bytes that a trial reads and prepares per second, at least; added to its time limit. Slow disks reach more."""
+"""Assumed speed of reading and preparing a file, for the time limit of its trial; even slow disks are faster."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def header_text(received: bytearray, nbytes: int) -> bytes:
 class HeaderCache:
     """Headers of admitted inference requests, by their text.
 
-    Requests with cached headers skip the admission checks, so the cache is cleared when the API keys change.
+    Requests with cached headers skip the checks of the headers, so the cache is cleared when the API keys change.
     """
 
     def __init__(self) -> None:

@@ -95,7 +95,7 @@ class Mirror:
         """Synchronize the folder with the remote repository.
 
         Args:
-            asked_at: Skip the pass if another process began one after this time (seconds since 1970).
+            asked_at: Skip the pass if any process began one after this time, in seconds since 1970.
 
         Raises:
             RemoteError: A part failed and is unchanged; the other parts are mirrored.
