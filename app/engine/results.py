@@ -1,4 +1,4 @@
-"""Results: the outputs of one run, shared by its batch, and the rows of them that belong to one inference request."""
+"""Results: the outputs of one run, shared by its batch, and the rows of each inference request."""
 
 import math
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _FEW = 64  # scores
 _DIGITS = 7
-_SMALL = 4096  # numbers whose text is sure to find room
-_MOST_CHARACTERS = 26  # of a number and what separates it from the next
+_SMALL = 4096  # text of so few numbers certainly fits in memory
+_MOST_CHARACTERS = 26  # per number with its separator
 
 
 @dataclass(slots=True)
@@ -26,8 +26,8 @@ class InferenceResult:
     """The result of one inference request: its rows of the outputs of a run.
 
     Attributes:
-        batch: the outputs of the whole run.
-        start, stop: the rows of this request.
+        batch: The outputs of the whole run.
+        start, stop: The rows of this request.
     """
 
     batch: "BatchResult"
@@ -40,13 +40,13 @@ class InferenceResult:
 
 
 class BatchResult:
-    """The outputs of one run of a model; text that several requests need is made once.
+    """The outputs of one run of a model; text for several requests is made once.
 
     Args:
-        model: what ran.
-        output_names: its outputs that were computed.
-        arrays: these outputs.
-        axes: the axis of the rows in each, which several requests share; None where the whole run is of one request.
+        model: The model.
+        output_names: Names of the computed outputs.
+        arrays: The computed outputs.
+        axes: The axis of the rows in each output, split between requests; None if the run has a single request.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class BatchResult:
 
     @property
     def whole(self) -> bool:
-        """Whether the outputs belong to one request, which gets them as they are."""
+        """Whether the outputs belong to a single request, which gets them unchanged."""
         return self._axes is None
 
     def array(self, index: int, start: int, stop: int) -> Array:
-        """One output's rows of one request."""
+        """Rows of one output that belong to one request."""
         array = self.arrays[index]
         return array if self._axes is None else rows_between(array, self._axes[index], start, stop)
 
     def values(self, index: int, start: int, stop: int) -> Array:
-        """Values as numbers that JSON can express: bfloat16 as float32."""
+        """Values in a type that JSON can express: bfloat16 as float32."""
         array = self.array(index, start, stop)
         is_bfloat16 = self.model.output_by_name[self.output_names[index]].datatype == "BF16"
         return bfloat16_values(array) if is_bfloat16 else array
@@ -112,21 +112,21 @@ class BatchResult:
             return orjson.dumps(array.tolist())
         text = _json_of(np.ascontiguousarray(array))
         if not array.ndim:
-            text = text[1:-1]  # numpy has made one element of the scalar
+            text = text[1:-1]  # numpy made a list of one element
         return self._finite(index, text) if array.dtype.kind == "f" else text
 
     def _finite(self, index: int, text: bytes) -> bytes:
-        # orjson writes null for NaN and infinity, which would be a lie.
+        # orjson would silently write null for NaN and infinity.
         if b"null" in text:
             raise InferenceFailedError(
-                f"output {self.output_names[index]!r} holds NaN or infinity, which JSON can't express; "
-                "ask for binary data to receive it"
+                f"output {self.output_names[index]!r} holds NaN or infinity, which JSON does not support; "
+                "request binary data instead"
             )
         return text
 
     @cached_property
     def probabilities(self) -> Array | None:
-        """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
+        """(rows, labels) float32 of the labelled output, or None if the card has no labels."""
         scores = self._scores
         if scores is None or not self._are_logits:
             return scores
@@ -157,7 +157,7 @@ class BatchResult:
         indices = scores.argmax(axis=1)
         top = scores[np.arange(len(indices)), indices]
         if are_logits:
-            # The likeliest label's exp(0), over the sum.
+            # exp(0) of the most likely label, divided by the sum.
             top = 1 / np.exp(scores - top[:, None]).sum(axis=1)
         texts = orjson.dumps(top.astype(np.float64).round(_DIGITS), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         return list(zip(indices.tolist(), texts, strict=True))
@@ -169,7 +169,7 @@ class BatchResult:
 
     @property
     def _scores(self) -> Array | None:
-        """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
+        """(rows, labels) float32 of the labelled output, or None if the card has no labels."""
         labelled = self.model.labelled
         if labelled is None or labelled.name not in self.output_names:
             return None
@@ -177,12 +177,12 @@ class BatchResult:
 
 
 def _json_of(array: Array) -> bytes:
-    """An array as JSON.
+    """Encode an array as JSON.
 
     Raises:
-        MemoryError: there may not be enough memory. orjson would end the process, so it is allocated for a try first.
+        MemoryError: Memory may be insufficient. orjson would abort the process, so a trial allocation comes first.
     """
     if array.size > _SMALL:
-        # A buffer that grows to twice its size is there beside the one before; pages that are not touched cost nothing.
+        # A buffer that doubles exists beside the previous one; untouched pages cost no memory.
         np.empty(3 * _MOST_CHARACTERS * array.size, np.uint8)
     return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -6,28 +6,28 @@ from collections.abc import Callable
 from app.service.admission import AdmissionControl
 
 LOOK_S = 0.001
-"""The shortest timer of the event loop; in it gRPC's own threads hand over some more calls."""
+"""The shortest timer of the event loop; during it, gRPC's threads pass on some more calls."""
 MOST_S = 0.004
-"""How long a request waits for others at most."""
+"""Maximum time that a request waits for others."""
 PROBE_EVERY = 16
 
 
 class Gathering:
-    """Decodes concurrent requests together.
+    """Decodes concurrent requests together, so that they share a batch.
 
-    gRPC hands over one call in a turn of the event loop. Decoded as they come, each would run by itself, however many
-    clients there are. So where the last requests came together, the first of the next waits for as long as others come;
-    where they came one by one, each is started at once, but for one in sixteen, which waits to see whether that has
-    changed.
+    gRPC passes on one call per turn of the event loop. Decoded at once, each would run alone, however many clients
+    there are. So if the last requests came together, the first of the next ones waits while others arrive. If
+    they came one at a time, each starts at once, except for one in sixteen, which waits to detect a
+    change.
 
     Args:
-        admission: says when a request may be decoded.
+        admission: Says when a request may be decoded.
     """
 
     def __init__(self, admission: AdmissionControl) -> None:
         self._admission = admission
         self._starts: list[Callable[[], None]] = []
-        self._alone = 0  # requests that came one by one, since the last look
+        self._alone = 0  # requests that came one at a time since the last check
         self._together = False
 
     def add(self, start: Callable[[], None]) -> None:
@@ -45,12 +45,12 @@ class Gathering:
         loop.call_later(LOOK_S, self._wake, 1, loop.time() + MOST_S)
 
     def _wake(self, seen: int, until: float) -> None:
-        """Look two turns later: a call that gRPC has handed over takes turns of the event loop to arrive here."""
+        """Check two turns later: a call that gRPC has passed on needs turns of the event loop to arrive here."""
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self._look, seen, until)
 
     def _look(self, seen: int, until: float) -> None:
-        """Start those that were gathered once no more come, or for too long."""
+        """Start the gathered requests once no more arrive, or the first has waited too long."""
         loop, count = asyncio.get_running_loop(), len(self._starts)
         if count > seen and loop.time() < until:
             loop.call_later(LOOK_S, self._wake, count, until)

@@ -1,4 +1,4 @@
-"""gRPC's own health service, ``grpc.health.v1``, which Kubernetes and load balancers ask for the readiness of HTTP."""
+"""The gRPC health service ``grpc.health.v1``, which reports the same readiness as HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,8 +17,8 @@ class Health:
     """Answers health checks.
 
     Args:
-        not_ready_because: why the server is not ready, or None.
-        is_draining: whether a graceful shutdown has begun; watches end then.
+        not_ready_because: Returns the reason why the server is not ready, or None.
+        is_draining: Whether a graceful shutdown has begun, which ends watches.
     """
 
     def __init__(self, not_ready_because: Callable[[], str | None], is_draining: Callable[[], bool]) -> None:
@@ -42,15 +42,13 @@ class Health:
         """Whether a service is served now."""
         if request.service not in _SERVICES:
             known = " and ".join(repr(name) for name in _SERVICES)
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"there is no service {request.service[:80]!r}; there are {known}"
-            )
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service[:80]!r}; known: {known}")
         return health_pb2.HealthCheckResponse(status=self._status())
 
     async def watch(
         self, request: health_pb2.HealthCheckRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Stream the health status now and at each change, until the client leaves or the server shuts down."""
+        """Stream the health status now and at each change, until the client disconnects or the server shuts down."""
         known, told = request.service in _SERVICES, None
         while True:
             draining = self._is_draining()

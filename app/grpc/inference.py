@@ -1,4 +1,4 @@
-"""The method ModelInfer: one inference request from its message to its answer."""
+"""The method ModelInfer: one inference request from message to response."""
 
 import asyncio
 import time
@@ -19,23 +19,23 @@ from app.telemetry.statistics import GRPC
 Receive = Callable[[], Awaitable[object]]
 
 _DEADLINE_SLACK_S = 0.1
-"""A client ends its call at its own deadline, which is earlier than ours by the time that the call was on its way."""
+"""A client ends its call at its own deadline, which precedes the server's by the network delay of the call."""
 
 Outcome = tuple[AppError | None, HeaderList, bytes]
-"""The error or None, headers, and the answer's message."""
+"""The error or None, the headers, and the response message."""
 
 
 class GrpcCall(InferenceCall):
     """One inference request over gRPC.
 
     Args:
-        context: shared by all calls of the service.
-        headers: of the request.
-        reservation: the bytes that the message is counted with; kept until no run reads it any more.
+        context: Context shared by all calls of the service.
+        headers: Headers of the request.
+        reservation: Reserved bytes of the message; kept until no run reads it any more.
 
     Attributes:
-        answered: gets the outcome.
-        reservation: see above.
+        answered: Future of the outcome.
+        reservation: Reserved bytes of the message.
     """
 
     __slots__ = ("answered", "reservation")
@@ -56,13 +56,13 @@ def _succeed(answered: "asyncio.Future[Outcome]", _: int, headers: HeaderList, m
 
 
 class Inference:
-    """Answers inference requests over gRPC.
+    """Serves inference requests over gRPC.
 
     Args:
-        service: answers them.
+        service: The inference service.
 
     Attributes:
-        calls: those that are in flight.
+        calls: The calls in flight.
     """
 
     def __init__(self, service: InferenceService) -> None:
@@ -72,17 +72,17 @@ class Inference:
         self._gathering = Gathering(service.admission)
 
     async def infer(self, receive: Receive, headers: Headers, time_remaining: Any) -> Outcome:
-        """Answer a request; cancelling the task cancels the request.
+        """Serve a request; cancelling the task cancels the request.
 
         Args:
-            receive: gives the message, a ``ModelInferRequest``, serialized; something else where none comes.
-            headers: of the call.
-            time_remaining: gives the seconds until the call's deadline, None where it has none.
+            receive: Returns the serialized ``ModelInferRequest``; another type if the call ended without a message.
+            headers: Headers of the call.
+            time_remaining: Returns the seconds until the call's deadline, None without one.
         """
         service = self._service
         call = GrpcCall(service.context, headers, Reservation(service.admission))
         left_s = time_remaining()
-        # A deadline that has passed still is one.
+        # A deadline that has passed is still a deadline.
         deadline_us = 0 if left_s is None else max(1, int(1e6 * left_s))
         self.calls.add(call)
         try:
@@ -101,14 +101,14 @@ class Inference:
                 call.reservation.release()
 
     def _withdraw(self, call: GrpcCall, left_s: float | None) -> None:
-        """End a call whose client has left, or whose deadline has passed."""
+        """End a call after its client disconnected or its deadline passed."""
         if left_s is not None and left_s < _DEADLINE_SLACK_S:
             call.fail(DeadlineExceededError("the call's deadline has passed"))
         else:
             call.cancel()
 
     def _admits(self, call: GrpcCall, headers: Headers) -> bool:
-        """Whether the key of a call is right; else it is answered, and its message is not received."""
+        """Check the key of a call; if it is wrong, respond without receiving the message."""
         try:
             if self._service.access is not None:
                 self._service.access.check_predict(headers)
@@ -121,13 +121,13 @@ class Inference:
         if call.answered.done():
             return
         service = self._service
-        call.timings.began_ns = time.perf_counter_ns()  # not when the call came, but its message
+        call.timings.began_ns = time.perf_counter_ns()  # arrival of the message, not of the call
         try:
             if not isinstance(message, bytes):
                 raise InvalidRequestError("the call ended without a message; expected one ModelInferRequest")
             call.reservation.reserve(len(message))
             request = parse(ModelInferRequest, message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
             return
         target = Target(request.model_name or None, request.model_version or None, "oip")

@@ -1,8 +1,8 @@
-"""Messages of the Open Inference Protocol and of Triton's extensions to it, made from their descriptors.
+"""Messages of the Open Inference Protocol and of Triton's extensions, made from descriptors.
 
-``inference.binpb`` holds the descriptors that NVIDIA publishes in its package ``tritonclient``, written by
-``scripts/grpc-messages``. Their pool is private: a client of the protocol in the same process may bring messages of the
-same names.
+``inference.binpb`` holds the descriptors from NVIDIA's package ``tritonclient``, written by
+``scripts/grpc-messages``. Their pool is private, because a client library in the same process may register messages of
+the same names.
 
 See docs/decisions/0075-grpc-messages-from-descriptors.md.
 """
@@ -25,7 +25,7 @@ for _file in descriptor_pb2.FileDescriptorSet.FromString(
 
 
 def message_class(name: str) -> Any:
-    """The class of a message of the protocol, by its name."""
+    """The class of a protocol message, by its name."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
@@ -40,14 +40,14 @@ InferTensorContents = message_class("InferTensorContents")
 
 
 def parse(message: type, data: bytes) -> Any:
-    """Read a message.
+    """Parse a message.
 
     Raises:
-        InvalidRequestError: the bytes are none.
+        InvalidRequestError: The bytes are not a valid message.
     """
     try:
         return message.FromString(data)  # type: ignore[attr-defined]
     except DecodeError:
         raise InvalidRequestError(
-            f"the {len(data)} bytes of the request are no {message.__name__} in Protocol Buffers' encoding"
+            f"the {len(data)} bytes of the request are not a valid protobuf message {message.__name__}"
         ) from None

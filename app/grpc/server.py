@@ -29,19 +29,19 @@ _CUT_S = 0.5
 _LOOK_S = 0.01
 _GRPC_LOG = "grpc._cython.cygrpc"
 Outcome = tuple[AppError | None, HeaderList, bytes]
-"""The error or None, headers, and the answer's message."""
+"""The error or None, the headers, and the response message."""
 Answer = Callable[[Any, Any], Awaitable[Outcome]]
 Handle = Callable[[Any, Any], Awaitable[bytes]]
 
 
 class GrpcStartError(AppError):
-    """The gRPC server can't listen."""
+    """The gRPC server cannot listen on its address."""
 
 
 class WithoutEndedCalls(logging.Filter):
-    """Drops the tracebacks that gRPC logs of calls that ended before their answer was sent.
+    """Drops tracebacks that gRPC logs for calls that ended before their response was sent.
 
-    gRPC logs none once it knows that the client has left or was refused, but it can learn that a moment later.
+    gRPC does not log one if it knows that the client disconnected or was refused, but it may learn that later.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -57,7 +57,7 @@ class GrpcServer:
     """The gRPC server of one process.
 
     Args:
-        state: of the application.
+        state: State of the application.
     """
 
     def __init__(self, state: AppState) -> None:
@@ -67,13 +67,13 @@ class GrpcServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str) -> None:
-        """Listen; other processes may listen on the same address.
+        """Listen on an address; other processes may listen on the same address.
 
         Args:
-            address: host and port, an IPv6 address in brackets.
+            address: Host and port, an IPv6 address in brackets.
 
         Raises:
-            GrpcStartError: the address can't be listened on.
+            GrpcStartError: Listening on the address failed.
         """
         settings = self._state.settings
         server = grpc.aio.server(
@@ -96,15 +96,15 @@ class GrpcServer:
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
-            raise GrpcStartError(f"can't listen on {address} for gRPC: {error}") from None
+            raise GrpcStartError(f"cannot listen on {address} for gRPC: {error}") from None
         await server.start()
         self._server = server
 
     async def stop(self, timeout_s: float) -> None:
-        """Accept no more calls, and end when those in flight are answered.
+        """Refuse new calls, and finish once those in flight have their responses.
 
         Args:
-            timeout_s: after which what is left is answered with UNAVAILABLE.
+            timeout_s: Time after which the remaining calls end with UNAVAILABLE.
         """
         server = self._server
         if server is None:
@@ -113,22 +113,22 @@ class GrpcServer:
         await asyncio.wait({stopping}, timeout=timeout_s)
         if not stopping.done():
             log.error(
-                "%d gRPC requests were not done after shutdown_timeout_s: they are cut off", len(self._inference.calls)
+                "%d gRPC requests are unfinished after shutdown_timeout_s and are cancelled", len(self._inference.calls)
             )
             for call in list(self._inference.calls):
                 call.fail(ModelUnavailableError("the server is shutting down"))
             end = time.monotonic() + _CUT_S
             while time.monotonic() < end and not all(each.batcher.idle for each in self._state.repository.servings()):
-                await asyncio.sleep(_LOOK_S)  # runs that were stopped tell the event loop
+                await asyncio.sleep(_LOOK_S)  # stopped runs notify the event loop
         await stopping
 
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        """A handler for each method of the service; their messages are read and written by ourselves."""
+        """A handler for each method of the service; this module parses and serializes their messages."""
         handlers = {name: grpc.unary_unary_rpc_method_handler(partial(_unserved, name)) for name in methods()}
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_unserved_stream)
         for name, method in served_methods().items():
             handlers[name] = grpc.unary_unary_rpc_method_handler(self._logged(name, partial(self._answer, method)))
-        # As a stream, of which one message is read: so the call is known, and refused, before its message is received.
+        # A stream handler, although one message is read: it can refuse the call before the message is received.
         handlers[_INFER] = grpc.stream_unary_rpc_method_handler(self._logged(_INFER, self._infer))
         return handlers
 
@@ -153,7 +153,7 @@ class GrpcServer:
             return InternalError(), with_id, b""
 
     def _logged(self, name: str, answer: Answer) -> Handle:
-        """A method as gRPC calls it, with a line in the access log where that is wished."""
+        """A method handler for gRPC, which writes the access log if that is enabled."""
         path = f"/{SERVICE_NAME}/{name}".encode()
         access_log = self._service.access_log
 
@@ -174,23 +174,23 @@ class GrpcServer:
 
 
 def _client(context: Any) -> str | None:
-    """The address of the peer, which gRPC writes as ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
+    """The address of the peer, which gRPC formats as ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
     kind, _, place = unquote(context.peer()).partition(":")
     return place.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
 
 
 async def _unserved(name: str, _: bytes, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served; see docs/grpc.md for what is")
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served; docs/grpc.md lists the served methods")
 
 
 async def _unserved_stream(_: Any, context: Any) -> None:
     await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED, "ModelStreamInfer is not served: each request has one answer; call ModelInfer"
+        grpc.StatusCode.UNIMPLEMENTED, "ModelStreamInfer is not served: each request has one response; call ModelInfer"
     )
 
 
 def _describe(server: Any) -> None:
-    """Add server reflection, by which grpcurl and its kin learn the methods and their messages."""
+    """Add server reflection, which lets tools such as grpcurl discover the methods and their messages."""
     for module in (health_pb2, reflection_pb2):
         POOL.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)

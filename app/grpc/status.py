@@ -1,4 +1,4 @@
-"""The table that maps errors to gRPC status codes, and the details of an error response."""
+"""Mapping of errors to gRPC status codes, and the details of an error response."""
 
 import grpc
 
@@ -25,15 +25,15 @@ CODES: dict[type[AppError], grpc.StatusCode] = {
     ControlForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     AccessForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
-    BodyTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers a message over its limit
+    BodyTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own code for a message over its limit
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ModelUnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeviceError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""Other errors are INTERNAL."""
+"""Status code of all other errors."""
 _MOST_CHARACTERS = 2000
-"""Of a message: it travels as a header, of which clients take 8 KiB in all."""
+"""Maximum length of a message: it is sent as a header, and clients accept 8 KiB of headers in total."""
 _READ = frozenset({"authorization", "x-api-key", "x-request-id", "traceparent", "tracestate"})
 
 Metadata = tuple[tuple[str, str], ...]
@@ -45,7 +45,7 @@ def code_of(error: AppError) -> grpc.StatusCode:
 
 
 def details_of(error: AppError) -> str:
-    """The message of an error, as it may travel."""
+    """The message of an error, encoded and shortened for a header."""
     return shortened(str(error), _MOST_CHARACTERS)
 
 
@@ -59,10 +59,10 @@ def headers_of(metadata: object) -> Headers:
 
 
 def trailing(headers: HeaderList, error: AppError | None = None) -> Metadata:
-    """Trailing metadata of an answer: its headers, and for some errors when to try again."""
+    """Trailing metadata of a response: its headers, and for some errors the time to retry."""
     metadata = [(name.decode(), value.decode("latin-1")) for name, value in headers]
     wait_s = None if error is None else retry_after_s(error)
     if wait_s is not None:
-        # The second is what the retry policies of clients go by.
+        # Retry policies of clients read the second entry.
         metadata += [("retry-after", str(wait_s)), ("grpc-retry-pushback-ms", str(1000 * wait_s))]
     return tuple(metadata)

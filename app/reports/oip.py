@@ -1,4 +1,4 @@
-"""Metadata, configuration and statistics of the Open Inference Protocol, as JSON objects; gRPC sends the same."""
+"""Metadata, configuration and statistics of the Open Inference Protocol, as JSON objects; gRPC returns the same."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ def model_metadata(state: AppState, name: str, version: str | None) -> dict[str,
     """Inputs and outputs of a model.
 
     Raises:
-        ModelNotFoundError, ModelUnavailableError: see ``Repository.get``.
+        ModelNotFoundError, ModelUnavailableError: See ``Repository.get``.
     """
     model = state.repository.get(name, version).model
     return {
@@ -44,10 +44,10 @@ def model_metadata(state: AppState, name: str, version: str | None) -> dict[str,
 
 
 def is_model_ready(state: AppState, name: str, version: str | None) -> bool:
-    """Whether a model can answer.
+    """Whether a model is ready.
 
     Raises:
-        ModelNotFoundError: there is no such model.
+        ModelNotFoundError: There is no such model.
     """
     entry = state.repository.entry(name)
     item = entry.versions.get(version if version is not None else entry.served or "")
@@ -55,19 +55,19 @@ def is_model_ready(state: AppState, name: str, version: str | None) -> bool:
 
 
 def model_config(state: AppState, name: str, version: str | None) -> dict[str, Any]:
-    """The model's configuration in the form that Triton gives it.
+    """The model's configuration in Triton's format.
 
     Raises:
-        ModelNotFoundError, ModelUnavailableError: see ``Repository.get``.
+        ModelNotFoundError, ModelUnavailableError: See ``Repository.get``.
     """
     return _config(state.repository.get(name, version), state.settings.version_policy)
 
 
 async def model_statistics(state: AppState, name: str, version: str | None) -> dict[str, Any]:
-    """Statistics of a model's loaded versions, or of one of them.
+    """Statistics of a model's loaded versions, or of one version.
 
     Raises:
-        ModelNotFoundError, ModelUnavailableError: see ``Repository.get``.
+        ModelNotFoundError, ModelUnavailableError: See ``Repository.get``.
     """
     if version is not None:
         state.repository.get(name, version)
@@ -91,7 +91,7 @@ async def repository_index(state: AppState, *, only_ready: bool) -> list[dict[st
 
 
 def _config(serving: Serving, policy: str) -> dict[str, Any]:
-    """A loaded model as Triton's ``ModelConfig``; with batching, ``dims`` leave out the batch dimension."""
+    """A loaded model as Triton's ``ModelConfig``; with batching, ``dims`` omit the batch dimension."""
     model = serving.model
     batched = model.batched and model.batching.rows_first  # Triton batches along the first axis
     skip = 1 if batched else 0

@@ -31,7 +31,7 @@ from app.runtime.tensors import Array, TensorSpec
 
 log = logging.getLogger(__name__)
 _TF32_ROWS = 64
-# Given no elements at all, onnxruntime's kernels of these end the process.
+# onnxruntime's kernels of these operators crash the process on empty tensors.
 _NEVER_EMPTY = {"AttnLSTM", "DynamicQuantizeLSTM", "GRU", "LSTM", "Scan"}
 
 
@@ -39,18 +39,18 @@ class OnnxModel(HasSignature):
     """A version of a model, ready to run.
 
     Attributes:
-        file_bytes: on disk, with external data.
-        session: what it runs on.
-        signature: its tensors; its parts are properties of the model too.
-        takes_empty: whether inputs without any elements may be run.
-        takes_no_rows: whether a batch of no rows may be run, which a trial has to show.
-        card: what the file says about itself, or None.
-        card_problem: why a card can't be used or trusted, or None.
-        labelled: the output whose last axis has labels in the card, or None.
-        batching: whether rows of several requests may run together, along which axes, and why.
-        runner: what runs it.
-        cuda: how it runs on CUDA, or None on another provider.
-        load_duration_s: from opening the file to the end of the trial run, and of ``prepare``.
+        file_bytes: Size on disk, including external data.
+        session: The onnxruntime session.
+        signature: Its tensors, which are also properties of the model.
+        takes_empty: Whether inputs without elements may be run.
+        takes_no_rows: Whether a batch without rows may be run, as found by a trial run.
+        card: The model card in the file, or None.
+        card_problem: The reason why the card is unusable or wrong, or None.
+        labelled: The output with labels for its last axis in the card, or None.
+        batching: Whether and along which axes rows of several requests may run together, and why.
+        runner: Runs the model.
+        cuda: The way it runs on CUDA, or None on another provider.
+        load_duration_s: Time from opening the file to the end of the trial run and of ``prepare``.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class OnnxModel(HasSignature):
             metadata.get(CLASSES_KEY), self.output_by_name
         )
         self.cuda: CudaReport | None = None
-        self.batching = Batching(batched=False, decided_by="proof", verdict="unknown", reason="it is being loaded")
+        self.batching = Batching(batched=False, decided_by="proof", verdict="unknown", reason="the model is loading")
         self.runner: Runner = host_runner(self.session.ort, tuple(self.input_by_name.values()), self.outputs)
         self.batching = find_batching(
             prove(path),
@@ -118,12 +118,12 @@ class OnnxModel(HasSignature):
 
     @property
     def columns(self) -> list[Column] | None:
-        """The columns of its only input by the card; None where it names none, or where they don't fit the graph."""
+        """The columns of the only input, from the card; None if it names none, or they do not match the graph."""
         return _fitting_columns(self.card, self.signature)
 
     @property
     def output_labels(self) -> dict[str, list[str]]:
-        """The labels of every output that the card gives some."""
+        """The labels of each output that has labels in the card."""
         return {output.name: output.labels for output in (self.card.outputs if self.card else ()) if output.labels}
 
     @property
@@ -148,17 +148,17 @@ class OnnxModel(HasSignature):
 
     @property
     def device_reason(self) -> str | None:
-        """Why it runs on the CPU although ``auto`` prefers CUDA, or None."""
+        """The reason why it runs on the CPU although ``auto`` prefers CUDA, or None."""
         return self.session.device_reason
 
     @property
     def placement(self) -> tuple[Node, ...] | None:
-        """Which provider runs which node; None where this onnxruntime does not report it."""
+        """Which provider runs which node; None if this onnxruntime does not report it."""
         return self.session.placement
 
     @property
     def gathers(self) -> bool:
-        """Whether ``run`` takes the arrays of several requests as lists."""
+        """Whether ``run`` accepts the arrays of several requests as lists."""
         return self.runner.gathers
 
     def run(
@@ -171,7 +171,7 @@ class OnnxModel(HasSignature):
         """Run the graph; see ``Runner.run``.
 
         Raises:
-            InferenceFailedError: the runtime reports an error.
+            InferenceFailedError: The runtime reports an error.
         """
         try:
             return self.runner.run(feeds, output_names, options, meanwhile)
@@ -180,31 +180,31 @@ class OnnxModel(HasSignature):
             raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
 
     def random_feeds(self, rows: int, axes: Axes | None = None) -> dict[str, Array]:
-        """Random inputs by a fixed seed, to try the model with; see ``random_feeds``.
+        """Random inputs with a fixed seed, for trial runs; see ``random_feeds``.
 
         Args:
-            rows: how many.
-            axes: the axis of the rows in each input; by default as the model is batched.
+            rows: Number of rows.
+            axes: The axis of the rows in each input; by default the axes of ``batching``.
 
         Raises:
-            LoadError: inputs of these shapes can't be made.
+            LoadError: Inputs of these shapes cannot be made.
         """
         try:
             return random_feeds(self.inputs, rows, axes or (self.batching.input_axes if self.batched else None))
         except (MemoryError, OverflowError, ValueError) as error:
             shapes = ", ".join(f"{spec.name!r} {spec.readable_shape}" for spec in self.inputs)
             raise LoadError(
-                f"model {self.name!r} version {self.version}: inputs of these shapes can't be made: {shapes}: {error}"
+                f"model {self.name!r} version {self.version}: cannot make random inputs of the shapes {shapes}: {error}"
             ) from None
 
     def stop_batching(self, reason: str) -> None:
-        """Stop batching: a run has shown that rows are not independent."""
+        """Stop batching, because a run has shown that rows are not independent."""
         if self.batched:
             self.batching = replace(self.batching, batched=False, decided_by="run", reason=reason)
             log.error("batching is off for model %s version %s: %s", self.name, self.version, reason)
 
     def prepare(self, max_rows: int) -> None:
-        """On CUDA, allocate buffers and capture graphs for batches of up to so many rows; on the CPU, do nothing."""
+        """On CUDA, allocate buffers and capture graphs for batches of up to ``max_rows``; on the CPU, do nothing."""
         if self.provider != CUDA:
             return
         started = time.perf_counter()
@@ -230,7 +230,7 @@ class OnnxModel(HasSignature):
         )
 
     def _tf32_error(self, rows: int) -> float:
-        """The largest relative error of an output against a session without TF32, on random rows."""
+        """Largest relative error of an output compared with a session without TF32, on random rows."""
         device, choices = self.session.device.without_tf32(), self.session.choices
         session, _ = open_session(str(self.path), device, self.num_threads, choices=choices)
         exact = host_runner(session, self.inputs, self.outputs)
@@ -241,7 +241,7 @@ class OnnxModel(HasSignature):
 
 
 def _read_card(text: str | None, model: str) -> tuple[Card | None, str | None]:
-    """The card in a file, and why it can't be used or trusted."""
+    """The card in a file, and the reason why it is unusable or wrong."""
     if text is None:
         return None, None
     try:
@@ -251,7 +251,7 @@ def _read_card(text: str | None, model: str) -> tuple[Card | None, str | None]:
         return None, str(error)
     problems = card.contradictions()
     if problems:
-        log.warning("the card of %s contradicts itself: %s", model, problems[0])
+        log.warning("the card of %s is inconsistent: %s", model, problems[0])
     return card, "; ".join(problems) or None
 
 
@@ -259,11 +259,11 @@ def _labelled_output(card: Card | None, output_by_name: Mapping[str, TensorSpec]
     for output in card.outputs if card else ():
         spec = output_by_name.get(output.name)
         if output.labels is None or output.kind not in ("logits", "probabilities") or spec is None:
-            # several labels may hold at once, and numbers are not scores: neither has one most likely label
+            # with several labels per row, or numbers that are not scores, no label is the most likely
             continue
         if len(spec.shape) == 2 and spec.shape[1] == len(output.labels) and spec.datatype.startswith("FP"):
             return output
-        log.warning("the %d labels of output %s don't fit its shape", len(output.labels), output.name)
+        log.warning("the %d labels of output %s do not match its shape", len(output.labels), output.name)
     return None
 
 
@@ -286,7 +286,7 @@ def _classified_output(classes: str | None, output_by_name: Mapping[str, TensorS
 
 
 def _file_bytes(path: Path) -> int:
-    """Bytes on disk: the file and the external data that it names, whatever else lies beside it."""
+    """Size on disk: the file and the external data that it names, not other files beside it."""
     parts = {path, *(file.resolve() for file in external_paths(path).values())}
     return sum(part.stat().st_size for part in parts)
 

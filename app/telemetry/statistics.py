@@ -1,4 +1,4 @@
-"""Counters of one model version: plain integers, cheap to raise and to sum over workers."""
+"""Counters of one model version: plain integers, cheap to increment and to sum over workers."""
 
 import time
 from collections import Counter
@@ -10,13 +10,13 @@ from app.telemetry.histogram import Histogram
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened and how long it took in all."""
+    """Number of events and their total duration."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, ns: int) -> None:
-        """One more, which took ``ns``."""
+        """Count one event with a duration of ``ns``."""
         self.count += 1
         self.ns += ns
 
@@ -25,14 +25,14 @@ class Duration:
         return [self.count, self.ns]
 
     def merge(self, data: list[int]) -> None:
-        """Add one given as plain data."""
+        """Add a duration from plain data."""
         self.count += data[0]
         self.ns += data[1]
 
 
 PLAIN, OIP, GRPC = "plain", "oip", "grpc"
 PROTOCOLS = (PLAIN, OIP, GRPC)
-"""The plain API, and the Open Inference Protocol over HTTP and over gRPC."""
+"""Protocols: the plain API, and the Open Inference Protocol over HTTP and over gRPC."""
 _PARTS = (OIP, GRPC)
 SUCCESS = "success"
 HISTOGRAMS = ("success", "queue", "compute_infer")
@@ -44,9 +44,9 @@ class ProtocolCounters:
     """Counters of a version for one protocol.
 
     Attributes:
-        success: requests that succeeded.
-        rows: of these requests.
-        failures: by reason.
+        success: Number of requests that succeeded.
+        rows: Rows of these requests.
+        failures: Number of failed requests, by reason.
     """
 
     success: int = 0
@@ -54,7 +54,7 @@ class ProtocolCounters:
     failures: Counter[str] = field(default_factory=Counter)
 
     def snapshot(self) -> list[Any]:
-        """Everything as plain data."""
+        """All counters as plain data."""
         return [self.success, self.rows, dict(self.failures)]
 
     def merge(self, data: list[Any]) -> None:
@@ -66,12 +66,12 @@ class ProtocolCounters:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counters since the start of the process; its many fields are the figures of ``/stats`` and ``/metrics``.
+    """Counters since the start of the process; the fields are the numbers of ``/stats`` and ``/metrics``.
 
-    ``success`` and ``fail`` count requests from the first look at the body to the last byte of the answer; a request's
-    ``compute_infer`` is the whole run of the batch that it was in. ``rows`` are rows of successful requests,
-    ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests that came by
-    another protocol than the plain API. ``mismatched_runs`` are runs whose outputs did not have the rows that went in.
+    ``success`` and ``fail`` count requests from the start of decoding to the last byte of the response; a request's
+    ``compute_infer`` is the whole run of its batch. ``rows`` are rows of successful requests,
+    ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests by
+    protocols other than the plain API. ``mismatched_runs`` are runs with a different number of rows in the outputs.
     ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns].
     """
 
@@ -91,7 +91,7 @@ class Statistics:
     mismatched_runs: int = 0
 
     def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int = 0) -> None:
-        """One run of the model ended."""
+        """Count a finished run of the model."""
         self.executions += 1
         self.executed_rows += rows
         self.last_inference_ms = int(time.time() * 1000)
@@ -105,7 +105,7 @@ class Statistics:
             batch[3] += output_ns
 
     def failed(self, reason: str, ns: int, protocol: str = PLAIN) -> None:
-        """One request ended with an error."""
+        """Count a failed request."""
         self.fail.add(ns)
         self.failures[reason] += 1
         if protocol != PLAIN:
@@ -127,11 +127,11 @@ class Statistics:
         return {PLAIN: self.rows - sum(parts.values()), **parts}
 
     def _shown_parts(self) -> dict[str, ProtocolCounters]:
-        """All parts but that of gRPC where nothing came by it, as on a server without that port."""
+        """All parts, without gRPC's if it had no request, as on a server without that port."""
         return {name: part for name, part in self.parts.items() if name != GRPC or part.success or part.failures}
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything as plain data, to be sent to another worker."""
+        """All counters as plain data, for sending to another worker."""
         data: dict[str, Any] = {name: getattr(self, name).plain() for name in DURATIONS}
         data.update(
             rows=self.rows,

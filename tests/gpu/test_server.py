@@ -59,7 +59,7 @@ class Server:
             except (urllib.error.URLError, ConnectionError):
                 assert self.process.poll() is None, self.process.stderr.read().decode()
             else:
-                if answer.get("error") != "models are being loaded":
+                if answer.get("error") != "models are loading":
                     return status, answer
             time.sleep(0.1)
         raise TimeoutError
@@ -98,7 +98,7 @@ def test_without_a_visible_gpu_strict_is_never_ready_and_automatic_says_why(devi
         _, stats = server.get("/stats")
     assert got == status
     said = answer["error"] if device == "cuda" else json.dumps(stats)
-    assert "there is no device 0; there are: none" in said or "could not be started" in said
+    assert "there is no device 0; available: none" in said or "could not be started" in said
 
 
 def test_two_workers_share_one_gpu():

@@ -1,4 +1,4 @@
-"""CUDA as far as that shows without one: a runtime that keeps its device memory in the host's."""
+"""A CUDA runtime simulated on the host, which keeps device memory in host memory."""
 
 import ctypes
 import weakref
@@ -11,7 +11,7 @@ from app.runtime.tensors import tensor_spec
 
 
 class HostRuntime:
-    """CUDA's runtime, played on the host: a graph is the work that was recorded, and a launch does it."""
+    """Simulated CUDA runtime: a graph is the recorded work, and a launch executes it."""
 
     def __init__(self):
         self.memory = {}
@@ -84,7 +84,7 @@ class HostRuntime:
         self.recording = []
         work()
         number = self.made = self.made + 1
-        # A recorded graph knows nothing of the object that recorded it.
+        # A recorded graph has no reference to its recorder.
         self.graphs[number] = (weakref.WeakMethod(work.func), work.args), self.recording
         self.recording = None
         return number

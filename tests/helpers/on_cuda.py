@@ -1,4 +1,4 @@
-"""What the tests on a real GPU share: the shipped model, and what it answers on the CPU."""
+"""Shared by the tests on a real GPU: the bundled model, and its results on the CPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small network and its batches, for tests of training in this process and in others."""
+"""A small network and its batches, for training tests in this process and in others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[1]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of another process, which finds these helpers there and shares the cores."""
+    """The environment of another process, which can import these helpers and shares the cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER), **more}
 
 
@@ -64,12 +64,12 @@ print(json.dumps([_together(arguments) for arguments in json.loads(sys.argv[1])]
 
 
 def together(script: str, *runs: Sequence[str], limit_s: float = 240) -> list[list[int]]:
-    """Run the ``main`` of a script in two processes that find one another as those of torchrun do; their exit codes.
+    """Run the ``main`` of a script in two processes that connect like those of torchrun; return their exit codes.
 
     Args:
-        script: what it imports is imported once, and the processes are forks.
-        runs: arguments of main, of one run after the other.
-        limit_s: for all of them.
+        script: Its imports run once, and the processes are forks.
+        runs: Arguments of main, one run after the other.
+        limit_s: Time limit of all runs.
     """
     code = f"import sys, traceback\n{textwrap.dedent(script)}\n{LAUNCHER}"
     command = [sys.executable, "-c", code, json.dumps(runs)]
@@ -84,14 +84,14 @@ def together(script: str, *runs: Sequence[str], limit_s: float = 240) -> list[li
 
 
 class Killed(BaseException):
-    """Ends a run as a signal does: nothing catches it."""
+    """Ends a run like a signal: no handler catches it."""
 
 
 class DyingForward:
     """A forward function of conversions that raises `Killed` at a call; ``calls`` counts them.
 
     Args:
-        die_at: which call, from 1; None for none.
+        die_at: Number of the call, from 1; None for none.
     """
 
     def __init__(self, die_at: int | None) -> None:

@@ -38,7 +38,7 @@ OFF = "CPUExecutionProvider"
     ("nodes", "reason"),
     [
         ([Node("a", "Gemm", ON)], None),
-        (None, "this version of onnxruntime does not tell where nodes run"),
+        (None, "this version of onnxruntime does not report the provider of each node"),
         ([Node("a", "Gemm", ON), Node("b", "Gather", OFF)], "1 node runs on CPUExecutionProvider: b (Gather)"),
         (
             [Node(name, "Shape", OFF) for name in "abcde"],
@@ -88,7 +88,7 @@ def test_workers_take_the_devices_in_turn(setting, count, slot, expected):
 @pytest.mark.parametrize(("count", "there"), [(0, "none"), (1, "0"), (4, "0 to 3")])
 def test_a_device_that_is_not_there(count, there):
     with pytest.raises(
-        DeviceError, match=f"cuda_devices=0,9 is not available: there is no device 9; there are: {there}$|no device 0"
+        DeviceError, match=f"cuda_devices=0,9 is not available: there is no device 9; available: {there}$|no device 0"
     ):
         choose_device_id("0,9", count, 0)
 
@@ -101,12 +101,12 @@ def test_a_missing_device_is_an_error_in_strict_mode_and_a_reason_in_automatic(m
     monkeypatch.setattr("app.runtime.device.load_runtime", OneDevice)
     monkeypatch.setattr("app.runtime.device.ort.get_available_providers", lambda: [CUDA, OFF])
     monkeypatch.setattr("app.runtime.device.ort.preload_dlls", lambda: None, raising=False)
-    with pytest.raises(DeviceError, match="there is no device 1; there are: 0"):
+    with pytest.raises(DeviceError, match="there is no device 1; available: 0"):
         find_device("cuda", None, "1")
     found = find_device("auto", None, "1")
     assert (found.providers, found.reason) == (
         (OFF,),
-        "cuda_devices=1 is not available: there is no device 1; there are: 0",
+        "cuda_devices=1 is not available: there is no device 1; available: 0",
     )
     assert find_device("cuda", CudaOptions(tf32=True), "0").cuda == CudaOptions(0, tf32=True)
 

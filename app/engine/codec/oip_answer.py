@@ -1,4 +1,4 @@
-"""Answers of the Open Inference Protocol v2."""
+"""Responses of the Open Inference Protocol v2."""
 
 import numpy as np
 import orjson
@@ -13,7 +13,7 @@ _MAX_HEADS = 1024
 
 
 class OipWriter:
-    """Writes answers of one model."""
+    """Encodes responses of one model."""
 
     def __init__(self, model: DescribedModel) -> None:
         self._model = model
@@ -22,13 +22,13 @@ class OipWriter:
             spec.name: b'{"name":%s,"datatype":"%s","shape":' % (orjson.dumps(spec.name), spec.datatype.encode())
             for spec in model.outputs
         }
-        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # of answers of one binary tensor, by its shape
+        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # JSON headers for one binary tensor, by its shape
 
     def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, bytes]:
-        """The answer to one request.
+        """Encode the response to one request.
 
         Returns:
-            The length of the JSON part (None where all is JSON), and the body.
+            The length of the JSON header (None if all is JSON), and the body.
         """
         batch, start, stop = result.batch, result.start, result.stop
         if asked.binary == (True,) and asked.classes == (0,) and asked.id is None:
@@ -55,7 +55,7 @@ class OipWriter:
         return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
 
     def _one_binary(self, name: str, array: Array) -> tuple[int, bytes]:
-        """The usual answer; all but the tensor depends on its shape alone, save where its elements differ in length."""
+        """Encode one binary tensor. The JSON header depends only on its shape, unless its elements differ in length."""
         datatype = self._model.output_by_name[name].datatype
         tail = binary.to_bytes(array, datatype)
         head = self._heads.get((name, array.shape))
@@ -67,13 +67,13 @@ class OipWriter:
 
 
 def classified(model: DescribedModel, result: InferenceResult, index: int, count: int) -> Array:
-    """The ``count`` largest along the last axis of an output, as texts ``value:index`` or ``value:index:label``."""
+    """The ``count`` largest values along the last axis, as strings ``value:index`` or ``value:index:label``."""
     batch = result.batch
     values = batch.values(index, result.start, result.stop)
     labelled = model.labelled
     labels = labelled.labels if labelled is not None and labelled.name == batch.output_names[index] else None
-    values = np.atleast_1d(values)  # a scalar is ranked as the only one
-    # Integers are turned round bit by bit: as float64 large ones would be alike, and the least has no negative.
+    values = np.atleast_1d(values)  # a scalar is a list of one value
+    # Invert the bits of integers: float64 cannot distinguish large ones, and the smallest has no negative.
     descending = np.invert(values) if values.dtype.kind in "iu" else -values.astype(np.float64)
     order = np.argsort(descending, axis=-1, kind="stable")[..., : min(count, values.shape[-1])]
     texts = np.empty(order.shape, dtype=object)

@@ -1,4 +1,4 @@
-"""The plain API: ``{"inputs": …}`` in, outputs by name and labelled predictions out."""
+"""The plain API: ``{"inputs": …}`` in requests; outputs by name and labelled predictions in responses."""
 
 from typing import Any
 
@@ -32,20 +32,20 @@ def expected_body(model: DescribedModel) -> str:
 def decode(
     model: DescribedModel, body: Body, max_rows: int, *, nan: bool = False, table: Table | None = None
 ) -> tuple[InferenceRequest, int | None]:
-    """Read a JSON body.
+    """Decode a JSON body.
 
     Args:
-        model: the model that it is for.
-        table: its columns, where it takes rows of a table.
-        body: the whole body.
-        max_rows: maximum rows of a request.
-        nan: allow NaN and infinities.
+        model: The model of the request.
+        table: Its columns, if it takes rows of a table.
+        body: The whole body.
+        max_rows: Maximum rows of a request.
+        nan: Whether to accept NaN and infinities.
 
     Returns:
-        The request, and how many labels are wanted of each row; None where it is only the likeliest.
+        The request, and the number of labels per row; None for the most likely label.
 
     Raises:
-        InvalidRequestError: names what is wrong and what is expected.
+        InvalidRequestError: The body is invalid; the message names the place and the rule.
     """
     feeds = _quick(model, body)
     if feeds is not None:
@@ -145,22 +145,22 @@ def _output_names(model: DescribedModel, wanted: Any) -> tuple[str, ...]:
 
 
 def check_top_k(model: DescribedModel, value: Any) -> int | None:
-    """``top_k`` as the caller gave it; None where it was not given.
+    """The value of ``top_k``; None if it is missing.
 
     Raises:
-        InvalidRequestError: out of range, or the model has no labels.
+        InvalidRequestError: The value is out of range, or the model has no labels.
     """
     if value is None:
         return None
     if type(value) is not int or not 1 <= value <= MAX_TOP_K:
         raise InvalidRequestError(f"'top_k' is {describe(value)}; expected an integer from 1 to {MAX_TOP_K}")
     if model.labelled is None:
-        raise InvalidRequestError(f"'top_k' needs labels, and model {model.name!r} has none in its card")
+        raise InvalidRequestError(f"'top_k' requires labels, but the card of model {model.name!r} has none")
     return value
 
 
 class PlainWriter:
-    """Writer of plain answers for one model; constant parts are prepared once."""
+    """Encoder of plain responses for one model; constant parts are prepared once."""
 
     def __init__(self, model: DescribedModel) -> None:
         self._head = b'{"model":%s,"version":%s,"outputs":{' % (orjson.dumps(model.name), orjson.dumps(model.version))
@@ -170,7 +170,7 @@ class PlainWriter:
         self._predictions = [b'{"label":' + label + b',"probability":' for label in self._labels]
 
     def encode(self, top_k: int | None, result: InferenceResult) -> tuple[HeaderList, bytes]:
-        """The JSON answer to one request: headers and body."""
+        """The JSON response to one request: headers and body."""
         batch, start, stop = result.batch, result.start, result.stop
         names = batch.output_names
         parts = [self._head, self._names[names[0]], batch.nested_json(0, start, stop)]

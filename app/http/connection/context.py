@@ -13,10 +13,10 @@ class ConnectionContext:
     """Shared context of all connections of one worker.
 
     Attributes:
-        service: answers inference requests.
-        limits: what each connection is held to.
-        header_cache: headers of admitted inference requests.
-        default_headers: header lines that every response has.
+        service: The inference service.
+        limits: Limits of each connection.
+        header_cache: Headers of admitted inference requests.
+        default_headers: Header lines of every response.
     """
 
     def __init__(self, service: InferenceService, limits: Limits) -> None:
@@ -27,7 +27,7 @@ class ConnectionContext:
         self._watchdog: Watchdog | None = None
 
     def watch(self, connections: Iterable[object]) -> None:
-        """Hold connections to their timeouts; called for each new one, with the set of all."""
+        """Enforce the timeouts of connections; called for each new one, with the set of all."""
         if self._watchdog is None:
             self._watchdog = Watchdog(connections, self.limits)
         self._watchdog.wake()

@@ -1,4 +1,4 @@
-"""Memory for a model's tensors on CUDA that stays where it is: pinned memory of the host, and memory of the device.
+"""Fixed buffers for a model's tensors on CUDA: pinned host memory, and device memory.
 
 See docs/decisions/0035-pinned-bodies-and-overlapped-encoding.md.
 """
@@ -18,15 +18,15 @@ from app.runtime.tensors import Array, TensorSpec
 log = logging.getLogger(__name__)
 
 _KIB = 1024
-_SHORT = 64 * _KIB  # a body up to this is copied by the host as quickly as it finds a place
-_BODIES = ((256 * _KIB, 128), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes of a piece, and how many there are
+_SHORT = 64 * _KIB  # up to this size, copying a body is as fast as reserving pinned memory
+_BODIES = ((256 * _KIB, 128), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes per piece, and number of pieces
 _MOST_LOANS = 8
 _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
 
 @dataclass
 class Owned:
-    """Resources to free in the end."""
+    """Resources to free at shutdown."""
 
     device: list[int] = field(default_factory=list)
     pinned: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
     try:
         runtime.set_device(device_id)
     except CudaError as error:
-        log.warning("memory of device %d could not be freed: %s", device_id, error)
+        log.warning("cannot free memory of device %d: %s", device_id, error)
         return
     runtime.free(owned.device, owned.pinned, owned.graphs, owned.events)
 
@@ -49,10 +49,10 @@ class CudaTarget:
     """Device and stream of a session on CUDA.
 
     Attributes:
-        runtime: the CUDA runtime.
-        device_id: the device.
-        stream: on which the session queues its work.
-        bodies: large inputs that lie in there are copied to the device from where they are.
+        runtime: The CUDA runtime.
+        device_id: The CUDA device.
+        stream: The stream of the session.
+        bodies: Pinned memory for request bodies; large inputs in it are copied to the device without a host copy.
     """
 
     runtime: CudaRuntime
@@ -62,13 +62,13 @@ class CudaTarget:
 
 
 class Buffer:
-    """One tensor for the largest batch.
+    """The buffer of one tensor, sized for the largest batch.
 
     Attributes:
-        spec: of the tensor.
-        array: over the pinned memory; its first axis is the largest batch where the model is batched.
-        pinned, device: addresses.
-        row_bytes: of one row, or of the whole where the model is not batched.
+        spec: The tensor.
+        array: View of the pinned memory; its first axis is the largest batch if the model is batched.
+        pinned, device: Addresses.
+        row_bytes: Size of one row, or of the whole tensor without batching.
     """
 
     def __init__(self, spec: TensorSpec, max_rows: int | None, runtime: CudaRuntime, stream: int, owned: Owned) -> None:
@@ -81,7 +81,7 @@ class Buffer:
         self.pinned, self.device = owned.pinned[-1], owned.device[-1]
         self.array = view(self.pinned, rest if max_rows is None else (max_rows, *rest), spec.dtype)
         self.fill(0)
-        # What a batch is padded with is what lies there.
+        # Padding rows keep the contents of the buffer.
         runtime.copy(self.device, self.pinned, self.nbytes, HOST_TO_DEVICE, stream)
         runtime.synchronize(stream)
 
@@ -94,10 +94,10 @@ class BufferSet:
     """The buffers of all tensors of a model, and the pools that large outputs are copied to.
 
     Args:
-        signature: of the model.
-        max_rows: of the largest batch; None for a model that is not batched.
-        target: where it runs.
-        owned: records what has to be freed.
+        signature: Tensors of the model.
+        max_rows: Size of the largest batch; None for a model without batching.
+        target: The device and stream.
+        owned: Records the resources to free.
     """
 
     def __init__(self, signature: Signature, max_rows: int | None, target: CudaTarget, owned: Owned) -> None:
@@ -116,7 +116,7 @@ class BufferSet:
 
 
 class Loan:
-    """Pinned memory of an array; it returns to its pool when the last array over it is gone."""
+    """Pinned memory of an array; it returns to its pool when the last array that uses it is deleted."""
 
     def __init__(self, pool: "LoanPool | Bodies", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
@@ -128,11 +128,11 @@ class Loan:
 
 
 class LoanPool:
-    """Pinned memory that results are copied to and stay in until they have been read.
+    """Pinned memory for results, lent until they have been read.
 
     Args:
-        size: bytes of each loan.
-        runtime, device_id: whose copies go there.
+        size: Bytes of each loan.
+        runtime, device_id: Device that copies into the memory.
     """
 
     def __init__(self, size: int, runtime: CudaRuntime, device_id: int) -> None:
@@ -145,7 +145,7 @@ class LoanPool:
         weakref.finalize(self, give_back, runtime, device_id, self._owned)
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Array] | None:
-        """An address and an array over it; None where too many are lent already."""
+        """An address and an array over it; None if too many are already lent."""
         with self._lock:
             if self._free:
                 address = self._free.pop()
@@ -164,11 +164,11 @@ class LoanPool:
 class Bodies:
     """Pinned memory for long request bodies, copied to the device without a further copy.
 
-    One block, in pieces of a few sizes. A piece is free again when the last array over it is gone, so none is reused
-    while a run reads it, even if its client has left.
+    One block, in pieces of a few sizes. A piece becomes free when the last array over it is deleted, so none is reused
+    while a run reads it, even if its client has disconnected.
 
     Args:
-        runtime, device_id: whose copies come from there.
+        runtime, device_id: Device that copies from the memory.
     """
 
     def __init__(self, runtime: CudaRuntime, device_id: int) -> None:
@@ -184,7 +184,7 @@ class Bodies:
         weakref.finalize(self, give_back, runtime, device_id, owned)
 
     def take(self, length: int) -> memoryview | None:
-        """Room for a body of that length, which holds anything; None where there is none, or it is not worth it."""
+        """Reserve memory for a body, with undefined contents; None if none is free or the body is too short."""
         if length <= _SHORT:
             return None
         for size, free in self._pieces:
@@ -202,6 +202,6 @@ class Bodies:
                 return
 
     def address(self, array: Array) -> int | None:
-        """Address of an array in the pinned memory, or None."""
+        """Address of an array in the pinned memory, or None if it is elsewhere."""
         address: int = array.__array_interface__["data"][0]
         return address if self._start <= address < self._end and array.flags.c_contiguous else None

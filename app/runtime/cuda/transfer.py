@@ -1,4 +1,4 @@
-"""Copies of large inputs to the device: directly from pinned bodies, else in pieces through a buffer."""
+"""Copies of large inputs to the device: directly from pinned bodies, otherwise in pieces through a buffer."""
 
 from collections.abc import Iterator
 
@@ -16,12 +16,12 @@ _LAST_CHUNK_BYTES = 64 * 1024
 def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
     """Queue the copies of one batched input.
 
-    Each piece is copied to the device while the host puts the next one into the pinned memory.
+    Each piece is copied to the device while the host writes the next one into pinned memory.
 
     Args:
-        target: where to.
-        item: the buffer of the input.
-        parts: its rows, of one request or of several.
+        target: The device and stream.
+        item: Buffer of the input.
+        parts: Its rows, of one or several requests.
     """
     runtime, stream = target.runtime, target.stream
     addresses = None if target.bodies is None else pinned_addresses(target.bodies, parts)
@@ -64,13 +64,13 @@ def row_count(parts: Parts) -> int:
 
 
 def piece_rows(left: int, row_bytes: int) -> int:
-    """Rows of the next piece of those that are left: smaller towards the end, when nothing more hides its copying."""
+    """Number of rows in the next piece: smaller towards the end, where no other work hides the copy."""
     wanted = min(_CHUNK_BYTES, max(_LAST_CHUNK_BYTES, left * row_bytes // 2))
     return max(1, min(left, wanted // row_bytes))
 
 
 def pieces(parts: Parts, row_bytes: int) -> Iterator[tuple[Parts, int]]:
-    """Cut or gather rows into pieces, each with the number of its rows."""
+    """Cut or concatenate rows into pieces, each with its number of rows."""
     rows = row_count(parts)
     done = 0
     if not isinstance(parts, list):

@@ -163,8 +163,8 @@ def test_a_worker_that_hangs_is_waited_for_until_it_is_gone(pair):
     pair.submit(1, 7, "unload", "a")
     pair.step(1)
     assert pair.answers == {}
-    pair.log.expire(1, 7, "no answer for 600 s")
-    assert pair.answers[7].behind == {2: "no answer for 600 s"}
+    pair.log.expire(1, 7, "no response for 600 s")
+    assert pair.answers[7].behind == {2: "no response for 600 s"}
     pair.answers.clear()
     pair.submit(1, 8, "load", "a")
     pair.step(1)

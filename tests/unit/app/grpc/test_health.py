@@ -11,7 +11,7 @@ STATUS = health_pb2.HealthCheckResponse
 
 
 class State:
-    problem = "models are being loaded"
+    problem = "models are loading"
     draining = False
 
 

@@ -157,7 +157,7 @@ def test_convolutions_are_reported_and_their_sum_is_checked():
     assert parsed.contradictions() == []
     given["totals"]["convolutions"] = {"dense": 161, "learnable": 60, "fixed": 40}
     assert parse_card(json.dumps(given)).contradictions() == [
-        "totals.convolutions: the card says dense 161, its layers add up to 160"
+        "totals.convolutions: the card has dense 161, the sum over its layers is 160"
     ]
     with pytest.raises(CardError, match=r"convolutions\.0\.shape\.groups"):
         parse_card(json.dumps(card(convolutions=[convolution(shape=layer["shape"] | {"groups": 0})])))
@@ -183,7 +183,7 @@ def test_embeddings_are_reported_and_their_counts_are_checked():
     assert parsed.contradictions() == []
     given["embeddings"] = [layer | {"rank": 5}]
     assert parse_card(json.dumps(given)).contradictions() == [
-        "embedding 'table': the card says learnable 464, the formula gives 580"
+        "embedding 'table': the card has learnable 464, the formula gives 580"
     ]
     with pytest.raises(CardError, match=r"embeddings\.0\.rank"):
         parse_card(json.dumps(card(embeddings=[layer | {"rank": 0}])))

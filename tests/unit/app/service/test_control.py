@@ -12,7 +12,7 @@ from app.errors import LoadError
 from app.repository.repository import Repository
 from app.service.control import ModelControl
 
-FULL = LoadError("model 'm' version 2 can't be tried: Too many open files")
+FULL = LoadError("model 'm' version 2 cannot be loaded in a trial: Too many open files")
 
 
 class Worker:
@@ -88,7 +88,7 @@ def test_a_command_that_fails_here_alone_is_tried_again_until_a_later_one(worker
 
 def test_where_a_version_is_not_in_the_folder_the_worker_says_so(worker):
     result = worker.apply(1, "load", "m", None, "7")
-    assert result.error == "model 'm' has no version of version_policy '7'; there are: 1, 2"
+    assert result.error == "model 'm' has no version of version_policy '7'; available: 1, 2"
     assert worker.served() == "2"  # what its settings select is better than nothing
     assert list(worker.control.behind) == ["m"]
 

@@ -26,7 +26,7 @@ def test_the_version_policy_is_applied_and_the_rest_named():
     found = read(whole)
     assert (found.policy, found.ignored) == ("2", ("platform", "max_batch_size", "instance_group", "dynamic_batching"))
     assert found.warning == (
-        "these members of 'config' have no effect, and are set in panther.toml: "
+        "these members of 'config' have no effect; set them in panther.toml: "
         "platform, max_batch_size, instance_group, dynamic_batching"
     )
     assert read({"max_batch_size": 8}).policy is None
@@ -40,5 +40,5 @@ def test_what_is_no_configuration_is_refused(config):
 
 
 def test_other_parameters_are_refused():
-    with pytest.raises(InvalidRequestError, match="load takes no parameter but 'config'"):
+    with pytest.raises(InvalidRequestError, match="the only parameter of load is 'config'"):
         load_request({"parameters": {"file:1/model.onnx": "AAAA"}})
