@@ -112,7 +112,7 @@ class OutputStats(StatsPart):
     )
 
 
-_COPIED = ("schema_version", "created_at", "check", "storage", "training", "versions")
+_COPIED = ("schema_version", "created_at", "check", "storage", "compression_curve", "training", "versions")
 _LAYERS = ("quantized_layers", "convolutions", "embeddings")
 _WORKED_OUT = ("outputs", "layers", "totals", "multiply_adds_per_row", "latency")
 

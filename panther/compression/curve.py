@@ -52,6 +52,18 @@ class Curve:
     points: tuple[Point, ...]
     chosen: int
 
+    def thinned(self, count: int) -> Curve:
+        """At most count of the points: the chosen one, then measured ones, then predicted ones, evenly spread.
+
+        Points without a finite error are left out, unless it is the chosen one.
+        """
+        usable = [i for i, point in enumerate(self.points) if i != self.chosen and math.isfinite(point.error)]
+        measured = [i for i in usable if self.points[i].output_error is not None]
+        predicted = [i for i in usable if self.points[i].output_error is None]
+        kept = _spread(measured, count - 1)
+        kept = sorted([self.chosen, *kept, *_spread(predicted, count - 1 - len(kept))])
+        return Curve(tuple(self.points[i] for i in kept), kept.index(self.chosen))
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         metric = any(point.metric is not None for point in self.points)
         table = Table(title="Bytes of the model and error of its outputs", title_justify="left")
@@ -111,6 +123,14 @@ class Curve:
 
     def _repr_svg_(self) -> str:
         return self.svg()
+
+
+def _spread(indices: Sequence[int], count: int) -> list[int]:
+    """Count of the indices, the first and the last among them where there are two or more."""
+    if len(indices) <= count:
+        return list(indices)
+    last = len(indices) - 1
+    return [indices[round(last * i / max(count - 1, 1))] for i in range(count)]
 
 
 class _Axes:

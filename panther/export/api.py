@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from panther.export import card as cards
 from panther.export import pipeline
+from panther.export.card_curve import CompressionCurve
 from panther.export.options import EXTERNAL_DATA_BYTES, About, ExportOptions
 from panther.export.report import ExportReport
 
@@ -37,6 +38,7 @@ def export_onnx(
     license: str | None = None,  # noqa: A002  the field's own name in the card
     authors: Sequence[str] = (),
     preprocessing: str | None = None,
+    compression_curve: CompressionCurve | None = None,
 ) -> ExportReport:
     """Export a model to one ONNX file with its card, proven against torch before it is published.
 
@@ -69,7 +71,8 @@ def export_onnx(
         external_data_bytes: weights of more bytes than this go into a separate file beside the model.
         conditional: ``sketched`` or ``standard``: which branch of every `ConditionalSKLinear` the file holds; needed
             where the model has one.
-        training, description, license, authors, preprocessing: what else the card shall say.
+        training, description, license, authors, preprocessing: further fields of the card.
+        compression_curve: a field of the card too; `panther.compress` fills it in when it exports.
 
     Raises:
         ExportError: the model can't be exported, the file doesn't compute what the model does or not as planned, or it
@@ -91,6 +94,6 @@ def export_onnx(
         tolerance=tolerance,
         external_data_bytes=external_data_bytes,
         conditional=conditional,
-        about=About(training, description, license, authors, preprocessing),
+        about=About(training, description, license, authors, preprocessing, compression_curve),
     )
     return pipeline.run(model, example_inputs, Path(path_or_repository), options)

@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx
 
+from panther.export.card_curve import CompressionCurve
+
 CARD_KEY = "panther.card"
 SCHEMA_VERSION = "1.0"
 # how to read the last axis of an output
@@ -405,6 +407,7 @@ class ModelCard:
     quantized_layers: tuple[QuantizedLayer, ...] | None = None
     convolutions: tuple[Convolution, ...] | None = None
     embeddings: tuple[Embedding, ...] | None = None
+    compression_curve: CompressionCurve | None = None
     schema_version: str = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from panther.export import card as cards
 from panther.export import ort
+from panther.export.card_curve import CompressionCurve
 from panther.export.graph.precision import PRECISIONS, TOLERANCES
 from panther.export.ort import Target
 from panther.export.publish.repository import check_name
@@ -19,13 +20,14 @@ EXTERNAL_DATA_BYTES = 1_800_000_000
 
 @dataclass(frozen=True)
 class About:
-    """Descriptive part of the card: training, purpose, author."""
+    """Descriptive part of the card: training, purpose, author, compression."""
 
     training: cards.Training | None = None
     description: str | None = None
     license: str | None = None
     authors: Sequence[str] = ()
     preprocessing: str | None = None
+    compression_curve: CompressionCurve | None = None
 
 
 @dataclass(frozen=True)

@@ -325,6 +325,7 @@ def describe(prepared: Prepared, planned: Planned, verified: Verified, options: 
         quantized_layers=quantized or None,
         convolutions=counts.convolution_entries(prepared.model, planned.convolutions) or None,
         embeddings=embedding_entries(prepared.model) or None,
+        compression_curve=about.compression_curve,
     )
 
 

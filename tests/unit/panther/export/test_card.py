@@ -11,6 +11,8 @@ from panther.export import CARD_KEY, Column, Input, Output, Training, export_onn
 from panther.nn import ConditionalSKLinear, SKConv2d, SKLinear
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "model-card.schema.json").read_text())
+POINT = {"bytes": 1, "error": 0.5, "measured": True}
+CHOSEN = {**POINT, "chosen": True}
 
 
 def valid(card):
@@ -138,6 +140,9 @@ def test_a_card_without_anything_optional(export):
         ({"schema_version": "2.0"}, "does not match"),
         ({"outputs": []}, "should be non-empty|is too short"),
         ({"created_at": 5}, "is not of type 'string'"),
+        ({"compression_curve": {"budget": "", "original_bytes": 1, "points": [POINT]}}, "does not contain items"),
+        ({"compression_curve": {"budget": "", "original_bytes": 1, "points": [CHOSEN] * 2}}, "Too many items match"),
+        ({"compression_curve": {"budget": "", "original_bytes": 1, "points": [CHOSEN, *[POINT] * 32]}}, "is too long"),
     ],
 )
 def test_the_schema_refuses(change, message, full):
