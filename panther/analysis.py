@@ -318,7 +318,7 @@ def _latencies(layer: SKLinear, batch_size: int | None) -> tuple[float | None, f
     x = torch.ones(batch_size, layer.in_features, dtype=S.dtype, device=S.device)
     with torch.no_grad():
         for parameter in twin.parameters():
-            # whatever lay in that memory may be denormal numbers, which are slow
+            # denormal numbers in uninitialized memory would slow the products
             parameter.fill_(1e-3)
         return median_latency_us(lambda: layer(x), S.device), median_latency_us(lambda: twin(x), S.device)
 

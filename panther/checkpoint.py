@@ -61,7 +61,7 @@ def save(model: nn.Module, path: str | Path) -> int:
     fixed = _keys_of_fixed_matrices(model)
     for key, value in model.state_dict().items():
         _check_storable(key, value)
-        # conjugate and negative views have the address of what they are views of
+        # conjugate and negative views share the address of their base
         bits = (value.is_conj(), value.is_neg())
         identity = (value.data_ptr(), value.shape, value.stride(), value.dtype, *bits) if value.numel() else (key,)
         if identity in seen:
@@ -73,7 +73,7 @@ def save(model: nn.Module, path: str | Path) -> int:
             stored[key] = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
             storage = stored[key].untyped_storage().data_ptr()
             if storage in storages:
-                # safetensors stores each tensor by itself, and refuses what overlaps
+                # safetensors stores each tensor separately, and refuses overlapping ones
                 stored[key] = stored[key].clone()
             storages.add(storage)
         else:
@@ -128,7 +128,7 @@ def load(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadResu
         )
     growing = _keys_that_grow(model, state)
     for key in sorted(own.keys() & state.keys() - growing):
-        # a lazy module takes its sizes from the file, as load_state_dict has it
+        # a lazy module takes its sizes from the file, as in load_state_dict
         if not isinstance(own[key], _LAZY) and own[key].shape != state[key].shape:
             raise CheckpointError(
                 f"{path} does not fit {type(model).__name__}: {key!r} is {tuple(state[key].shape)} in the file and "

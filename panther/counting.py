@@ -204,7 +204,7 @@ def suggest(
     pairs = []
     num_terms = 1
     while num_terms <= max_terms:
-        # a hair of tolerance: 1 - 0.9 is less than a tenth in binary
+        # tolerance: 1 - 0.9 is less than 0.1 in binary
         low_rank = int((budget + 1e-9 * dense) / (num_terms * sides))
         if low_rank > 8:
             low_rank -= low_rank % 8

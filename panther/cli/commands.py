@@ -363,7 +363,7 @@ def serve(context: typer.Context) -> None:
         fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
     os.environ["_PANTHER_PROGRAM"] = "panther serve"
     os.environ["PYTHONPATH"] = server.python_path(folder)
-    # -P: a folder 'app' where the command is called is not the server.
+    # -P: a folder 'app' in the working directory must not shadow the server.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program  # nosec B606
 
 

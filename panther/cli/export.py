@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from panther.export.errors import ExportError, first_line
 
-# what a dynamic axis is in the example inputs; two different sizes, so that none is taken for another
+# sizes of a dynamic axis in the example inputs: two different ones, so that the axis is not taken as fixed
 _EXAMPLE_SIZES = (4, 6, 10, 14)
-# of what a checkpoint and a model differ in
+# most differences between a checkpoint and a model that are printed
 _LONGEST, _MOST_LINES = 200, 4
 _SPEC = re.compile(r"(?P<name>[A-Za-z_]\w*):(?P<dtype>\w+)\[(?P<shape>[^\]]*)\]")
 _DTYPES = {
@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         if checkpoint.suffix == ".safetensors":
             import panther
 
-            # also what 'panther compress' writes: layers become sketched where the file's are
+            # also accepts the output of 'panther compress': layers become sketched where the file's are
             panther.restore_(model, checkpoint)
             return
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)

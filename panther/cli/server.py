@@ -20,7 +20,7 @@ def folder(place: Path = _PLACE) -> Path | None:
         place: the folder of the package ``panther``.
     """
     for candidate in (place / "panther_server", place):
-        # the marker keeps another package of that name, beside ours in site-packages, from being taken for the server
+        # the marker tells our folder from another package of the same name in site-packages
         if (candidate / "app" / "application.py").is_file() and (candidate / "app" / "repository").is_dir():
             return candidate
     return None

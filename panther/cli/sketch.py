@@ -74,7 +74,7 @@ def run(
                 max_error=max_error, memory=memory,
             )  # fmt: skip
         except (RuntimeError, TypeError, IndexError) as error:
-            # of the model's own forward
+            # signature of the model's own forward
             raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
         if rank > 0:
             return
@@ -153,7 +153,7 @@ def load_batches(path: Path, model: nn.Module, batch_size: int) -> Sequence[Mapp
     if not rows or 0 in rows.values() or len(set(rows.values())) > 1:
         raise ConversionError(f"calibration {path}: arrays must have the same number of rows, 1 at least; found {rows}")
     count = next(iter(rows.values()))
-    # the type of the model's floats; integers, such as token ids, as they are
+    # floats become the model's type; integers, such as token ids, stay
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     arrays = {key: array.to(dtype) if array.is_floating_point() else array for key, array in arrays.items()}
     parameters = inspect.signature(model.forward).parameters

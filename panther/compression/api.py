@@ -37,7 +37,7 @@ from panther.quantize import embeddings
 from panther.quantize.embeddings import Table
 from panther.quantize.observe import observe, share_experts
 
-# rows of each layer's inputs that ranges are chosen on
+# rows sampled from each layer's inputs, to choose ranges
 _SAMPLE = 1024
 _SEED = 0
 _PREDICTED_POINTS = 24

@@ -37,7 +37,7 @@ from panther.nn.sketched_conv import padding_sides
 from panther.quantize.candidates import sensitivity
 from panther.quantize.loss import weighed_loss
 
-# how many ranks are rounded to see what 8 bits cost; the cost of the others lies between
+# ranks that are rounded to measure the cost of 8 bits; costs between them are interpolated
 _ROUNDED_RANKS = 2
 
 
@@ -114,7 +114,7 @@ class ConvolutionOptions:
         self, candidate: ConvCandidate, conv: Convolution, seen: Moments, rounding: Callable[[Tensor, Tensor], float]
     ) -> list[Option]:
         unit, every = candidate.unit, spread(candidate.ranks)
-        # energies with derivatives are sums over all examples
+        # energies with derivatives are summed over all examples
         tail = candidate.tail() / (1 if seen.sensitivity is None else max(self._examples, 1))
         tried, found = spread(every, _ROUNDED_RANKS), list[Option]()
         excess = [0.0] * len(tried)

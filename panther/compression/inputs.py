@@ -14,7 +14,7 @@ from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, arguments_of
 from panther.export.graph.inputs import positional_names
 
-# rows of the calibration inputs that an export is checked on
+# rows of the calibration inputs for the export's check
 _ROWS = 16
 
 

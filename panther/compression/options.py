@@ -13,7 +13,7 @@ FLOAT, INT8, LOW_RANK, LOW_RANK_INT8 = "float", "int8", "low_rank", "low_rank_in
 INT4, INT4_CORRECTED, INT8_BLOCKS = "int4", "int4_corrected", "int8_blocks"
 LOW_RANK_INT4 = "low_rank_int4"
 IN_BLOCKS = (INT4, INT4_CORRECTED, INT8_BLOCKS)
-# a layer may always stay as it is
+# a layer may always stay unchanged
 KINDS = (INT8, LOW_RANK, LOW_RANK_INT8, LOW_RANK_INT4, *IN_BLOCKS)
 
 Replacements = Sequence[tuple[Place, nn.Module]]

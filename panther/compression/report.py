@@ -16,7 +16,7 @@ from panther.compression.options import FLOAT, Option, Part
 from panther.compression.plan import Chooser, Plan
 from panther.convert.report import Unreached
 
-# that of a terminal which shows the whole table
+# terminal width that shows the whole table
 _WIDE = 180
 _MOST_GROUPS = 8
 

@@ -10,11 +10,11 @@ from panther.compression.plan import BYTES, Chooser, Cost, Plan
 from panther.compression.trials import Trial, Trials
 
 Step = Callable[[str, int, int], None]
-# what a correction of a kind's predictions may be
+# largest factor that corrects a kind's predictions
 _MOST_TRUST = 10.0
-# relative squared error that a metric may bear: where its search starts
+# relative squared error at which the search for a metric starts
 _GUESS = 1e-2
-# plans smaller than the one that was found for a metric
+# how many smaller plans to try after one meets the metric
 _MORE_TRIALS = 8
 
 
@@ -81,7 +81,7 @@ class Search:
             return trial.metric is not None and trial.metric >= at_least
 
         best = self._smallest(_GUESS, keeps)
-        # a metric such as an accuracy may rise and fall along the path
+        # a metric such as an accuracy is not monotonic along the path
         below = [plan for plan in self.chooser.path() if plan.bytes < best.plan.bytes]
         for done, plan in enumerate(below[:: max(1, -(-len(below) // _MORE_TRIALS))]):
             trial = self._trials.run(plan)
@@ -116,7 +116,7 @@ class Search:
                 at = high - stride if low < 0 else low + stride
                 stride *= 2
             at = min(max(at, low + 1), high - 1)
-        # leaving all as it is always keeps it; a plan of one kind may be smaller than those of the path
+        # the unchanged model always meets it; a plan of one kind may be smaller than those of the path
         return min((trial for trial in self._trials.all if keeps(trial)), key=lambda trial: trial.plan.bytes)
 
     def _chooser(self, kind: str) -> Chooser:

@@ -23,7 +23,7 @@ from panther.export import export_onnx, ort
 from panther.export.ort import Target
 from panther.export.planning.measure import clock_of, median_us, runner
 
-# how often the budget is tightened where the file is slower than its parts said
+# how often the budget is tightened if the file is slower than predicted
 _ATTEMPTS = 3
 _BUDGET_S = 2.0
 
@@ -112,7 +112,7 @@ class SpeedSearch:
                 self._step("timing files", attempt + 1, _ATTEMPTS)
                 if speed.speedup >= speedup or limit <= least:
                     break
-                # what the file takes beyond what its layers said counts against the budget
+                # time of the file that the layers' times don't explain counts against the budget
                 limit -= speed.after_us - speed.before_us / speedup
         return max(found, key=lambda entry: entry[1].speedup)
 

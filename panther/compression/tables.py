@@ -25,7 +25,7 @@ from panther.nn.quantized.bag import QuantizedBag
 from panther.quantize.embeddings import Table, too_small
 
 _BITS = {INT8: 8, INT4: 4}
-# ranks that are tried for a table, spread evenly
+# ranks tried for a table, evenly spread
 _MOST_RANKS = 6
 
 
@@ -92,10 +92,10 @@ def _bags(units: Iterable[Unit]) -> Iterator[Table]:
 def _quantized(table: Table, kinds: Sequence[str]) -> Iterator[tuple[Option, Callable[[], Replacements]]]:
     module = table.place.module
     bag = module if isinstance(module, nn.EmbeddingBag) else None
-    # of a bag the rows that it looks up
+    # bags: count the rows that they look up
     rows = table if bag is None else Table(Place(_rows_of(bag), []), None)
     for kind, bits in _BITS.items():
-        # a width that does not come in pairs gets 8 bits in place of 4
+        # 4-bit entries are packed in pairs, so that an odd width gets 8 bits
         if kind not in kinds or (bits == 4 and rows.embedding.embedding_dim % 2):
             continue
         chosen = dataclasses.replace(rows, bits=bits)

@@ -104,7 +104,7 @@ def score(model: nn.Module, metric: Metric) -> float:
         ValueError: it is no number.
     """
     value: object = metric(model)
-    # a function that evaluates may leave another mode
+    # the metric may have left the model in training mode
     model.eval()
     try:
         return float(value)  # type: ignore[arg-type]

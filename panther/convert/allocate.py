@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# low_rank is a multiple of 8, and a layer of one term has the rank 2·low_rank
+# low_rank is a multiple of 8, and a layer of one term has rank 2·low_rank
 RANK_STEP = 16
 
 

@@ -26,9 +26,9 @@ from panther.convert.report import ConversionReport, Unreached
 from panther.convert.restore import describe_for_transformers
 from panther.convert.swap import Swap
 
-# steps of the search for the smallest budget that keeps max_error
+# steps of the bisection for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
-# what converts a layer by itself
+# layer types and their own conversion functions
 _BY_HAND: dict[type[nn.Module], str] = {
     nn.Linear: "SKLinear.from_linear",
     nn.Conv2d: "SKConv2d.from_conv",
@@ -101,7 +101,7 @@ def sketch_(
     report_step = on_step if on_step is not None else lambda *_: None
     tables = BAGS if embeddings is None and ratio is not None else () if embeddings is False else TABLES
     attentions = opened(model, recurrent=True)
-    # undone at its end: of the attentions, those stay open that had a projection converted
+    # on exit, attentions without a converted projection are closed again
     with Swap(model, attentions):
         units = find_units(model, filter_fn, skip, convolutions=True, embeddings=tables)
         mark_pooled(model, units)
@@ -145,7 +145,7 @@ def sketch_(
                 with _swap(model, chosen):
                     deviation = reference.deviation(model)
     before = plan.model_size(model)
-    # built again, now that the modules have their own training mode and requires_grad back
+    # rebuilt: the modules have their training mode and requires_grad back
     swap = Swap(model, closed(attentions, _replacements(chosen)))
     swap.do()
     try:

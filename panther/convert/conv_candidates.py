@@ -23,7 +23,7 @@ from panther.nn import SKConv1d, SKConv2d, functional
 from panther.nn.functional import ConvOptions
 from panther.nn.sketched_conv import SketchedConv
 
-# channels between the two convolutions: blocks of 8 are what runtimes compute by
+# channels between the two convolutions: runtimes compute blocks of 8
 CONV_RANK_STEP = 8
 
 
@@ -42,7 +42,7 @@ def conv_ranks(unit: Unit) -> dict[str, tuple[int, ...]]:
     conv, positions = _conv(unit), positions_of(_conv(unit))
     d_in, d_out, c_in = unit.in_features, unit.out_features, conv.in_channels
     ways = {"output": (d_in + d_out, min(d_in, d_out))}
-    # of a 1x1 convolution both ways are the same
+    # both ways are the same for a 1x1 convolution
     if positions > 1 and c_in <= d_out * positions:
         ways["input"] = (c_in + d_out * positions, c_in)
     found = {

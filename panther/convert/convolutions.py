@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from panther.nn.sketched_conv import padding_sides
 
 Convolution = nn.Conv1d | nn.Conv2d
-# of one call: enough for the moments, in a bounded memory however large the images are
+# positions sampled per call: enough for the moments, and memory does not grow with the images
 MOST_PATCHES, MOST_ENTRIES = 4096, 2**22
 
 

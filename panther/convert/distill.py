@@ -274,7 +274,7 @@ class _Training:
         run.optimizer.zero_grad()
         loss = self.matching.loss(state.order.pop())
         if run.sharded:
-            # whose gradients are averaged over the processes, not added up
+            # gradients are averaged over the processes, not summed
             run.scaler.scale(loss * processes.world_size()).backward()  # type: ignore[no-untyped-call]
             (total,) = processes.add_up(loss.item(), device=loss.device)
         else:
@@ -292,7 +292,7 @@ class _Training:
         return total
 
     def _measure(self) -> Deviation:
-        # sharded parameters are gathered by all processes together, for the same batch
+        # all processes gather sharded parameters together, for the same batch
         found = self.reference.deviation(self.run.model, shared=not self.run.sharded)
         sharding.reshard_(self.run.model)
         return Deviation(*processes.of_first(tuple(found)))

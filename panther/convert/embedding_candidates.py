@@ -26,9 +26,9 @@ from panther.linalg.whitening import damped
 from panther.nn import LowRankEmbedding, LowRankEmbeddingBag
 from panther.nn.hooks import take_hooks
 
-# columns of the table that is looked up
+# rank step: columns of the table that is looked up
 EMBEDDING_RANK_STEP = 4
-# rows that calibration did not see get no more of the weight than those that it saw
+# rows that calibration did not see get at most the weight of those that it saw
 _MOST_UNSEEN = 0.5
 
 
@@ -75,7 +75,7 @@ def _with_unseen(unit: Unit, S: Tensor, counts: Tensor, outputs: int) -> Tensor:
     if not bool(unseen.any()) or not lookups:
         return S
     mass = min(max(int((counts == 1).sum()), 1) / lookups, _MOST_UNSEEN)
-    # of independent rows: a sum of n has n times the second moment of one, a mean an n-th of it
+    # for independent rows, a sum of n has n times the second moment of one row, and a mean 1/n of it
     module, size = unit.places[0].module, lookups / max(outputs, 1)
     scale = 1.0
     if isinstance(module, nn.EmbeddingBag):

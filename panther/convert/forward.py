@@ -16,7 +16,7 @@ from panther.convert.errors import ConversionError
 
 Forward = Callable[[nn.Module, Any], Any]
 
-# what a batch holds for a loss, not for the forward pass
+# keys of a batch for the loss, not for the forward pass
 _TARGETS = frozenset({"label", "labels"})
 
 
@@ -192,7 +192,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """What torch.compile made runs as it was written."""
     if "torch._dynamo" not in sys.modules:
-        # nothing is compiled, and the import takes a second
+        # import only if something is compiled: it takes a second
         return contextlib.nullcontext()
     eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager
@@ -211,11 +211,11 @@ def _required(model: nn.Module) -> int:
 
 def _moved(batch: Any, device: torch.device | None) -> Any:
     if isinstance(batch, Tensor):
-        # a copy: the caller's graph is left alone, a model may write to its input, and a tensor of inference mode could
-        # not be saved for the backward pass
+        # a copy: the model may write to its input, which belongs to the caller and may have a graph, and a tensor of
+        # inference mode can't be saved for the backward pass
         return batch.detach().clone().to(device)
     if isinstance(batch, PackedSequence):
-        # its lengths stay on the CPU, as it knows
+        # packed lengths must stay on the CPU
         return batch if device is None else batch.to(device)  # type: ignore[arg-type]
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}

@@ -28,7 +28,7 @@ from panther.runs.precision import Precision
 
 STAGES = (0.75, 0.5, 0.25)
 """Ratios on the way to a smaller one, by default."""
-# of the steps of a last stage; more did not pay, see docs/conversion.md
+# share of the last stage's steps; more did not help, see docs/conversion.md
 _SHARE_ON_THE_WAY = 0.4
 _CALIBRATION_ROWS = 384
 
@@ -237,7 +237,7 @@ def of_first(student: nn.Module, report: ConversionReport, model: nn.Module) -> 
         return student, report
     state = student.state_dict()
     places: dict[tuple[int, torch.Size], str] = {}
-    # tensors that share their memory are sent once
+    # tensors that share memory are sent once
     own = {
         name: (value.shape, value.dtype, places.setdefault((value.data_ptr(), value.shape), name))
         for name, value in state.items()

@@ -116,7 +116,7 @@ def calibrate(
         pool_moments(model, group, {key: seen for key, seen in sums.items() if isinstance(seen, Moments)})
         del pool, on_batch
         for unit in group:
-            # nothing else holds them: they go as soon as the layer is taken apart
+            # nothing else holds them: they are freed as soon as the layer is factored
             seen = sums.pop(id(unit))
             found.seen[id(unit)] = Seen(seen.rows, seen.sensitivity is not None)
             found.candidates += plan.ways(unit, seen, zeros, keeper)

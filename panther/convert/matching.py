@@ -15,7 +15,7 @@ from panther.convert.shares import can_share, share_of
 from panther.runs import processes
 from panther.runs.precision import Precision, autocast
 
-# of what the teacher put out, kept so that it need not run again
+# bytes of teacher outputs that are cached, so that the teacher need not run again
 _MOST_BYTES = 2**30
 
 

@@ -28,7 +28,7 @@ def rounded_products(device: torch.device) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:
-        # set by backend, in a way that has no single name
+        # set per backend, which no single name expresses
         yield
         return
     backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]

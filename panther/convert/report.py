@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-# relative errors, Frobenius norms: of the weight, and of the layer's outputs on the calibration inputs
+# relative errors in Frobenius norms: of the weight, and of the layer's outputs on the calibration inputs
 _ERRORS = ("‖W - Ŵ‖/‖W‖", "‖Y - Ŷ‖/‖Y‖")
 _TITLE = "Conversion of the layers; rank: of the sketched weight, 2·num_terms·low_rank"
 _CAPTION = (
@@ -18,7 +18,7 @@ _CAPTION = (
     "inputs; parameters and bytes with U and the biases; multiply-adds counted by formula, of a convolution for one "
     "position of its output"
 )
-# columns of a terminal that shows the whole table
+# terminal width that shows the whole table
 _WIDE = 150
 _MOST_GROUPS = 8
 

@@ -24,7 +24,7 @@ from panther.nn.sketched_conv import SketchedConv
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
 _FACTORS = ("A", "B")
-# what a file holds of a convolution, and the kind of its terms
+# keys of a convolution in the file, and the kind of its terms
 _CONV_TERMS = {_TERMS: "both", ("S1s", "U1s"): "output", ("S2s", "U2s"): "input"}
 
 Replacement = SKLinear | SketchedConv | LowRankTable

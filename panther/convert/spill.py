@@ -43,7 +43,7 @@ def _mapped(tensor: Tensor) -> Tensor:
     """A copy in a file without a name, whose pages the system writes out when memory runs short."""
     try:
         with tempfile.NamedTemporaryFile(prefix="panther-") as file:
-            # reserved, since a write to a mapping has no way to say that the disk is full
+            # reserve the blocks now: a write to a mapping can't report a full disk
             os.posix_fallocate(file.fileno(), 0, tensor.numel() * tensor.element_size())
             mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
     except OSError as error:

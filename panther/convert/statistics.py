@@ -15,7 +15,7 @@ from panther.convert.calibration import check_finite
 from panther.convert.layers import Unit
 from panther.linalg.gram import add_gram_, mirror_, times
 
-# a side of the layer is left out of the sums where it is so many times as wide as the other
+# the second moments of a side are left out if it is this many times as wide as the other
 WIDER = 2
 # identity of a tensor of rows: address, shape, strides and version
 _Key = tuple[int, torch.Size, tuple[int, ...], int]
@@ -109,7 +109,7 @@ class Statistics:
 
     def add_response(self, x: Tensor) -> None:
         """Add W x for rows, where the layer is wide; on a CPU W x is in the type of x, from float32 on."""
-        # it errs before the squaring, as the derivatives do
+        # float32 is enough: derivatives have the same rounding errors before they are squared
         wide = torch.float32 if x.device.type == "cpu" else torch.float64
         y = times(x.to(torch.promote_types(x.dtype, wide)), self.unit.weight.t()).double()
         if self.response is None or self.response_total is None:
@@ -166,7 +166,7 @@ class InputPool:
             sharing.setdefault(id(statistics.inputs), []).append(statistics)
         for users in sharing.values():
             parts = self._alike(users)
-            # before anything is added
+            # checked before anything is added
             copies = [users[0].inputs, *(part[0].inputs.copy() for part in parts[1:])]
             for part, inputs in zip(parts, copies, strict=True):
                 if all(statistics.wide for statistics in part):

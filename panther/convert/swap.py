@@ -25,7 +25,7 @@ class Swap:
         self._model = model
         self._replacements = replacements
         self._undo: list[Callable[[], object]] = []
-        # encoders that the conversion makes write the zeros of torch's fast path
+        # converted encoders write zeros at padded places, as torch's fast path does
         self.zero_padded: list[str] = []
 
     def do(self) -> None:

@@ -13,9 +13,9 @@ from panther.export.card_curve import CompressionCurve
 
 CARD_KEY = "panther.card"
 SCHEMA_VERSION = "1.0"
-# how to read the last axis of an output
+# ways to read the last axis of an output
 KINDS = ("logits", "probabilities", "multilabel", "regression")
-# of the values of a column
+# types of a column's values
 COLUMN_TYPES = ("number", "integer", "boolean", "category")
 
 

@@ -14,7 +14,7 @@ from panther.export.graph.precision import PRECISIONS, TOLERANCES
 from panther.export.ort import Target
 from panther.export.publish.repository import check_name
 
-# protobuf takes messages of up to 2 GiB; larger weights go into a file beside the model
+# protobuf messages are limited to 2 GiB; larger weights go into a file beside the model
 EXTERNAL_DATA_BYTES = 1_800_000_000
 
 
@@ -62,7 +62,7 @@ class ExportOptions:
             raise ValueError(f"batch_sizes ({list(self.batch_sizes)}) must be positive, and at least one")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance ({self.tolerance}) must be positive")
-        # refuses an unknown device, and threads below 1
+        # rejects an unknown device, and num_threads below 1
         _ = self.measured_on
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 _CGROUP = Path("/sys/fs/cgroup")
-# exit status of the process that optimises a graph, where onnxruntime says no
+# exit status of the graph-optimizing process when onnxruntime rejects the model
 _REFUSED = 3
 DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -107,9 +107,9 @@ def load(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = target.num_threads
     options.inter_op_num_threads = 1
-    # sessions are timed in turn: a pool that spins after its own turn would slow the next one's
+    # sessions are timed in turn: a pool that spins after its run would slow the next session
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # what goes wrong is raised; fatal alone is printed
+    # errors are raised; only fatal messages are printed
     options.log_severity_level = 4
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
@@ -126,7 +126,7 @@ def load(
         ort.preload_dlls()
     provider_options: dict[str, str] = {}
     if target.device == "cuda":
-        # float32 means float32: with TF32, onnxruntime's own choice, an output is off by 3e-4 of the largest
+        # no TF32, onnxruntime's default: it puts an output off by 3e-4 of the largest
         provider_options = {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"}
     try:
         session = ort.InferenceSession(
@@ -151,7 +151,7 @@ def optimized_graph(model: Path, target: Target) -> onnx.ModelProto:
     Raises:
         ExportError: onnxruntime does not take the model, or ends the process.
     """
-    import onnx  # not with the module: the process that optimizes the graph does without
+    import onnx  # imported here: the graph-optimizing process must not load it
 
     with tempfile.TemporaryDirectory(prefix="panther-") as folder:
         path = Path(folder) / "optimized.onnx"

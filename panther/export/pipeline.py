@@ -276,7 +276,7 @@ def verify(file: Path, prepared: Prepared, planned: Planned, options: ExportOpti
     )
     resident = counts.resident_bytes(optimized)
     if options.precision == "float16":
-        # the CPU computes float16 in float32 constants; the target does not
+        # the CPU expands float16 constants to float32; the target does not
         resident = {"float16": planned.other_bytes + sum(site.weight_bytes for site in planned.decisions.values())}
     return Verified(session, check, resident)
 

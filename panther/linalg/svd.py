@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# below this many columns and rows the exact decomposition takes under a second
+# below this size the exact decomposition takes under a second
 _LARGE = 1024
 
 

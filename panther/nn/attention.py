@@ -22,7 +22,7 @@ class ProjectedAttention(nn.Module):
         attention: whose projections, options, hooks and mode are taken over. Its packed weights are read through views.
     """
 
-    # read by nn.TransformerEncoderLayer, which leaves its fused kernel alone where there is no packed bias
+    # nn.TransformerEncoderLayer reads it, and skips its fused kernel if there is no packed bias
     in_proj_weight = None
     in_proj_bias = None
     _qkv_same_embed_dim = False
@@ -87,7 +87,7 @@ class ProjectedAttention(nn.Module):
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        # as torch does: without other masks and weights to return, the hint replaces the mask, added keys included
+        # as in torch: without other masks and weights to return, the hint replaces the mask, added keys included
         by_hint = is_causal and key_padding_mask is None and not need_weights
         mask = None if by_hint else self._mask(q, k, key_padding_mask, attn_mask)
         if self.bias_k is not None and self.bias_v is not None:

@@ -11,7 +11,7 @@ from panther.counting import check_parameter_efficiency
 from panther.linalg.sketch import Sketch
 from panther.nn.linear import SKLinear
 
-# below this low_rank a layer that has to shrink to pay is better left dense
+# a layer that needs a smaller low_rank to save parameters is better left dense
 MIN_LOW_RANK = 8
 
 

@@ -128,7 +128,7 @@ class ProjectedRNN(nn.Module):
         elif type(into) is nn.Linear and not into._forward_hooks and not into._forward_pre_hooks:
             W = into.weight
         else:
-            # called, so that its hooks see it: the gates pass through the kernel as they are
+            # called as a module, so that its hooks run
             x = into(x)
             W = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
             bias = torch.zeros_like(W[0]) if self.bias else None

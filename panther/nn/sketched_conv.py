@@ -390,7 +390,7 @@ def padded(x: Tensor, conv: Convolution) -> tuple[Tensor, tuple[int, ...]]:
     own = own_padding(conv)
     if own is not None:
         return x, own
-    # the last axis comes first
+    # move the last axis to the front
     flat = [width for side in reversed(padding_sides(conv)) for width in side]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return nn.functional.pad(x, flat, mode=mode), (0,) * len(conv.kernel_size)

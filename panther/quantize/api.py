@@ -26,7 +26,7 @@ from panther.quantize.report import QuantizationReport
 from panther.quantize.sketched import find_sketched
 
 ALPHAS = (0.0, 0.35, 0.5, 0.65, 0.8)
-# rows of each layer's inputs that ranges are chosen on
+# rows sampled from each layer's inputs, to choose ranges
 _SAMPLE = 1024
 _SEED = 0
 
@@ -89,7 +89,7 @@ def quantize_(
     step = on_step if on_step is not None else lambda *_: None
     random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
     modules = opened(model)
-    # undone at its end: of what was opened, that stays open which had a layer quantized
+    # on exit, opened modules without a quantized layer are closed again
     with Swap(model, modules):
         units = find_units(model, filter_fn, skip)
         if ladder:

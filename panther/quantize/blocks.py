@@ -17,9 +17,9 @@ from panther.quantize.feedback import INPUT_DAMPING, OUTPUT_DAMPING, compensated
 from panther.quantize.grid import Grid, block_grid
 from panther.quantize.loss import weighed_loss
 
-# of a low-rank correction
+# of the factors of a low-rank correction
 _FACTOR_BITS = 8
-# more of them change the third digit of the error
+# iterations; more change the third digit of the error
 _ROUNDS = 2
 
 
@@ -192,7 +192,7 @@ def _correction(lost: Tensor, rank: int, blocks: Blocks, known: Known) -> Factor
     """
     whitened = whitened_svd(lost, damped(known.second, INPUT_DAMPING), damped(known.sensitivity, OUTPUT_DAMPING))
     left, right = whitened.left[:, :rank].t(), whitened.right[:rank].t()
-    # both factors of a component of one size
+    # balance both factors of a component
     sizes = (right.norm(dim=0) / left.norm(dim=1).clamp_min(torch.finfo(left.dtype).tiny)).sqrt()
     sizes = torch.where(sizes > 0, sizes, 1.0)
     down = _nearest(left * sizes.unsqueeze(1), known.second.diagonal(), blocks)
@@ -201,7 +201,7 @@ def _correction(lost: Tensor, rank: int, blocks: Blocks, known: Known) -> Factor
 
 
 def _nearest(W: Tensor, variance: Tensor, blocks: Blocks) -> BlockLinear:
-    # activations as they are: onnxruntime multiplies thin matrices faster so
+    # float activations: onnxruntime multiplies thin matrices faster so
     factor = Blocks(_FACTOR_BITS, blocks.block_size, activation_bits=None)
     grid = block_grid(W, variance, bits=_FACTOR_BITS, block_size=blocks.size(W.shape[1]))
     return _layer(grid.nearest(W), grid, factor)

@@ -13,9 +13,9 @@ from panther.convert.layers import Place
 from panther.nn.quantized import BlockEmbedding, Int8Embedding
 from panther.quantize.grid import block_grid
 
-# smaller tables, as of positions and token types, gain nothing worth a node in the graph
+# smaller tables, such as positions and token types, save too little for a node in the graph
 _SMALLEST_BYTES = 65536
-# of 4-bit tables
+# block size of 4-bit tables
 _BLOCK_SIZE = 64
 
 

@@ -171,7 +171,7 @@ def _steps(decisions: Sequence[Decision]) -> list[int]:
     for index, each in enumerate(decisions):
         gain = math.inf
         for at in range(len(each.options)):
-            # never before the step that leads to it
+            # never before the step that it depends on
             gain = min(gain, each.gain(at))
             steps.append((gain, index))
     return [index for _, index in sorted(steps, key=lambda entry: -entry[0])]

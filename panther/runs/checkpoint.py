@@ -23,7 +23,7 @@ from panther.runs import processes
 
 LAST, BEST = "last.pt", "best.pt"
 _SHARDED = re.compile(r"last-(\d+)")
-# of a sharded checkpoint: what is no tensor of the model or the optimizer
+# file of a sharded checkpoint for state that is no tensor of the model or the optimizer
 _PLAIN = "run.pt"
 
 
@@ -135,7 +135,7 @@ class Run:
         """
         generators = self._all_generators()
         device = next(self.model.parameters()).device
-        # a run may go on on another kind of device
+        # a run may resume on another kind of device
         if len(states) - len(generators) not in (0, 1):
             raise ValueError(
                 f"the state is of a run with {len(states)} generators; this one has {len(generators)}, torch's own "
@@ -153,13 +153,13 @@ class Run:
         newest = _newest(folder)
         name = f"last-{int(newest.name.removeprefix('last-')) + 1 if newest else 1:09d}"
         path, aside = folder / name, folder / f".{name}.writing"
-        # so that all have found the newest before there is a newer one
+        # all processes must find the newest before a newer one exists
         processes.barrier()
         if processes.rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         processes.barrier()
-        # imported where it is used: the import takes longer than that of torch
+        # imported here: the import takes longer than that of torch
         from torch.distributed.checkpoint.state_dict_saver import save
 
         with _quietly():

@@ -52,7 +52,7 @@ def shard_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     _check(model, optimizer, names)
     processes.take_from_first([*model.parameters(), *model.buffers()])
-    # imported where they are used: the imports take seconds
+    # imported here: the imports take seconds
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard

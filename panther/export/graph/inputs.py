@@ -20,7 +20,7 @@ from panther.export.graph.recurrent import refuse_what_onnx_lacks
 from panther.export.graph.trace import no_fast_path, sketched_layers, tied_layers
 
 Axes = Mapping[str, Mapping[int, str]]
-# of the largest value: what two orders of adding up the same products may differ by
+# largest relative difference from summing the same products in another order
 FAST_PATH_ROUNDING = 1e-3
 
 

@@ -163,7 +163,7 @@ def lower(
                 _replace(node, site.input(node), matrices + added, has_bias=bool(added), name=name)
     _lower_weights(traced, sites, builder)
     builder.finish()
-    # first layers of chains: what they put out is used no more
+    # first layers of chains: their outputs are no longer used
     for node in reversed(list(graph.all_nodes())):
         if (is_op(node, OP) or is_op(node, WEIGHT_OP)) and node.graph is not None:
             node.graph.remove(node, safe=True)
@@ -186,7 +186,7 @@ def _lower_weights(traced: Traced, sites: list[Site], builder: Builder) -> None:
             half = weight.dtype == ir.DataType.FLOAT16
             factors = factor_constants(traced.layers[name], dtype=np.float16 if half else np.float32)
             read[name] = Site([name], *factors, None)
-        # by way of A and B themselves, which are in the file already
+        # computed from A and B, which the file already holds
         W = builder.add(read[name].dense(), f"{name}.W")
         constant = builder.node("Transpose", [W], f"{name}.weight", perm=[1, 0])
         constant.type, constant.shape = weight.type, weight.shape
@@ -211,7 +211,7 @@ def _bias(layer: SKLinear, known: dict[int, Array], dtype: type[np.floating]) ->
         return None
     array = _array(layer.bias, 1.0, dtype)
     parameter = layer._parameters.get("bias")
-    # a bias that is computed from others is a new tensor at each reading
+    # a parametrized bias is a new tensor at each access
     return array if parameter is None else known.setdefault(id(parameter), array)
 
 
@@ -292,7 +292,7 @@ def _replace(node: ir.Node, x: ir.Value, factors: list[ir.Value], *, has_bias: b
     value = x
     for index, factor in enumerate(factors):
         op = "Add" if has_bias and index == len(factors) - 1 else "MatMul"
-        # a separate name: the constants of the layer have the plain ones
+        # a separate name: the layer's constants have the plain ones
         result = ir.Value(name=f"{name}.{op.lower()}{index}", type=output.type)
         nodes.append(ir.node(op, [value, factor], outputs=[result], name=f"{name}/{op}{index}"))
         value = result

@@ -18,13 +18,13 @@ from panther.export.errors import ExportError
 from panther.export.graph.constants import Array
 
 PRECISIONS = ("float32", "float16", "int8")
-# largest max |y - reference| / max |reference| at which a file is written
+# largest max |y - reference| / max |reference| for which a file is written
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
 BLOCK_SIZE = 32
-# resident bytes of an entry of a matrix that a product multiplies by; at eight bits with its share of the scale
+# resident bytes per entry of a matrix that a product multiplies by; at 8 bits with its share of the scale
 ENTRY_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / BLOCK_SIZE}
-# onnxruntime computes with the eight-bit weights as they are, activations in blocks of eight bits as well; at the level
-# below it unpacks them to floats at every run, which takes 15 to 50 times as long
+# at this level onnxruntime computes with the 8-bit weights themselves and 8-bit blocks of activations; at the level
+# below it unpacks the weights to floats at every run, which takes 15 to 50 times as long
 _ACCURACY_LEVEL = 4
 _ZERO_POINT, _LARGEST = 128, 127
 _MAX_BYTES = 1_900_000_000

@@ -214,7 +214,7 @@ class _Reference:
                 return _outputs(self._model, inputs, torch.float64, by_name=self._by_name)
             if way is not self._ways[-1]:
                 self._ways.remove(way)
-        # refuses these inputs, or float64?
+        # do these inputs fail, or only float64?
         outputs = self.single(inputs)
         self._ways, self.precision = [], "float32"
         return outputs

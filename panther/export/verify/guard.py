@@ -93,7 +93,7 @@ def constant_products(graph: ir.Graph) -> Counter[Shape]:
     A matrix that is used as it is and by a Transpose counts twice: onnxruntime folds the Transpose into a second one.
     """
     seen: dict[tuple[int, bool], Shape] = {}
-    # also what is computed from constants alone, as a parametrised weight is, and folded at load
+    # includes values computed from constants alone, such as a parametrized weight, which are folded at load
     constant = constant_values(graph)
     for node in graph.all_nodes():
         if node.op_type not in _PRODUCTS or len(node.inputs) < 2 or node.inputs[1] is None:
