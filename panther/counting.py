@@ -147,8 +147,8 @@ class StartingPoint:
         return low, high
 
 
-# What the tutorial's table of starting points should have said: its own rows break its rule of thumb (1024x1024 with
-# 8 terms with low_rank 64 is twice the size of dense).
+# Corrects the tutorial's table of starting points, whose rows break its rule of thumb: 1024x1024 with 8 terms of
+# low_rank 64 is twice the size of dense.
 STARTING_POINTS = (
     StartingPoint(128, 255, num_terms=1, low_rank=16),
     StartingPoint(256, 511, num_terms=2, low_rank=16),

@@ -65,8 +65,8 @@ class SKLinear(kernels.PackedStorage):
     torch.Size([32, 512])
     """
 
-    # the warnings of the public package, under its names: the first one is part of ours, the others, which it gives for
-    # sizes and batches that its tensor-core kernels don't take, are never given here
+    # warnings of the public package, under its names. Ours contains the first one; the others are about sizes and
+    # batches that its tensor-core kernels don't take, and are never given here
     WARNING_MSG_FC = LARGER_THAN_DENSE
     WARNING_MSG_TC = "no tensor cores for in_features {}, out_features {} and low_rank {}: not all multiples of 16"
     WARNING_MSG_BATCH = "no tensor cores for a batch of {} rows: not a multiple of 16"
