@@ -2,7 +2,7 @@
 
     python examples/custom_loop.py        a few seconds on two cores
 
-Sketched layers are ordinary modules: any loop, optimiser, scheduler or trainer does. What they gain from is here.
+Sketched layers are ordinary modules: any loop, optimizer, scheduler or trainer does. What they gain from is here.
 """
 
 from pathlib import Path

@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters; the three kinds are never added up silently.
+    """Parameter counts of three kinds, kept apart.
 
     Attributes:
-        dense: of the nn.Linear (or the model of them) that is stood for: d_in·d_out + d_out a layer.
+        dense: of the dense twin, d_in·d_out + d_out a layer.
         learnable: S1s, S2s and bias: Lk(d_in + d_out) + d_out a layer.
         fixed: U1s and U2s: Lk(d_in + d_out) a layer.
     """
@@ -125,10 +125,10 @@ def check_parameter_efficiency(
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A choice to start from, for square layers from min_features to max_features wide (None: no limit).
+    """A starting point for square layers with min_features to max_features (None: no limit).
 
     Attributes:
-        min_features, max_features: the range it is meant for, both included.
+        min_features, max_features: its range, both included.
         num_terms, low_rank: the choice.
         stored_reduction_percent: of the smallest and of the largest layer of the range (of one of 8,192 where there is
             no limit), without the bias.
@@ -180,7 +180,7 @@ def suggest(
         max_terms: the largest number of terms to list.
 
     Returns:
-        The pairs by ascending number of terms; empty where not even one term of rank 1 reaches it.
+        The pairs by ascending number of terms; none if not even one term of rank 1 reaches the reduction.
 
     Raises:
         ValueError: an argument is out of range.

@@ -25,7 +25,7 @@ class BlockOptions:
     """The options of one layer.
 
     Args:
-        layer: which, and what calibration says of its input.
+        layer: the layer with its calibration statistics.
     """
 
     def __init__(self, layer: Int8Option) -> None:
@@ -46,7 +46,7 @@ class BlockOptions:
         return [self._option(kind, option, self._corrected())] if _CORRECTED.rank(d_out, d_in) else []
 
     def _corrected(self) -> float:
-        """The error of 4 bits, less the share of what rounding lost that the correction takes up."""
+        """The error of 4 bits, less the share of the rounding error that the correction recovers."""
         ((_, plain), *_) = self._plain.layers(final=True)
         if not isinstance(plain, BlockLinear):
             raise TypeError(f"{self._unit.name} in blocks is a {type(plain).__name__}")

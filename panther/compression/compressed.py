@@ -23,9 +23,8 @@ class Compressed:
     """A compressed model.
 
     Attributes:
-        model: a new model in eval mode; quantized weights compute what the exported file does. The caller's is as it
-            was.
-        report: what became of every layer and why, with totals; ``print(report)``.
+        model: a new model in eval mode, with the outputs of the exported file.
+        report: kind and reason of every layer, with totals; ``print(report)``.
         curve: bytes and errors of the plans that were tried; ``print(curve)``, ``curve.save("curve.svg")``.
     """
 

@@ -82,7 +82,7 @@ class ConvolutionOptions:
                 reason = _unseen(seen) or (None if bool(unit.weight.any()) else "its weight is zero")
                 options += [] if reason else self._options(unit, conv, seen)
             if len(options) == 1 and reason is None:
-                reason = "kinds leaves nothing that a convolution can become"
+                reason = "none of kinds applies to a convolution"
             shape = (unit.out_features, unit.in_features)
             names = tuple(unit.places[0].names)
             found.append(
@@ -159,7 +159,7 @@ def conv_of(unit: Unit) -> Convolution:
     """
     conv = unit.convolution
     if conv is None:
-        raise TypeError(f"{unit.name} is no convolution")
+        raise TypeError(f"{unit.name} is not a convolution")
     return conv
 
 
@@ -171,7 +171,7 @@ def stored_alone(unit: Unit) -> bool:
 def _unseen(seen: Moments) -> str | None:
     if not seen.calls:
         return "never called in calibration: its weight may be read as a tensor, or it isn't used"
-    return None if seen.rows else "moves no output of the model in calibration, so that its error can't be weighed"
+    return None if seen.rows else "no output depends on it in calibration, so that its error can't be weighed"
 
 
 def _float(unit: Unit, conv: Convolution) -> Option:

@@ -66,7 +66,7 @@ class LinearOptions:
         model: in eval mode; is as it was after every method.
         units: its linear layers; those that can't be changed get their reason.
         tables: its embeddings, which are in 8 bits while strengths of smoothing are compared.
-        calibrated: what calibration says of them.
+        calibrated: their calibration statistics.
         kinds: which options are wanted.
         step: called with (what, done, all).
     """
@@ -135,7 +135,7 @@ class LinearOptions:
         return found
 
     def _tail(self, spectrum: Candidate) -> Tensor:
-        """What cutting at each rank costs, as `Option.error`."""
+        """Error of truncation at each rank, as `Option.error`."""
         tail = spectrum.spectrum.tail()
         # energies with derivatives are summed over all examples
         moments = self._calibrated.moments[id(spectrum.unit)]

@@ -35,14 +35,14 @@ class Sums(Protocol):
 
     @property
     def at_inputs(self) -> bool:
-        """Whether it sums derivatives at the inputs of the layer in place of those at its outputs."""
+        """Whether it sums derivatives at the inputs of the layer instead of its outputs."""
 
     @property
     def rows(self) -> int:
         """Rows that were added, see `Moments`."""
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
-        """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
+        """Add the rows of a call, (n, d_in), for which kept (n,) is true; version is that of the tensor."""
 
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
         """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
@@ -51,7 +51,7 @@ class Sums(Protocol):
         """
 
     def check(self, name: str) -> None:
-        """Raise a ConversionError that names the layer where a sum is not finite."""
+        """Raise a ConversionError that names the layer if a sum is not finite."""
 
 
 @dataclass
@@ -65,10 +65,10 @@ class Moments:
     Attributes:
         second: (d_in, d_in), Σ x xᵀ.
         total: (d_in,), Σ x.
-        rows: how many, those left out that move no output of the model.
+        rows: number of rows that affect an output of the model.
         sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
             to the layer's output, estimated with random projections; None where there are no derivatives.
-        calls: how often the layer was called.
+        calls: number of calls of the layer.
         extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
         counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
     """
@@ -100,7 +100,7 @@ class Moments:
         self.rows += len(x)
 
     def count(self, lookups: Lookups) -> None:
-        """Count the rows that a call of a table looked up."""
+        """Count the rows looked up by a call of a table."""
         if self.counts is not None:
             self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
 
@@ -258,7 +258,7 @@ class _Watch:
         return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
 
     def drop(self, convolution: Convolution) -> Callable[..., None]:
-        """A forward hook that draws the patches of a convolution for nothing."""
+        """A forward hook that draws the patches of a convolution and drops them, to keep the random state."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Tensor) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
@@ -305,7 +305,7 @@ class _Watch:
             _add_sensitivity(record, gradient, self._probes)
 
     def finish(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
-        """Run the backward passes and add up what was seen."""
+        """Run the backward passes and add the statistics of all calls."""
         moved = self._moving
         if moved is None or len(moved) != len(outputs):
             moved = [y.requires_grad for y, _ in outputs]

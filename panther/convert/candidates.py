@@ -40,7 +40,7 @@ class Weighing:
 
 
 def weigh(unit: Unit, moments: Moments) -> Weighing:
-    """Damp the moments of a unit, more where they are of few rows."""
+    """Damp the moments of a unit, more for few rows."""
     # only a bias of every module, shared with no other, can absorb the mean
     own_biases = all(place.module.bias is not None for place in unit.places) and not unit.bias_is_shared
     centred = len(unit.biases) > 0 and own_biases
@@ -56,7 +56,7 @@ def weigh(unit: Unit, moments: Moments) -> Weighing:
 
 
 def weighed_spectrum(unit: Unit, weighing: Weighing | None) -> Spectrum:
-    """The weight of a unit taken apart, (d_out, d_in).
+    """The decomposed weight of a unit, (d_out, d_in).
 
     Energies are in units of the model's relative squared output error, or of the weight's (the layer's output's) own
     where there is no calibration (no sensitivity).
@@ -73,11 +73,11 @@ def weighed_spectrum(unit: Unit, weighing: Weighing | None) -> Spectrum:
 
 @dataclass(eq=False)
 class Candidate:
-    """A linear layer that can be converted, taken apart.
+    """A convertible linear layer with its decomposed weight.
 
     Attributes:
         unit: the layer.
-        weighing: what calibration says of it; None without.
+        weighing: its calibration statistics; None without calibration.
         spectrum: as `weighed_spectrum`.
         ranks: that pay, rising.
     """
@@ -139,7 +139,7 @@ class Candidate:
 
     @torch.no_grad()
     def overflows(self, rank: int) -> bool:
-        """Whether the layer leaves the range of its type where the dense one does not.
+        """Whether the layer overflows its type where the dense one does not.
 
         Only 16-bit types are checked: their factors, and the outputs for the calibration rows of the largest
         entries.

@@ -32,7 +32,7 @@ _ROUNDING = 1e-9
 
 @dataclass(eq=False)
 class CompactCandidate(Candidate):
-    """A linear layer taken apart, its factors truncated to the largest rank that pays.
+    """A decomposed linear layer; its factors are truncated to the largest rank that saves parameters.
 
     Attributes:
         weighing: only the mean and the largest rows.
@@ -64,7 +64,7 @@ class CompactCandidate(Candidate):
 
 
 def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keeper) -> CompactCandidate:
-    """Take a linear layer apart by its statistics, as `weigh` and `weighed_spectrum` do with moments."""
+    """Decompose a linear layer by its statistics, as `weigh` and `weighed_spectrum` do with moments."""
     W, most = unit.weight, ranks[-1]
     d_out, d_in = W.shape
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32

@@ -28,7 +28,7 @@ CONV_RANK_STEP = 8
 
 
 def conv_candidates(unit: Unit, weighing: Weighing | None) -> list[Candidate]:
-    """Take a convolution apart in every way that stores less at some rank."""
+    """Decompose a convolution in every way that stores less at some rank."""
     ranks, found = conv_ranks(unit), list[Candidate]()
     if "output" in ranks:
         found.append(OutputCandidate(unit, weighing, weighed_spectrum(unit, weighing), ranks["output"]))
@@ -55,7 +55,7 @@ def conv_ranks(unit: Unit) -> dict[str, tuple[int, ...]]:
 def _conv(unit: Unit) -> Convolution:
     conv = unit.convolution
     if conv is None:
-        raise TypeError(f"{unit.name} is no convolution")
+        raise TypeError(f"{unit.name} is not a convolution")
     return conv
 
 
@@ -107,7 +107,7 @@ class ConvCandidate(Candidate, ABC):
     def outputs(self, layer: nn.Module, rows: Tensor) -> Tensor:
         """Outputs of a sketched convolution for patches, (n, d_in)."""
         if not isinstance(layer, SketchedConv):
-            raise TypeError(f"{type(layer).__name__} is no sketched convolution")
+            raise TypeError(f"{type(layer).__name__} is not a sketched convolution")
         one, none = (1,) * layer.axes, (0,) * layer.axes
         x = rows.view(len(rows), layer.in_channels, *layer.kernel_size)
         options = ConvOptions(one, none, one, 1)

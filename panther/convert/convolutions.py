@@ -24,7 +24,7 @@ def is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
 
 
 def reason_of_convolution(conv: Convolution) -> str | None:
-    """Why a convolution stays as it is, or None; whatever its groups, see `reason_of_groups`."""
+    """Why a convolution stays dense, or None; groups are checked by `reason_of_groups`."""
     kind = type(conv).__name__
     dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     own = type(conv).forward is not dense.forward or type(conv)._conv_forward is not dense._conv_forward
@@ -34,7 +34,7 @@ def reason_of_convolution(conv: Convolution) -> str | None:
 
 
 def reason_of_groups(conv: Convolution) -> str | None:
-    """Why a convolution has no low rank that pays, or None; its weight can still be stored in fewer bits."""
+    """Why low rank does not save parameters of a convolution, or None; fewer bits still do."""
     if conv.groups > 1 and conv.groups == conv.in_channels:
         return "depthwise: each channel has its own kernel, and there is no rank across channels to cut"
     if conv.groups > 1:
@@ -48,7 +48,7 @@ def reason_of_groups(conv: Convolution) -> str | None:
 
 
 def positions_of(conv: Convolution) -> int:
-    """How many positions the kernel has."""
+    """Number of positions of the kernel."""
     return math.prod(conv.kernel_size)
 
 

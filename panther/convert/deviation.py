@@ -1,4 +1,4 @@
-"""How far a converted model's outputs are from the original's, on the same batches."""
+"""Deviation of a converted model's outputs from the original's on the same batches."""
 
 from __future__ import annotations
 

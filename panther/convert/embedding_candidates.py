@@ -39,7 +39,7 @@ def embedding_ranks(unit: Unit) -> tuple[int, ...]:
 
 
 def embedding_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandidate:
-    """Take a table apart for the lookups that calibration saw; for all rows alike where it saw nothing."""
+    """Decompose a table for the lookups of calibration; without any, all rows weigh the same."""
     W = unit.weight.t()
     weighing = None if moments is None else weigh_lookups(unit, moments)
     if weighing is None:
@@ -132,7 +132,7 @@ class EmbeddingCandidate(Candidate):
 
     @torch.no_grad()
     def overflows(self, rank: int) -> bool:
-        """Whether a factor leaves the range of its type."""
+        """Whether a factor overflows its type."""
         if self.unit.weight.dtype.itemsize > 2:
             return False
         return not all(bool(tensor.isfinite().all()) for tensor in self.layers(rank)[0].parameters())
@@ -149,5 +149,5 @@ def embedding_like(
 
 def _embeddings(module: nn.Module) -> Embeddings:
     if not is_embedding(module):
-        raise TypeError(f"{type(module).__name__} is no embedding")
+        raise TypeError(f"{type(module).__name__} is not an embedding")
     return module

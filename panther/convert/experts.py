@@ -24,7 +24,7 @@ _ROWS = 4
 
 
 def opened_experts(module: nn.Module) -> OpenedExperts | None:
-    """The experts with a layer for each matrix; None where they are of no known kind.
+    """The experts with a layer for each matrix; None for experts of an unknown kind.
 
     Known are those of transformers (`use_experts_implementation`, and Llama 4's) and what is built like them: weights
     ``gate_up_proj`` or ``up_proj`` and ``down_proj`` of three axes, perhaps with biases. That both compute the same is
@@ -74,7 +74,7 @@ def mark_pooled(model: nn.Module, units: Iterable[Unit]) -> None:
 
 
 def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, Moments]) -> None:
-    """Draw the moments of each expert's layers to those of all experts of its module, more where it saw few rows.
+    """Shrink the moments of each expert's layers towards those of all experts of its module, more for few rows.
 
     To the rows that an expert saw come `_POOLED_ROWS` rows for each direction, of the mean of all experts; what they
     weigh for the model's outputs is that of the rows that were seen, and of one where there were none.

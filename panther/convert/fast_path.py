@@ -30,7 +30,7 @@ def takes_nested_path(encoder: nn.TransformerEncoder) -> bool:
 
 
 def keep_zeros(encoder: nn.TransformerEncoder) -> RemovableHandle | None:
-    """Make an encoder that leaves the fast path write the zeros all the same; None where it does so already."""
+    """Make an encoder write the zeros of the fast path without taking it; None if it already does."""
     if zeros_at_padding in encoder._forward_hooks.values():
         return None
     return encoder.register_forward_hook(zeros_at_padding, with_kwargs=True)

@@ -1,4 +1,4 @@
-"""The loss of a distillation: how far outputs and hidden states are from the teacher's."""
+"""The loss of a distillation: the deviation of outputs and hidden states from the teacher's."""
 
 from __future__ import annotations
 

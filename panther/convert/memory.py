@@ -36,7 +36,7 @@ def parse_size(value: int | str | None, name: str = "memory") -> int | None:
 
 
 def allowed(device: torch.device, memory: int | None) -> float:
-    """Bytes that the statistics of layers on a device may take; infinite where nothing is known of it."""
+    """Bytes that the statistics of layers on a device may take; infinite for a device of unknown memory."""
     if memory is not None:
         return memory
     if device.type == "cuda":
@@ -63,7 +63,7 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """By the cgroup (v2) that a container sees as its root; pages of files that can be dropped are free."""
+    """Free bytes by the container's root cgroup (v2); reclaimable file pages count as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

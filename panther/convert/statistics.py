@@ -49,7 +49,7 @@ class Inputs:
             add_gram_(self.second, x)
 
     def copy(self) -> Inputs:
-        """Sums that go on apart."""
+        """A copy that is updated separately."""
         return Inputs(self.rows, *(None if t is None else t.clone() for t in (self.total, self.squares, self.second)))
 
 
@@ -92,7 +92,7 @@ class Statistics:
 
     @property
     def rows(self) -> int:
-        """How many, those left out that move no output of the model."""
+        """Number of rows that affect an output of the model."""
         return self.inputs.rows
 
     @property
@@ -108,7 +108,7 @@ class Statistics:
         self.pool.add(self, x, kept, version)
 
     def add_response(self, x: Tensor) -> None:
-        """Add W x for rows, where the layer is wide; on a CPU W x is in the type of x, from float32 on."""
+        """Add W x for rows of a wide layer; on a CPU, W x has the type of x, at least float32."""
         # float32 is enough: derivatives have the same rounding errors before they are squared
         wide = torch.float32 if x.device.type == "cpu" else torch.float64
         y = times(x.to(torch.promote_types(x.dtype, wide)), self.unit.weight.t()).double()

@@ -119,7 +119,7 @@ def survey(
 
 
 def split(surveyed: Survey, room: Mapping[torch.device, float], probes: int) -> list[list[Unit]]:
-    """Groups of layers in the order of their calls, as large as fit; a layer that does not fit is a group by itself."""
+    """Groups of layers in call order, as large as fit; a layer that does not fit is a separate group."""
     groups: list[list[Unit]] = []
     for unit in surveyed.units:
         if groups and fits([*groups[-1], unit], room, probes, surveyed):

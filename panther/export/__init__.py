@@ -1,6 +1,6 @@
 """Export: a PyTorch model as one self-describing ONNX file in a model repository.
 
-What needs torch is imported when it is used: reading a file and its card takes onnx alone.
+Modules that need torch load on first use: reading a file and its card needs only onnx.
 """
 
 from __future__ import annotations

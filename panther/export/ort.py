@@ -91,7 +91,7 @@ def load(
     optimized_path: Path | None = None,
     cuda_graph: bool = False,
 ) -> Any:
-    """Load a model at full optimisation on the target.
+    """Load a model at full optimization on the target.
 
     Args:
         model: path of a file, or the bytes of one.
@@ -133,10 +133,10 @@ def load(
             model if isinstance(model, bytes) else str(model), options, providers=[(provider, provider_options)]
         )
     except Exception as error:
-        raise ExportError(f"onnxruntime refuses the model: {first_line(error)}") from error
+        raise ExportError(f"onnxruntime rejects the model: {first_line(error)}") from error
     if session.get_providers()[0] != provider:
         raise ExportError(
-            f"asked for {provider}, onnxruntime runs on {session.get_providers()[0]}: CUDA is not available"
+            f"{provider} was requested, but onnxruntime runs on {session.get_providers()[0]}: CUDA is not available"
         )
     session.disable_fallback()
     return session
@@ -176,8 +176,8 @@ def _optimize_apart(model: Path, path: Path) -> None:
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         raise ExportError(
-            f"onnxruntime ends the process that loads the model ({name}): it can't do what some layer asks for in this "
-            "precision; try another"
+            f"onnxruntime crashed while it loaded the model ({name}): it does not support a layer in this precision; "
+            "try another precision"
         )
     if child.returncode:
         said = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]

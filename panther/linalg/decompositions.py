@@ -106,7 +106,7 @@ def cqrrpt(M: Tensor, gamma: float = 1.25, *, generator: torch.Generator | None 
     """
     _check_matrix("M", M)
     if not gamma >= 1 or math.isinf(gamma):
-        raise ValueError(f"gamma ({gamma}) must be a number from 1 on")
+        raise ValueError(f"gamma ({gamma}) must be a number of at least 1")
     m, n = M.shape
     wide = M.double()
     rows = math.ceil(gamma * n)

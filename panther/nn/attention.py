@@ -19,7 +19,7 @@ class ProjectedAttention(nn.Module):
     each projection is called. Arguments, masks, dropout and what is returned are the same; the softmax is exact.
 
     Args:
-        attention: whose projections, options, hooks and mode are taken over. Its packed weights are read through views.
+        attention: source of projections, options, hooks and mode. Its packed weights are read through views.
     """
 
     # nn.TransformerEncoderLayer reads it, and skips its fused kernel if there is no packed bias
@@ -121,7 +121,7 @@ class ProjectedAttention(nn.Module):
                     setattr(layer, kind, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, attention: Tensor | None) -> Tensor | None:
-        """What is added to the scores, (N or 1, heads or 1, L or 1, S), for added keys too; None for nothing."""
+        """Values to add to the scores, (N or 1, heads or 1, L or 1, S), including added keys; None for none."""
         mask = None
         if attention is not None:
             mask = _added(attention, q.dtype)
@@ -134,7 +134,7 @@ class ProjectedAttention(nn.Module):
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to scores."""
+    """A mask as values to add to the scores."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)

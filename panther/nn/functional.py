@@ -99,7 +99,7 @@ def _side_by_side(terms: Tensor) -> Tensor:
 
 
 class ConvOptions(NamedTuple):
-    """How a convolution goes over its input, as `torch.nn.functional.conv2d` takes it; one number for each axis."""
+    """Geometry of a convolution, as in `torch.nn.functional.conv2d`; one number for each axis."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]

@@ -51,7 +51,7 @@ class Blocks:
                 raise ValueError(f"{name} ({value!r}) must be one of {list(allowed)}")
         rank = self.correction_rank
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ValueError(f"correction_rank ({rank!r}) must be an integer from 0 on")
+            raise ValueError(f"correction_rank ({rank!r}) must be an integer of at least 0")
 
     @property
     def precision(self) -> str:
@@ -119,7 +119,7 @@ class MadeFactors:
 
 
 def quantize_weight(W: Tensor, blocks: Blocks, known: Known, bias: Tensor | None = None) -> Made:
-    """The layer in blocks whose outputs move the model's least.
+    """The layer in blocks with the least effect on the model's outputs.
 
     Args:
         W: (d_out, d_in).
@@ -186,7 +186,7 @@ def _corrected(W: Tensor, base: BlockLinear, rank: int, blocks: Blocks, known: K
 
 
 def _correction(lost: Tensor, rank: int, blocks: Blocks, known: Known) -> FactoredLinear:
-    """What of an error is of low rank, weighed on both sides, as two factors in 8 bits.
+    """The low-rank part of an error, weighed on both sides, as two factors in 8 bits.
 
     (Zhang et al., "QERA", 2024, whiten by the inputs; Saha et al., "CALDERA", 2024, alternate with the rounding.)
     """

@@ -1,4 +1,4 @@
-"""Rounding in which the entries that are left make up for the errors of those that are rounded.
+"""Rounding with error feedback: entries not yet rounded compensate for the errors of rounded ones.
 
 See docs/decisions/0069-weights-in-blocks.md.
 """

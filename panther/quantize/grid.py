@@ -72,7 +72,7 @@ def best(W: Tensor, grids: Iterable[Grid], variance: Tensor) -> Grid:
         step, low, high = (torch.where(loss < least, new, old) for new, old in parts)
         found, least = Grid(step, low, high, grid.block_size, grid.paired), torch.minimum(loss, least)
     if found is None:
-        raise ValueError("grids are empty; there must be at least one")
+        raise ValueError("grids must hold at least one grid")
     return found
 
 

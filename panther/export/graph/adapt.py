@@ -1,4 +1,4 @@
-"""Ways to run a model of transformers that torch.onnx can translate; each computes the same values."""
+"""Settings of transformers models that torch.onnx can translate, with the same values."""
 
 from __future__ import annotations
 

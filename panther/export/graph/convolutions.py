@@ -202,7 +202,9 @@ def check_convolutions(optimized: onnx.ModelProto, written: ir.Graph) -> None:
         for node in attribute.g.node
     )
     if found < planned:
-        raise ExportError(f"onnxruntime's graph has {found} convolutions, planned were {planned}; nothing was written")
+        raise ExportError(
+            f"onnxruntime's graph has {found} convolutions, but {planned} were planned; nothing was written"
+        )
 
 
 def _is_pointwise(layer: SketchedConv) -> bool:

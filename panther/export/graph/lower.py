@@ -98,7 +98,7 @@ class Site:
 def find_sites(
     traced: Traced, *, dtype: type[np.floating] = np.float32, merge: bool = True, balance: bool = False
 ) -> list[Site]:
-    """The linear maps of a traced graph, in its order; layers that meet with nothing between are one.
+    """The linear maps of a traced graph in order; directly connected layers are one.
 
     A chain x·A₁·B₁·A₂·B₂ is the map of rank min(r₁, r₂) that (A₁·B₁·A₂, B₂) or (A₁, B₁·A₂·B₂) are; either takes fewer
     multiply-adds than the four products, and the smaller rank the fewest.
@@ -199,7 +199,7 @@ def _lower_weights(traced: Traced, sites: list[Site], builder: Builder) -> None:
 
 
 def _matrices(builder: Builder, site: Site, *, dense: bool, transpose: bool) -> list[ir.Value]:
-    """What x is multiplied by, one after the other."""
+    """The matrices that x is multiplied by, in order."""
     if dense:
         return [builder.add(site.dense(transposed_=transpose), f"{site.name}.W")]
     return [builder.add(site.A, f"{site.name}.A"), builder.add(site.B, f"{site.name}.B")]
@@ -225,7 +225,7 @@ def factor_constants(
     Args:
         layer: whose terms they are.
         dtype: of the constants.
-        balance: scale the halves S1 and U2 of A to the same mean square, and B the other way. Where x @ A is quantised
+        balance: scale the halves S1 and U2 of A to the same mean square, and B the other way. Where x @ A is quantized
             in blocks, entries of one block should be of one size: x·U is several times x·S after training from scratch.
     """
     scale = 1 / (2 * layer.num_terms)
@@ -254,7 +254,7 @@ def _constant(matrix: Tensor, scale: float, dtype: type[np.floating]) -> Constan
 
 
 def _array(tensor: Tensor, scale: float, dtype: type[np.floating]) -> Array:
-    """Scaled in float32, and only then rounded to the type of the graph."""
+    """Scale in float32, then round to the type of the graph."""
     return (tensor.detach().cpu().float() * scale).contiguous().numpy().astype(dtype)
 
 

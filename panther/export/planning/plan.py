@@ -225,9 +225,9 @@ def _keep_limit(
         planned[site.name] = PlannedSite(
             before.layers,
             TWO_PRODUCTS,
-            "dense is faster and would pass max_weight_bytes",
+            "dense is faster, but would exceed max_weight_bytes",
             int(site.weights(TWO_PRODUCTS) * entry_bytes),
             before.median_us,
         )
     if total() > limit:
-        raise ValueError(f"max_weight_bytes ({limit:,}) is below the {total():,} bytes that the weights take at least")
+        raise ValueError(f"max_weight_bytes ({limit:,}) must be at least {total():,}, the bytes of the weights")

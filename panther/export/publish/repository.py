@@ -131,7 +131,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise ValueError(
             f"model name {name!r} must be 1 to {_MAX_NAME_LENGTH} letters, digits, '.', '_' or '-', "
-            "beginning with none of '.' and '-'"
+            "and must not begin with '.' or '-'"
         )
 
 

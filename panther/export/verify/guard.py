@@ -1,4 +1,4 @@
-"""Is the graph that runs the one that was planned? Checked after onnxruntime's own optimisation."""
+"""Is the graph that runs the one that was planned? Checked after onnxruntime's own optimization."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_graph(
         optimized: what onnxruntime runs.
         sites: the linear maps of sketched layers that are computed at each run.
         plans: a plan for each site's name.
-        others: shapes of the constant matrices of products that belong to no site, before optimisation.
+        others: shapes of the constant matrices of products that belong to no site, before optimization.
 
     Raises:
         ExportError: a planned product is not there, a matrix of a dense layer is there that was to be two products,
@@ -55,7 +55,7 @@ def check_graph(
             if found[shape] < planned[shape]:
                 raise ExportError(
                     f"layer {site.name!r}: onnxruntime's graph has {found[shape]} products by constants of shape "
-                    f"{shape}, planned were {planned[shape]}; nothing was written"
+                    f"{shape}, but {planned[shape]} were planned; nothing was written"
                 )
         dense = site.shapes(DENSE)[0]
         if found[dense] > planned[dense] + others[dense]:

@@ -104,7 +104,7 @@ def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
     pair = torch.empty((2 * L, *first.shape[1:]), dtype=first.dtype, device=first.device)
     pair[:L].copy_(first.detach())
     pair[L:].copy_(second.detach())
-    # .data: each half keeps its own version counter, so that a step of the optimiser does not count as a change
+    # .data: each half keeps its own version counter, so that a step of the optimizer does not count as a change
     # of the fixed half
     first.data, second.data = pair.data[:L], pair.data[L:]
     return pair

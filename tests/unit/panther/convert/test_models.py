@@ -162,7 +162,7 @@ def not_finite():
         (replaced_forward, "more than nn.Linear in its forward"),
         (not_finite, "not finite"),
         (lambda: nn.Linear(64, 64, device="meta"), "'meta'"),
-        (lambda: nn.LazyLinear(64), "not initialised"),
+        (lambda: nn.LazyLinear(64), "not initialized"),
     ],
 )
 def test_what_is_no_plain_linear_stays_with_the_reason(make, match):
