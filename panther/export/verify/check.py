@@ -240,7 +240,7 @@ def _compare(name: str, result: Array, reference: Array, tolerance: float) -> tu
     finite = np.isfinite(reference)
     if not np.array_equal(result[~finite], reference[~finite], equal_nan=True) or not np.isfinite(result[finite]).all():
         raise ExportError(
-            f"output {name!r} is finite in the file but not in torch, or the reverse, in "
+            f"output {name!r} is not finite where torch's is, or the reverse, in "
             f"{int((np.isfinite(result) != finite).sum())} of {result.size} values; nothing was written"
         )
     if not finite.any():

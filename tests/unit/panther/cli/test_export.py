@@ -112,7 +112,7 @@ ERRORS = [
     (["mynet:broken", *ONE], "broken failed: RuntimeError: no such thing"),
     (["mynet:not_a_model", *ONE], "returned int; a torch.nn.Module is needed"),
     (["mynet:instance", *ONE], "is a model, not a function that returns one"),
-    (["mynet:net", *ONE, "--checkpoint", "whole.pt"], "or holds more than tensors, as a whole model does"),
+    (["mynet:net", *ONE, "--checkpoint", "whole.pt"], "or holds other objects than tensors, such as a whole model"),
     (["mynet:net", *ONE, "--checkpoint", "parallel.pt"], 'Unexpected key(s) in state_dict: "module.0.S1s"'),
     (["mynet:net", *ONE, "--checkpoint", "sizes.pt"], "; and 6 more"),
     (["mynet:net", "--input", "x"], "input 'x' must be NAME:DTYPE[SIZE,...]"),

@@ -156,7 +156,7 @@ def not_finite():
     [
         (parametrised, "parametrised"),
         (spectral, "parametrised"),
-        (pruned, "weight is no parameter"),
+        (pruned, "weight is computed from other parameters"),
         (lambda: Scaled(64, 64), "Scaled does more than nn.Linear"),
         (adapted, "Linear holds more than nn.Linear does: adapter"),
         (replaced_forward, "more than nn.Linear in its forward"),

@@ -220,8 +220,8 @@ def test_columns_and_sample_rows_are_in_the_card(tmp_path):
     [
         (lambda: Column(""), r"name \(''\) of a column must be a text that is not empty"),
         (lambda: Column("a", "date"), r"type \('date'\) of column 'a' must be one of 'number', 'integer'"),
-        (lambda: Column("a", "category"), "a category needs categories, no other type has them"),
-        (lambda: Column("a", categories=("b",)), "a category needs categories, no other type has them"),
+        (lambda: Column("a", "category"), "a category needs categories, and no other type has them"),
+        (lambda: Column("a", categories=("b",)), "a category needs categories, and no other type has them"),
         (lambda: Column("a", "category", categories=("b", "b")), "categories of column 'a' must differ"),
         (lambda: Input("x", None, ()), "columns of input 'x' must have names that differ, and be at least one"),
         (lambda: Input("x", None, (Column("a"), Column("a"))), "must have names that differ"),
