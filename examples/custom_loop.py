@@ -1,4 +1,4 @@
-"""A training loop of one's own: learning rates by group, clipping, a layer that grows, a compact checkpoint.
+"""A custom training loop: learning rates by group, clipping, a layer that grows, a compact checkpoint.
 
     python examples/custom_loop.py        a few seconds on two cores
 

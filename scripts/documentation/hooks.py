@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: adds the generated pages, and those at the root of the repository."""
+"""MkDocs hooks: add the generated pages, and those at the root of the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the reference, made from what they describe, so that they can't drift: each function is one page."""
+"""The reference pages, generated from code and schemas; each function makes one page."""
 
 from __future__ import annotations
 
