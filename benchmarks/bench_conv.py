@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import panther as pr
 
 SEEDS, RATIOS = (0, 1, 2), (0.5, 0.25)
-# of all bytes of the model, by compress
+# max_bytes of compress, as a share of the model
 SHARES = (0.25, 0.12, 0.06)
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

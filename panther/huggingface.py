@@ -94,7 +94,7 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
             found = [modules[name] for name, _ in _in_model(model, {name: self._config.layers[name] for name in group})]
             for other in found[1:]:
                 other.tie_to(found[0])
-        # what transformers forbids for integers, casts say, is right for these layers
+        # transformers forbids casts of integer weights, but for these layers they are right
         model.is_quantized = False
         return model
 

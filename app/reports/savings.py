@@ -110,7 +110,7 @@ class OutputStats(StatsPart):
     unit: str | None = Field(default=None, description="unit of a regression's numbers and of their errors in training")
 
 
-_COPIED = ("schema_version", "created_at", "check", "storage", "training", "versions")
+_COPIED = ("schema_version", "created_at", "check", "storage", "compression_curve", "training", "versions")
 _LAYERS = ("quantized_layers", "convolutions", "embeddings")
 _WORKED_OUT = ("outputs", "layers", "totals", "multiply_adds_per_row", "latency")
 

@@ -26,7 +26,7 @@ from app.reports.savings import (
 from app.repository.served_model import Serving
 from app.repository.versions import Entry, State, Version
 from app.runtime.batching import Batching
-from app.runtime.card import Check, Convolution, Embedding, QuantizedLayer, Storage, Training
+from app.runtime.card import Check, CompressionCurve, Convolution, Embedding, QuantizedLayer, Storage, Training
 from app.runtime.cuda.accelerate import CudaReport
 from app.runtime.cuda.cudart import Gpu
 from app.runtime.placement import Node
@@ -195,6 +195,7 @@ class LoadedStats(VersionStats):
     created_at: str | None
     check: Check | None
     storage: Storage | None
+    compression_curve: CompressionCurve | None = Field(description="models that a compression to a budget considered")
     latency: LatencyStats | None
     training: Training | None
     versions: dict[str, str] | None

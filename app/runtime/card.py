@@ -238,6 +238,32 @@ class Latency(_Part):
         return self
 
 
+class CurvePoint(_Part):
+    """One model that a compression considered: its bytes and the error of its outputs."""
+
+    bytes: Count
+    error: float = Field(ge=0)
+    measured: bool
+    chosen: bool = False
+    metric: float | None = None
+
+
+class CompressionCurve(_Part):
+    """The models that a compression to a budget considered, of which one is in the file."""
+
+    budget: str
+    original_bytes: Count
+    original_metric: float | None = None
+    points: list[CurvePoint] = Field(min_length=1, max_length=32)
+
+    @model_validator(mode="after")
+    def _one_is_chosen(self) -> "CompressionCurve":
+        chosen = sum(point.chosen for point in self.points)
+        if chosen != 1:
+            raise ValueError(f"exactly one of the points must be chosen, not {chosen}")
+        return self
+
+
 class Training(_Part):
     """Data and accuracy of training."""
 
@@ -267,6 +293,7 @@ class Card(_Part):
     quantized_layers: list[QuantizedLayer] | None = Field(default=None, min_length=1)
     convolutions: list[Convolution] | None = Field(default=None, min_length=1)
     embeddings: list[Embedding] | None = Field(default=None, min_length=1)
+    compression_curve: CompressionCurve | None = None
     totals: Totals
     dense_twin: DenseTwin
     check: Check

@@ -78,7 +78,7 @@ FAMILIES = (
     decoder("Falcon", "FalconForCausalLM", "FalconConfig"),
     decoder("BLOOM", "BloomForCausalLM", "BloomConfig", n_layer=1, n_head=4),
     decoder("StableLM", "StableLmForCausalLM", "StableLmConfig", like="Llama", **HEADS),
-    # its states are computed step by step in Python, so that the number of steps is the example's
+    # its states are computed step by step in Python, so the graph has the number of steps of the example
     Family(
         "Mamba",
         GROUP,

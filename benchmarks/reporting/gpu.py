@@ -189,7 +189,7 @@ def _training(result: dict[str, Any], way: str, direction: str) -> str:
             key = (row["features"], row["num_terms"], row["low_rank"], row["batch"])
             us, batched, dense = row["median_us"]["ours"], row["batched_over_ours"], row["dense_over_ours"]
             cells.setdefault(key, {})[row["mode"]] = f"{us:,.0f} · {batched:.1f} · {dense:.1f}"
-            if min(batched, dense) < 1:  # one decimal is too few to see on which side of 1 it lies
+            if min(batched, dense) < 1:  # one decimal does not show on which side of 1 it lies
                 cells[key][row["mode"]] = f"{us:,.0f} · {batched:.2f} · {dense:.2f}"
     modes = [mode for mode in MODES if any(mode in cell for cell in cells.values())]
     order = sorted(cells, key=lambda key: (-key[0], -key[1] * key[2], key[3]))

@@ -37,7 +37,7 @@ from panther.nn.sketched_conv import padding_sides
 from panther.quantize.candidates import sensitivity
 from panther.quantize.loss import weighed_loss
 
-# how many ranks are rounded to see what 8 bits cost; the cost of the others lies between
+# ranks that are rounded to measure the cost of 8 bits; costs between them are interpolated
 _ROUNDED_RANKS = 2
 
 
@@ -82,7 +82,7 @@ class ConvolutionOptions:
                 reason = _unseen(seen) or (None if bool(unit.weight.any()) else "its weight is zero")
                 options += [] if reason else self._options(unit, conv, seen)
             if len(options) == 1 and reason is None:
-                reason = "kinds leaves nothing that a convolution can become"
+                reason = "none of kinds applies to a convolution"
             shape = (unit.out_features, unit.in_features)
             names = tuple(unit.places[0].names)
             found.append(
@@ -114,7 +114,7 @@ class ConvolutionOptions:
         self, candidate: ConvCandidate, conv: Convolution, seen: Moments, rounding: Callable[[Tensor, Tensor], float]
     ) -> list[Option]:
         unit, every = candidate.unit, spread(candidate.ranks)
-        # energies with derivatives are sums over all examples
+        # energies with derivatives are summed over all examples
         tail = candidate.tail() / (1 if seen.sensitivity is None else max(self._examples, 1))
         tried, found = spread(every, _ROUNDED_RANKS), list[Option]()
         excess = [0.0] * len(tried)
@@ -159,7 +159,7 @@ def conv_of(unit: Unit) -> Convolution:
     """
     conv = unit.convolution
     if conv is None:
-        raise TypeError(f"{unit.name} is no convolution")
+        raise TypeError(f"{unit.name} is not a convolution")
     return conv
 
 
@@ -171,7 +171,7 @@ def stored_alone(unit: Unit) -> bool:
 def _unseen(seen: Moments) -> str | None:
     if not seen.calls:
         return "never called in calibration: its weight may be read as a tensor, or it isn't used"
-    return None if seen.rows else "moves no output of the model in calibration, so that its error can't be weighed"
+    return None if seen.rows else "no output depends on it in calibration, so that its error can't be weighed"
 
 
 def _float(unit: Unit, conv: Convolution) -> Option:

@@ -25,12 +25,12 @@ from panther.nn.quantized.bag import QuantizedBag
 from panther.quantize.embeddings import Table, too_small
 
 _BITS = {INT8: 8, INT4: 4}
-# ranks that are tried for a table, spread evenly
+# ranks tried for a table, evenly spread
 _MOST_RANKS = 6
 
 
 def find_lookups(model: nn.Module) -> list[Unit]:
-    """Every embedding and bag of embeddings, with the reason where one can't be of low rank."""
+    """Every embedding and bag, with the reason if it can't have low rank."""
     units = find_units(model, lambda module, _: is_embedding(module), (), embeddings=TABLES)
     for unit in units:
         if unit.reason is None and not embedding_ranks(unit):
@@ -74,7 +74,7 @@ def embedding_parts(
             options.append(dataclasses.replace(option, error=error))
         if every:
             step("weighing embeddings", done + 1, len(found))
-        reason = None if every else reason or "kinds leaves nothing that an embedding can become"
+        reason = None if every else reason or "none of kinds applies to an embedding"
         shape = (int(weight.shape[0]), int(weight.shape[1]))
         names = tuple(table.place.names)
         parts.append(Part(names[0], names, "embedding", shape, tuple(options), reason))
@@ -82,7 +82,7 @@ def embedding_parts(
 
 
 def _bags(units: Iterable[Unit]) -> Iterator[Table]:
-    """The bags among units as tables; what keeps one from low rank, the maximum say, keeps it from fewer bits."""
+    """The bags among units as tables; a reason against low rank, such as mode="max", is one against fewer bits."""
     for unit in units:
         bag = unit.places[0].module
         if isinstance(bag, nn.EmbeddingBag):
@@ -92,10 +92,10 @@ def _bags(units: Iterable[Unit]) -> Iterator[Table]:
 def _quantized(table: Table, kinds: Sequence[str]) -> Iterator[tuple[Option, Callable[[], Replacements]]]:
     module = table.place.module
     bag = module if isinstance(module, nn.EmbeddingBag) else None
-    # of a bag the rows that it looks up
+    # bags: count the rows that they look up
     rows = table if bag is None else Table(Place(_rows_of(bag), []), None)
     for kind, bits in _BITS.items():
-        # a width that does not come in pairs gets 8 bits in place of 4
+        # 4-bit entries are packed in pairs, so that an odd width gets 8 bits
         if kind not in kinds or (bits == 4 and rows.embedding.embedding_dim % 2):
             continue
         chosen = dataclasses.replace(rows, bits=bits)

@@ -18,7 +18,7 @@ from panther.convert.layers import Unit
 from panther.convert.precision import rounded_products
 from panther.convert.probes import draw_probe
 
-# rows kept of each layer's inputs, to look whether the sketched layer overflows on them
+# rows kept of each layer's inputs, to test sketched layers for overflow
 EXTREME_ROWS = 8
 
 
@@ -35,14 +35,14 @@ class Sums(Protocol):
 
     @property
     def at_inputs(self) -> bool:
-        """Whether it sums derivatives at the inputs of the layer in place of those at its outputs."""
+        """Whether it sums derivatives at the inputs of the layer instead of its outputs."""
 
     @property
     def rows(self) -> int:
         """Rows that were added, see `Moments`."""
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
-        """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
+        """Add the rows of a call, (n, d_in), for which kept (n,) is true; version is that of the tensor."""
 
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
         """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
@@ -51,7 +51,7 @@ class Sums(Protocol):
         """
 
     def check(self, name: str) -> None:
-        """Raise a ConversionError that names the layer where a sum is not finite."""
+        """Raise a ConversionError that names the layer if a sum is not finite."""
 
 
 @dataclass
@@ -65,10 +65,10 @@ class Moments:
     Attributes:
         second: (d_in, d_in), Σ x xᵀ.
         total: (d_in,), Σ x.
-        rows: how many, those left out that move no output of the model.
+        rows: number of rows that affect an output of the model.
         sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
             to the layer's output, estimated with random projections; None where there are no derivatives.
-        calls: how often the layer was called.
+        calls: number of calls of the layer.
         extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
         counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
     """
@@ -100,7 +100,7 @@ class Moments:
         self.rows += len(x)
 
     def count(self, lookups: Lookups) -> None:
-        """Count the rows that a call of a table looked up."""
+        """Count the rows looked up by a call of a table."""
         if self.counts is not None:
             self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
 
@@ -132,13 +132,13 @@ class _Call:
     x: Tensor
     version: int
     convolution: Convolution | None = None
-    # the rows of the output that the rows of x belong to; None for all
+    # output rows that belong to the rows of x; None for all
     sampled: Tensor | None = None
     lookups: Lookups | None = None
     moves: Tensor | None = None
-    # whether its effect on the outputs can be seen; not within torch.no_grad
+    # whether its effect on the outputs can be measured; not within torch.no_grad
     watched: bool = True
-    # whether the derivatives at its inputs come by themselves; until then, those at its outputs with their scales
+    # whether autograd delivers the derivatives at its inputs; until known, those at its outputs with their scales
     own_inputs: bool = False
     pending: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -202,7 +202,7 @@ def gather(
     """
     watch = _Watch(probes=probes, generator=generator, moving=moving)
     handles = [
-        # registered after those of the module, and called after them
+        # registered after the module's hooks, and called after them
         place.module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         for unit, sums in watched
         if sums.at_inputs
@@ -238,9 +238,9 @@ class _Watch:
         self._probes, self._generator, self._moving = probes, generator, moving
         self._calls: list[_Call] = []
         self._anchors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        # of positions of images: apart from the generator of v, which stays the same beside convolutions
+        # samples positions of images; separate from the generator of v, which convolutions must not change
         self._positions = torch.Generator().manual_seed(0)
-        # inputs of the calls that have begun, by the id of the module
+        # inputs of the calls in progress, by the id of the module
         self._entered: dict[int, Tensor] = {}
         self.ended = False
 
@@ -258,7 +258,7 @@ class _Watch:
         return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
 
     def drop(self, convolution: Convolution) -> Callable[..., None]:
-        """A forward hook that draws the patches of a convolution for nothing."""
+        """A forward hook that draws the patches of a convolution and drops them, to keep the random state."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Tensor) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
@@ -286,7 +286,7 @@ class _Watch:
             key = (out.device, out.dtype)
             if key not in self._anchors:
                 self._anchors[key] = torch.zeros((), device=key[0], dtype=key[1], requires_grad=True)
-            # a separate tensor, whose gradient is available though the parameters are frozen and it may be overwritten
+            # a separate tensor has a gradient although the parameters are frozen, and may be overwritten
             watched = out + self._anchors[key]
             watched.register_hook(lambda gradient: self._receive(record, gradient))  # type: ignore[no-untyped-call]
             if self._entered.pop(id(module), None) is x:
@@ -298,20 +298,20 @@ class _Watch:
 
     def _receive(self, record: _Call, gradient: Tensor | None) -> None:
         if gradient is None:
-            # an operation without a derivative, such as a product with quantized weights, ends the way back
+            # an operation without a derivative, such as a product with quantized weights, stops the backward pass
             self.ended = True
             record.watched = False
         else:
             _add_sensitivity(record, gradient, self._probes)
 
     def finish(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
-        """Run the backward passes and add up what was seen."""
+        """Run the backward passes and add the statistics of all calls."""
         moved = self._moving
         if moved is None or len(moved) != len(outputs):
             moved = [y.requires_grad for y, _ in outputs]
         moving = [pair for pair, moves in zip(outputs, moved, strict=True) if moves]
         for remaining in reversed(range(self._probes if moving else 0)):
-            # drawn for all of them, so that each v is the same whichever layers are watched
+            # drawn for all outputs, so that v does not depend on the watched layers
             drawn = [(y, draw_probe(y.detach(), mask, self._generator)) for y, mask in moving]
             reached = [(y, v) for y, v in drawn if y.requires_grad]
             if not reached:
@@ -325,7 +325,7 @@ class _Watch:
                         retain_graph=remaining > 0,
                     )
                     for record in self._calls:
-                        # whose inputs lead to no watched layer
+                        # its inputs lead to no watched layer
                         _add_pending(record, None)
             except (NotImplementedError, RuntimeError) as error:
                 if "not implemented" not in str(error):
@@ -334,7 +334,7 @@ class _Watch:
                 self.ended = True
                 break
         for record in self._calls:
-            # beyond the end of the way back nothing is known of what a layer moves
+            # the sensitivity of a layer is unknown where the backward pass stops before it
             record.watched = record.watched and not (self.ended and record.moves is None)
             _add(record, moved=bool(moving))
         self._calls.clear()
@@ -361,7 +361,7 @@ def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
     moves = torch.linalg.vector_norm(g, ord=1, dim=1)
     record.moves = moves if record.moves is None else record.moves + moves
-    # summed in float64; within one batch float32 is enough for a weighting, once the squares are in its range
+    # summed in float64; float32 is enough within one batch, once the squares are in its range
     size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
     record.pending = (g / size.float(), size, size.square() / probes)
     if not record.own_inputs:

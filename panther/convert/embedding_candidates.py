@@ -26,9 +26,9 @@ from panther.linalg.whitening import damped
 from panther.nn import LowRankEmbedding, LowRankEmbeddingBag
 from panther.nn.hooks import take_hooks
 
-# columns of the table that is looked up
+# rank step: columns of the table that is looked up
 EMBEDDING_RANK_STEP = 4
-# rows that calibration did not see get no more of the weight than those that it saw
+# rows that calibration did not see get at most the weight of those that it saw
 _MOST_UNSEEN = 0.5
 
 
@@ -39,7 +39,7 @@ def embedding_ranks(unit: Unit) -> tuple[int, ...]:
 
 
 def embedding_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandidate:
-    """Take a table apart for the lookups that calibration saw; for all rows alike where it saw nothing."""
+    """Decompose a table for the lookups of calibration; without any, all rows weigh the same."""
     W = unit.weight.t()
     weighing = None if moments is None else weigh_lookups(unit, moments)
     if weighing is None:
@@ -75,7 +75,7 @@ def _with_unseen(unit: Unit, S: Tensor, counts: Tensor, outputs: int) -> Tensor:
     if not bool(unseen.any()) or not lookups:
         return S
     mass = min(max(int((counts == 1).sum()), 1) / lookups, _MOST_UNSEEN)
-    # of independent rows: a sum of n has n times the second moment of one, a mean an n-th of it
+    # for independent rows, a sum of n has n times the second moment of one row, and a mean 1/n of it
     module, size = unit.places[0].module, lookups / max(outputs, 1)
     scale = 1.0
     if isinstance(module, nn.EmbeddingBag):
@@ -132,7 +132,7 @@ class EmbeddingCandidate(Candidate):
 
     @torch.no_grad()
     def overflows(self, rank: int) -> bool:
-        """Whether a factor leaves the range of its type."""
+        """Whether a factor overflows its type."""
         if self.unit.weight.dtype.itemsize > 2:
             return False
         return not all(bool(tensor.isfinite().all()) for tensor in self.layers(rank)[0].parameters())
@@ -149,5 +149,5 @@ def embedding_like(
 
 def _embeddings(module: nn.Module) -> Embeddings:
     if not is_embedding(module):
-        raise TypeError(f"{type(module).__name__} is no embedding")
+        raise TypeError(f"{type(module).__name__} is not an embedding")
     return module

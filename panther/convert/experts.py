@@ -16,15 +16,15 @@ from panther.convert.calibration import Moments
 from panther.convert.layers import Unit
 from panther.nn.experts import LISTS, OpenedExperts, RoutedExperts, StackedExperts
 
-# rows of the experts together that each expert's moments get besides, for each direction of its input
+# pooled rows of all experts that are added to each expert's moments, per direction of its input
 _POOLED_ROWS = 0.1
-# of the outputs for the rows that both ways are compared on, by the bytes of an entry
+# largest relative difference between both ways on the compared rows, by bytes of an entry
 _TOLERANCES = {2: 3e-2, 4: 1e-4, 8: 1e-8}
 _ROWS = 4
 
 
 def opened_experts(module: nn.Module) -> OpenedExperts | None:
-    """The experts with a layer for each matrix; None where they are of no known kind.
+    """The experts with a layer for each matrix; None for experts of an unknown kind.
 
     Known are those of transformers (`use_experts_implementation`, and Llama 4's) and what is built like them: weights
     ``gate_up_proj`` or ``up_proj`` and ``down_proj`` of three axes, perhaps with biases. That both compute the same is
@@ -74,7 +74,7 @@ def mark_pooled(model: nn.Module, units: Iterable[Unit]) -> None:
 
 
 def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, Moments]) -> None:
-    """Draw the moments of each expert's layers to those of all experts of its module, more where it saw few rows.
+    """Shrink the moments of each expert's layers towards those of all experts of its module, more for few rows.
 
     To the rows that an expert saw come `_POOLED_ROWS` rows for each direction, of the mean of all experts; what they
     weigh for the model's outputs is that of the rows that were seen, and of one where there were none.
@@ -116,7 +116,7 @@ def _kind(module: nn.Module) -> type[RoutedExperts | StackedExperts] | None:
         return None
     if getattr(module, "_is_expert_parallel", False):
         return None
-    # as its class wrote it, below what a decorator made of it; with self
+    # the class's own forward, unbound, without its decorators
     taken = len(inspect.signature(inspect.unwrap(type(module).forward)).parameters)
     kinds: dict[int, type[RoutedExperts | StackedExperts]] = {2: StackedExperts, 4: RoutedExperts}
     return kinds.get(taken)
@@ -146,7 +146,7 @@ def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) 
         shares = torch.rand(order.shape, generator=random)
         given += [order.to(weight.device), shares.to(weight)]
     try:
-        # the forwards themselves: hooks are not to see this
+        # call forward directly: hooks must not see this comparison
         expected, y = type(module).forward(module, *given), type(found).forward(found, *given)
     except Exception:  # noqa: BLE001  a forward of another kind may raise anything
         return False
@@ -154,6 +154,6 @@ def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) 
         return False
     expected, y = expected.double(), y.double()
     if not bool(expected.isfinite().all()):
-        # the layers say what is wrong with their weights
+        # the layers report problems of their weights
         return torch.equal(expected.isfinite(), y.isfinite())
     return bool((y - expected).norm() <= _TOLERANCES[weight.dtype.itemsize] * expected.norm())

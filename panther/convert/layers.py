@@ -33,7 +33,7 @@ class Place:
 
     Attributes:
         module: an nn.Linear, a Conv1D of transformers, a convolution or an embedding.
-        names: its dotted names; more than one where the same module stands in several places.
+        names: its dotted names; more than one if the model holds it several times.
     """
 
     module: nn.Module
@@ -46,7 +46,7 @@ class Unit:
 
     Attributes:
         places: the modules; more than one where they share (tie) the weight.
-        reason: why it is kept dense; None while it is to be converted.
+        reason: why it stays dense; None if it is to be converted.
         bias_is_shared: whether a bias is also that of a module outside this unit, so that it must stay as it is.
         pooled: whether its moments are drawn to those of others, as an expert's are.
     """
@@ -78,13 +78,13 @@ class Unit:
 
     @property
     def convolution(self) -> Convolution | None:
-        """The module where it is a convolution."""
+        """The module if it is a convolution."""
         module = self.places[0].module
         return module if is_convolution(module) else None
 
     @property
     def takes_moments(self) -> bool:
-        """Whether calibration keeps whole moments of it, where sums of its smaller side do for others."""
+        """Whether calibration keeps full moments of it; for other layers, sums over the smaller side are enough."""
         return self.pooled or self.convolution is not None or is_embedding(self.places[0].module)
 
     @property
@@ -145,7 +145,7 @@ def find_units(
     convolutions: bool = False,
     embeddings: Kinds = (),
 ) -> list[Unit]:
-    """Every linear layer that the caller wants converted, with the reason where one can't be.
+    """Every linear layer that the caller wants converted, with the reason if it can't be.
 
     Args:
         model: is searched with all that it contains.
@@ -230,7 +230,7 @@ def _reason(model: nn.Module, unit: Unit, fused: dict[int, str]) -> str | None:
             return f"{fused[id(place.module)]} uses its weight as a tensor and never calls it"
     weight = weight_of(unit.places[0].module)
     if weight.is_meta:
-        return "its weight lies on the device 'meta' and has no values"
+        return "its weight is on the device 'meta' and has no values; load the weights first"
     if not bool(torch.isfinite(weight.detach()).all()):
         return "its weight holds values that are not finite"
     own = {id(place.module) for place in unit.places}
@@ -241,10 +241,10 @@ def _reason(model: nn.Module, unit: Unit, fused: dict[int, str]) -> str | None:
 
 
 def _reason_of_kernel(unit: Unit, conv: Convolution) -> str | None:
-    """Why a convolution whose weight can be read stays as it is, or None; groups last, as bits can still be saved."""
+    """Why a convolution with a readable weight stays dense, or None; groups come last, as they allow fewer bits."""
     if len(unit.places) > 1:
         names = ", ".join(place.names[0] for place in unit.places)
-        return f"convolutions that share one weight ({names}) are left; untie them to convert each"
+        return f"convolutions that share one weight ({names}) stay dense; untie them to convert each"
     return reason_not_factored(conv)
 
 
@@ -263,9 +263,9 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  
         return "it is parametrised: its weight is computed from other parameters"
     weight = module._parameters.get("weight")
     if weight is None:
-        return "its weight is no parameter but computed from others, as weight_norm or pruning does"
+        return "its weight is computed from other parameters, as by weight_norm or pruning"
     if isinstance(weight, nn.parameter.UninitializedParameter):
-        return "it is not initialised: its input width is unknown before the first call"
+        return "it is not initialized: its input width is unknown before the first call"
     plain = type(weight.data) is Tensor and weight.layout is torch.strided
     if not (plain and weight.is_floating_point()):
         return f"its weight is a {type(weight.data).__name__} of {weight.dtype}, not an ordinary floating-point tensor"
@@ -288,7 +288,7 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  
 
 
 def _has_forward_of_its_own(module: nn.Module) -> bool:
-    """Whether it is called by another forward than its class; that of the class is what accelerate leaves behind."""
+    """Whether its forward was replaced; accelerate leaves the forward of the class behind."""
     forward = module.__dict__.get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 

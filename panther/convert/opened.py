@@ -1,4 +1,4 @@
-"""Modules that read packed weights as tensors, opened: their matrices are layers, and stay so where one was converted.
+"""Opened modules: the packed weights that a module reads as tensors become layers, and stay so if one is converted.
 
 See docs/decisions/0047-conversion-budgets.md and docs/decisions/0079-experts-as-layers.md.
 """
@@ -24,7 +24,7 @@ Replacement = tuple[Place, nn.Module]
 
 
 def opened(model: nn.Module, *, recurrent: bool = False) -> list[Replacement]:
-    """A module with a layer for each matrix in the place of every attention and of all experts that can be opened.
+    """An opened module, with a layer for each matrix, for every attention and all experts that allow it.
 
     Left alone are those that share parameters with other modules.
 
@@ -93,7 +93,7 @@ def closed(modules: Sequence[Replacement], replacements: Sequence[Replacement]) 
 
 
 def close_unchanged(model: nn.Module, modules: Sequence[Replacement], layers: Sequence[set[int]]) -> None:
-    """Put those modules back as they were of which no layer was replaced.
+    """Close the modules again of which no layer was replaced.
 
     Args:
         model: opened, and converted since.
@@ -115,7 +115,7 @@ def layers_of(modules: Sequence[Replacement]) -> list[set[int]]:
 
 
 def needed(modules: Iterable[Replacement], keys: Iterable[str]) -> list[Replacement]:
-    """Those modules that a file holds opened, by the names of its tensors."""
+    """The modules that a file holds opened, by the names of its tensors."""
     held = {key.rpartition(".")[0] for key in keys}
     return [
         (place, module)

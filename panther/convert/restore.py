@@ -1,4 +1,4 @@
-"""Loading a converted model: its architecture, with sketched layers where the file has them."""
+"""Load a converted model: replace layers of its architecture by the sketched ones of the file."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from panther.nn.sketched_conv import SketchedConv
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
 _FACTORS = ("A", "B")
-# what a file holds of a convolution, and the kind of its terms
+# keys of a convolution in the file, and the kind of its terms
 _CONV_TERMS = {_TERMS: "both", ("S1s", "U1s"): "output", ("S2s", "U2s"): "input"}
 
 Replacement = SKLinear | SketchedConv | LowRankTable
 
 
 def describe_for_transformers(model: nn.Module) -> None:
-    """Give a model of transformers the config entry by which `from_pretrained` loads it again."""
+    """Give a transformers model the config entry by which `from_pretrained` loads it again."""
     if "transformers.modeling_utils" in sys.modules and importlib.util.find_spec("transformers.quantizers") is not None:
         importlib.import_module("panther.huggingface").describe(model)
 
 
 def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
-    """Make a dense model the converted one that `panther.save` wrote; on any error the model is as it was.
+    """Turn a dense model into the converted one that `panther.save` wrote; on any error the model is unchanged.
 
     Linear layers and convolutions for which the file holds S1s, S2s, U1s and U2s (or one kind of them, of a
     convolution) are replaced by sketched ones of the sizes found there, and embeddings for which it holds A and B by
@@ -57,7 +57,7 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
 
 
 def restore_state_(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Make a dense model the converted one whose state_dict is given, as `restore_` does.
+    """Turn a dense model into the converted one of a state_dict, as `restore_` does.
 
     Tensors that share their memory there are tied in the model.
 
@@ -132,7 +132,7 @@ def replace_layers(model: nn.Module, sizes: Mapping[str, Sequence[int | str]]) -
         module = modules.get(name)
         if module is None or not _can_be_replaced(module):
             kinds = "linear layer, convolution or embedding"
-            raise checkpoint.CheckpointError(f"{name!r} is no {kinds} of {type(model).__name__}")
+            raise checkpoint.CheckpointError(f"{name!r} is not a {kinds} of {type(model).__name__}")
         if id(module) in places:
             places[id(module)][0].names.append(name)
             continue

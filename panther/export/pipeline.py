@@ -276,7 +276,7 @@ def verify(file: Path, prepared: Prepared, planned: Planned, options: ExportOpti
     )
     resident = counts.resident_bytes(optimized)
     if options.precision == "float16":
-        # the CPU computes float16 in float32 constants; the target does not
+        # the CPU expands float16 constants to float32; the target does not
         resident = {"float16": planned.other_bytes + sum(site.weight_bytes for site in planned.decisions.values())}
     return Verified(session, check, resident)
 
@@ -325,6 +325,7 @@ def describe(prepared: Prepared, planned: Planned, verified: Verified, options: 
         quantized_layers=quantized or None,
         convolutions=counts.convolution_entries(prepared.model, planned.convolutions) or None,
         embeddings=embedding_entries(prepared.model) or None,
+        compression_curve=about.compression_curve,
     )
 
 

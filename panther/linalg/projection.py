@@ -14,7 +14,7 @@ from torch import Tensor
 
 from panther.linalg.whitening import Spectrum
 
-# rows of a table that are turned into float64 at once
+# rows of a table that are converted to float64 at once
 _CHUNK = 2**16
 
 
@@ -54,7 +54,7 @@ def projections(S: Tensor, C_out: Tensor | None = None) -> Projection:
     down, up = Q, Q.t()
     if L is not None:
         down, up = L @ Q, torch.linalg.solve_triangular(L, Q.t(), upper=False, left=False)
-        # rows of unit length: sensitivities may be far from 1, and factors may be kept in 16 bits
+        # unit rows: sensitivities may be far from 1, and factors may be stored in 16 bits
         norms = up.norm(dim=1).clamp_min(torch.finfo(up.dtype).tiny)
         down, up = down * norms, up / norms.unsqueeze(1)
     return Projection(down, up, values)

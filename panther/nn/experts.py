@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from panther.nn.hooks import take_hooks
 
-# the method of transformers' experts that combines gate and values
+# method of transformers' experts that combines gate and values
 _GATE = "_apply_gate"
-# the lists of layers: by what the weight is called that they are taken from
+# names of the layer lists, by the name of the weight that they are cut from
 LISTS = {"gate_up_proj": "gate_up", "up_proj": "up", "down_proj": "down"}
 
 
@@ -34,7 +34,7 @@ class OpenedExperts(nn.Module):
 
     def __init__(self, experts: nn.Module, *, transposed: bool) -> None:
         super().__init__()
-        # code of the model may ask for its options
+        # code of the model may read its options
         self.__dict__.update({key: value for key, value in experts.__dict__.items() if not key.startswith("_")})
         for name, child in experts._modules.items():
             self.add_module(name, child)

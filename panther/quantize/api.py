@@ -1,4 +1,4 @@
-"""`quantize_`: a trained model's linear layers and embeddings in few bits."""
+"""`quantize_`: quantize a trained model's linear layers and embeddings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from panther.quantize.report import QuantizationReport
 from panther.quantize.sketched import find_sketched
 
 ALPHAS = (0.0, 0.35, 0.5, 0.65, 0.8)
-# rows of each layer's inputs that ranges are chosen on
+# rows sampled from each layer's inputs, to choose ranges
 _SAMPLE = 1024
 _SEED = 0
 
@@ -47,38 +47,38 @@ def quantize_(
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> QuantizationReport:
-    """Quantize the linear layers of a trained model, in place; on any error the model is as it was.
+    """Quantize the linear layers of a trained model, in place; on any error the model is unchanged.
 
-    With weights="int8" weights get 8 bits and a scale an output channel. Activations get 8 bits and one scale and zero
-    point a tensor, which are constants. Ranges, and the outliers that are moved from activations into weights, are
-    chosen by their predicted effect on the model's outputs. It is the fastest.
+    With weights="int8", weights get 8 bits and a scale per output channel; activations get 8 bits with a constant scale
+    and zero point per tensor. Ranges and smoothing (outliers moved from activations into weights) are chosen by their
+    predicted effect on the model's outputs. This is the fastest format.
 
-    With weights="int4" weights get 4 bits, and a scale and a zero point for each block of a row. It is the smallest.
-    Sketched layers with learned factors, as `sketch_` makes them, get these bits too, where "int8" leaves them.
+    With weights="int4", weights get 4 bits, with a scale and a zero point for each block of a row. This is the smallest
+    format. Sketched layers with learned factors, as `sketch_` makes them, are quantized too; "int8" leaves them.
 
-    Either way the output for a row does not depend on its batch.
+    In both formats the output of a row does not depend on its batch.
 
     Args:
         model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, or experts
             (docs/conversion.md says which).
-        calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
-            dict. A few hundred rows do.
-        weights: "int8" for static int8, "int4" for blocks of 4 bits, or a `panther.quantize.Blocks` that says more.
-        max_error: leave the layers in float32 that cost most, as few as keep ‖y - ŷ‖ / ‖y‖ of the model's outputs on
-            the calibration inputs within this, and the embeddings where they alone cost more; quantize all when None.
-            Layers in blocks of 4 bits get 8 bits first, and so do embeddings.
-        embedding_bits: 8 stores embeddings in 8 bits, a scale a row; 4 in blocks of 4 bits; None leaves them as they
-            are.
-        alphas: of weights="int8", strengths of smoothing to choose among, from 0 (none) to 1.
+        calibration: typical inputs: batches in a DataLoader or any iterable, or one tensor or dict. A few hundred rows
+            are enough.
+        weights: "int8" for static int8, "int4" for blocks of 4 bits, or a `panther.quantize.Blocks` with more options.
+        max_error: limit on ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs. The layers with the largest
+            error stay in float32, as few as possible; layers and embeddings in 4 bits get 8 bits first. None quantizes
+            all.
+        embedding_bits: 8 stores embeddings in 8 bits with a scale per row, 4 in blocks of 4 bits; None leaves them
+            unchanged.
+        alphas: smoothing strengths to try for weights="int8", from 0 (none) to 1.
         filter_fn: (module, name) → whether to quantize that linear or sketched layer.
         skip: names of linear layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
-        forward: (model, batch) → outputs, where the model is to be called in another way.
-        probes: backward passes for each batch, which estimate how a layer's outputs move the model's.
-        generator: on the CPU, of the random directions of these passes and the sampled rows; a fixed seed when None.
-        on_step: called with (what, done, all) as the work goes on.
+        forward: (model, batch) → outputs, if the model needs a custom call.
+        probes: backward passes per batch; they estimate how a layer's outputs affect the model's.
+        generator: CPU generator of the random directions and sampled rows; a fixed seed when None.
+        on_step: called with (step, done, total) for progress.
 
     Returns:
-        What was done with every layer and why, with bytes and errors.
+        A report of every layer with the reason, bytes and errors.
 
     Raises:
         ValueError: an argument is out of range.
@@ -89,7 +89,7 @@ def quantize_(
     step = on_step if on_step is not None else lambda *_: None
     random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
     modules = opened(model)
-    # undone at its end: of what was opened, that stays open which had a layer quantized
+    # on exit, opened modules without a quantized layer are closed again
     with Swap(model, modules):
         units = find_units(model, filter_fn, skip)
         if ladder:
@@ -111,7 +111,7 @@ def quantize_(
             seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
             reference = Reference(model, batches, forward)
             if not reference.has_outputs:
-                raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
+                raise ConversionError("calibration: the model returned no finite floating-point numbers to compare")
             by_unit = dict(zip(map(id, active), moments, strict=True))
             share_experts(model, active, by_unit, seen)
             quantizer = Quantizer(model, tables, reference, step)
@@ -126,7 +126,7 @@ def quantize_(
     try:
         notes = list(quantizer.notes(plan))
         if swap.zero_padded:
-            notes.append(f"{', '.join(swap.zero_padded)}: zeros at padded places are written as torch's fast path does")
+            notes.append(f"{', '.join(swap.zero_padded)}: padded places are zero, as in torch's fast path")
         return QuantizationReport(
             layers=(*linear_layers(units, plan), *embedding_layers(quantizer.tables)),
             smoothing=plan.smoothing,
@@ -168,4 +168,4 @@ def _check(model: Any, max_error: Any, embedding_bits: Any, alphas: Sequence[flo
     if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"alphas ({list(alphas)}) must lie between 0 and 1, and be at least one")
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
-        raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")
+        raise ValueError(f"probes ({probes!r}) must be an integer of at least 0")

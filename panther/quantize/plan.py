@@ -1,4 +1,4 @@
-"""Which layers are quantized, and how: decided by the error at the model's outputs."""
+"""Plans: which layers are quantized, and how, by the error of the model's outputs."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _steps(decisions: Sequence[Decision]) -> list[int]:
     for index, each in enumerate(decisions):
         gain = math.inf
         for at in range(len(each.options)):
-            # never before the step that leads to it
+            # never before the step that it depends on
             gain = min(gain, each.gain(at))
             steps.append((gain, index))
     return [index for _, index in sorted(steps, key=lambda entry: -entry[0])]
@@ -193,7 +193,7 @@ def linear_layers(units: Sequence[Unit], plan: Plan) -> Iterator[QuantizedLayer]
         shape = (unit.out_features, unit.in_features)
         option = None if each is None else each.option
         if each is None or option is None:
-            reason = unit.reason or "costs most for its bytes: left in float32 to keep max_error"
+            reason = unit.reason or "its error is the largest for the saved bytes: left in float32 to keep max_error"
             predicted = None if each is None else math.sqrt(each.options[0].estimate)
             yield QuantizedLayer(unit.name, "linear", shape, "float32", reason, None, predicted, before, before)
             continue

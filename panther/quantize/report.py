@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-# that of a terminal which shows the whole table
+# terminal width that shows the whole table
 _WIDE = 180
 
 

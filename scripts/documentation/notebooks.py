@@ -1,4 +1,4 @@
-"""Write examples/notebooks/ from the tutorials, whose code the tests run.
+"""Write examples/notebooks/ from the code of the tutorials, which the tests run.
 
 python scripts/documentation/notebooks.py            writes the notebooks
 python scripts/documentation/notebooks.py --check    writes nothing; fails if one is out of date

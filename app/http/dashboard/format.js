@@ -38,7 +38,8 @@ export function bytes(value) {
   return `${step ? value.toPrecision(3) : value} ${units[step]}`;
 }
 
-export const percent = (value) => (known(value) ? `${value.toFixed(1)}%` : UNKNOWN);
+/** 12.34 -> "12.3%", 1234.5 -> "1,235%" */
+export const percent = (value) => (known(value) ? `${value >= 1000 ? whole.format(Math.round(value)) : value.toFixed(1)}%` : UNKNOWN);
 export const fraction = (value) => (known(value) ? `${(100 * value).toFixed(1)}%` : UNKNOWN);
 
 export function milliseconds(value) {

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { batchingBlock, batchingPill } from "./batching.js";
+import { curveBlock } from "./curve.js";
 import { fact, h } from "./dom.js";
 import * as format from "./format.js";
 import { History } from "./history.js";
@@ -162,6 +163,7 @@ export class ModelView {
         ...[
           this.summary?.description && h("p", { class: "description" }, this.summary.description),
           savingsBlock(report),
+          curveBlock(report),
           latencyBlock(report),
           ...layersBlock(report),
           this.summary?.inputs && tensorsBlock(this.summary),

@@ -177,7 +177,7 @@ def totals(model: nn.Module) -> cards.Totals:
     of_sketched = of_layers.keys() | of_convolutions.keys()
     other = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in of_sketched)
     other += _quantized_weights(model)
-    # layers that share a bias alone are separate layers, each with its bias
+    # layers that share only a bias are separate layers, each with its bias
     twice = sketched.learnable - sum(parameter.numel() for parameter in of_layers.values())
     whole = ParameterCount(
         dense=sketched.dense + other + _dense_more(model) - twice,
@@ -189,7 +189,7 @@ def totals(model: nn.Module) -> cards.Totals:
     whole += ParameterCount(convolved.dense - own, convolved.learnable - own, convolved.fixed)
     tables = embedding_count(model)
     if tables is not None:
-        # their factors are among the other parameters
+        # their factors are counted with the other parameters
         whole += ParameterCount(tables.dense - tables.learnable, 0, 0)
     return cards.Totals(
         _parameters(sketched),

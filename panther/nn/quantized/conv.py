@@ -107,7 +107,7 @@ class Int8Conv(nn.Module):
         """The weights in sequence, each with whether it has the stride, the padding and the dilation of the layer."""
         if self.second is None:
             return [(self.first, True)]
-        # of two 1x1 convolutions the first, so that the second has fewer positions
+        # of two 1x1 convolutions the first gets the stride, so that the second has fewer positions
         kernel_first = tuple(self.first.weight_int8.shape[2:]) == self.kernel_size
         return [(self.first, kernel_first), (self.second, not kernel_first)]
 

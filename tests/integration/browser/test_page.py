@@ -176,7 +176,8 @@ def test_reloading_and_versions(start, visit, tmp_path, until):
         page.get_by_role("button", name="Reload from disk").click()
         page.get_by_text("Loaded.").wait_for()
         until(page, "document.querySelector('.model > header').textContent.includes('version 2')")
-        rows = page.locator(".card > .block tbody tr").all_inner_texts()
+        # in one go: the page replaces the rows at each reading
+        rows = page.evaluate("[...document.querySelectorAll('.card > .block tbody tr')].map((row) => row.innerText)")
         assert [row.split()[0] for row in rows] == ["2", "1"]
         page.locator(".samples button").nth(8).click()
         until(page, "document.querySelector('.answer span').textContent.includes('version 2')")

@@ -78,11 +78,11 @@ def not_finite():
         (lambda: nn.Conv1d(1024, 8, 17), r"wide: its patches have 17,408 entries, .* SKConv1d.from_conv"),
         (lambda: nn.Conv2d(1, 8, 3), "too small: no rank that is a multiple of 8"),
         (lambda: Standardized(32, 32, 3), "Standardized does more than nn.Conv2d in its forward"),
-        (lambda: nn.LazyConv2d(32, 3), "not initialised"),
+        (lambda: nn.LazyConv2d(32, 3), "not initialized"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 3)), "parametrised"),
         (lambda: nn.Conv2d(32, 32, 3, device="meta"), "on the device 'meta'"),
         (not_finite, "not finite"),
-        (shared, r"convolutions that share one weight \(1.0, 1.1\) are left; untie them"),
+        (shared, r"convolutions that share one weight \(1.0, 1.1\) stay dense; untie them"),
     ],
 )
 def test_what_stays_has_a_reason(make, reason):

@@ -156,13 +156,13 @@ def not_finite():
     [
         (parametrised, "parametrised"),
         (spectral, "parametrised"),
-        (pruned, "weight is no parameter"),
+        (pruned, "weight is computed from other parameters"),
         (lambda: Scaled(64, 64), "Scaled does more than nn.Linear"),
         (adapted, "Linear holds more than nn.Linear does: adapter"),
         (replaced_forward, "more than nn.Linear in its forward"),
         (not_finite, "not finite"),
         (lambda: nn.Linear(64, 64, device="meta"), "'meta'"),
-        (lambda: nn.LazyLinear(64), "not initialised"),
+        (lambda: nn.LazyLinear(64), "not initialized"),
     ],
 )
 def test_what_is_no_plain_linear_stays_with_the_reason(make, match):

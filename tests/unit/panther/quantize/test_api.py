@@ -248,7 +248,7 @@ def test_after_an_error_the_model_is_as_it_was(model, tokens):
         ({"embedding_bits": 5}, r"embedding_bits \(5\) must be 4, 8 or None"),
         ({"alphas": ()}, r"alphas \(\[\]\) must lie between 0 and 1, and be at least one"),
         ({"alphas": (0.5, 1.5)}, r"alphas \(\[0.5, 1.5\]\) must lie between 0 and 1"),
-        ({"probes": -1}, r"probes \(-1\) must be an integer from 0 on"),
+        ({"probes": -1}, r"probes \(-1\) must be an integer of at least 0"),
     ],
 )
 def test_what_is_wrong_is_named(model, tokens, changes, message):

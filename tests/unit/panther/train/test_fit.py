@@ -202,7 +202,7 @@ def test_best_and_last(tmp_path):
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one(tmp_path):
     fit(network(), batches(), epochs=2, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match=r"last\.pt is of a run with epochs 2; this one has epochs 3\. Take"):
+    with pytest.raises(ValueError, match=r"last\.pt is of a run with epochs 2; this one has epochs 3\. Use"):
         fit(network(), batches(), epochs=3, checkpoints=tmp_path)
     with pytest.raises(ValueError, match=r"lr \[0\.001\], precision float32; this one has lr \[0\.002\], precision bf"):
         fit(network(), batches(), epochs=2, lr=0.002, precision="bfloat16", checkpoints=tmp_path)
