@@ -364,7 +364,8 @@ class Batcher:
 
     def _answer(self, batch: list[QueueEntry], outcome: BatchOutcome) -> None:
         """Complete the requests of a batch, and count its runs once their clients have the answers."""
-        for entry, each in zip(batch, outcome.outcomes, strict=True):
+        for index, each in enumerate(outcome.outcomes):
+            entry = batch[index]
             if entry.timer is not None:
                 entry.timer.cancel()
                 entry.timer = None
