@@ -117,11 +117,6 @@ class Batcher:
         return len(self._queue)
 
     @property
-    def pending_rows(self) -> int:
-        """Rows in the queue."""
-        return self._queue.rows
-
-    @property
     def idle(self) -> bool:
         """Whether nothing is queued, runs, or is to be answered."""
         return not self._queue and self._thread_run is None and self._deferred is None

@@ -180,8 +180,10 @@ class PlainWriter:
             rows = [heads[label] + probability + b"}" for label, probability in batch.best()[own]]
         else:
             rows = self._ranked(batch.probabilities, own, top_k)
-        none_in = heads and start == stop and batch.probabilities is not None
-        parts += (b'},"predictions":[', b",".join(rows), b"]}") if rows or none_in else (b"}}",)
+        if rows or (heads and start == stop and batch.probabilities is not None):
+            parts += (b'},"predictions":[', b",".join(rows), b"]}")
+        else:
+            parts.append(b"}}")
         return [JSON_HEADER], b"".join(parts)
 
     def _ranked(self, whole: Array | None, own: slice, top_k: int) -> list[bytes]:
