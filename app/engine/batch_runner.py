@@ -89,7 +89,7 @@ class BatchRunner:
         batching, names = model.batching, first.output_names
         feeds: Mapping[str, Parts] = self._concatenated(batch, batching) if several else first.feeds
         rows = sum([entry.request.rows for entry in batch]) if several else first.rows
-        ready_ns = time.perf_counter_ns()
+        ready_ns = time.perf_counter_ns() if several else began_ns
         if rows > self._max_rows and batching.batched:
             run = self._run_in_pieces(feeds, names, rows, options)
         elif meanwhile is None:

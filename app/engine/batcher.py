@@ -117,11 +117,6 @@ class Batcher:
         return len(self._queue)
 
     @property
-    def pending_rows(self) -> int:
-        """Number of rows in the queue."""
-        return self._queue.rows
-
-    @property
     def idle(self) -> bool:
         """Whether no request is queued, running, or waiting for its response."""
         return not self._queue and self._thread_run is None and self._deferred is None
@@ -364,7 +359,8 @@ class Batcher:
 
     def _answer(self, batch: list[QueueEntry], outcome: BatchOutcome) -> None:
         """Complete the requests of a batch, and count its runs after the clients got their responses."""
-        for entry, each in zip(batch, outcome.outcomes, strict=True):
+        for index, each in enumerate(outcome.outcomes):
+            entry = batch[index]
             if entry.timer is not None:
                 entry.timer.cancel()
                 entry.timer = None

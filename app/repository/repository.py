@@ -296,7 +296,10 @@ class Repository:
 
     def statistics(self) -> dict[tuple[str, str], Statistics]:
         """Live counters of every loaded version, by name and version."""
-        return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+        found = {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+        for statistics in found.values():
+            statistics.settle()
+        return found
 
     def counted(self) -> dict[tuple[str, str], Statistics]:
         """Counters of every known version that was ever loaded; a reloaded version continues its counts."""

@@ -20,14 +20,14 @@ def parse(data: bytes | memoryview) -> Message:
     fields: Message = []
     at = 0
     while at < len(view):
-        tag, at = _varint(view, at)
+        tag, at = varint(view, at)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
-            value, at = _varint(view, at)
+            value, at = varint(view, at)
             fields.append((number, wire, value))
             continue
         if wire == BYTES:
-            length, at = _varint(view, at)
+            length, at = varint(view, at)
         elif wire in {FIXED32, FIXED64}:
             length = 4 if wire == FIXED32 else 8
         else:
@@ -79,15 +79,20 @@ def integers(fields: Message, number: int) -> list[int]:
             continue
         at = 0
         while at < len(value):
-            one, at = _varint(memoryview(value), at)
+            one, at = varint(memoryview(value), at)
             found.append(one)
     return found
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """A number of variable length at a place, and where the next field begins.
+
+    Raises:
+        ValueError: it has no end.
+    """
     value = shift = 0
-    while at < len(view) and shift < 70:
-        byte = view[at]
+    while at < len(data) and shift < 70:
+        byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from app.config.limits import Limits
@@ -12,7 +12,7 @@ from app.config.settings import Settings
 from app.engine.codec import Api, Body, HeaderList, Headers
 from app.engine.codec.compression import decompress_short
 from app.engine.codec.described import DescribedModel, ModelDescription
-from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm, Encode
+from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm, Encode, ModelCodec
 from app.engine.request import InferenceRequest
 from app.errors import AppError, BodyTooLargeError, ModelNotFoundError, ModelUnavailableError
 from app.repository.repository import LOADING, Repository
@@ -47,17 +47,24 @@ _MAX_PATH = 512  # longer paths are not cached
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Model, version and protocol of an inference path; the name is None for the default model."""
+    """Model and version of an inference path, and how its requests are written and counted.
+
+    Attributes:
+        name: of the model; None for the default model.
+        version: None for the one that is served.
+        api: how a request is written.
+        path: the whole path.
+        protocol: protocol label of its counters.
+    """
 
     name: str | None
     version: str | None
     api: Api = "plain"
     path: str = "/predict"
+    protocol: str = field(init=False)
 
-    @property
-    def protocol(self) -> str:
-        """Protocol label of its counters."""
-        return OIP if self.api == "oip" else PLAIN
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", OIP if self.api == "oip" else PLAIN)
 
 
 def choose_default(repository: Repository, default: str | None) -> str:
@@ -233,7 +240,8 @@ class InferenceService:
         """
         call = InferenceCall(self.context, headers, respond, target.protocol)
         try:
-            found = self._decode(call, target, headers, query, body)
+            serving = self._find(call, target)
+            found = self._decode(serving.codec, target, headers, query, body)
             if found is None:
                 call.decode_aside(self._start_aside(call, target, self._http_job(target, headers, query), body))
                 return call
@@ -242,7 +250,7 @@ class InferenceService:
             call.end_with(error)
             return call
         call.decoded(request.rows, encode)
-        call.model.batcher.submit(request, call, call.timings)
+        serving.batcher.submit(request, call, call.timings)
         return call
 
     def start_read(self, call: InferenceCall, target: Target, read: Read, make_job: MakeJob, body: Body) -> None:
@@ -280,7 +288,8 @@ class InferenceService:
         protocol = target.protocol
         call = InferenceCall(self.context, headers, lambda *answer: answers.append(answer), protocol)
         try:
-            found = self._decode(call, target, headers, query, body)
+            codec = self._find(call, target).codec
+            found = self._decode(codec, target, headers, query, body)
             request, encode = found or await self._decode_aside(
                 call, target, self._http_job(target, headers, query), body
             )
@@ -322,16 +331,13 @@ class InferenceService:
                 del refusal  # its traceback refers to this frame, and the caller's to the body
         return serving
 
-    def _decode(
-        self, call: InferenceCall, target: Target, headers: Headers, query: bytes, body: Body
-    ) -> Decoded | None:
-        """Find the model and decode the request; None if another process must decode it, see ``_decode_aside``.
+    def _decode(self, codec: ModelCodec, target: Target, headers: Headers, query: bytes, body: Body) -> Decoded | None:
+        """Decode the request; None if another process must decode it, see ``_decode_aside``.
 
         Raises:
             AppError: The request is invalid, or is not admitted.
         """
-        codec = self._find(call, target).codec
-        if codec.is_heavy(headers, body, target.api):
+        if len(body) > MOST_INLINE_BYTES and codec.is_heavy(headers, body, target.api):
             return None
         encoding = headers.get(b"content-encoding")
         if encoding is not None:

@@ -206,11 +206,15 @@ class InferenceCall:
             part.success += 1
             part.rows += rows
         began_ns = timings.began_ns
-        statistics.success.add(ended_ns - began_ns)
-        statistics.queue.add(timings.queue_ns)
-        statistics.compute_input.add(timings.decoded_ns - began_ns + timings.input_ns)
-        statistics.compute_infer.add(timings.infer_ns)
-        statistics.compute_output.add(timings.output_ns + ended_ns - encode_ns)
+        statistics.succeeded(
+            (
+                ended_ns - began_ns,
+                timings.queue_ns,
+                timings.decoded_ns - began_ns + timings.input_ns,
+                timings.infer_ns,
+                timings.output_ns + ended_ns - encode_ns,
+            )
+        )
 
     def _count_failure(self, reason: str) -> None:
         if self.serving is None:

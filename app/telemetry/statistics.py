@@ -1,9 +1,15 @@
-"""Counters of one model version: plain integers, cheap to increment and to sum over workers."""
+"""Counters of one model version: plain integers, cheap to increment and to sum over workers.
+
+The times of successful requests are kept as they come and counted in bulk.
+See docs/decisions/0095-times-are-counted-in-bulk.md.
+"""
 
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from app.telemetry.histogram import Histogram
 
@@ -15,10 +21,10 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int) -> None:
-        """Count one event with a duration of ``ns``."""
-        self.count += 1
-        self.ns += ns
+    def add(self, ns: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        """Count durations, in nanoseconds."""
+        self.count += len(ns)
+        self.ns += int(ns.sum())
 
     def plain(self) -> list[int]:
         """The duration as plain data."""
@@ -36,6 +42,9 @@ PROTOCOLS = (PLAIN, OIP, GRPC)
 _PARTS = (OIP, GRPC)
 SUCCESS = "success"
 HISTOGRAMS = ("success", "queue", "compute_infer")
+TIMES = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+"""Times of a request that succeeded, in the order in which ``Statistics.succeeded`` takes them."""
+_MOST_NOTED = 256
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -68,11 +77,12 @@ class ProtocolCounters:
 class Statistics:
     """Counters since the start of the process; the fields are the numbers of ``/stats`` and ``/metrics``.
 
-    ``success`` and ``fail`` count requests from the start of decoding to the last byte of the response; a request's
-    ``compute_infer`` is the whole run of its batch. ``rows`` are rows of successful requests,
-    ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests by
-    protocols other than the plain API. ``mismatched_runs`` are runs with a different number of rows in the outputs.
-    ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns].
+    ``success`` and ``fail`` count requests from the first look at the body to the last byte of the answer; a request's
+    ``compute_infer`` is the whole run of the batch that it was in. ``rows`` are rows of successful requests,
+    ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests that came by
+    another protocol than the plain API. ``mismatched_runs`` are runs whose outputs did not have the rows that went in.
+    ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns]. ``noted`` are the times of requests that
+    succeeded and are not counted yet; ``settle`` counts them, and so does ``snapshot``.
     """
 
     success: Histogram = field(default_factory=Histogram)
@@ -89,6 +99,20 @@ class Statistics:
     parts: dict[str, ProtocolCounters] = field(default_factory=lambda: {name: ProtocolCounters() for name in _PARTS})
     batches: dict[int, list[int]] = field(default_factory=dict)
     mismatched_runs: int = 0
+    noted: list[tuple[int, ...]] = field(default_factory=list)
+
+    def succeeded(self, times: tuple[int, ...]) -> None:
+        """One request was answered, which took so many nanoseconds; see ``TIMES``."""
+        self.noted.append(times)
+        if len(self.noted) >= _MOST_NOTED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the times that were noted."""
+        if self.noted:
+            noted, self.noted = np.array(self.noted, np.int64), []
+            for name, column in zip(TIMES, noted.T, strict=True):
+                getattr(self, name).add(column)
 
     def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int = 0) -> None:
         """Count a finished run of the model."""
@@ -105,8 +129,9 @@ class Statistics:
             batch[3] += output_ns
 
     def failed(self, reason: str, ns: int, protocol: str = PLAIN) -> None:
-        """Count a failed request."""
-        self.fail.add(ns)
+        """One request ended with an error."""
+        self.fail.count += 1
+        self.fail.ns += ns
         self.failures[reason] += 1
         if protocol != PLAIN:
             self.parts[protocol].failures[reason] += 1
@@ -131,7 +156,8 @@ class Statistics:
         return {name: part for name, part in self.parts.items() if name != GRPC or part.success or part.failures}
 
     def snapshot(self) -> dict[str, Any]:
-        """All counters as plain data, for sending to another worker."""
+        """Everything as plain data, to be sent to another worker."""
+        self.settle()
         data: dict[str, Any] = {name: getattr(self, name).plain() for name in DURATIONS}
         data.update(
             rows=self.rows,

@@ -49,7 +49,7 @@ def decode(
     """
     feeds = _quick(model, body)
     if feeds is not None:
-        return prepare(model, feeds, model.output_names), None
+        return prepare(model, feeds, model.signature.output_names), None
     return _precise(model, body, max_rows, table, nan=nan)
 
 
@@ -58,17 +58,13 @@ def _quick(model: DescribedModel, body: Body) -> dict[str, Array] | None:
     if document is None or len(document) != 1:
         return None
     value, inputs = document.get("inputs"), model.signature.inputs
-    given: list[object]
-    if isinstance(value, numbers.List) and len(inputs) == 1:
-        given = [value]
-    elif isinstance(value, numbers.Document) and len(value) == len(inputs):
-        given = [value.get(spec.name) for spec in inputs]
-    else:
+    by_name = value if isinstance(value, numbers.Document) else None
+    if len(inputs) != (1 if by_name is None else len(by_name)):
         return None
     feeds: dict[str, Array] = {}
     lists = 0
-    for spec, data in zip(inputs, given, strict=True):
-        found = numbers.nested(data, spec)
+    for spec in inputs:
+        found = numbers.nested(value if by_name is None else by_name.get(spec.name), spec)
         if found is None:
             return None
         feeds[spec.name] = found[0]
@@ -184,8 +180,10 @@ class PlainWriter:
             rows = [heads[label] + probability + b"}" for label, probability in batch.best()[own]]
         else:
             rows = self._ranked(batch.probabilities, own, top_k)
-        none_in = heads and start == stop and batch.probabilities is not None
-        parts += (b'},"predictions":[', b",".join(rows), b"]}") if rows or none_in else (b"}}",)
+        if rows or (heads and start == stop and batch.probabilities is not None):
+            parts += (b'},"predictions":[', b",".join(rows), b"]}")
+        else:
+            parts.append(b"}}")
         return [JSON_HEADER], b"".join(parts)
 
     def _ranked(self, whole: Array | None, own: slice, top_k: int) -> list[bytes]:

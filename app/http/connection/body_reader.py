@@ -78,9 +78,10 @@ class BodyReader:
             body = bytearray(count) if used is None else used
         except MemoryError:
             raise OverloadedError("not enough memory for a body of this length; try again later") from None
-        body[: len(begun)] = begun
+        view = memoryview(body)
+        view[: len(begun)] = begun  # a bytearray itself would copy it twice
         self._body = body
-        self.rest = memoryview(body)[len(begun) :]
+        self.rest = view[len(begun) :]
 
 
 def _used_buffer(service: InferenceService, request: WireRequest, length: int) -> bytearray | memoryview | None:

@@ -32,9 +32,8 @@ def render(status: int, default_lines: bytes, headers: HeaderList, content: byte
         content: The body.
         keep_alive: Whether the connection stays open after it.
     """
-    parts = [_STATUS_LINES[status], default_lines]
-    for name, value in headers:
-        parts += (name, b": ", value, b"\r\n")
-    end = b"\r\n\r\n" if keep_alive else b"\r\nconnection: close\r\n\r\n"
-    parts += (b"content-length: %d" % len(content), end, content)
-    return b"".join(parts)
+    lines = _STATUS_LINES[status] + default_lines
+    for header in headers:
+        lines += b"%b: %b\r\n" % header
+    end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+    return b"%bcontent-length: %d\r\n%b%b" % (lines, len(content), end, content)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.runtime.protobuf import BYTES, FIXED32, FIXED64, VARINT, integers, parse
+from app.runtime.protobuf import BYTES, FIXED32, FIXED64, VARINT, integers, parse, varint
 
 _WINDOW = 4096
 _MAX_FIELDS = 3_000_000
@@ -93,15 +93,15 @@ def _scan(span: Span, budget: Budget) -> Iterator[tuple[int, int, int | Content]
         if at + 20 > base + len(window):
             base, window = at, span.read(at, min(_WINDOW, end - at))
         budget.spend()
-        tag, used = _varint(window, at - base)
+        tag, used = varint(window, at - base)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
-            value, used = _varint(window, used)
+            value, used = varint(window, used)
             yield number, wire, value
             at = base + used
             continue
         if wire == BYTES:
-            size, used = _varint(window, used)
+            size, used = varint(window, used)
         elif wire in {FIXED32, FIXED64}:
             size = 4 if wire == FIXED32 else 8
         else:
@@ -116,18 +116,6 @@ def _scan(span: Span, budget: Budget) -> Iterator[tuple[int, int, int | Content]
         else:
             yield number, wire, Span(span.read, at, size).content()
         at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("the message ends within a number")
 
 
 def contents(message: Fields, number: int) -> list[Content]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import together
 from torch import nn
 
 import panther as pr
@@ -86,20 +86,19 @@ def test_a_new_process_loads_it_where_panther_is_imported(tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(model(input_ids=IDS).logits, tmp_path / "logits.pt")
     code = """
-        import sys, torch
-        for name in sys.argv[2:]:
-            __import__(name)
-        from transformers import AutoModelForSequenceClassification
-        logits = torch.load(sys.argv[1] + "/logits.pt")
-        model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-        ids = torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(0))
-        assert torch.equal(model(input_ids=ids).logits, logits)
+        import torch
+
+        def main(folder, *names):
+            for name in names:
+                __import__(name)
+            from transformers import AutoModelForSequenceClassification
+            logits = torch.load(folder + "/logits.pt")
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            ids = torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(0))
+            assert torch.equal(model(input_ids=ids).logits, logits)
     """
-    for order in (["panther", "transformers"], ["transformers", "transformers.modeling_utils", "panther"]):
-        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), *order]
-        root = Path(pr.__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=root, check=False)
-        assert done.returncode == 0, done.stderr
+    orders = (["panther", "transformers"], ["transformers", "transformers.modeling_utils", "panther"])
+    assert together(code, *([str(tmp_path), *order] for order in orders), count=1) == [[0], [0]]
 
 
 def test_importing_panther_imports_no_transformers():

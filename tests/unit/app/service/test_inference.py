@@ -57,7 +57,7 @@ def test_both_paths_answer_alike_and_are_counted(service, tiny):
                 while not answers:
                     await asyncio.sleep(0.001)
             status, headers, body = await made.infer(TARGET, {b"x-request-id": b"a"}, b"", BODY)
-            statistics = serving_of(made).batcher.statistics
+            (statistics,) = made.repository.statistics().values()
             return answers[0], (status, dict(headers), body), statistics
 
     fast, awaited, statistics = asyncio.run(run())

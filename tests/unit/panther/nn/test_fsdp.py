@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import together
 from torch import nn
 
-import panther
 from panther.nn import SKLinear, functional
 
 FSDP = """
-    import sys
     import torch
     import torch.distributed as dist
     from torch import nn
@@ -24,48 +19,42 @@ FSDP = """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from panther.nn import SKLinear
 
-    rank, store = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
+    def main():
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+        mesh = init_device_mesh("cpu", (2,))
 
-    def make():
-        torch.manual_seed(0)
-        return nn.Sequential(SKLinear(64, 48, 1, 8), nn.ReLU(), SKLinear(48, 32, 1, 4))
+        def make():
+            torch.manual_seed(0)
+            return nn.Sequential(SKLinear(64, 48, 1, 8), nn.ReLU(), SKLinear(48, 32, 1, 4))
 
-    torch.manual_seed(7)
-    x = torch.randn(8, 64)
-    for dtype, tolerance in ((None, 1e-5), (torch.bfloat16, 0.05)):
-        # alone in the same precision: near zero a ReLU lets other rows through
-        model, alone = make(), make().to(dtype or torch.float32)
-        policy = MixedPrecisionPolicy(param_dtype=dtype)
-        for layer in (model[0], model[2], model):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        expected = alone(x.to(dtype or torch.float32)).float()
-        expected.square().sum().backward()
-        y = model(x[4 * rank :][:4])
-        y.float().square().sum().backward()
-        assert y.dtype == (dtype or torch.float32)
-        torch.testing.assert_close(y.float(), expected[4 * rank :][:4], rtol=tolerance, atol=tolerance)
-        for (name, mine), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
-            # averaged over the two processes
-            gradient = 2 * mine.grad.full_tensor().float()
-            error = ((gradient - theirs.grad.float()).norm() / theirs.grad.norm()).item()
-            assert error < tolerance, (name, dtype, error)
-    dist.destroy_process_group()
+        torch.manual_seed(7)
+        x = torch.randn(8, 64)
+        for dtype, tolerance in ((None, 1e-5), (torch.bfloat16, 0.05)):
+            # alone in the same precision: near zero a ReLU lets other rows through
+            model, alone = make(), make().to(dtype or torch.float32)
+            policy = MixedPrecisionPolicy(param_dtype=dtype)
+            for layer in (model[0], model[2], model):
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+            expected = alone(x.to(dtype or torch.float32)).float()
+            expected.square().sum().backward()
+            y = model(x[4 * rank :][:4])
+            y.float().square().sum().backward()
+            assert y.dtype == (dtype or torch.float32)
+            torch.testing.assert_close(y.float(), expected[4 * rank :][:4], rtol=tolerance, atol=tolerance)
+            for (name, mine), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
+                # averaged over the two processes
+                gradient = 2 * mine.grad.full_tensor().float()
+                error = ((gradient - theirs.grad.float()).norm() / theirs.grad.norm()).item()
+                assert error < tolerance, (name, dtype, error)
+        dist.destroy_process_group()
 """
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_fully_sharded_layers_agree_with_one_process_also_in_mixed_precision(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FSDP)]
-    root = Path(panther.__file__).parents[1]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True, cwd=root)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+def test_fully_sharded_layers_agree_with_one_process_also_in_mixed_precision():
+    assert together(FSDP, []) == [[0, 0]]
 
 
 def test_parameters_of_another_type_than_u_decide():
