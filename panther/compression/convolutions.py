@@ -24,12 +24,12 @@ from panther.compression.options import (
     unchanged,
 )
 from panther.compression.ranks import between, spread
-from panther.convert.calibration import Moments
 from panther.convert.candidates import weigh
 from panther.convert.conv_candidates import ConvCandidate, conv_candidates, conv_ranks
 from panther.convert.convolutions import Convolution, reason_of_groups
 from panther.convert.deviation import Reference
 from panther.convert.layers import Unit, bias_of
+from panther.convert.moments import Moments
 from panther.convert.swap import Swap
 from panther.nn.hooks import take_hooks
 from panther.nn.quantized import Int8Conv, Int8Kernel

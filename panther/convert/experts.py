@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments
 from panther.nn.experts import LISTS, OpenedExperts, RoutedExperts, StackedExperts
 
 # rows of the experts together that each expert's moments get besides, for each direction of its input

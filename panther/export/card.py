@@ -253,8 +253,10 @@ class Embedding:
 
     Attributes:
         mode: "lookup", or "sum" or "mean" of a bag.
-        multiply_adds_per_row: of a row that is looked up, or of a bag; a dense table has none.
+        multiply_adds_per_row: of a row that is looked up, or of a bag, where a dense table has none; and of a row in
+            each head.
         uses: names of the modules that share its factors, where there are several.
+        heads: names of the linear layers among them.
     """
 
     name: str
@@ -265,6 +267,7 @@ class Embedding:
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
     uses: tuple[str, ...] | None = None
+    heads: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

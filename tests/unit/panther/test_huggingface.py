@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -183,3 +184,20 @@ def test_another_type_is_loaded_as_asked(tmp_path):
     layer = next(module for module in loaded.modules() if isinstance(module, SKLinear))
     assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.bfloat16}
     torch.testing.assert_close(loaded(input_ids=IDS).logits.float(), model(input_ids=IDS).logits, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda: bert("BertForMaskedLM")])
+def test_from_pretrained_gives_tied_heads_back_and_the_file_has_their_factors_once(make, tmp_path):
+    model = make()
+    batches = [{"input_ids": IDS}]
+    pr.sketch_(model, ratio=0.5, calibration=batches, embeddings=True, filter_fn=lambda m, _: len(m.weight) == 100)
+    head = model.get_output_embeddings()
+    assert isinstance(head, pr.nn.LowRankHead)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert loaded.get_output_embeddings().A is loaded.get_input_embeddings().A
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert sum(tuple(tensor.shape) == tuple(head.A.shape) for tensor in stored.values()) == 1
+    loaded.tie_weights()
+    assert torch.equal(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import panther as pr
-from panther.convert.calibration import Moments
 from panther.convert.experts import opened_experts, pool_moments
 from panther.convert.layers import Place, Unit
+from panther.convert.moments import Moments
 from panther.nn import SKLinear
 from panther.nn.experts import RoutedExperts, StackedExperts
 

@@ -22,7 +22,7 @@ FSDP = """
     from torch import nn
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-    from panther.nn import SKLinear
+    from panther.nn import LowRankEmbedding, LowRankHead, SKLinear
 
     rank, store = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
@@ -52,6 +52,20 @@ FSDP = """
             gradient = 2 * mine.grad.full_tensor().float()
             error = ((gradient - theirs.grad.float()).norm() / theirs.grad.norm()).item()
             assert error < tolerance, (name, dtype, error)
+
+    def tied():
+        torch.manual_seed(0)
+        made = nn.Sequential(LowRankEmbedding(40, 16, 4), nn.Tanh(), LowRankHead(16, 40, 4))
+        made[2].tie_to(made[0])
+        return made
+
+    model, alone, ids = tied(), tied(), torch.arange(8)
+    fully_shard(model, mesh=mesh)
+    alone(ids).square().sum().backward()
+    model(ids[4 * rank :][:4]).square().sum().backward()
+    assert len(list(model.parameters())) == 2
+    for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(2 * mine.grad.full_tensor(), theirs.grad)
     dist.destroy_process_group()
 """
 
