@@ -23,7 +23,8 @@ where
 
 How it works: a value is a ``Tensor`` with the axis of its rows (``values``), its sizes are symbols (``sizes``), and
 what graphs compute from shapes is evaluated (``evaluate``). Each operator has a rule (``operators``) that gives its
-outputs or raises a ``Decision``; an operator without a rule is not proven. Subgraphs and functions are walked
+outputs or raises a ``Decision``; an operator without a rule is not proven. Rows that the data choose, as experts do,
+are followed to where they are written back (``picked``). Subgraphs and functions are walked
 (``walk``). Weights are not read (``reader``), and the number of nodes walked is limited.
 """
 

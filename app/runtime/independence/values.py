@@ -7,7 +7,7 @@ import numpy as np
 
 from app.runtime.independence.decisions import Finding, mixes, unproven
 from app.runtime.independence.graph import MAX_ELEMENTS, Array
-from app.runtime.independence.sizes import Algebra, Element, Number, counts
+from app.runtime.independence.sizes import Algebra, Element, Number, Size, counts
 
 _MAX_RANK = 64
 Shape = tuple[Number, ...]
@@ -55,6 +55,19 @@ class Places:
         return self.stride == 1 and not self.offset
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Items of the batch axis that a condition over them chose, see ``picked``.
+
+    Attributes:
+        choice: a symbol of the condition.
+        index: whether the elements are the places of the items along the axis.
+    """
+
+    choice: Size
+    index: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
     """A tensor in a run of any number of rows.
@@ -67,6 +80,8 @@ class Tensor:
         places: how the elements follow from the index of the row, if they do.
         is_index: whether the elements are known not to be negative.
         padding: the text that fills rows up to the longest one, where a tokenizer did that; else None.
+        picked: the choice where the batch axis has only the items that the data choose, however its shape says; else
+            None.
     """
 
     shape: Shape | None
@@ -76,6 +91,7 @@ class Tensor:
     places: "Places | None" = None
     padding: str | None = None
     is_index: bool = False
+    picked: Picked | None = None
 
     @property
     def rank(self) -> int:
@@ -104,8 +120,9 @@ class Tensor:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an axis holds the rows and nothing else, and the elements are no positions and no padding."""
-        return self.batch is not None and self.batch.is_plain and self.places is None and self.padding is None
+        """Whether an axis holds all rows and nothing else, and the elements are no positions and no padding."""
+        whole = self.places is None and self.padding is None and self.picked is None
+        return self.batch is not None and self.batch.is_plain and whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
