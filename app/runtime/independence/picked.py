@@ -20,7 +20,7 @@ from app.runtime.independence.values import Batch, Failure, Picked, Tensor, Valu
 
 _EXACT = {6, 7}  # int32, int64
 _MOVES = {("", name) for name in ("Cast", "Identity", "Squeeze", "Transpose", "Unsqueeze")}
-_MICROSOFT = {"BiasGelu", "FastGelu", "Gelu", "MatMulNBits", "QuickGelu"}
+_MICROSOFT = {"BiasGelu", "FastGelu", "Gelu", "MatMulIntegerToFloat", "MatMulNBits", "QuickGelu"}
 _STANDARD = {
     "Abs", "Add", "Clip", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp", "Gather", "Gelu", "Gemm", "Greater",
     "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "MatMul", "MatMulInteger", "Max", "Min", "Mish", "Mul",
