@@ -7,7 +7,7 @@ that neither training, calibration nor distillation saw; nothing is timed. Takes
 
     python benchmarks/bench_conv.py --splits --out benchmarks/results/conv_splits.json
 
-measures further ways to split a convolution, see `conv_splits`.
+measures further ways to split a convolution, see `conv_splits`; `--bits` what 4 bits add to 8.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import panther as pr
+from panther.compression import KINDS
 
 SEEDS, RATIOS = (0, 1, 2), (0.5, 0.25)
 # of all bytes of the model, by compress
@@ -185,6 +186,35 @@ def of_budgets(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]
     return rows
 
 
+def of_bits(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]]:
+    """One network at shares of its bytes, with and without 4 bits, and by `quantize_`."""
+    x, y, held_out, classes = data
+    torch.manual_seed(seed)
+    model = train(network(norm=norm), x, y)
+    size, rows = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())), []
+    original, calibration = accuracy(model, held_out, classes), x[:500].split(100)
+    eight = [kind for kind in KINDS if "int4" not in kind]
+    for share in (0.16, *SHARES[1:]):
+        row: dict[str, object] = {"batch_norm": norm, "seed": seed, "share": share, "original": original}
+        for name, kinds in (("with_4_bits", KINDS), ("without", eight)):
+            found = pr.compress(model, calibration=calibration, max_bytes=int(share * size), kinds=kinds)
+            row[name] = {
+                "output_error": round(found.report.output_error, 4),
+                "accuracy": accuracy(found.model, held_out, classes),
+            }
+        rows.append(row)
+        print(row, flush=True)
+    for weights in ("int8", "int4"):
+        small = copy.deepcopy(model)
+        report = pr.quantize_(small, calibration=calibration, weights=weights)
+        kept = sum(tensor.nbytes for tensor in (*small.parameters(), *small.buffers())) / size
+        found_row = {"bytes": round(kept, 4), "output_error": round(report.output_error, 4)}
+        found_row |= {"accuracy": accuracy(small, held_out, classes)}
+        rows.append({"batch_norm": norm, "seed": seed, "quantize_": weights, "original": original, **found_row})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def of_splits(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]]:
     """The 3x3 convolutions of one network but the first, split in every way."""
     x, y, held_out, _ = data
@@ -204,9 +234,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--splits", action="store_true", help="only the spatial split and Tucker-2, two seeds")
+    parser.add_argument("--bits", action="store_true", help="only 4 bits beside 8, two seeds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = digits()
+    if arguments.bits:
+        bits = [row for norm in (True, False) for seed in SEEDS[:2] for row in of_bits(data, norm=norm, seed=seed)]
+        write(arguments.out, {"bits": bits})
+        return
     if arguments.splits:
         splits = [row for norm in (True, False) for seed in SEEDS[:2] for row in of_splits(data, norm=norm, seed=seed)]
         write(arguments.out, {"splits": splits})

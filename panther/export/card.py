@@ -191,7 +191,8 @@ class QuantizedLayer:
         scheme: "int8-static": weights with a scale an output channel, activations with one constant scale a tensor;
             "int4-blocks", "int8-blocks": a scale and a zero point for each block of a row;
             "int8-rows": an embedding with a scale a row;
-            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded.
+            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded;
+            "int4-stored": the same with a scale for each block of an output channel.
         smoothed: whether outliers of its input were moved into the weight.
         weight_bytes: of the weight, its scales and zero points, and the smoothing.
         block_size: entries in a block, where there are blocks.
