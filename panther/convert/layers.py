@@ -268,19 +268,25 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  
     known = ("Conv2d", "Conv1d", "Embedding", "EmbeddingBag")
     dense = next((name for name in known if isinstance(module, getattr(nn, name))), "Linear")
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is compiled by TorchScript"
+        return "it is compiled by TorchScript; convert the model before it is scripted or traced"
     if "_hf_hook" in module.__dict__:
         return (
             "accelerate moves its inputs or its weight (device_map, cpu_offload); convert it before, or after "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
         )
     if parametrize.is_parametrized(module):
-        return "it is parametrised: its weight is computed from other parameters"
+        return (
+            "it is parametrised: its weight is computed from other parameters; "
+            "torch.nn.utils.parametrize.remove_parametrizations gives it a plain one"
+        )
     weight = module._parameters.get("weight")
     if weight is None:
-        return "its weight is no parameter but computed from others, as weight_norm or pruning does"
+        return (
+            "its weight is no parameter but computed from others, as weight_norm or pruning does; "
+            "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove gives it a plain one"
+        )
     if isinstance(weight, nn.parameter.UninitializedParameter):
-        return "it is not initialised: its input width is unknown before the first call"
+        return "it is not initialised: its input width is unknown before the first call; call the model once before"
     plain = type(weight.data) is Tensor and weight.layout is torch.strided
     if not (plain and weight.is_floating_point()):
         return f"its weight is a {type(weight.data).__name__} of {weight.dtype}, not an ordinary floating-point tensor"
