@@ -107,6 +107,21 @@ def test_nibbles_hold_the_integers_and_their_blocks():
     torch.testing.assert_close(y, nn.functional.conv2d(x, layer.weight, conv.bias))
 
 
+def test_compile_export_and_autocast_of_nibbles():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    integers = torch.randint(-7, 8, conv.weight.shape).to(torch.int8)
+    layer = StoredConv(conv, Int4Kernel(integers, torch.full((8, 1), 0.02)), bias=conv.bias).eval()
+    x = torch.randn(2, 3, 6, 6)
+    expected = layer(x)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.testing.assert_close(exported.module()(torch.cat([x, x])), torch.cat([expected, expected]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert (y.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 @pytest.mark.parametrize(
     ("integers", "scale", "match"),
     [
