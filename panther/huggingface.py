@@ -140,7 +140,7 @@ def describe(model: nn.Module) -> None:
 
 
 def _tie_factors(model: nn.Module) -> None:
-    """Let transformers tie the factors of an embedding and its head where it tied their weights."""
+    """Let transformers tie the factors of embeddings and heads where it tied their weights."""
     for module in model.modules():
         for attribute in (_KEYS, _EXPANDED):
             tied = getattr(module, attribute, None)
@@ -149,13 +149,13 @@ def _tie_factors(model: nn.Module) -> None:
 
 
 def _keys_of_factors(model: nn.Module, tied: Mapping[str, str]) -> dict[str, str]:
-    from panther.nn import LowRankHead
+    from panther.nn.embedding import LowRankTable
 
     modules, found = dict(model.named_modules(remove_duplicate=False)), dict[str, str]()
     for target, source in tied.items():
-        head, of = target.removesuffix(".weight"), source.removesuffix(".weight")
-        if isinstance(modules.get(head), LowRankHead):
-            found |= {f"{head}.{factor}": f"{of}.{factor}" for factor in ("A", "B")}
+        layer, of = target.removesuffix(".weight"), source.removesuffix(".weight")
+        if isinstance(modules.get(layer), LowRankTable):
+            found |= {f"{layer}.{factor}": f"{of}.{factor}" for factor in ("A", "B")}
         else:
             found[target] = source
     return found
