@@ -20,7 +20,7 @@ from panther.quantize.grid import Grid, best
 _BLOCK_SIZE = 64
 # of the largest entry of a block, the value of the largest integer
 _SHARES = (1.0, 0.9, 0.8, 0.7)
-# patches of more entries are rounded to the nearest: feedback would take minutes
+# patches of more entries are rounded to the nearest, for the time that feedback takes
 _LARGEST_PATCH = 2304
 
 
