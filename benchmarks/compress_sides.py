@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import panther as pr
-from panther.convert.calibration import Moments, collect
+from panther.convert.calibration import collect
 from panther.convert.forward import evaluating
 from panther.convert.layers import Unit, find_units
+from panther.convert.moments import Moments
 from panther.linalg.whitening import damped, whitened_svd
 from panther.quantize import Blocks
 from panther.quantize.blocks import round_to_blocks

@@ -19,6 +19,7 @@ from panther.counting import ParameterCount, multiply_adds_per_row
 from panther.linalg.sign_bits import sign_magnitude
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
+from panther.nn.head import LowRankHead
 from panther.nn.sketched_conv import SketchedConv
 
 Layer = SKLinear | SketchedConv | LowRankTable
@@ -236,7 +237,7 @@ def approximation_quality(
 def _terms(layer: Layer) -> tuple[Tensor | None, ...]:
     """S1s, S2s, U1s, U2s and bias."""
     if isinstance(layer, LowRankTable):
-        return layer.A, layer.B, None, None, None
+        return layer.A, layer.B, None, None, layer.bias if isinstance(layer, LowRankHead) else None
     return layer.S1s, layer.S2s, layer.U1s, layer.U2s, layer.bias
 
 
@@ -281,6 +282,8 @@ def _analyze_layer(name: str, layer: Layer, batch_size: int | None) -> LayerAnal
 
 
 def _features(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, LowRankHead):
+        return layer.in_features, layer.out_features
     if isinstance(layer, LowRankTable):
         return layer.num_embeddings, layer.embedding_dim
     if isinstance(layer, SketchedConv):
@@ -289,6 +292,8 @@ def _features(layer: Layer) -> tuple[int, int]:
 
 
 def _multiply_adds(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, LowRankHead):
+        return layer.multiply_adds_per_row()
     if isinstance(layer, LowRankTable):
         return layer.rank * layer.embedding_dim, 0
     if isinstance(layer, SketchedConv):

@@ -111,7 +111,7 @@ class Convolution(_Part):
 
 
 class Embedding(_Part):
-    """One low-rank embedding; multiply-adds are per looked-up row, or per bag."""
+    """One embedding of low rank; multiply-adds are of a row that is looked up, or a bag, and of a row in each head."""
 
     name: str
     num_embeddings: Size
@@ -121,6 +121,7 @@ class Embedding(_Part):
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
     uses: list[str] | None = None
+    heads: list[str] | None = None
 
     def counted(self) -> Parameters:
         """The counts by the formulas: dense V·d, learnable r·(V + d), none fixed."""

@@ -114,7 +114,9 @@ def compress(
     Swap(network, modules).do()
     units = find_units(network, filter_fn, skip, convolutions=True)
     tables = embeddings.find(network)
-    lookups = find_lookups(network)
+    lookups = find_lookups(network, units)
+    tied = {id(head) for unit in lookups for head in unit.heads}
+    units = [unit for unit in units if id(unit.places[0].module) not in tied]
     in_play = {name for table in tables for name in table.place.names}
     in_play |= {name for unit in lookups for place in unit.places for name in place.names}
     elsewhere = tuple(group for group in unreached(network, units, convolutions=True) if not in_play & set(group.names))

@@ -26,10 +26,10 @@ from panther.compression.options import (
 from panther.compression.ranks import between, spread
 from panther.convert import plan as ranks
 from panther.convert.allocate import possible_ranks
-from panther.convert.calibration import Moments
 from panther.convert.candidates import DAMPING_FOR_FEW_ROWS, INPUT_DAMPING, Candidate
 from panther.convert.deviation import Reference
 from panther.convert.layers import Place, Unit, bias_of
+from panther.convert.moments import Moments
 from panther.linalg.whitening import damped
 from panther.quantize import low_rank
 from panther.quantize.api import ALPHAS

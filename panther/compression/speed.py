@@ -18,6 +18,7 @@ from panther.compression.plan import Cost
 from panther.compression.report import Speed
 from panther.compression.search import Search, Step
 from panther.compression.trials import Trial, Trials
+from panther.convert.embeddings import is_embedding
 from panther.convert.fast_path import observing
 from panther.export import export_onnx, ort
 from panther.export.ort import Target
@@ -129,7 +130,7 @@ class SpeedSearch:
 
 @torch.no_grad()
 def calls_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of x in the calls of each linear layer and convolution when the model runs on a batch."""
+    """By part the shape of x in each call of its layers, embeddings apart, when the model runs on a batch."""
     found: dict[str, list[tuple[int, ...]]] = {}
 
     def count(calls: list[tuple[int, ...]]) -> Callable[..., None]:
@@ -141,10 +142,9 @@ def calls_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[st
 
     handles = []
     for part in parts:
-        if part.predicted:
-            calls = found.setdefault(part.name, [])
-            modules = {id(module): module for module in map(model.get_submodule, part.names)}
-            handles += [module.register_forward_hook(count(calls), with_kwargs=True) for module in modules.values()]
+        calls = found.setdefault(part.name, [])
+        modules = {id(module): module for module in map(model.get_submodule, part.names) if not is_embedding(module)}
+        handles += [module.register_forward_hook(count(calls), with_kwargs=True) for module in modules.values()]
     feeds = {name: torch.from_numpy(array) for name, array in timing.inputs.repeated(timing.batch_size).items()}
     try:
         with observing(model):

@@ -3,127 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from panther.convert.convolutions import Convolution, rows_of_outputs, sampled_patches
 from panther.convert.embeddings import Lookups, is_embedding, lookups_of
-from panther.convert.errors import ConversionError
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments, Sums, empty_moments, sums_of
 from panther.convert.precision import rounded_products
 from panther.convert.probes import draw_probe
 
 # rows kept of each layer's inputs, to test sketched layers for overflow
 EXTREME_ROWS = 8
-
-
-class Sums(Protocol):
-    """Sums over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
-
-    Attributes:
-        calls, extreme, sensitivity: as of `Moments`.
-    """
-
-    calls: int
-    extreme: Tensor | None
-    sensitivity: Tensor | None
-
-    @property
-    def at_inputs(self) -> bool:
-        """Whether it sums derivatives at the inputs of the layer instead of its outputs."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that were added, see `Moments`."""
-
-    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
-        """Add the rows of a call, (n, d_in), for which kept (n,) is true; version is that of the tensor."""
-
-    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
-        """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
-
-        at_inputs are those at its inputs, g W of shape (n, d_in), where they are known.
-        """
-
-    def check(self, name: str) -> None:
-        """Raise a ConversionError that names the layer if a sum is not finite."""
-
-
-@dataclass
-class Moments:
-    """Sums over the rows that a layer saw in calibration; float64, on the layer's device.
-
-    A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
-    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity. A row of an embedding is
-    its output, (d_out,) in place of (d_in,).
-
-    Attributes:
-        second: (d_in, d_in), Σ x xᵀ.
-        total: (d_in,), Σ x.
-        rows: number of rows that affect an output of the model.
-        sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
-            to the layer's output, estimated with random projections; None where there are no derivatives.
-        calls: number of calls of the layer.
-        extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
-        counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
-    """
-
-    second: Tensor
-    total: Tensor
-    rows: int = 0
-    sensitivity: Tensor | None = None
-    calls: int = 0
-    extreme: Tensor | None = None
-    counts: Tensor | None = None
-    at_inputs: bool = field(default=False, init=False)
-
-    @property
-    def mean(self) -> Tensor:
-        """(d_in,)."""
-        return self.total / max(self.rows, 1)
-
-    def covariance(self, *, centred: bool) -> Tensor:
-        """(d_in, d_in), the mean of x xᵀ, about the mean of x where centred."""
-        C = self.second / max(self.rows, 1)
-        return C - torch.outer(self.mean, self.mean) if centred else C
-
-    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:  # noqa: ARG002  a protocol's
-        """Add rows, see `Sums.add`."""
-        x = (x if kept is None else x[kept]).double()
-        self.second += x.t() @ x
-        self.total += x.sum(0)
-        self.rows += len(x)
-
-    def count(self, lookups: Lookups) -> None:
-        """Count the rows looked up by a call of a table."""
-        if self.counts is not None:
-            self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
-
-    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:  # noqa: ARG002
-        """Add derivatives, see `Sums.add_gradients`."""
-        product = (g.t() @ g).double() * scale
-        self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
-
-    def check(self, name: str) -> None:
-        """Refuse sums that are not finite, see `Sums.check`."""
-        check_finite(name, self.second, self.sensitivity)
-
-
-def check_finite(name: str, of_inputs: Tensor, of_derivatives: Tensor | None) -> None:
-    """Refuse sums that are not finite.
-
-    Raises:
-        ConversionError: names the layer.
-    """
-    if not bool(torch.isfinite(of_inputs).all()):
-        raise ConversionError(f"calibration: the inputs of {name} hold values that are not finite")
-    if of_derivatives is not None and not bool(torch.isfinite(of_derivatives).all()):
-        raise ConversionError(f"calibration: the derivatives at {name} are not finite")
 
 
 @dataclass
@@ -205,11 +101,11 @@ def gather(
         # registered after the module's hooks, and called after them
         place.module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         for unit, sums in watched
-        if sums.at_inputs
         for place in unit.places
+        if sums_of(sums, place.module).at_inputs
     ]
     handles += [
-        place.module.register_forward_hook(watch.hook(sums, unit.convolution), with_kwargs=True)
+        place.module.register_forward_hook(watch.hook(sums_of(sums, place.module), unit.convolution), with_kwargs=True)
         for unit, sums in watched
         for place in unit.places
     ]
@@ -340,19 +236,6 @@ class _Watch:
         self._calls.clear()
         self._anchors.clear()
         self._entered.clear()
-
-
-def empty_moments(unit: Unit) -> Moments:
-    """Make moments without rows."""
-    device, d_in = unit.weight.device, unit.in_features
-    counts = None
-    if is_embedding(unit.places[0].module):
-        counts, d_in = torch.zeros(d_in, dtype=torch.int64, device=device), unit.out_features
-    return Moments(
-        torch.zeros(d_in, d_in, dtype=torch.float64, device=device),
-        torch.zeros(d_in, dtype=torch.float64, device=device),
-        counts=counts,
-    )
 
 
 def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Unit, bias_of, sketched_from
+from panther.convert.moments import Moments
 from panther.counting import multiply_adds_per_row
 from panther.linalg.whitening import Spectrum, damped, whitened_svd
 

@@ -38,14 +38,19 @@ def reason_of_convolution(conv: Convolution) -> str | None:
 def reason_not_factored(conv: Convolution) -> str | None:
     """Why a convolution gets no low rank, or None; its weight can still be stored in fewer bits."""
     if conv.groups > 1 and conv.groups == conv.in_channels:
-        return "depthwise: each channel has its own kernel, and there is no rank across channels to cut"
+        return (
+            "depthwise: each channel has its own kernel, and there is no rank across channels to cut; "
+            "compress and quantize_ store it in fewer bits"
+        )
     dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     if conv.groups > 1:
         channels = conv.in_channels // conv.groups
         return (
             f"grouped: each of its {conv.groups} groups is a small convolution of {channels} channels; "
-            f"{dense.__name__.replace('Conv', 'SKConv')}.from_conv converts one by hand"
+            f"{dense.__name__.replace('Conv', 'SKConv')}.from_conv converts one by hand, and "
+            "compress and quantize_ store it in fewer bits"
         )
+    dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     entries = patch_entries(conv)
     if entries > WIDEST_PATCH:
         return (

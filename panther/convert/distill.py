@@ -346,7 +346,7 @@ def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
         elif isinstance(module, LowRankTable):
-            found |= {id(factor): factor for factor in (module.A, module.B)}
+            found |= {id(parameter): parameter for parameter in module.parameters()}
     if not found or train == "sketched":
         return list(found.values())
     tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}

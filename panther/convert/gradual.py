@@ -22,6 +22,7 @@ from panther.convert.report import ConversionReport
 from panther.convert.restore import restore_state_
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
+from panther.nn.head import LowRankHead
 from panther.nn.sketched_conv import SketchedConv
 from panther.runs import checkpoint, processes
 from panther.runs.precision import Precision
@@ -256,6 +257,7 @@ def of_first(student: nn.Module, report: ConversionReport, model: nn.Module) -> 
 def densify_(student: nn.Module, original: nn.Module) -> None:
     """Replace each sketched layer that the original does not have by a dense one with the same function."""
     made: dict[int, nn.Module] = {}
+    weights: dict[int, nn.Parameter] = {}
     own = {name for name, module in original.named_modules(remove_duplicate=False) if _is_sketched(module)}
     for name, module in list(student.named_modules(remove_duplicate=False)):
         if name in own:
@@ -265,15 +267,20 @@ def densify_(student: nn.Module, original: nn.Module) -> None:
         elif isinstance(module, SketchedConv):
             dense = made.setdefault(id(module), module.to_conv())
         elif isinstance(module, LowRankTable):
-            dense = made.setdefault(id(module), _as_in(original, name, module))
+            dense = made.setdefault(id(module), _as_in(original, name, module, weights))
         else:
             continue
         student.set_submodule(name, dense)
 
 
-def _as_in(original: nn.Module, name: str, table: LowRankTable) -> nn.Module:
+def _as_in(original: nn.Module, name: str, table: LowRankTable, weights: dict[int, nn.Parameter]) -> nn.Module:
+    """The dense module, its weight one with that of others on the same factors, by the id of A."""
     dense = copy.deepcopy(original.get_submodule(name))
-    dense.weight = nn.Parameter(table.weight.detach().contiguous())
+    if id(table.A) not in weights:
+        weights[id(table.A)] = nn.Parameter(table.weight.detach().contiguous())
+    dense.weight = weights[id(table.A)]
+    if isinstance(table, LowRankHead):
+        dense.register_parameter("bias", table.bias)
     return dense
 
 

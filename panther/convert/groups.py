@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from panther.convert import plan
-from panther.convert.calibration import Moments, Sums, empty_moments, gather
+from panther.convert.calibration import gather
 from panther.convert.candidates import Candidate
 from panther.convert.experts import pool_moments
 from panther.convert.forward import Forward
 from panther.convert.layers import Unit
 from panther.convert.memory import allowed
+from panther.convert.moments import Moments, Sums, empty_moments
 from panther.convert.spill import Keeper
 from panther.convert.statistics import InputPool
 from panther.convert.survey import bytes_on, fits, sizes_of, split, survey

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from panther.convert.attention import is_plain_attention, within_transformers
-from panther.convert.experts import opened_experts
+from panther.convert.experts import gated_weights, opened_experts
 from panther.convert.layers import Place
 from panther.convert.recurrent import is_plain_recurrent
 from panther.convert.swap import Swap
 from panther.nn.attention import ProjectedAttention
-from panther.nn.experts import LISTS, OpenedExperts
+from panther.nn.experts import EVERY_LIST, OpenedExperts
 from panther.nn.recurrent import ProjectedRNN
 
 Opened = ProjectedAttention | OpenedExperts | ProjectedRNN
@@ -44,9 +44,8 @@ def opened(model: nn.Module, *, recurrent: bool = False) -> list[Replacement]:
         if not name:
             continue
         if id(module) not in found:
-            shares = any(
-                holders[id(parameter)] > 1 for parameter in module._parameters.values() if parameter is not None
-            )
+            held = (*module._parameters.values(), *gated_weights(module))
+            shares = any(holders[id(parameter)] > 1 for parameter in held if parameter is not None)
             made = None if shares else _opened(module, foreign, recurrent=recurrent)
             found[id(module)] = None if made is None else (Place(module, []), made)
         known = found[id(module)]
@@ -132,7 +131,7 @@ def open_named(model: nn.Module, names: Iterable[str]) -> None:
 def _layers_of(module: nn.Module) -> list[str]:
     """The layers that only an opened module has."""
     if isinstance(module, OpenedExperts):
-        lists = [name for name in LISTS.values() if name in module._modules]
+        lists = [name for name in EVERY_LIST if name in module._modules]
         return [f"{name}.{index}" for name in lists for index in range(len(module.down))]
     return [f"input_l{layer}" for layer in range(module.num_layers)] if isinstance(module, ProjectedRNN) else ["q_proj"]
 

@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from panther.convert.allocate import RANK_STEP, Choice, allocate, possible_ranks, uniform
-from panther.convert.calibration import Moments, Sums
 from panther.convert.candidates import Candidate, weigh, weighed_spectrum
 from panther.convert.compact import take_apart
 from panther.convert.conv_candidates import CONV_RANK_STEP, ConvCandidate, conv_candidates, conv_ranks
-from panther.convert.embedding_candidates import EMBEDDING_RANK_STEP, embedding_candidate, embedding_ranks
+from panther.convert.embedding_candidates import EMBEDDING_RANK_STEP, embedding_ranks
 from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments, Sums
 from panther.convert.reach import blocking
 from panther.convert.report import ConvolutionReport, Cost, LayerReport
 from panther.convert.spill import Keeper
 from panther.convert.statistics import Statistics
+from panther.convert.tied import table_candidate
 
 
 def candidates(
@@ -54,7 +55,7 @@ def ways(unit: Unit, seen: Sums | None, zeros: str, keeper: Keeper | None = None
     """
     if not _pays(unit):
         unit.reason = f"too small: no rank that is a multiple of {_step(unit)} stores fewer parameters"
-    elif seen is not None and seen.calls == 0:
+    elif seen is not None and _uncalled(seen):
         unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
     elif seen is not None and seen.rows == 0:
         unit.reason = "no output depends on it in calibration, so that its error can't be weighed" + zeros
@@ -66,6 +67,11 @@ def ways(unit: Unit, seen: Sums | None, zeros: str, keeper: Keeper | None = None
     else:
         raise TypeError(f"{type(seen).__name__} is not the statistics of a layer")
     return []
+
+
+def _uncalled(seen: Sums) -> bool:
+    head = seen.head if isinstance(seen, Moments) else None
+    return seen.calls == 0 or (head is not None and head.calls == 0)
 
 
 def _pays(unit: Unit) -> bool:
@@ -84,7 +90,7 @@ def _step(unit: Unit) -> int:
 def _candidates(unit: Unit, moments: Moments | None) -> Sequence[Candidate]:
     """The candidates of a unit."""
     if is_embedding(unit.places[0].module):
-        return [embedding_candidate(unit, moments)]
+        return [table_candidate(unit, moments)]
     weighing = None if moments is None else weigh(unit, moments)
     if unit.convolution is not None:
         return conv_candidates(unit, weighing)
@@ -227,7 +233,7 @@ def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> L
     biases = unit.dense_parameters - unit.weights
     d_in, d_out = unit.in_features, unit.out_features
     embedding = is_embedding(unit.places[0].module)
-    multiply_adds = 0 if embedding else d_in * d_out
+    multiply_adds = d_in * d_out * (len(unit.heads) if embedding else 1)
     before = Cost(unit.dense_parameters, 0, unit.dense_parameters * size, multiply_adds)
     weight_error, data_error, after, convolution = 0.0, None, before, None
     conv = unit.convolution

@@ -11,7 +11,7 @@ from panther.convert.embeddings import Kinds, is_embedding
 from panther.convert.layers import Unit, is_conv1d
 from panther.convert.report import Unreached
 from panther.nn.embedding import LowRankTable
-from panther.nn.quantized import Int8Embedding, Int8Kernel, Int8Linear
+from panther.nn.quantized import Int4Kernel, Int8Embedding, Int8Kernel, Int8Linear
 from panther.nn.recurrent import ProjectedRNN
 
 _UNSKETCHED_CONVOLUTION = "a transposed or three-dimensional convolution, which has no sketched form"
@@ -73,6 +73,8 @@ def quantized_kind(module: nn.Module) -> str | None:
     """Storage type of a weight that `panther.quantize_` or torch.ao has quantized; None for others."""
     if isinstance(module, Int8Linear | Int8Embedding | Int8Kernel):
         return "int8"
+    if isinstance(module, Int4Kernel):
+        return "int4"
     package = type(module).__module__
     if package.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and hasattr(module, "weight"):
         weight = module.weight() if callable(module.weight) else module.weight

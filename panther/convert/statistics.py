@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from panther.convert.calibration import check_finite
 from panther.convert.layers import Unit
+from panther.convert.moments import check_finite
 from panther.linalg.gram import add_gram_, mirror_, times
 
 # the second moments of a side are left out if it is this many times as wide as the other

@@ -46,8 +46,8 @@ def sizes_of(unit: Unit, probes: int) -> Sizes:
     d_in, d_out = unit.in_features, unit.out_features
     small = min(d_in, d_out)
     if is_embedding(unit.places[0].module):
-        # a count per row, and second moments of the outputs
-        moments = _DOUBLE * (d_in + 2 * d_out**2)
+        # a count for each row, and moments of what is put out, and of what heads take
+        moments = _DOUBLE * (d_in + (4 if unit.heads else 2) * d_out**2)
         return Sizes(0, moments, 3 * moments, _DOUBLE * d_out**2)
     if unit.takes_moments:
         # keeps its covariances, damped and undamped, for the option that cuts the input channels

@@ -193,7 +193,8 @@ class QuantizedLayer:
         scheme: "int8-static": weights with a scale an output channel, activations with one constant scale a tensor;
             "int4-blocks", "int8-blocks": a scale and a zero point for each block of a row;
             "int8-rows": an embedding with a scale a row;
-            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded.
+            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded;
+            "int4-stored": the same with a scale for each block of an output channel.
         smoothed: whether outliers of its input were moved into the weight.
         weight_bytes: of the weight, its scales and zero points, and the smoothing.
         block_size: entries in a block, where there are blocks.
@@ -255,8 +256,10 @@ class Embedding:
 
     Attributes:
         mode: "lookup", or "sum" or "mean" of a bag.
-        multiply_adds_per_row: of a row that is looked up, or of a bag; a dense table has none.
+        multiply_adds_per_row: of a row that is looked up, or of a bag, where a dense table has none; and of a row in
+            each head.
         uses: names of the modules that share its factors, where there are several.
+        heads: names of the linear layers among them.
     """
 
     name: str
@@ -267,6 +270,7 @@ class Embedding:
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
     uses: tuple[str, ...] | None = None
+    heads: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from panther.export.publish.triton import config
 from panther.export.report import ExportReport
 from panther.export.verify import guard
 from panther.export.verify.check import check_against_torch, check_inputs
-from panther.nn.quantized import Int8Conv, Int8Linear
+from panther.nn.quantized import Int8Linear, StoredConv
 
 Examples = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -199,7 +199,7 @@ def plan(prepared: Prepared, options: ExportOptions) -> Planned:
     # unpacked when the file is loaded
     itemsize = np.dtype(options.dtype).itemsize
     other_bytes += sum(
-        layer.stored_entries * itemsize for layer in graph.convolutions.values() if isinstance(layer, Int8Conv)
+        layer.stored_entries * itemsize for layer in graph.convolutions.values() if isinstance(layer, StoredConv)
     )
     decisions = choose(
         sites,

@@ -5,7 +5,7 @@ See docs/decisions/0078-embeddings-of-low-rank.md.
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,11 @@ from panther.counting import ParameterCount
 from panther.linalg.projection import Projection, closest_rows
 from panther.nn.checks import check_sizes
 
-Table = TypeVar("Table", bound="LowRankTable")
 MAX_REASON = "the largest entries of rows are not those of their factors"
 
 
 class LowRankTable(nn.Module):
-    """The common base of `LowRankEmbedding` and `LowRankEmbeddingBag`: a table of rows A[v] @ B."""
+    """The common base of `LowRankEmbedding`, `LowRankEmbeddingBag` and `LowRankHead`: a table of rows A[v] @ B."""
 
     A: nn.Parameter
     B: nn.Parameter
@@ -85,6 +84,14 @@ class LowRankTable(nn.Module):
     def tie_to(self, other: LowRankTable) -> None:
         """Share the factors of another table; both are trained as one."""
         self.A, self.B = other.A, other.B
+
+    def placed_like(self, weight: Tensor, device: torch.device | str | None) -> Self:
+        """The layer without values on a device, that of a weight when None; it learns where the weight does."""
+        place = weight.device if device is None else torch.device(device)
+        made = self if place.type == "meta" else self.to_empty(device=place)
+        for factor in (made.A, made.B):
+            factor.requires_grad_(weight.requires_grad)
+        return made
 
     def extra_repr(self) -> str:
         """The sizes."""
@@ -175,7 +182,7 @@ class LowRankEmbedding(LowRankTable):
             device="meta",
             dtype=layer.weight.dtype,
         )
-        return _placed(made, layer.weight, device).train(layer.training)
+        return made.placed_like(layer.weight, device).train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as torch names it
         """Look up rows: indices of any shape (…) → (…, embedding_dim)."""
@@ -266,7 +273,7 @@ class LowRankEmbeddingBag(LowRankTable):
             device="meta",
             dtype=layer.weight.dtype,
         )
-        return _placed(made, layer.weight, device).train(layer.training)
+        return made.placed_like(layer.weight, device).train(layer.training)
 
     def forward(
         self,
@@ -318,12 +325,3 @@ def _checked_padding(padding_idx: int | None, num_embeddings: int) -> int | None
             f"padding_idx ({padding_idx}) must be from {-num_embeddings} to {num_embeddings - 1} (num_embeddings - 1)"
         )
     return padding_idx % num_embeddings
-
-
-def _placed(made: Table, weight: Tensor, device: torch.device | str | None) -> Table:
-    place = weight.device if device is None else torch.device(device)
-    if place.type != "meta":
-        made = made.to_empty(device=place)
-    for factor in (made.A, made.B):
-        factor.requires_grad_(weight.requires_grad)
-    return made

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Place, Unit, bias_of
+from panther.convert.moments import Moments
 from panther.linalg.whitening import damped
 from panther.nn.hooks import take_hooks
 from panther.nn.quantized import Int8Linear

@@ -198,6 +198,10 @@ def _axis(value: Value) -> int | None:
     return value.batch.axis if isinstance(value, Tensor) and value.batch is not None else None
 
 
+def _is_ragged(value: Value) -> bool:
+    return isinstance(value, Tensor) and not (value.padding is None and value.picked is None)
+
+
 def _failure(scope: Scope, name: str, value: Value) -> Failure | None:
     """The reason why an output does not have one row per input row, or None."""
     if isinstance(value, Failure):
@@ -211,6 +215,8 @@ def _failure(scope: Scope, name: str, value: Value) -> Failure | None:
         reason = f"returns the number of rows as the output {name!r}"
     elif value.places is not None:
         reason = f"computes the output {name!r} by the position of each row in the batch"
+    elif value.picked is not None:
+        reason = f"computes an output {name!r} whose number of elements depends on the data of the rows"
     elif value.padding is not None:
         reason = f"pads the output {name!r} to the longest row"
     elif value.batch is not None and is_known(value.batch.outer) and is_known(value.batch.inner):
@@ -219,4 +225,4 @@ def _failure(scope: Scope, name: str, value: Value) -> Failure | None:
         verdict, reason = "unknown", f"may return several rows in the output {name!r} for each row of the inputs"
     maker = scope.makers.get(name)
     node, op_type = ("", "") if maker is None else (maker.name or name, maker.op_type)
-    return Failure(verdict, node, op_type, reason, isinstance(value, Tensor) and value.padding is not None)
+    return Failure(verdict, node, op_type, reason, _is_ragged(value))

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.runtime.independence.decisions import Finding, mixes, unproven
 from app.runtime.independence.graph import MAX_ELEMENTS, Array
-from app.runtime.independence.sizes import Algebra, Element, Number, counts
+from app.runtime.independence.sizes import Algebra, Element, Number, Size, counts
 
 _MAX_RANK = 64
 Shape = tuple[Number, ...]
@@ -55,6 +55,19 @@ class Places:
         return self.stride == 1 and not self.offset
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Items of the batch axis that a condition over them chose, see ``picked``.
+
+    Attributes:
+        choice: a symbol of the condition.
+        index: whether the elements are the places of the items along the axis.
+    """
+
+    choice: Size
+    index: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
     """A tensor in a run with any number of rows.
@@ -67,6 +80,7 @@ class Tensor:
         places: How the elements are computed from the index of the row, if they are.
         is_index: Whether the elements are known to be non-negative.
         padding: The string that pads rows to the longest one after a tokenizer; else None.
+        picked: The choice, if the batch axis holds only items chosen by the data; else None.
     """
 
     shape: Shape | None
@@ -76,6 +90,7 @@ class Tensor:
     places: "Places | None" = None
     padding: str | None = None
     is_index: bool = False
+    picked: Picked | None = None
 
     @property
     def rank(self) -> int:
@@ -104,8 +119,9 @@ class Tensor:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an axis holds only the rows, and the elements are neither positions nor padding."""
-        return self.batch is not None and self.batch.is_plain and self.places is None and self.padding is None
+        """Whether an axis holds all rows and only rows, and the elements are neither positions nor padding."""
+        whole = self.places is None and self.padding is None and self.picked is None
+        return self.batch is not None and self.batch.is_plain and whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)

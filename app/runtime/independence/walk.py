@@ -6,6 +6,8 @@ from app.runtime.independence import evaluate, operators
 from app.runtime.independence.call import RULES, Call, Registered, failure_of, unplain
 from app.runtime.independence.decisions import Decision, Finding
 from app.runtime.independence.graph import Attribute, Function, Graph, ModelFile, Node
+from app.runtime.independence.picked import any_picked, left_body
+from app.runtime.independence.picked import outputs as outputs_of_picked
 from app.runtime.independence.sizes import Algebra
 from app.runtime.independence.values import SHARED, Failure, Listed, Maps, Tensor, Value, elements_of
 
@@ -136,7 +138,7 @@ class Scope:
         scope.values.update(zip(names, inputs, strict=False))
         scope.constants(graph)
         scope.walk(graph.nodes)
-        return [scope.result(output.name) for output in graph.outputs]
+        return [left_body(scope.result(output.name)) for output in graph.outputs]
 
     def result(self, name: str) -> Value:
         """A value that must exist."""
@@ -187,13 +189,14 @@ class Scope:
 def _outputs(call: Call, rule: Registered) -> list[Value]:
     node = call.node
     try:
-        found = evaluate.outputs(call)
+        picked = any_picked(call.inputs)
+        found = None if picked else evaluate.outputs(call)
         if found is not None:
             return [*found]
         refused = unplain(call, rule)
         if refused:
             return [_failed(node, "mixed", refused)] * len(node.outputs)
-        result = rule.rule(call)
+        result = outputs_of_picked(call, rule) if picked else rule.rule(call)
         values = [*result] if isinstance(result, Sequence) else [result]
         if len(values) < len(node.outputs):
             values += [_failed(node, "unknown", "has unknown outputs")] * (len(node.outputs) - len(values))

@@ -23,12 +23,12 @@ from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN, layers_of
 from panther.nn import functional
 from panther.nn.hooks import computes_weights, take_hooks
-from panther.nn.quantized import Int8Conv
+from panther.nn.quantized import StoredConv
 from panther.nn.sketched_conv import SketchedConv, own_padding, padded
 
 CONV_OP = "SketchedConv"
-ExportedConv = SketchedConv | Int8Conv
-# onnxruntime's fused forms of Conv: with an activation, or over blocks of channels
+ExportedConv = SketchedConv | StoredConv
+# what onnxruntime makes of a Conv: with an activation, or over blocks of channels
 _CONV_OPS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 
 
@@ -74,7 +74,7 @@ class ConvPlaceholder(nn.Module):
 
 def conv_layers(model: nn.Module) -> dict[str, ExportedConv]:
     """The sketched convolutions of a model and those in 8 bits by their dotted name, as `layers_of`."""
-    return {**layers_of(model, SketchedConv), **layers_of(model, Int8Conv)}
+    return {**layers_of(model, SketchedConv), **layers_of(model, StoredConv)}
 
 
 def output_sizes(layer: ExportedConv, sizes: Sequence[int]) -> list[int]:
@@ -111,7 +111,7 @@ def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold
     if dense:
         factors = composed(layer) if fold and isinstance(layer, SketchedConv) and dtype is np.float32 else None
         return [[Step("W", _array(layer.dense_weight(), dtype) if factors is None else factors, strided=True)]]
-    if isinstance(layer, Int8Conv):
+    if isinstance(layer, StoredConv):
         kernels = [(Stored(kernel, np.dtype(dtype)), whole) for kernel, whole in layer.kernels]
         return [[Step(f"W{i}", kernel, strided=whole) for i, (kernel, whole) in enumerate(kernels)]]
     S1s, U1s, U2s, S2s = layer.all_terms()
@@ -133,7 +133,7 @@ def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold
 
 def weights(layer: ExportedConv, *, dense: bool) -> int:
     """Entries of the weights that a plan convolves by."""
-    if isinstance(layer, Int8Conv):
+    if isinstance(layer, StoredConv):
         return layer.dense_entries if dense else layer.stored_entries
     count = layer.parameter_count()
     bias = 0 if layer.bias is None else layer.out_channels

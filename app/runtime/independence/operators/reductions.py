@@ -3,8 +3,9 @@
 from app.runtime.independence.call import Call, Result, listed, operator
 from app.runtime.independence.decisions import mixes, unproven
 from app.runtime.independence.operators.shapes import numbers
+from app.runtime.independence.picked import ragged
 from app.runtime.independence.sizes import Number, counts
-from app.runtime.independence.values import Batch, Tensor
+from app.runtime.independence.values import Batch, Picked, Tensor
 
 
 def reduced(call: Call, tensor: Tensor, axes: list[int] | None, *, keep: bool) -> Tensor:
@@ -148,9 +149,12 @@ def compress(call: Call) -> Result:
 @operator("Unique", domain="com.microsoft")
 def selected(call: Call) -> Result:
     """A data-dependent number of elements."""
-    if not call.all_shared():
-        raise mixes("returns a number of elements that depends on the data of the rows", ragged=True)
     tensor = call.data(0)
+    if not call.all_shared():
+        if call.node.op_type != "NonZero" or tensor.rank != 1 or tensor.batch is None:
+            raise ragged()
+        places = call.make([1, *tensor.sizes], tensor.batch.on(1))
+        return Tensor(places.shape, places.batch, picked=Picked(call.algebra.fresh(), index=True))
     size = call.algebra.fresh()
     if call.node.op_type == "NonZero":
         return call.make([max(tensor.rank, 1), size])

@@ -212,7 +212,7 @@ def test_shared_modules_and_tied_weights_stay_one():
         assert compressed.report.output_error <= 0.9
 
 
-def test_an_embedding_that_is_also_the_head_stays():
+def test_an_embedding_that_is_also_the_head_becomes_low_rank_with_it_or_stays():
     torch.manual_seed(0)
 
     class Tied(nn.Module):
@@ -220,17 +220,31 @@ def test_an_embedding_that_is_also_the_head_stays():
             super().__init__()
             self.table, self.layer, self.head = nn.Embedding(400, 64), nn.Linear(64, 64), nn.Linear(64, 400, bias=False)
             self.head.weight = self.table.weight
+            with torch.no_grad():
+                U, S, Vh = torch.linalg.svd(self.table.weight, full_matrices=False)
+                self.table.weight.copy_(U * (S * torch.arange(1, 65) ** -1.0) @ Vh)
 
         def forward(self, tokens):
             return self.head(torch.tanh(self.layer(self.table(tokens))))
 
-    model = Tied().eval()
-    compressed = shrink(model, calibration=torch.randint(0, 400, (64, 4)), max_error=0.2)
-    reasons = {layer.name: layer.reason for layer in compressed.report.layers if layer.kind == "float"}
-    assert "also that of" in reasons["table"]
-    assert "also that of" in reasons["head"]
-    assert compressed.model.head.weight is compressed.model.table.weight
-    assert type(compressed.model.layer) is not nn.Linear
+    model, tokens = Tied().eval(), torch.randint(0, 400, (64, 4))
+    size = stored(model)
+    compressed = shrink(model, calibration=tokens, max_bytes=int(0.5 * size), kinds=["int8", "low_rank"])
+    assert compressed.model.head.A is compressed.model.table.A
+    assert stored(compressed.model) == compressed.report.bytes_after <= 0.5 * size
+    assert compressed.report.output_error < 0.2
+    (layer,) = (layer for layer in compressed.report.layers if layer.layer == "embedding")
+    assert (layer.name, layer.kind, layer.multiply_adds_before) == ("table", "low_rank", 400 * 64)
+    assert layer.multiply_adds_after == layer.rank * (64 + 464)
+
+    dense = shrink(model, calibration=tokens, max_error=0.2, kinds=["int8"])
+    reasons = {layer.name: layer.reason for layer in dense.report.layers if layer.kind == "float"}
+    assert "also that of another module; low_rank alone keeps them on one weight" in reasons["table"]
+    assert dense.model.head.weight is dense.model.table.weight
+    assert type(dense.model.layer) is not nn.Linear
+    apart = shrink(model, calibration=tokens, max_error=0.2, skip=["head"])
+    reasons = {layer.name: layer.reason for layer in apart.report.layers if layer.kind == "float"}
+    assert "its weight is also that of" in reasons["table"]
 
 
 def test_what_is_converted_already_stays_and_says_so(model, tokens):

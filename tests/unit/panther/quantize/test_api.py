@@ -262,7 +262,7 @@ def test_a_model_that_is_the_layer_itself_is_refused(tokens):
 
 
 def test_a_model_without_such_layers_is_refused():
-    with pytest.raises(pr.ConversionError, match="no linear layer and no embedding"):
+    with pytest.raises(pr.ConversionError, match="no linear layer, convolution or embedding"):
         pr.quantize_(nn.Sequential(nn.ReLU()), calibration=torch.randn(4, 4))
 
 
@@ -309,5 +309,5 @@ def test_without_derivatives_errors_are_those_of_the_layers():
 
 def test_a_quantized_model_has_nothing_left_to_quantize(model, tokens):
     pr.quantize_(model, calibration=tokens)
-    with pytest.raises(pr.ConversionError, match="no linear layer and no embedding to quantize"):
+    with pytest.raises(pr.ConversionError, match="no linear layer, convolution or embedding to quantize"):
         pr.quantize_(model, calibration=tokens)
