@@ -65,6 +65,7 @@ class Device:
         cuda: how CUDA is used, where it can be had.
         runtime, streams: to run on CUDA from own buffers; None where ``runtime_problem`` says why not.
         bodies: what long request bodies are received into; None where there is no memory for it.
+        count: devices of CUDA that the process sees; None where that is not known.
     """
 
     requested: str
@@ -75,6 +76,7 @@ class Device:
     streams: Streams | None = field(default=None, compare=False)
     runtime_problem: str | None = field(default=None, compare=False)
     bodies: Bodies | None = field(default=None, compare=False)
+    count: int | None = field(default=None, compare=False)
 
     def gpu(self) -> Gpu | None:
         """The device as CUDA reports it now; None without one, or where it does not answer."""
@@ -84,6 +86,15 @@ class Device:
             return self.runtime.gpu(self.cuda.device_id)
         except CudaError:
             return None
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether sessions are opened on CUDA."""
+        return CUDA in self.providers
+
+    def on_cuda(self, device_id: int) -> "Device":
+        """A copy for another device of CUDA, without the CPU in its place."""
+        return replace(self, requested="cuda", cuda=replace(self.cuda, device_id=device_id))
 
     def without_tf32(self) -> "Device":
         """A copy that computes float32 without TF32."""
@@ -158,7 +169,7 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
     bodies = None
     with contextlib.suppress(CudaError):
         bodies = Bodies(runtime, chosen.device_id)
-    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies)
+    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies, count=count)
 
 
 def open_session(

@@ -27,11 +27,14 @@ class HostRuntime:
         self.recording = None
         self.streams = 0
         self.lost = None
+        self.several = False
+        self.devices = []
         self.copies = []
         self.bodies = None
 
     def set_device(self, device_id):
-        pass
+        self.several = self.several or device_id > 0
+        self.devices.append(device_id)
 
     def make_stream(self):
         self.streams += 1

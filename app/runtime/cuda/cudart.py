@@ -77,11 +77,13 @@ class CudaRuntime:
 
     Attributes:
         lost: why CUDA is unusable in this process, or None while it is not known to be.
+        several: whether another device than the first was used, so that a thread's current device may be any.
     """
 
     def __init__(self, waiting: Any, quick: Any) -> None:
         """Take the library twice: ``waiting`` releases Python's lock around a call, ``quick`` keeps it."""
         self.lost: str | None = None
+        self.several = False
         self._waiting = waiting
         self._quick = quick
         waiting.cudaGetErrorString.restype = ctypes.c_char_p
@@ -119,6 +121,8 @@ class CudaRuntime:
 
     def set_device(self, device_id: int) -> None:
         """Make a device that of the calling thread."""
+        if device_id:
+            self.several = True
         self._check(self._quick.cudaSetDevice(device_id), "cudaSetDevice")
 
     def gpu(self, device_id: int) -> Gpu:
