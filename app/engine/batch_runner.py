@@ -50,12 +50,15 @@ class BatchRunner:
         model: the model to run.
         max_rows: most rows in one run; a request with more is run in pieces.
         instance: which of the model's runs them; None for its first.
+
+    Attributes:
+        instance: what runs the batches.
     """
 
     def __init__(self, model: OnnxModel, max_rows: int, instance: ModelInstance | None = None) -> None:
         self._model = model
         self._max_rows = max_rows
-        self._instance = instance or model
+        self.instance: OnnxModel | ModelInstance = instance or model
 
     def run(
         self, batch: list[QueueEntry], options: ort.RunOptions | None = None, meanwhile: Meanwhile | None = None
@@ -96,9 +99,9 @@ class BatchRunner:
         if rows > self._max_rows and batching.batched:
             run = self._run_in_pieces(feeds, names, rows, options)
         elif meanwhile is None:
-            run = self._instance.run(feeds, names, options)
+            run = self.instance.run(feeds, names, options)
         else:
-            run = self._instance.run(feeds, names, options, meanwhile)
+            run = self.instance.run(feeds, names, options, meanwhile)
         run_ns = time.perf_counter_ns() - ready_ns - run.meanwhile_ns
         mismatched = False
         axes = batching.cut(names) if batching.batched else None
@@ -145,7 +148,7 @@ class BatchRunner:
     def _concatenated(self, batch: list[QueueEntry], batching: Batching) -> Mapping[str, Parts]:
         """The rows of several requests, or the tensors one by one where the model's runner gathers them."""
         first = batch[0].request.feeds
-        if self._instance.gathers:
+        if self.instance.gathers:
             return {name: [entry.request.feeds[name] for entry in batch] for name in first}
         if batching.rows_first:
             return {name: np.concatenate([entry.request.feeds[name] for entry in batch]) for name in first}
@@ -174,13 +177,13 @@ class BatchRunner:
                 )
                 for name, array in feeds.items()
             }
-            runs.append(self._instance.run(piece, output_names, options))
+            runs.append(self.instance.run(piece, output_names, options))
             sizes.append(until - at)
         if any(
             _row_mismatch(output_names, run.arrays, axes, size) for run, size in zip(runs, sizes, strict=True)
         ) or not all(map(_joinable, zip(*[run.arrays for run in runs], strict=True), axes)):
             # The shape of an output depends on what is in the rows: only all together have one.
-            return self._instance.run(feeds, output_names, options)
+            return self.instance.run(feeds, output_names, options)
         outputs = zip(zip(*[run.arrays for run in runs], strict=True), axes, strict=True)
         return RunResult(
             [parts[0] if axis is None else np.concatenate(parts, axis) for parts, axis in outputs],

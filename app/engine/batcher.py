@@ -310,7 +310,7 @@ class Batcher:
         self._alone = not self._alone and len(batch) == 1 and not self._queue and not delayed
         outcome = self._runner.run(batch, None, None if self._deferred is None else self._answer_deferred)
         self._answer_deferred()
-        if self.model.gathers and self._queue and not delayed:
+        if self._runner.instance.gathers and self._queue and not delayed:
             self._deferred = batch, outcome
         else:
             self._answer(batch, outcome)
