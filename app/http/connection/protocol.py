@@ -35,6 +35,7 @@ from uvicorn.server import ServerState
 
 from app.config.limits import Waiting
 from app.engine.codec import HeaderList
+from app.engine.codec.content import Content, LongContent
 from app.errors import ModelUnavailableError, error_body
 from app.http.connection.asgi_bridge import AsgiBridge, AsgiRequest
 from app.http.connection.body_reader import RECEIVED, RECEIVED_VIEW
@@ -232,13 +233,17 @@ class Connection(asyncio.BufferedProtocol):
         self._new_headers = b""
         self._path.end_body()
 
-    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
+    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: Content) -> None:
         """Send the answer of a request on the fast path."""
         if self.transport.is_closing():
             return
         if self._draining():
             request.keep_alive = False
-        self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
+        rendered = self._render(status, headers, content, keep_alive=request.keep_alive)
+        if isinstance(content, LongContent):
+            self.transport.writelines((rendered, *content.tensors))
+        else:
+            self.transport.write(rendered)
         if request.began_s:
             path = request.target.path.encode("latin-1")
             request_id = dict(headers).get(b"x-request-id", b"")
@@ -304,7 +309,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.write(response)
         self.transport.close()
 
-    def _render(self, status: int, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
+    def _render(self, status: int, headers: HeaderList, content: Content, *, keep_alive: bool) -> bytes:
         default_lines = self._context.default_headers.lines(self._server_state.default_headers)
         return render(status, default_lines, headers, content, keep_alive=keep_alive)
 

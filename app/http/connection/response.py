@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from app.engine.codec import HeaderList
+from app.engine.codec.content import Content
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -22,8 +23,8 @@ class DefaultHeaders:
         return self._lines
 
 
-def render(status: int, default_lines: bytes, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
-    """A whole response.
+def render(status: int, default_lines: bytes, headers: HeaderList, content: Content, *, keep_alive: bool) -> bytes:
+    """A whole response, up to the tensors of a long one.
 
     Args:
         status: HTTP status code.
@@ -36,5 +37,5 @@ def render(status: int, default_lines: bytes, headers: HeaderList, content: byte
     for name, value in headers:
         parts += (name, b": ", value, b"\r\n")
     end = b"\r\n\r\n" if keep_alive else b"\r\nconnection: close\r\n\r\n"
-    parts += (b"content-length: %d" % len(content), end, content)
+    parts += (b"content-length: %d" % len(content), end, content if isinstance(content, bytes) else content.head)
     return b"".join(parts)
