@@ -29,6 +29,8 @@ from app.telemetry.statistics import Statistics
 log = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 60
+_LARGE_BYTES = 1 << 20
+"""A batch from here on goes to a thread: copying its tensors would keep the loop from receiving others meanwhile."""
 
 
 class State(enum.Enum):
@@ -46,10 +48,10 @@ _IDLE, _DELAYED, _SCHEDULED, _RUNNING = State  # a member is slow to look up on 
 class Batcher:
     """Runs the inference requests of one model, several in one run where the model allows it.
 
-    A run that is expected to be short happens in the event loop itself: handing it to a thread would cost more than
-    it takes. A longer one goes to the one thread that the model owns; what arrives meanwhile is the next batch.
-    While requests come one by one, each runs as it comes. Where the model runs on a device and other requests are
-    queued, the answers of a batch are deferred, and written while the next batch runs.
+    A run that is expected to be short, of tensors that are not large, happens in the event loop itself: handing it to
+    a thread would cost more than it takes. Another one goes to the one thread that the model owns; what arrives
+    meanwhile is the next batch. While requests come one by one, each runs as it comes. Where the model runs on a
+    device and other requests are queued, the answers of a batch are deferred, and written while the next batch runs.
 
     A turn takes a batch from the queue and runs it. Everything but the run itself happens in the event loop:
 
@@ -291,8 +293,10 @@ class Batcher:
             for entry in self._queue.late(time.perf_counter_ns()):
                 self._expire(entry)
         if self._queue:
+            queued_bytes = self._queue.nbytes
             batch, rows = self._queue.take(self.options.max_rows if self.together else 1)
-            if self.cost.expected_ns(rows) > self.options.inline_ns:
+            large = queued_bytes - self._queue.nbytes >= _LARGE_BYTES
+            if large or self.cost.expected_ns(rows) > self.options.inline_ns:
                 self._run_on_thread(batch)
                 return
             self._run_inline(batch)

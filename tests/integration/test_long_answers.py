@@ -16,19 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 WIDTH = 4096
 
 
-@pytest.fixture
-def adding(serve):
-    """A server of y = x + 1."""
+@pytest.fixture(params=[0, 3], ids=["loop", "threads"])
+def adding(serve, request):
+    """A server of y = x + 1, whose long bodies are copied by the event loop or by threads."""
     model = onnx_model(
         [helper.make_node("Add", ["x", "one"], ["y"])],
         [("x", TensorProto.FLOAT, ["n", WIDTH])],
         [("y", TensorProto.FLOAT, ["n", WIDTH])],
         [numpy_helper.from_array(np.ones(1, np.float32), "one")],
     )
-    return serve(model)
+    return serve(model, body_threads=request.param)
 
 
-def request(x, *, binary=True, path="/v2/models/m/infer"):
+def asked(x, *, binary=True, path="/v2/models/m/infer"):
     item = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
     text = json.dumps({"inputs": [item], "parameters": {"binary_data_output": binary}}).encode()
     headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(text))}
@@ -36,7 +36,7 @@ def request(x, *, binary=True, path="/v2/models/m/infer"):
 
 
 def wired(x):
-    path, headers, body = request(x)
+    path, headers, body = asked(x)
     lines = [f"POST {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
@@ -74,7 +74,7 @@ def test_many_clients_get_their_own_rows(adding):
         x = of(seed, rows=1 + seed % 80)
         with httpx.Client(base_url=adding.base_url, timeout=60) as client:
             for _ in range(4):  # the same buffers again
-                path, headers, body = request(x)
+                path, headers, body = asked(x)
                 answer = client.post(path, content=body, headers=headers)
                 np.testing.assert_array_equal(read(answer.headers, answer.content), x + 1)
 
@@ -87,7 +87,7 @@ def test_a_client_that_reads_slowly_gets_all_of_it(adding):
         for seed in range(2):
             sock.sendall(wired(of(seed, 128)))
             for other in range(3):
-                path, headers, body = request(of(other))
+                path, headers, body = asked(of(other))
                 answer = adding.post(path, content=body, headers=headers)
                 np.testing.assert_array_equal(read(answer.headers, answer.content), of(other) + 1)
             np.testing.assert_array_equal(received(sock, 0.001), of(seed, 128) + 1)
@@ -113,19 +113,19 @@ def test_pipelined_requests_are_answered_in_order(adding):
 
 def test_long_answers_are_compressed_and_written_as_json_where_that_is_asked_for(adding):
     x = np.ones((64, WIDTH), np.float32)
-    path, headers, body = request(x)
+    path, headers, body = asked(x)
     answer = adding.post(path, content=body, headers={**headers, "accept-encoding": "gzip"})
     assert answer.headers["content-encoding"] == "gzip"
     assert len(gzip.compress(body, 1)) < len(body)
     np.testing.assert_array_equal(read(answer.headers, answer.content), x + 1)
-    path, headers, body = request(x, binary=False)
+    path, headers, body = asked(x, binary=False)
     (output,) = adding.post(path, content=body, headers=headers).json()["outputs"]
     np.testing.assert_array_equal(np.array(output["data"]).reshape(x.shape), x + 1)
 
 
 def test_a_request_in_chunks_takes_the_other_way_and_is_answered_alike(adding):
     x = of(1)
-    path, headers, body = request(x)
+    path, headers, body = asked(x)
     answer = adding.post(path, content=(body[at : at + 70_000] for at in range(0, len(body), 70_000)), headers=headers)
     np.testing.assert_array_equal(read(answer.headers, answer.content), x + 1)
 
@@ -138,7 +138,7 @@ def test_clients_that_leave_free_what_they_hold(adding, part):
         with raw_http.wire(adding) as sock:
             sock.sendall(data[:cut])
     for seed in range(4):
-        path, headers, body = request(of(seed))
+        path, headers, body = asked(of(seed))
         answer = adding.post(path, content=body, headers=headers)
         np.testing.assert_array_equal(read(answer.headers, answer.content), of(seed) + 1)
     with raw_http.wire(adding) as sock:

@@ -3,7 +3,6 @@
 from http import HTTPStatus
 
 from app.engine.codec import HeaderList
-from app.engine.codec.content import Content
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -23,8 +22,10 @@ class DefaultHeaders:
         return self._lines
 
 
-def render(status: int, default_lines: bytes, headers: HeaderList, content: Content, *, keep_alive: bool) -> bytes:
-    """A whole response, up to the tensors of a long one.
+def render(
+    status: int, default_lines: bytes, headers: HeaderList, content: bytes, *, keep_alive: bool, more: int = 0
+) -> bytes:
+    """A response as bytes.
 
     Args:
         status: HTTP status code.
@@ -32,10 +33,11 @@ def render(status: int, default_lines: bytes, headers: HeaderList, content: Cont
         headers: those of this response, without its length.
         content: the body.
         keep_alive: whether the connection stays open after it.
+        more: bytes of the body that follow.
     """
     parts = [_STATUS_LINES[status], default_lines]
     for name, value in headers:
         parts += (name, b": ", value, b"\r\n")
     end = b"\r\n\r\n" if keep_alive else b"\r\nconnection: close\r\n\r\n"
-    parts += (b"content-length: %d" % len(content), end, content if isinstance(content, bytes) else content.head)
+    parts += (b"content-length: %d" % (len(content) + more), end, content)
     return b"".join(parts)
