@@ -1,6 +1,5 @@
 """Which execution provider can be had, found out before a session is made and checked after."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -64,7 +63,7 @@ class Device:
     Attributes:
         cuda: how CUDA is used, where it can be had.
         runtime, streams: to run on CUDA from own buffers; None where ``runtime_problem`` says why not.
-        bodies: what long request bodies are received into; None where there is no memory for it.
+        bodies: what long request bodies are received into; None without CUDA.
         count: devices of CUDA that the process sees; None where that is not known.
     """
 
@@ -166,9 +165,7 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
         return Device(requested, (CPU,), str(error))
     if runtime is None:
         return Device(requested, (CUDA, CPU), None, chosen, runtime_problem=problem)
-    bodies = None
-    with contextlib.suppress(CudaError):
-        bodies = Bodies(runtime, chosen.device_id)
+    bodies = Bodies(runtime, chosen.device_id)
     return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies, count=count)
 
 

@@ -1,6 +1,7 @@
 """CUDA as far as that shows without one: a runtime that keeps its device memory in the host's."""
 
 import ctypes
+import time
 import weakref
 
 import onnxruntime as ort
@@ -103,6 +104,15 @@ class HostRuntime:
 
     def destroy(self, graph):
         del self.graphs[graph]
+
+
+def taken(bodies, length):
+    """A body in pinned memory, which a thread allocates after the first one that finds none."""
+    end = time.monotonic() + 60
+    while (body := bodies.take(length)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return body
 
 
 def open_model(model):

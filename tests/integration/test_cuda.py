@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from helpers.host_cuda import HostRuntime, open_model
+from helpers.host_cuda import HostRuntime, open_model, taken
 
 from app.config.settings import SettingsError, read_settings
 from app.errors import DeviceError
@@ -207,10 +207,14 @@ def test_long_bodies_are_received_where_the_device_copies_from(serve, tiny, play
 
     binary = {"inputs": [{**item, "parameters": {"binary_data_size": x.nbytes}}]}
     inline = {"inputs": [{**item, "data": x.round(3).reshape(-1).tolist()}]}
+    assert bodies.nbytes == 0
+    ask(binary, x.tobytes(), length=True)
+    taken(bodies, x.nbytes)  # until the pieces are there
     runtime.copies.clear()
     for _ in range(150):  # there are fewer pieces
         answer = ask(binary, x.tobytes(), length=True).json()
-    assert sum(bodies._start <= source < bodies._end for source in runtime.copies) == 150
+    blocks = bodies._blocks
+    assert sum(any(start <= source < end for start, end, _ in blocks) for source in runtime.copies) == 150
     for given, sent in (
         (answer, x),
         (ask(inline, b"", length=True).json(), x.round(3)),

@@ -19,6 +19,7 @@ from app.runtime.tensors import Array
 log = logging.getLogger(__name__)
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
+_PORTABLE = 1  # cudaHostAllocPortable: for every device
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 _MEMCPY_NODE, _HOST_NODE = 1, 3  # cudaGraphNodeType
@@ -156,7 +157,9 @@ class CudaRuntime:
     def pinned_memory(self, size: int) -> int:
         """Page-locked memory of the host, which the device copies from and to by itself."""
         address = Address()
-        self._check(self._waiting.cudaHostAlloc(ctypes.byref(address), size, 0), f"allocating {size:,} pinned bytes")
+        self._check(
+            self._waiting.cudaHostAlloc(ctypes.byref(address), size, _PORTABLE), f"allocating {size:,} pinned bytes"
+        )
         return address.value or 0
 
     def free(
