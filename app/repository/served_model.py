@@ -128,7 +128,7 @@ class Loader:
     def _devices(self, name: str, own: ModelSettings) -> list[Device]:
         if self.device is None:
             raise DeviceError(str(self.device_problem))
-        where = f"model {name!r}: {SETTINGS_FILE}"
+        where = f"model {name!r}"
         if own.session.providers and own.placement.devices is not None:
             raise LoadError(f"{where}: placement.devices and session.providers exclude each other; give one of them")
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InvalidRequestError, shortened
+from app.repository.placement import PlacementSettings
+from app.service.instance_groups import read_groups
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,12 @@ class LoadRequest:
 
     Attributes:
         policy: the versions to load; None where it asks for none in particular.
+        placement: of the model's instances; None for that of ``panther.toml``.
         ignored: members of ``config`` that have no effect: what they say is set in ``panther.toml``.
     """
 
     policy: str | None = None
+    placement: PlacementSettings | None = None
     ignored: tuple[str, ...] = ()
 
     @property
@@ -32,7 +36,7 @@ class LoadRequest:
 
 
 def load_request(document: dict[str, Any]) -> LoadRequest:
-    """Read a request to load; of Triton's model configuration the version policy is applied.
+    """Read a request to load; of Triton's model configuration the version policy and the instances are applied.
 
     Raises:
         InvalidRequestError: another parameter than ``config``, or that is no model configuration.
@@ -45,14 +49,16 @@ def load_request(document: dict[str, Any]) -> LoadRequest:
     rule = """must be JSON such as {"version_policy": {"specific": {"versions": [1]}}}"""
     try:
         config = json.loads(parameters["config"])
-        policy = config.pop("version_policy", None)
+        policy, groups = config.pop("version_policy", None), config.pop("instance_group", None)
         chosen = None
         if policy is not None:
             (item,) = policy.items()
             chosen = _policies(*item)
-        return LoadRequest(chosen, tuple(name for name in config if name != "name"))
+        unknown = tuple(name for name in config if name != "name")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise InvalidRequestError(f"parameter 'config' {rule}") from None
+    placement, ignored = (None, ()) if groups is None else read_groups(groups)
+    return LoadRequest(chosen, placement, (*unknown, *ignored))
 
 
 def _policies(kind: str, value: dict[str, Any]) -> str:

@@ -95,9 +95,36 @@ def test_a_device_that_is_not_there_is_an_error_and_nothing_is_served(placed):
     serve, _ = placed
     with serve("[placement]\ndevices = [0, 1]", device="cpu") as client:
         error = client.get("/health/ready").json()["error"]
-    assert (
-        "m: model 'm': panther.toml: placement.devices: 0 means CUDA, which this server does not have: it was" in error
-    )
+    assert "m: model 'm': placement.devices: 0 means CUDA, which this server does not have: it was" in error
+
+
+def test_a_load_in_triton_s_form_places_the_model_until_the_next_load(placed):
+    serve, weights = placed
+    with serve("", model_control="explicit") as client:
+
+        def load(config=None):
+            body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
+            return client.post("/v2/repository/models/m/load", json=body)
+
+        def devices():
+            runtime = client.get("/models/m/stats").json()["models"][0]["runtime"]
+            return [item["device"] for item in runtime["instances"]]
+
+        answer = load({"instance_group": [{"kind": "KIND_CPU", "count": 3, "passive": False}], "max_batch_size": 8})
+        assert answer.status_code == 200
+        assert answer.json()["warning"].endswith("panther.toml: max_batch_size, instance_group.passive")
+        assert devices() == ["cpu"] * 3
+        x = np.ones((2, WIDTH), np.float32)
+        answer = client.post("/models/m/predict", json={"inputs": x.tolist()}).json()
+        np.testing.assert_allclose(answer["outputs"]["y"], expected(x, weights), rtol=1e-4, atol=1e-5)
+        assert (
+            load({"instance_group": [{"kind": "KIND_GPU", "gpus": [0]}]})
+            .json()["error"]
+            .startswith("model 'm': placement.devices: 0 means CUDA, which this server does not have: ")
+        )
+        assert devices() == ["cpu"] * 3  # what was served stays
+        assert load().status_code == 200
+        assert devices() == ["cpu"]
 
 
 def test_placement_and_providers_exclude_each_other(placed):

@@ -119,10 +119,11 @@ async def load(state: SharedState, request: Request, name: str) -> Response:
     """Load a model again from the folder, beside the version that is served, and swap it in.
 
     The parameter ``config`` may hold ``version_policy`` in Triton's form, to load other versions than the settings say:
-    so one goes back to an older one. Its other members have no effect, and the answer names them as a warning.
+    so one goes back to an older one. ``instance_group`` places the model's instances until the next load. Other members
+    have no effect, and the answer names them as a warning.
     """
     wanted = load_request(await _object(request))
-    await state.control.request("load", name, wanted.policy)
+    await state.control.request("load", name, wanted.policy, wanted.placement)
     return JSONResponse({"warning": wanted.warning}) if wanted.warning else Response(status_code=200)
 
 
