@@ -345,6 +345,8 @@ class Batcher:
     def _run_ended(self, ended: "Future[BatchOutcome]") -> None:
         run, self._thread_run = self._thread_run, None
         self._state = _IDLE
+        if self._queue.nbytes >= _LARGE_BYTES and not self.options.delay_ns:
+            self._turn()  # writing long answers need not keep the model waiting
         if run is not None:
             self._answer(run.batch, ended.result())
         self._schedule()
