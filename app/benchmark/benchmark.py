@@ -40,12 +40,11 @@ def check_memory(model: OnnxModel, needed_bytes: int) -> None:
         raise BenchmarkError(f"{name}, too much for the {free:,} bytes of free memory")
 
 
-def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Run the loaded model and its dense twin in turn and compare the medians.
+def run_benchmark(serving: Serving, rows: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Run the loaded model and its dense twin in turn on the device of its first instance, and compare the medians.
 
     Args:
         serving: the loaded model.
-        device: to run the twin on, that of the model.
         rows: batch sizes; 1 alone for a model that is not batched.
         seconds: to spend on timing; making the twin comes on top.
 
@@ -53,6 +52,7 @@ def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds
         BenchmarkError: the model has no card or no layers to compare, the twin is too large, or it can't be made.
     """
     model = serving.model
+    device = model.session.device
     if model.card is None:
         raise BenchmarkError(f"model {model.name!r} has no card: what is dense for it is not known")
     wanted = sites(model.card)
