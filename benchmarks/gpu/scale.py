@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -193,9 +192,9 @@ def measure(made, folder, arguments, count, log):
     started = sides(made, folder, arguments, count)
     cells = []
     try:
-        with ThreadPoolExecutor(len(started)) as pool:
-            for side in pool.map(lambda each: each.start(log), started):
-                print(f"{side.name}: ready after {side.ready_s} s", flush=True)
+        for side in started:  # one after the other: a load times batch sizes on the GPU
+            side.start(log)
+            print(f"{side.name}: ready after {side.ready_s} s", flush=True)
         for name in arguments.models.split(","):
             session = ort.InferenceSession(str(made / name / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
             x = np.random.default_rng(1).standard_normal((ROWS, WIDTH)).astype(np.float32)

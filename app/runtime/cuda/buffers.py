@@ -21,7 +21,7 @@ _KIB = 1024
 _SHORT = 64 * _KIB  # a body up to this is copied by the host as quickly as it finds a place
 _BODIES = ((256 * _KIB, 64), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes of a piece, and pieces of a block
 _MOST_BLOCKS = 8
-_MOST_LOANS = 8
+_MOST_LOANS = 16
 _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
 
