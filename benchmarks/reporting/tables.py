@@ -19,6 +19,7 @@ from reporting.compress import proof_rows
 from reporting.foreign import foreign, foreign_large, foreign_rules
 from reporting.gpu import BLOCKS as GPU
 from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
+from reporting.pair import BLOCKS as PAIR
 from reporting.results import load, percent, table
 
 PEERS = ("triton", "mlserver", "litserve", "bentoml", "rayserve")
@@ -341,5 +342,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         fuzz,
         *COMPRESS,
         *GPU,
+        *PAIR,
     )
 }

@@ -27,7 +27,7 @@ from panther.compression.ranks import between, spread
 from panther.convert.calibration import Moments
 from panther.convert.candidates import weigh
 from panther.convert.conv_candidates import ConvCandidate, conv_candidates, conv_ranks
-from panther.convert.convolutions import Convolution, reason_of_groups
+from panther.convert.convolutions import Convolution, reason_not_factored
 from panther.convert.deviation import Reference
 from panther.convert.layers import Unit, bias_of
 from panther.convert.swap import Swap
@@ -165,7 +165,7 @@ def conv_of(unit: Unit) -> Convolution:
 
 def stored_alone(unit: Unit) -> bool:
     """Whether a convolution's weight can be stored in 8 bits, though its groups have no low rank that pays."""
-    return unit.reason is not None and unit.reason == reason_of_groups(conv_of(unit))
+    return unit.reason is not None and unit.reason == reason_not_factored(conv_of(unit))
 
 
 def _unseen(seen: Moments) -> str | None:

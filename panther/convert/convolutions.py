@@ -16,6 +16,8 @@ from panther.nn.sketched_conv import padding_sides
 Convolution = nn.Conv1d | nn.Conv2d
 # of one call: enough for the moments, in a bounded memory however large the images are
 MOST_PATCHES, MOST_ENTRIES = 4096, 2**22
+# entries of a patch, whose covariance takes 2 GiB
+WIDEST_PATCH = 1 << 14
 
 
 def is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
@@ -24,7 +26,7 @@ def is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
 
 
 def reason_of_convolution(conv: Convolution) -> str | None:
-    """Why a convolution stays as it is, or None; whatever its groups, see `reason_of_groups`."""
+    """Why a convolution stays as it is, or None; whatever its groups and patches, see `reason_not_factored`."""
     kind = type(conv).__name__
     dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     own = type(conv).forward is not dense.forward or type(conv)._conv_forward is not dense._conv_forward
@@ -33,16 +35,22 @@ def reason_of_convolution(conv: Convolution) -> str | None:
     return None
 
 
-def reason_of_groups(conv: Convolution) -> str | None:
-    """Why a convolution has no low rank that pays, or None; its weight can still be stored in fewer bits."""
+def reason_not_factored(conv: Convolution) -> str | None:
+    """Why a convolution gets no low rank, or None; its weight can still be stored in fewer bits."""
     if conv.groups > 1 and conv.groups == conv.in_channels:
         return "depthwise: each channel has its own kernel, and there is no rank across channels to cut"
+    dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     if conv.groups > 1:
         channels = conv.in_channels // conv.groups
-        dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
         return (
             f"grouped: each of its {conv.groups} groups is a small convolution of {channels} channels; "
             f"{dense.__name__.replace('Conv', 'SKConv')}.from_conv converts one by hand"
+        )
+    entries = patch_entries(conv)
+    if entries > WIDEST_PATCH:
+        return (
+            f"wide: its patches have {entries:,} entries, and the covariance of more than {WIDEST_PATCH:,} takes over "
+            f"2 GiB; {dense.__name__.replace('Conv', 'SKConv')}.from_conv converts one by hand"
         )
     return None
 

@@ -15,8 +15,8 @@ from panther.convert.convolutions import (
     Convolution,
     is_convolution,
     patch_entries,
+    reason_not_factored,
     reason_of_convolution,
-    reason_of_groups,
 )
 from panther.convert.embeddings import Kinds, is_embedding, reason_of_embedding
 from panther.convert.subclasses import computes_linear
@@ -245,7 +245,7 @@ def _reason_of_kernel(unit: Unit, conv: Convolution) -> str | None:
     if len(unit.places) > 1:
         names = ", ".join(place.names[0] for place in unit.places)
         return f"convolutions that share one weight ({names}) are left; untie them to convert each"
-    return reason_of_groups(conv)
+    return reason_not_factored(conv)
 
 
 def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  one return for each reason

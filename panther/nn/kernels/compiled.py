@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from panther import __version__
-from panther.nn.kernels import cuda, launch, private_names
+from panther.nn.kernels import cuda, launch, private_names, products
 from panther.nn.kernels.packed import side_by_side
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
@@ -89,11 +89,13 @@ def _decided(
 ) -> Tensor:
     learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, S1s, S2s, bias))
     splits = _splits(x, S1s, S2s, bias, dtype, backend, learning=learning)
+    y: Tensor
     if not splits:
-        return composed(x, S1s, U1s, U2s, S2s, bias)
-    y: Tensor = _ByKernels.apply(  # type: ignore[no-untyped-call]
-        x, S1s, U1s, U2s, S2s, bias, dtype, splits, learning
-    )
+        if not learning or private_names.functorch_transforms_active():
+            return composed(x, S1s, U1s, U2s, S2s, bias)
+        y = _ByProducts.apply(x, S1s, U1s, U2s, S2s, bias, dtype)  # type: ignore[no-untyped-call]
+        return y
+    y = _ByKernels.apply(x, S1s, U1s, U2s, S2s, bias, dtype, splits, learning)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -164,7 +166,7 @@ def forward_split_k(
         y, H_parts = cuda._run(plan, rows, A, B, bias)
     else:
         A, B = _whole(terms)
-        y, H, _ = cuda._products_forward(rows, bias, A, B, dtype)
+        y, H, _ = products.forward(rows, bias, A, B, dtype)
         H_parts = H.new_zeros((splits, *H.shape), dtype=torch.float32 if splits > 1 else dtype)
         H_parts[0] = H
     if x.dim() != 2:
@@ -193,9 +195,8 @@ def backward_split_k(
         dx, *others = plan.backward(asked)(cuda._aligned(grad), rows, H, A, B)
     else:
         A, B = _whole(factors)
-        kept = cuda._factors_of_products(A, B, dtype)
-        kept.parameter_dtype = parameter_dtype
-        dx, *others = cuda._products_backward(grad, rows, H.sum(0).to(dtype), kept, len(A) // 2, asked)
+        kept = products.Kept(*products.factors(A, B, None, dtype)[:2], parameter_dtype)
+        dx, *others = products.backward(grad, rows, H.sum(0).to(dtype), kept, len(A) // 2, asked)
     if dx is not None and x.dim() != 2:
         dx = dx.view(x.shape)
     return [gradient for gradient in (dx, *others) if gradient is not None]
@@ -299,6 +300,37 @@ class _ByKernels(torch.autograd.Function):
         )
         dx, dS1, dS2, dbias = (next(found) if need else None for need in needs)
         return dx, dS1, None, None, dS2, dbias, None, None, None
+
+
+class _ByProducts(torch.autograd.Function):
+    """Plain operations that the compiler fuses, with gradients for what learns and for nothing else.
+
+    The scale is where `products.factors` puts it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        x, S1s, U1s, U2s, S2s, bias, dtype = arguments
+        scale = 1 / (2 * len(S1s))
+        A = torch.cat([S1s.transpose(0, 1), U2s.transpose(0, 1) * scale], 1).flatten(1).to(dtype)
+        B = torch.cat([U1s * scale, S2s]).flatten(0, 1).to(dtype)
+        rows = _rows(x).to(dtype)
+        H = rows @ A
+        y = H @ B if bias is None else torch.addmm(bias.to(dtype), H, B)
+        ctx.parameter_dtype, ctx.L, ctx.x = S1s.dtype, len(S1s), (x.shape, x.dtype)
+        ctx.save_for_backward(rows, H, A, B)
+        return y.reshape(*x.shape[:-1], y.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        rows, H, A, B = ctx.saved_tensors
+        needs_x, needs_S1, _, _, needs_S2, needs_bias, _ = ctx.needs_input_grad
+        needs, kept = (needs_x, needs_S1, needs_S2, needs_bias), products.Kept(A, B, ctx.parameter_dtype)
+        dx, dS1, dS2, dbias = products.backward(_rows(grad), rows, H, kept, ctx.L, needs)
+        shape, dtype = ctx.x
+        dx = None if dx is None else dx.reshape(shape).to(dtype)
+        return dx, dS1, None, None, dS2, dbias, None
 
 
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):

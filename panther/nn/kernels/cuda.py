@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from panther.nn import functional
-from panther.nn.kernels import launch, private_names, tiles
+from panther.nn.kernels import launch, private_names, products, tiles
+from panther.nn.kernels.products import Kept
 
 BACKENDS = ("auto", "kernels", "products")
 _HALF = (torch.float16, torch.bfloat16)
@@ -58,12 +59,22 @@ def chosen_backend() -> str:
 def linear(
     x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Apply a sketched linear layer to x, (N, d_in), computing in dtype; A and B as in `kernels.packed.Packed`."""
-    if torch.is_grad_enabled() and (
+    """Apply a sketched linear layer to x, (..., d_in), computing in dtype; A and B as in `kernels.packed.Packed`."""
+    learning = torch.is_grad_enabled() and (
         x.requires_grad or S1s.requires_grad or S2s.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    )
+    if learning:
+        if x.dtype != dtype and not _has_plan(x, A, B, bias, dtype):
+            # outside of the function, so that the backward pass has x in the products' type alone
+            x = x.to(dtype)
         return _apply(x, S1s, S2s, bias, (A, B, dtype))  # type: ignore[no-any-return]
-    return forward(x, bias, A, B, dtype, learning=False)[0]
+    y = forward(_rows(x), bias, A, B, dtype, learning=False)[0]
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., n) → (N, n)."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _precision(x: Tensor, dtype: torch.dtype) -> str | None:
@@ -146,6 +157,10 @@ def _plan_for(
     return plan if _are_aligned(plan, x, A, B, bias) else None
 
 
+def _has_plan(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    return _plan_for(_rows(x), A, B, bias, dtype, _backend, learning=True) is not None
+
+
 def _are_aligned(plan: launch.LaunchPlan, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
     addresses = A.data_ptr() | B.data_ptr()
     if bias is not None:
@@ -162,32 +177,21 @@ def _aligned(grad: Tensor) -> Tensor:
     return grad.clone(memory_format=torch.contiguous_format)
 
 
-class _Kept:
-    """What the way back needs and is no input: the factors as they were taken, their type before, and our plan."""
-
-    __slots__ = ("A", "B", "parameter_dtype", "plan")
-
-    def __init__(
-        self, A: Tensor, B: Tensor, parameter_dtype: torch.dtype, plan: launch.LaunchPlan | None = None
-    ) -> None:
-        self.A, self.B, self.parameter_dtype, self.plan = A, B, parameter_dtype, plan
-
-
 def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
-) -> tuple[Tensor, Tensor, _Kept]:
+) -> tuple[Tensor, Tensor, Kept]:
     """The output, H = x @ A / (2L) in the form that `backward` takes, and further tensors for it."""
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
     if plan is None:
-        return _products_forward(x, bias, A, B, dtype)
+        return products.forward(x, bias, A, B, dtype)
     if plan.casts:
         A, B = A.to(dtype), B.to(dtype)
     if plan.is_new:
         plan.is_new = False
         if _graphs_take_products(plan):
-            _products_forward(x, bias, A, B, dtype)
+            products.forward(x, bias, A, B, dtype)
     y, H = _run(plan, x, A, B, bias)
-    return y, H, _Kept(A, B, plan.parameter_dtype, plan)
+    return y, H, Kept(A, B, plan.parameter_dtype, plan)
 
 
 def _run(plan: launch.LaunchPlan, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -200,7 +204,7 @@ def _run(plan: launch.LaunchPlan, x: Tensor, A: Tensor, B: Tensor, bias: Tensor 
 
 
 def backward(
-    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool]
+    grad: Tensor, x: Tensor, H: Tensor, kept: Kept, L: int, needs: tuple[bool, bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, S1s, S2s and the bias; None for those that are not needed.
 
@@ -208,7 +212,7 @@ def backward(
     """
     plan = kept.plan
     if plan is None:
-        return _products_backward(grad, x, H, kept, L, needs)
+        return products.backward(grad, x, H, kept, L, needs)
     grad = _aligned(grad)
     if plan.copies_x:
         x = x.contiguous()
@@ -216,8 +220,8 @@ def backward(
     if way_back.is_new:
         way_back.is_new = False
         if _graphs_take_products(plan):
-            _, H_again, again = _products_forward(x, None, kept.A, kept.B, grad.dtype)
-            _products_backward(grad, x, H_again, again, L, needs)
+            _, H_again, again = products.forward(x, None, kept.A, kept.B, grad.dtype)
+            products.backward(grad, x, H_again, again, L, needs)
     return way_back(grad, x, H, kept.A, kept.B)
 
 
@@ -226,53 +230,6 @@ def _graphs_take_products(plan: launch.LaunchPlan) -> bool:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
     return not tiles.captured_by_kernels(plan.rows, plan.columns, plan.precision)
-
-
-def _products_forward(
-    x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, _Kept]:
-    kept = _factors_of_products(A, B, dtype)
-    H = x.to(dtype) @ kept.A
-    y = H @ kept.B if bias is None else torch.addmm(bias.to(dtype), H, kept.B)
-    return y, H, kept
-
-
-def _factors_of_products(A: Tensor, B: Tensor, dtype: torch.dtype) -> _Kept:
-    # laid side by side, cast and scaled in one pass: with the scale here, H, dx and the gradient of S2s have it
-    terms, d_in, k = A.shape
-    A_scaled = torch.empty((d_in, terms, k), dtype=dtype, device=A.device)
-    A_scaled = torch.mul(A.transpose(0, 1), 1 / terms, out=A_scaled).view(d_in, terms * k)
-    return _Kept(A_scaled, B.to(dtype), A.dtype)
-
-
-def _products_backward(
-    grad: Tensor, x: Tensor, H: Tensor, kept: _Kept, L: int, needs: tuple[bool, bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    A, B, dtype = kept.A, kept.B, kept.parameter_dtype
-    needs_x, needs_S1, needs_S2, needs_bias = needs
-    half = len(B) // 2
-    dx = dS1 = dS2 = dbias = None
-    if needs_x or needs_S1:
-        dH = grad @ (B if needs_x else B[:half]).t()
-        if needs_x:
-            dx = (dH @ A.t()).to(x.dtype)
-        if needs_S1:
-            dA = _product(x.to(B.dtype).t(), dH[:, :half], dtype)
-            by_term = dA.view(len(dA), L, half // L).transpose(0, 1)
-            dS1 = torch.empty(by_term.shape, dtype=dtype, device=x.device)
-            torch.mul(by_term, 1 / (2 * L), out=dS1)
-    if needs_S2:
-        dS2 = _product(H[:, half:].t(), grad, dtype).view(L, half // L, -1)
-    if needs_bias:
-        dbias = grad.sum(0, dtype=dtype)
-    return dx, dS1, dS2, dbias
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """A @ b in dtype; of 16 bits into 32 without rounding in between."""
-    if a.is_cuda and a.dtype in _HALF and dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return torch.mm(a, b).to(dtype)
 
 
 class _CudaLinear(torch.autograd.Function):
@@ -288,7 +245,7 @@ class _CudaLinear(torch.autograd.Function):
         fixed: tuple[Tensor, Tensor, torch.dtype],
     ) -> Tensor:
         A, B, dtype = fixed
-        y, H, kept = forward(x, bias, A, B, dtype)
+        y, H, kept = forward(_rows(x), bias, A, B, dtype)
         # S1s and S2s are needed for the gradient of x alone; they are saved for their version counters, and for second
         # derivatives
         if ctx.needs_input_grad[0]:
@@ -296,7 +253,8 @@ class _CudaLinear(torch.autograd.Function):
         else:
             ctx.save_for_backward(x, None, None, H)
         ctx.kept, ctx.factors = kept, (A, B)
-        return y
+        # in here, axes before the last one take no nodes of autograd
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -307,7 +265,9 @@ class _CudaLinear(torch.autograd.Function):
             # a second derivative is wanted: through plain operations on tensors that know where they come from
             found = _differentiable(grad, x, S1s, S2s, A, B, needs)
         else:
-            found = backward(grad, x, H, ctx.kept, len(A) // 2, needs)
+            found = backward(_rows(grad), _rows(x), H, ctx.kept, A.shape[0] // 2, needs)
+            if x.dim() != 2 and found[0] is not None:
+                found = (found[0].view(x.shape), *found[1:])
         return (*found, None)
 
 
@@ -335,4 +295,4 @@ def _differentiable(
     wanted = [t for t, need in zip((x, S1s, S2s), needs[:3], strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
     gradients = [next(found) if need else None for need in needs[:3]]
-    return (*gradients, grad.sum(0).to(A.dtype) if needs[3] else None)
+    return (*gradients, _rows(grad).sum(0).to(A.dtype) if needs[3] else None)

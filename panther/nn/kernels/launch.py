@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -19,12 +19,15 @@ from panther.nn.kernels import private_names, tiles
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 # entries that a program of the reduction kernel adds up
 SUM_BLOCK = 1024
+# entries of the factors that a program lays out
+LAYOUT_BLOCK = 2048
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 # Without keywords to parse these take half the time, and on a GPU the time of a layer is mostly the host's.
 _empty = private_names.empty_strided_cuda
 _current_stream = private_names.current_raw_stream
+_current_device = private_names.current_device
 
 
 @cache
@@ -68,6 +71,11 @@ class Launch:
         self._rest = (*numbers, *self._constants.values())
         self._launch: Any = None
         self._between: tuple[Any, ...] = ()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the first call has been made."""
+        return self._launch is not None
 
     def __call__(self, stream: int, *tensors: Tensor) -> None:
         """Launch on the current stream, whose handle is given; types and alignment of the tensors must not change."""
@@ -186,6 +194,73 @@ class LaunchPlan:
         if backward is None:
             backward = self._backward[needs] = Backward(self, needs)
         return backward
+
+
+class FactorLayout:
+    """One launch that makes the factors of `kernels.products`: side by side, scaled and cast.
+
+    Args:
+        A_shape: (2L, d_in, k).
+        d_out: of B, (2Lk, d_out).
+        bias_dtype: None without one.
+        dtype: of the results.
+        device: its index.
+    """
+
+    def __init__(
+        self,
+        A_shape: tuple[int, int, int],
+        d_out: int,
+        bias_dtype: torch.dtype | None,
+        dtype: torch.dtype,
+        device: int,
+    ) -> None:
+        terms, d_in, k = A_shape
+        columns = terms * k
+        self.device = device
+        self.casts_bias = bias_dtype is not None and bias_dtype != dtype
+        self._A, self._B, self._bias = (_layout(size, dtype) for size in ((d_in, columns), (columns, d_out), (d_out,)))
+        of_A, of_B, of_bias = (
+            -(-size // LAYOUT_BLOCK) for size in (d_in * columns, columns * d_out, d_out * self.casts_bias)
+        )
+        self.launch = Launch(
+            triton_kernels().lay_out,
+            of_A + of_B + of_bias,
+            (of_A, of_A + of_B, d_in, columns, d_out, 1 / terms),
+            {"K": k, "BLOCK": LAYOUT_BLOCK},
+            4,
+        )
+
+    def __call__(self, A: Tensor, B: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A, (d_in, 2Lk), B and the bias, in the type of the products."""
+        A_side, B_side = _empty(*self._A), _empty(*self._B)
+        if bias is None or not self.casts_bias:
+            # no program reads the pointers in the place of the biases
+            self.launch(_current_stream(self.device), A, B, A, A_side, B_side, A_side)
+            return A_side, B_side, bias
+        bias_cast = _empty(*self._bias)
+        self.launch(_current_stream(self.device), A, B, bias, A_side, B_side, bias_cast)
+        return A_side, B_side, bias_cast
+
+
+@lru_cache(maxsize=1024)
+def _factor_layout(_: torch.dtype, *kind: Any) -> FactorLayout | None:
+    return FactorLayout(*kind) if triton_kernels() is not None and processors(kind[-1]) else None
+
+
+def factor_layout(A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> FactorLayout | None:
+    """The launch for contiguous factors like these; None where it can't be used, or would be compiled in a capture."""
+    if not A.is_cuda or A.dtype not in DTYPES or dtype not in DTYPES or not A.numel():
+        return None
+    addresses, bias_dtype = A.data_ptr() | B.data_ptr(), None
+    if bias is not None:
+        addresses, bias_dtype = addresses | bias.data_ptr(), bias.dtype
+    found = _factor_layout(A.dtype, A.shape, B.shape[1], bias_dtype, dtype, A.device.index)
+    if found is None or addresses % 16 or found.device != _current_device():
+        return None
+    if not found.launch.is_compiled and torch.cuda.is_current_stream_capturing():
+        return None
+    return found
 
 
 class SplitK:

@@ -137,11 +137,10 @@ def packed_linear(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, pack
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         # as autocast does with the weights of nn.Linear; it leaves float64 alone
         dtype = torch.get_autocast_dtype(device)
-    rows = x if x.dim() == 2 else x.reshape(-1, A.shape[1])
     if device == "cuda" and A.device == x.device and (dtype is not None or x.dtype == A.dtype):
         # what does not fit together falls through, to the error that torch gives
-        y = cuda.linear(rows, S1s, S2s, bias, A, B, A.dtype if dtype is None else dtype)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], B.shape[1])
+        return cuda.linear(x, S1s, S2s, bias, A, B, A.dtype if dtype is None else dtype)
+    rows = x if x.dim() == 2 else x.reshape(-1, A.shape[1])
     if torch.is_grad_enabled() and (
         rows.requires_grad or S1s.requires_grad or S2s.requires_grad or (bias is not None and bias.requires_grad)
     ):

@@ -18,11 +18,17 @@ MANY_ROWS = 4096
 FEW_ROWS = 64
 # rows up to which casting the factors beforehand does not pay
 FEW_BLOCKS_ROWS = 1024
-# operations a second of forward and backward by our kernels, as measured, and the seconds up to which the launches
-# take longer: ours are four, the library's a dozen; forward alone, in tf32, two and four
+# operations a second of our kernels, as measured, and the seconds of a forward pass up to which launches take longer
 RATES = {"half": 300e12, "tf32": 55e12, "ieee": 20e12}
 LAUNCHES_S = 0.4e-3
 FORWARD_LAUNCHES_S = 0.2e-3
+# operations and bytes a second of the library's products, and the device's seconds between two of their nine launches
+PRODUCT_RATES = {"half": 700e12, "tf32": 330e12, "ieee": 45e12}
+BYTES_RATE = 4e12
+GAPS_S = 9 * 2.5e-6
+# the device's seconds of a layer's products, forward and backward, above which a model keeps the device busy: then the
+# device's time counts, below it the number of launches
+BUSY_S = 100e-6
 # bytes of shared memory that the tiles of a program may take, and that leave room for a second program beside it
 SHARED_BYTES = 210_000
 HALF_SHARED_BYTES = 100_000
@@ -60,8 +66,21 @@ def kernels_win(
         return captured_by_kernels(rows, columns, precision)
     if precision == "half" and streams(rows, columns):
         return True
-    launches_s = FORWARD_LAUNCHES_S if precision == "tf32" and not learning else LAUNCHES_S
+    if learning:
+        return products_s(rows, d_in, d_out, columns, precision) <= BUSY_S
+    launches_s = FORWARD_LAUNCHES_S if precision == "tf32" else LAUNCHES_S
     return 5 * rows * columns * (d_in + d_out) / RATES[precision] <= launches_s
+
+
+def products_s(rows: int, d_in: int, d_out: int, columns: int, precision: str) -> float:
+    """Seconds that the device needs for forward and backward by the library's products; arguments as for `kernels_win`.
+
+    Forward and the gradient of x are four products; those of S1s and S2s are half of one each. The output's gradient is
+    read three times, x and the gradient of x once each for what is made of them.
+    """
+    operations = 5 * rows * columns * (d_in + d_out)
+    moved = rows * (3 * d_in + 4 * d_out + 4 * columns) * (2 if precision == "half" else 4)
+    return operations / PRODUCT_RATES[precision] + moved / BYTES_RATE + GAPS_S
 
 
 @dataclass(frozen=True)

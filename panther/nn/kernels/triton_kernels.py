@@ -161,6 +161,34 @@ def reduce_splits(part, H, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def lay_out(
+    A, B, bias, A_side, B_side, bias_cast, of_A, of_A_and_B, d_in, columns, d_out, scale,
+    K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A side by side, by the first programs, B by the next and the bias by the last; the fixed halves are scaled."""
+    pid = tl.program_id(0)
+    if pid < of_A:
+        at = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < d_in * columns
+        f = at // columns
+        c = at % columns
+        a = tl.load(A + (c // K * d_in + f) * K + c % K, mask=inside, other=0.0).to(tl.float32)
+        a = tl.where(c < columns // 2, a, a * scale)
+        tl.store(A_side + at, a.to(A_side.dtype.element_ty), mask=inside)
+    elif pid < of_A_and_B:
+        at = (pid - of_A).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < columns * d_out
+        b = tl.load(B + at, mask=inside, other=0.0).to(tl.float32)
+        b = tl.where(at < columns // 2 * d_out, b * scale, b)
+        tl.store(B_side + at, b.to(B_side.dtype.element_ty), mask=inside)
+    else:
+        at = (pid - of_A_and_B).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < d_out
+        v = tl.load(bias + at, mask=inside, other=0.0)
+        tl.store(bias_cast + at, v.to(bias_cast.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def forward_shrink(
     x, A, part, rows, d_in, columns, x_stride, A_feature, A_term, A_rank, split_size, scale,
     K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,

@@ -151,6 +151,17 @@ def test_a_network_of_depthwise_convolutions_alone_is_stored_in_8_bits():
     assert {layer.kind for layer in found.report.layers} == {INT8}
 
 
+def test_a_convolution_of_wide_patches_is_stored_in_8_bits_without_their_covariance():
+    torch.manual_seed(0)
+    wide = nn.Sequential(
+        nn.Conv1d(1, 1024, 1), nn.ReLU(), nn.Conv1d(1024, 8, 17), nn.Flatten(), nn.Linear(32, 4)
+    ).eval()
+    x = torch.randn(6, 1, 20)
+    found = pr.compress(wide, calibration=x, max_error=0.05, kinds=("int8",))
+    assert type(found.model[2]) is Int8Conv
+    assert (found.model(x) - wide(x)).norm() <= 0.05 * wide(x).norm()
+
+
 def test_grouped_convolutions_that_share_a_weight_stay():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(16, 16, 5, groups=16), nn.ReLU(), nn.Conv1d(16, 16, 5, groups=16), nn.Flatten())

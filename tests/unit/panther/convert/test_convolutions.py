@@ -74,6 +74,8 @@ def not_finite():
     [
         (lambda: nn.Conv2d(32, 32, 3, groups=32), "depthwise: each channel has its own kernel"),
         (lambda: nn.Conv2d(32, 32, 3, groups=4), r"grouped: each of its 4 groups .* SKConv2d.from_conv"),
+        (lambda: nn.Conv2d(1024, 8, (17, 1)), r"wide: its patches have 17,408 entries, .* SKConv2d.from_conv"),
+        (lambda: nn.Conv1d(1024, 8, 17), r"wide: its patches have 17,408 entries, .* SKConv1d.from_conv"),
         (lambda: nn.Conv2d(1, 8, 3), "too small: no rank that is a multiple of 8"),
         (lambda: Standardized(32, 32, 3), "Standardized does more than nn.Conv2d in its forward"),
         (lambda: nn.LazyConv2d(32, 3), "not initialised"),

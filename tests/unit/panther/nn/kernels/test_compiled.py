@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from panther.nn import SKLinear, functional
 from panther.nn.kernels import compiled, cuda, launch
@@ -50,6 +51,29 @@ def test_composed_is_the_definition(bias, lead):
     layer = make(bias)
     x = torch.randn(*lead, 40, dtype=torch.float64, requires_grad=True)
     assert_same(compiled.composed(x, *terms(layer)), definition(layer, x), [x, *layer.parameters()])
+
+
+@quiet
+@pytest.mark.parametrize("lead", [(), (7,), (2, 3), (0,)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_are_the_definition(bias, lead, monkeypatch):
+    monkeypatch.setattr(cuda, "planned", lambda *_, **__: None)
+    torch.compiler.reset()
+    layer = make(bias)
+    x = torch.randn(*lead, 40, dtype=torch.float64, requires_grad=True)
+    function = torch.compile(
+        lambda x: compiled.linear(x, *terms(layer), plain=True), backend="aot_eager", fullgraph=True, dynamic=False
+    )
+    assert_same(function(x), definition(layer, x), [x, *layer.parameters()])
+
+
+def test_products_compute_no_gradient_of_the_fixed_halves(monkeypatch):
+    monkeypatch.setattr(cuda, "planned", lambda *_, **__: None)
+    layer, x = make(), torch.randn(7, 40, dtype=torch.float64, requires_grad=True)
+    (d_in, columns), d_out = layer.factors()[0].shape, layer.out_features
+    with FlopCounterMode(display=False) as counter:
+        compiled._decided(x, *terms(layer), x.dtype, "auto", "1.0").sum().backward()
+    assert counter.get_total_flops() == 2 * 7 * columns * (d_in + d_out) * 5 / 2
 
 
 @quiet

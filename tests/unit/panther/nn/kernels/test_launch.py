@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from panther.nn import SKLinear
-from panther.nn.kernels import cuda, launch, private_names, tiles
+from panther.nn.kernels import cuda, launch, private_names, products, tiles
 
 NAMES = ("forward_shrink", "forward_expand", "backward_shrink", "backward_expand")
 SUM = "reduce_splits"
+LAYOUT = "lay_out"
 
 
 def signatures() -> dict[str, list[str]]:
     """The arguments of the kernels, as they stand in the source: triton is not here."""
     source = ast.parse(Path(launch.__file__).with_name("triton_kernels.py").read_text())
     functions = (node for node in source.body if isinstance(node, ast.FunctionDef))
-    return {
-        node.name: [argument.arg for argument in node.args.args] for node in functions if node.name in (*NAMES, SUM)
-    }
+    names = (*NAMES, SUM, LAYOUT)
+    return {node.name: [argument.arg for argument in node.args.args] for node in functions if node.name in names}
 
 
 @pytest.fixture
@@ -144,13 +144,13 @@ def test_what_needs_no_gradient_launches_nothing_more(launched):
 )
 def test_the_library_is_warmed_once_for_graphs_that_will_hold_products(launched, monkeypatch, rows, dtype, warms):
     taken = []
-    for name in ("_products_forward", "_products_backward"):
-        plain = getattr(cuda, name)
-        monkeypatch.setattr(cuda, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a))
+    for name in ("forward", "backward"):
+        plain = getattr(products, name)
+        monkeypatch.setattr(products, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a))
     layer = SKLinear(96, 96, 1, 20, dtype=dtype)
     for _ in range(3):
         run(layer, torch.zeros(rows, 96, dtype=dtype), dtype)
-    assert taken == ["_products_forward", "_products_forward", "_products_backward"] * warms
+    assert taken == ["forward", "forward", "backward"] * warms
 
 
 def test_what_is_asked_for_again_is_prepared_once(launched):
@@ -193,3 +193,21 @@ def test_a_kernel_is_launched_as_its_launcher_would(run, direct):
     launcher(7, 1, 1, "stream", *between, "x", 3)
     assert calls[0] == calls[1]
     assert (launcher is compiled.run.launch) is direct
+
+
+@pytest.mark.parametrize(("bias_dtype", "cast"), [(None, False), (torch.float32, True), (torch.bfloat16, False)])
+def test_factors_are_laid_out_in_one_launch(launched, bias_dtype, cast):
+    layout = launch.FactorLayout((4, 96, 20), 4000, bias_dtype, torch.bfloat16, 0)
+    A, B = torch.zeros(4, 96, 20), torch.zeros(80, 4000)
+    bias = None if bias_dtype is None else torch.zeros(4000, dtype=bias_dtype)
+    A_side, B_side, bias_cast = layout(A, B, bias)
+    assert (A_side.shape, B_side.shape) == ((96, 80), (80, 4000))
+    assert A_side.dtype == B_side.dtype == torch.bfloat16
+    assert (bias_cast is bias) is not cast
+    assert bias_cast is None or bias_cast.dtype == torch.bfloat16
+    ((launched_as, _),) = launched
+    of_A, of_A_and_B, *_ = launched_as._numbers
+    block = launch.LAYOUT_BLOCK
+    assert of_A == -(-96 * 80 // block)
+    assert of_A_and_B - of_A == -(-80 * 4000 // block)
+    assert launched_as._programs - of_A_and_B == (-(-4000 // block) if cast else 0)

@@ -1,0 +1,129 @@
+"""A sketched layer on a CUDA device by the library's products: two forward, four backward, two of them of half size.
+
+One launch lays out, casts and scales the factors where Triton is there (`panther.nn.kernels.launch.FactorLayout`).
+
+See docs/decisions/0096-products-where-the-device-is-busy.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panther.nn.kernels import launch
+
+_HALF = (torch.float16, torch.bfloat16)
+# rows from which, and entries of the gradient of S1s up to which, the batched product in float32 leaves most of the
+# device idle: the library does not divide its rows
+LONG = 2048
+FEW_ENTRIES = 2048 * 128
+
+
+class Kept:
+    """Tensors for the backward pass that are no inputs: the factors, their type before, and the plan of our kernels."""
+
+    __slots__ = ("A", "B", "parameter_dtype", "plan")
+
+    def __init__(
+        self, A: Tensor, B: Tensor, parameter_dtype: torch.dtype, plan: launch.LaunchPlan | None = None
+    ) -> None:
+        self.A, self.B, self.parameter_dtype, self.plan = A, B, parameter_dtype, plan
+
+
+def forward(x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Kept]:
+    """Compute y = x @ A @ B / (2L) + bias.
+
+    Args:
+        x: (N, d_in).
+        bias: (d_out,) or None.
+        A, B: (2L, d_in, k) and (2Lk, d_out).
+        dtype: the products' type.
+
+    Returns:
+        y, (N, d_out); H, (N, 2Lk), and the factors, both for `backward`.
+    """
+    A_side, B_side, bias = factors(A, B, bias, dtype)
+    H = torch.mm(x if x.dtype == dtype else x.to(dtype), A_side)
+    y = torch.mm(H, B_side) if bias is None else torch.addmm(bias, H, B_side)
+    return y, H, Kept(A_side, B_side, A.dtype)
+
+
+def factors(A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Lay A side by side, divide the fixed halves by 2L, and cast all three to dtype.
+
+    With the scale in the fixed halves, every product of `backward` is a gradient as it is.
+
+    Args:
+        A, B: (2L, d_in, k) and (2Lk, d_out).
+        bias: (d_out,) or None.
+        dtype: of the results.
+
+    Returns:
+        A, (d_in, 2Lk), B and the bias.
+    """
+    layout = launch.factor_layout(A, B, bias, dtype)
+    if layout is not None:
+        return layout(A, B, bias)
+    terms, d_in, k = A.shape
+    L, half = terms // 2, len(B) // 2
+    A_side = torch.empty((d_in, terms, k), dtype=dtype, device=A.device)
+    B_side = torch.empty(B.shape, dtype=dtype, device=B.device)
+    A_side[:, :L].copy_(A[:L].transpose(0, 1))
+    torch.mul(A[L:].transpose(0, 1), 1 / terms, out=A_side[:, L:])
+    torch.mul(B[:half], 1 / terms, out=B_side[:half])
+    B_side[half:].copy_(B[half:])
+    return A_side.view(d_in, terms * k), B_side, None if bias is None else bias.to(dtype)
+
+
+def backward(
+    grad: Tensor, x: Tensor, H: Tensor, kept: Kept, L: int, needs: tuple[bool, bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the gradients of x, S1s, S2s and the bias; None for those that are not needed.
+
+    Views are made by `as_strided`, one call each: the host's time counts here.
+
+    Args:
+        grad: (N, d_out), of y.
+        x: (N, d_in).
+        H, kept: as `forward` returned them.
+        L: the number of terms of each kind.
+        needs: one entry for each gradient.
+    """
+    A, B, dtype = kept.A, kept.B, kept.parameter_dtype
+    needs_x, needs_S1, needs_S2, needs_bias = needs
+    (d_in, columns), d_out, N = A.shape, B.shape[1], len(x)
+    half = columns // 2
+    k = half // L
+    dx = dS1 = dS2 = dbias = None
+    if needs_x or needs_S1:
+        dH = torch.mm(grad, (B if needs_x else B[:half]).t())
+        if needs_x:
+            dx = torch.mm(dH, A.t())
+            dx = dx if dx.dtype == x.dtype else dx.to(x.dtype)
+        if needs_S1:
+            rows = x if x.dtype == B.dtype else x.to(B.dtype)
+            if rows.dtype == torch.float32 and N >= LONG and L * d_in * k <= FEW_ENTRIES:
+                dA = torch.mm(rows.t(), dH[:, :half])
+                dS1 = dA.view(d_in, L, k).transpose(0, 1).contiguous()
+            else:
+                stride, step = rows.stride()
+                xs = rows.as_strided((L, d_in, N), (0, step, stride))
+                dS1 = _product(torch.bmm, xs, dH.as_strided((L, N, k), (k, dH.shape[1], 1)), dtype)
+    if needs_S2:
+        H2 = H.as_strided((half, N), (1, columns), H.storage_offset() + half)
+        dS2 = _product(torch.mm, H2, grad, dtype).view(L, k, d_out)
+    if needs_bias:
+        dbias = torch.sum(grad, 0, dtype=dtype)
+    return dx, dS1, dS2, dbias
+
+
+def _product(product: Any, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """torch.mm or torch.bmm of a and b in dtype; of 16 bits into 32 without rounding in between."""
+    found: Tensor
+    if a.is_cuda and a.dtype in _HALF and dtype == torch.float32:
+        found = product(a, b, out_dtype=dtype)
+    else:
+        found = product(a, b).to(dtype)
+    return found
