@@ -1,5 +1,7 @@
 """The body of a response: bytes, or a long one in pieces that are written as they lie."""
 
+from typing import final
+
 import numpy as np
 
 from app.runtime.tensors import Array
@@ -10,6 +12,7 @@ _MOST_HELD = 8
 """How many times its own bytes a response may keep of its batch, until its client has read it."""
 
 
+@final
 class LongContent:
     """A body whose tensors are views of the outputs of the run, which they keep.
 

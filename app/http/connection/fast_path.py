@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from app.engine.codec import HeaderList
-from app.engine.codec.content import Content
+from app.engine.codec.content import Content, LongContent
 from app.errors import AppError
 from app.http.connection.body_reader import POOL, RECEIVED_VIEW, BodyReader
 from app.http.connection.context import ConnectionContext
@@ -156,7 +156,7 @@ class FastPath:
         request.response_complete = True
         request.reservation.release()
         if request.pooled is not None:
-            if isinstance(content, bytes) or not content.reads(request.pooled):
+            if type(content) is not LongContent or not content.reads(request.pooled):
                 POOL.give_back(request.pooled)
             request.pooled = None
         self._send(request, status, headers, content)

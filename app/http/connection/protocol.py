@@ -45,7 +45,7 @@ from app.http.connection.fast_path import FastPath
 from app.http.connection.header_cache import header_text
 from app.http.connection.keep_alive import KeepAlive
 from app.http.connection.lingering_close import LingeringClose
-from app.http.connection.long_bodies import LongBodies
+from app.http.connection.long_bodies import LONG_BYTES, LongBodies
 from app.http.connection.over_limit import RESERVED, OverLimitApp
 from app.http.connection.request import WireRequest
 from app.http.connection.request_parser import RefusedRequestError, RequestParser
@@ -176,7 +176,7 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive.idle_since = None
         self._path = self._fast
         self._last = self._fast.begin_known(known, start, nbytes)
-        if self._state is DIRECT:
+        if known.content_length >= LONG_BYTES and self._state is DIRECT:
             self._long.receive(self._fast.reader, self._received_directly)
         return True
 
@@ -247,10 +247,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._draining():
             request.keep_alive = False
-        if isinstance(content, LongContent):
+        if type(content) is LongContent:
             more = len(content) - len(content.head)
             head = self._render(status, headers, content.head, keep_alive=request.keep_alive, more=more)
-            self._long.send((head, *content.tensors), partial(self._sent, request))
+            self._long.send((head, *content.tensors), partial(self._answered, request))
         else:
             self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
         if request.began_s:
@@ -259,12 +259,7 @@ class Connection(asyncio.BufferedProtocol):
             client = self._bridge.client[0] if self._bridge.client else None
             log_request("POST", path, status, time.perf_counter() - request.began_s, request_id, client)
         if not self._long.sending:
-            self._sent(request)
-
-    def _sent(self, request: WireRequest) -> None:
-        if not request.keep_alive:
-            self._close()
-        self._answered()
+            self._answered(request)
 
     # The end of a request, and of the connection.
 
@@ -272,8 +267,10 @@ class Connection(asyncio.BufferedProtocol):
         last = self._last
         return last is not None and (not last.response_complete or self._long.sending)
 
-    def _answered(self) -> None:
-        """An answer was sent: go on with what was pipelined, or begin to be idle."""
+    def _answered(self, request: WireRequest | None = None) -> None:
+        """An answer was sent: close after the last one of the fast path, go on with what was pipelined, or be idle."""
+        if request is not None and not request.keep_alive:
+            self._close()
         self._server_state.total_requests += 1
         if self.transport.is_closing():
             return
