@@ -46,6 +46,9 @@ class Transport:
         Transport.answers += 1
         Transport.last = data
 
+    def writelines(self, pieces):
+        self.write(b"".join(pieces))
+
     def get_extra_info(self, *_, **__):
         return None
 

@@ -40,12 +40,11 @@ def check_memory(model: OnnxModel, needed_bytes: int) -> None:
         raise BenchmarkError(f"{name}, more than the {free:,} bytes of free memory")
 
 
-def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Run the loaded model and its dense twin alternately and compare the medians.
+def run_benchmark(serving: Serving, rows: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Run the loaded model and its dense twin alternately on the device of its first instance; compare the medians.
 
     Args:
         serving: The loaded model.
-        device: Device for the twin, the same as for the model.
         rows: Batch sizes; only 1 for a model that is not batched.
         seconds: Time for the measurement; building the twin takes additional time.
 
@@ -53,6 +52,7 @@ def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds
         BenchmarkError: The model has no card or no layers to compare, or the twin is too large or cannot be built.
     """
     model = serving.model
+    device = model.session.device
     if model.card is None:
         raise BenchmarkError(f"model {model.name!r} has no card, so its dense twin is unknown")
     wanted = sites(model.card)

@@ -26,6 +26,7 @@ class Command:
         number: Its place in the order, from 1; 0 for the load at the start.
         action, name: The action, and the name of the model.
         policy: Version policy that overrides the settings.
+        placement: Placement of the model's instances, as plain data; overrides the settings.
         versions: Served versions after the command, such as ``1,2``; None if the worker that applies it decides.
     """
 
@@ -34,6 +35,7 @@ class Command:
     name: str
     policy: str | None = None
     versions: str | None = None
+    placement: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """The command as plain data."""
@@ -150,9 +152,10 @@ class ControlLog(Generic[Worker]):
         entry = self._decided.get(command.number)
         return entry is not None and worker in entry.waiting
 
-    def submit(self, worker: Worker, token: int, action: Action, name: str, policy: str | None) -> None:
-        """Accept a command; its number gives its order."""
-        self._queues.setdefault(name, deque()).append(_Entry(worker, token, Command(0, action, name, policy)))
+    def submit(self, worker: Worker, token: int, command: Command) -> None:
+        """Accept a command; it gets its number, which gives its order."""
+        name = command.name
+        self._queues.setdefault(name, deque()).append(_Entry(worker, token, command))
         self._decide_next(name)
 
     def applied(self, worker: Worker, result: Applied) -> None:

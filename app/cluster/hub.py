@@ -129,7 +129,7 @@ class Hub:
             asyncio.get_running_loop().call_later(
                 CONTROL_TIMEOUT_S, self._log.expire, member, token, f"no response for {CONTROL_TIMEOUT_S:.0f} s"
             )
-            self._log.submit(member, token, message["action"], message["name"], message["policy"])
+            self._log.submit(member, token, Command(**message["command"]))
         elif kind == "applied":
             self._log.applied(member, Applied(**message["result"]))
         elif kind == "gather":

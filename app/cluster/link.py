@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 
 from app.cluster.channel import Channel, Message
-from app.cluster.control_log import Action, Applied, Command, History, Outcome
+from app.cluster.control_log import Applied, Command, History, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,9 @@ class Link:
         """Report the models that this worker needs to be ready; they count for later workers too."""
         self._send({"kind": "owed", "names": names})
 
-    async def submit(self, action: Action, name: str, policy: str | None) -> Outcome[str] | None:
+    async def submit(self, command: Command) -> Outcome[str] | None:
         """Make every worker apply a command; returns the outcome of all, or None if the server ends first."""
-        message = await self._ask({"kind": "submit", "action": action, "name": name, "policy": policy})
+        message = await self._ask({"kind": "submit", "command": command.plain()})
         if message is None:
             return None
         return Outcome(message["error"], message["error_kind"], message["behind"])

@@ -20,6 +20,7 @@ __all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_vari
 
 ENV_PREFIX = "PANTHER_"
 MASK = "********"
+_CORES_FOR_THREADS, _MOST_BODY_THREADS = 4, 8
 _HOST = re.compile(r"(?:\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)\Z")
 _ORIGIN = re.compile(r"https?://[^/?#\s,*]+\Z")
 
@@ -104,6 +105,11 @@ class Settings(BaseSettings):
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
         description="onnxruntime threads per worker; default: the usable cores divided by the workers",
+    )
+    body_threads: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None,
+        description="threads per worker that copy bodies of 256 KiB and more beside the event loop; 0 for none; "
+        "default: half of the worker's cores, at most 8, none where it has fewer than 4",
     )
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024,
@@ -329,6 +335,13 @@ class Settings(BaseSettings):
     def origins(self) -> tuple[str, ...]:
         """The origins of pages that may send requests; empty without CORS."""
         return tuple(part.strip() for part in self.cors_origins.split(",")) if self.cors_origins else ()
+
+    def socket_threads(self) -> int:
+        """Threads for long bodies."""
+        if self.body_threads is not None:
+            return self.body_threads
+        cores = available_cores() // self.workers
+        return 0 if cores < _CORES_FOR_THREADS else min(_MOST_BODY_THREADS, cores // 2)
 
     def threads(self) -> int:
         """Number of threads of one onnxruntime session, never automatic."""

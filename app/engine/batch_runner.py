@@ -14,6 +14,7 @@ from app.engine.request import Timings
 from app.engine.results import BatchResult, InferenceResult
 from app.errors import AppError, InferenceFailedError, OverloadedError
 from app.runtime.batching import Batching, rows_between
+from app.runtime.instance import ModelInstance
 from app.runtime.model import OnnxModel
 from app.runtime.runner import Meanwhile, Parts, RunResult
 from app.runtime.tensors import Array
@@ -48,11 +49,16 @@ class BatchRunner:
     Args:
         model: The model to run.
         max_rows: Maximum number of rows in one run; a larger request runs in pieces.
+        instance: Instance of the model that runs them; None for its first one.
+
+    Attributes:
+        instance: Runs the batches.
     """
 
-    def __init__(self, model: OnnxModel, max_rows: int) -> None:
+    def __init__(self, model: OnnxModel, max_rows: int, instance: ModelInstance | None = None) -> None:
         self._model = model
         self._max_rows = max_rows
+        self.instance: OnnxModel | ModelInstance = instance or model
 
     def run(
         self, batch: list[QueueEntry], options: ort.RunOptions | None = None, meanwhile: Meanwhile | None = None
@@ -93,9 +99,9 @@ class BatchRunner:
         if rows > self._max_rows and batching.batched:
             run = self._run_in_pieces(feeds, names, rows, options)
         elif meanwhile is None:
-            run = model.run(feeds, names, options)
+            run = self.instance.run(feeds, names, options)
         else:
-            run = model.run(feeds, names, options, meanwhile)
+            run = self.instance.run(feeds, names, options, meanwhile)
         run_ns = time.perf_counter_ns() - ready_ns - run.meanwhile_ns
         mismatched = False
         axes = batching.cut(names) if batching.batched else None
@@ -142,7 +148,7 @@ class BatchRunner:
     def _concatenated(self, batch: list[QueueEntry], batching: Batching) -> Mapping[str, Parts]:
         """The concatenated rows of several requests, or a list of tensors if the model's runner gathers them."""
         first = batch[0].request.feeds
-        if self._model.gathers:
+        if self.instance.gathers:
             return {name: [entry.request.feeds[name] for entry in batch] for name in first}
         if batching.rows_first:
             return {name: np.concatenate([entry.request.feeds[name] for entry in batch]) for name in first}
@@ -171,13 +177,13 @@ class BatchRunner:
                 )
                 for name, array in feeds.items()
             }
-            runs.append(self._model.run(piece, output_names, options))
+            runs.append(self.instance.run(piece, output_names, options))
             sizes.append(until - at)
         if any(
             _row_mismatch(output_names, run.arrays, axes, size) for run, size in zip(runs, sizes, strict=True)
         ) or not all(map(_joinable, zip(*[run.arrays for run in runs], strict=True), axes)):
             # The shape of an output depends on the data: only a run of all rows determines it.
-            return self._model.run(feeds, output_names, options)
+            return self.instance.run(feeds, output_names, options)
         outputs = zip(zip(*[run.arrays for run in runs], strict=True), axes, strict=True)
         return RunResult(
             [parts[0] if axis is None else np.concatenate(parts, axis) for parts, axis in outputs],

@@ -9,10 +9,9 @@ import enum
 import logging
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-
-import onnxruntime as ort
+from dataclasses import replace
 
 from app.engine.batch_runner import BatchOutcome, BatchRunner
 from app.engine.batching_options import BatchingOptions
@@ -20,19 +19,22 @@ from app.engine.cost_model import CostModel
 from app.engine.queue import QueueEntry, RequestQueue
 from app.engine.request import Completion, FutureCompletion, InferenceRequest, Timings
 from app.engine.results import InferenceResult
-from app.errors import AppError, DeadlineExceededError, InferenceFailedError, ModelUnavailableError, OverloadedError
+from app.engine.thread_run import ThreadRun
+from app.engine.warm_up import warm_up
+from app.errors import AppError, DeadlineExceededError, ModelUnavailableError, OverloadedError
+from app.runtime.instance import ModelInstance
 from app.runtime.model import OnnxModel
 from app.telemetry.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-_LONG_WARM_UP_NS = 500_000_000
-_WARM_UP_ROWS = (1, 8, 64)
 _MAX_RETRY_S = 60
+_LARGE_BYTES = 1 << 20
+"""A batch from here on goes to a thread: copying its tensors would keep the loop from receiving others meanwhile."""
 
 
-class _State(enum.Enum):
-    """The next step of the batcher; see ``Batcher``."""
+class State(enum.Enum):
+    """State of a batcher; see ``Batcher``."""
 
     IDLE = enum.auto()
     DELAYED = enum.auto()
@@ -40,24 +42,15 @@ class _State(enum.Enum):
     RUNNING = enum.auto()
 
 
-_IDLE, _DELAYED, _SCHEDULED, _RUNNING = _State  # looking up a member on its class is slow
-
-
-@dataclass(slots=True)
-class _ThreadRun:
-    """The current run on the model's thread."""
-
-    batch: list[QueueEntry]
-    options: ort.RunOptions = field(default_factory=ort.RunOptions)
-    began_ns: int = field(default_factory=time.perf_counter_ns)
+_IDLE, _DELAYED, _SCHEDULED, _RUNNING = State  # looking up a member on its class is slow
 
 
 class Batcher:
     """Runs the inference requests of one model, several per run if the model allows it.
 
-    A run with a short expected duration executes on the event loop: handing it to a thread would cost more than
-    the run. A longer one executes on the model's only thread; requests that arrive meanwhile form the next batch.
-    Requests that arrive one at a time run at once. If the model runs on a device and other requests are
+    A run with a short expected duration and small tensors executes on the event loop: handing it to a thread would
+    cost more than the run. Other runs execute on the model's only thread; requests that arrive meanwhile form the next
+    batch. Requests that arrive one at a time run at once. If the model runs on a device and other requests are
     queued, the responses of a batch are deferred, and written while the next batch runs.
 
     A turn takes a batch from the queue and runs it. Everything but the run itself happens on the event loop:
@@ -79,6 +72,7 @@ class Batcher:
     Args:
         model: The model to run.
         options: Batching and queue options.
+        instance: Instance of the model that runs the requests; None for the model itself.
 
     Attributes:
         options: The effective options; a model that cannot be batched never shares a run.
@@ -86,18 +80,18 @@ class Batcher:
         cost: Expected duration of runs.
     """
 
-    def __init__(self, model: OnnxModel, options: BatchingOptions) -> None:
+    def __init__(self, model: OnnxModel, options: BatchingOptions, instance: ModelInstance | None = None) -> None:
         self.model = model
         self.options = options if options.together and model.batched else replace(options, together=False, delay_ns=0)
         self.statistics = Statistics()
         self.cost = CostModel()
         self._queue = RequestQueue(options.max_queue_rows, options.max_queue_bytes)
-        self._runner = BatchRunner(model, options.max_rows)
+        self._runner = BatchRunner(model, options.max_rows, instance)
         self._state = _IDLE
         self._closed = False
         self._alone = False
         self._delay: asyncio.TimerHandle | None = None  # in the state DELAYED
-        self._thread_run: _ThreadRun | None = None
+        self._thread_run: ThreadRun | None = None
         self._deferred: tuple[list[QueueEntry], BatchOutcome] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
@@ -125,25 +119,16 @@ class Batcher:
     def running_s(self) -> float:
         """Seconds since the start of the run on the model's thread; 0 without one."""
         run = self._thread_run
-        return 0.0 if run is None else (time.perf_counter_ns() - run.began_ns) / 1e9
+        return 0.0 if run is None else run.running_s
+
+    @property
+    def runs_by_instance(self) -> list[int]:
+        """Runs of each of the model's instances."""
+        return [self.statistics.executions]
 
     def warm_up(self) -> None:
         """Run the model at a few sizes up to its largest batch, so the first requests find it warm."""
-        max_rows = self.options.max_rows
-        for rows in dict.fromkeys((*_WARM_UP_ROWS, max_rows)) if self.model.batched else (1,):
-            if rows > max_rows:
-                continue
-            feeds = self.model.random_feeds(rows)
-            try:
-                for _ in range(2):
-                    began_ns = time.perf_counter_ns()
-                    self.model.run(feeds, self.model.output_names)
-                    ended_ns = time.perf_counter_ns()
-            except InferenceFailedError:
-                return  # some models reject random input
-            self.cost.set(rows, ended_ns - began_ns)
-            if ended_ns - began_ns > _LONG_WARM_UP_NS:
-                return
+        warm_up(self.model, self.model, self.options.max_rows, self.cost)
 
     async def run(
         self, request: InferenceRequest, timings: Timings | None = None, *, keep: object = None
@@ -234,8 +219,7 @@ class Batcher:
             self._queue.discard(entry)
             _end(entry)
             return
-        run = self._thread_run
-        if run is not None:
+        for run in self._runs():
             for other in run.batch:
                 if other.completion is completion:
                     _end(other)
@@ -245,6 +229,10 @@ class Batcher:
             for other in self._deferred[0]:
                 if other.completion is completion:
                     _end(other)
+
+    def _runs(self) -> Sequence[ThreadRun]:
+        """The runs that threads are at."""
+        return () if self._thread_run is None else (self._thread_run,)
 
     def close(self) -> None:
         """Refuse new requests; queued ones still run."""
@@ -300,8 +288,10 @@ class Batcher:
             for entry in self._queue.late(time.perf_counter_ns()):
                 self._expire(entry)
         if self._queue:
+            queued_bytes = self._queue.nbytes
             batch, rows = self._queue.take(self.options.max_rows if self.together else 1)
-            if self.cost.expected_ns(rows) > self.options.inline_ns:
+            large = queued_bytes - self._queue.nbytes >= _LARGE_BYTES
+            if large or self.cost.expected_ns(rows) > self.options.inline_ns:
                 self._run_on_thread(batch)
                 return
             self._run_inline(batch)
@@ -319,7 +309,7 @@ class Batcher:
         self._alone = not self._alone and len(batch) == 1 and not self._queue and not delayed
         outcome = self._runner.run(batch, None, None if self._deferred is None else self._answer_deferred)
         self._answer_deferred()
-        if self.model.gathers and self._queue and not delayed:
+        if self._runner.instance.gathers and self._queue and not delayed:
             self._deferred = batch, outcome
         else:
             self._answer(batch, outcome)
@@ -328,7 +318,7 @@ class Batcher:
         """Run a batch on the model's thread."""
         self._alone = False
         self._state = _RUNNING
-        run = self._thread_run = _ThreadRun(batch)
+        run = self._thread_run = ThreadRun(batch)
         self._answer_deferred()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{self.model.name}")
@@ -337,15 +327,21 @@ class Batcher:
             future = self._thread.submit(self._runner.run, batch, run.options)
         except RuntimeError as error:  # a thread cannot be started
             self._thread, self._thread_run, self._state = None, None, _IDLE
-            refusal = OverloadedError(f"model {self.model.name!r} cannot start a thread: {error}")
-            self._answer(batch, BatchOutcome([refusal] * len(batch), []))
-            self._schedule()
+            self._refuse(batch, error)
             return
         future.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._run_ended, ended))
+
+    def _refuse(self, batch: list[QueueEntry], error: RuntimeError) -> None:
+        """Refuse a batch that no thread can be started for."""
+        refusal = OverloadedError(f"model {self.model.name!r} has no thread to run on: {error}")
+        self._answer(batch, BatchOutcome([refusal] * len(batch), []))
+        self._schedule()
 
     def _run_ended(self, ended: "Future[BatchOutcome]") -> None:
         run, self._thread_run = self._thread_run, None
         self._state = _IDLE
+        if self._queue.nbytes >= _LARGE_BYTES and not self.options.delay_ns:
+            self._turn()  # writing long answers need not keep the model waiting
         if run is not None:
             self._answer(run.batch, ended.result())
         self._schedule()

@@ -167,7 +167,7 @@ class BatchResult:
         return list(zip(indices.tolist(), texts, strict=True))
 
     def _labelled_scores(self) -> tuple[Array | None, bool]:
-        """(rows, labels) float32 of the labelled output, or None without labels in the card; whether they are logits."""
+        """(rows, labels) float32 of the labelled output, or None without labels; whether they are logits."""
         labelled = self.model.labelled
         if labelled is None or labelled.name not in self.output_names:
             return None, False

@@ -87,7 +87,7 @@ async def _load(state: AppState, request: Any) -> dict[str, Any]:
     parameters = {name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
                   for name, value in request.parameters.items()}  # fmt: skip
     wanted = load_request({"parameters": parameters})
-    await state.control.request("load", request.model_name, wanted.policy)
+    await state.control.request("load", request.model_name, wanted.policy, wanted.placement)
     if wanted.warning:
         log.warning("load of model %s: %s", request.model_name, wanted.warning)  # the response has no field for it
     return {}

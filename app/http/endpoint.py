@@ -50,7 +50,7 @@ async def _send(send: Send, found: Answer, *, close: bool = False) -> None:
     if close:
         fields.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.body", "body": bytes(content)})
 
 
 async def _unless_disconnected(inferring: Coroutine[Any, Any, Answer], receive: Receive) -> Answer | None:

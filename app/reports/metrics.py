@@ -6,6 +6,7 @@ See docs/decisions/0025-metrics-from-counters-at-scrape.md.
 See docs/decisions/0026-own-metric-names.md.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 import onnxruntime as ort
@@ -126,6 +127,9 @@ def model_metrics(state: AppState) -> Iterable[Metric]:
     parameters = GaugeMetricFamily(
         "panther_model_parameters", "Parameters of the whole model, by way of counting.", labels=[*_MODEL, "count"]
     )
+    instances = GaugeMetricFamily(
+        "panther_model_instances", "Instances of a loaded version in one worker.", labels=[*_MODEL, "device"]
+    )
     failing = GaugeMetricFamily(
         "panther_model_load_failing", "Whether the version in the folder fails to load, 0 or 1.", labels=_MODEL
     )
@@ -146,13 +150,15 @@ def model_metrics(state: AppState) -> Iterable[Metric]:
                     "default": str(item.version == entry.served).lower(),
                 },
             )
+            for device, number in Counter(instance.device for instance in model.instances).items():
+                instances.add_metric([*labels, device], number)
             for name, value in {**_sizes(item.serving), "loaded_timestamp_seconds": item.loaded_at}.items():
                 if value is not None:
                     gauges[name].add_metric(labels, value)
             if model.card is not None:
                 for count, value in model.card.totals.model:
                     parameters.add_metric([*labels, count], value)
-    yield from (states, failing, info, *gauges.values(), parameters)
+    yield from (states, failing, info, instances, *gauges.values(), parameters)
 
 
 def _sizes(serving: Serving) -> dict[str, float | None]:

@@ -1,11 +1,13 @@
 """Metadata, configuration and statistics of the Open Inference Protocol, as JSON objects; gRPC returns the same."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import app
 from app.repository.served_model import Serving
 from app.repository.versions import Entry, State
+from app.runtime.model import OnnxModel
 from app.service.state import AppState
 from app.telemetry.statistics import DURATIONS, Statistics
 
@@ -116,15 +118,29 @@ def _config(serving: Serving, policy: str) -> dict[str, Any]:
             {"name": s.name, "data_type": types.get(s.datatype, f"TYPE_{s.datatype}"), "dims": s.wire_shape[skip:]}
             for s in model.outputs
         ],
-        "instance_group": [
-            {"name": model.name, "kind": "KIND_GPU" if "CUDA" in model.provider else "KIND_CPU", "count": 1}
-        ],
+        "instance_group": _instance_groups(model),
         "parameters": {"execution_provider": {"string_value": model.provider}},
     }
     if batched and serving.batcher.together:
         delay_us = serving.batcher.options.delay_ns // 1000
         config["dynamic_batching"] = {"preferred_batch_size": [], "max_queue_delay_microseconds": delay_us}
     return config
+
+
+def _instance_groups(model: OnnxModel) -> list[dict[str, Any]]:
+    """A group for each number of instances that devices have."""
+    counts = Counter(instance.device for instance in model.instances)
+    groups: list[dict[str, Any]] = []
+    for count in dict.fromkeys(counts.values()):
+        devices = [device for device, found in counts.items() if found == count and device != "cpu"]
+        gpus = [int(device.removeprefix("cuda:")) for device in devices]
+        if gpus:
+            groups.append({"kind": "KIND_GPU", "count": count, "gpus": gpus})
+    if "cpu" in counts:
+        groups.append({"kind": "KIND_CPU", "count": counts["cpu"]})
+    return [
+        {"name": model.name if not index else f"{model.name}_{index}", **group} for index, group in enumerate(groups)
+    ]
 
 
 async def _stats(state: AppState, entry: Entry, version: str | None = None) -> list[dict[str, Any]]:

@@ -125,6 +125,20 @@ class SessionStats(StatsPart):
         )
 
 
+class InstanceStats(StatsPart):
+    """One instance of a model: a session on one device."""
+
+    device: str = Field(description="cpu, or cuda: and the number of the device")
+    runs: int = Field(description="since the model was loaded, in the worker that answers")
+    cuda: CudaReport | None
+
+    @classmethod
+    def of(cls, serving: Serving) -> list[Self]:
+        """Describe the instances of a loaded model."""
+        counted = zip(serving.model.instances, serving.batcher.runs_by_instance, strict=True)
+        return [cls(device=instance.device, runs=runs, cuda=instance.cuda) for instance, runs in counted]
+
+
 class RuntimeStats(StatsPart):
     """Execution providers and options of the session, read back from it."""
 
@@ -132,8 +146,9 @@ class RuntimeStats(StatsPart):
     providers: list[str]
     device_reason: str | None
     placement: list[PlacementStats] | None = Field(description="nodes by provider; null: not reported")
-    cuda: CudaReport | None
-    num_threads: int
+    cuda: CudaReport | None = Field(description="of the first instance")
+    instances: list[InstanceStats] = Field(description="what takes batches from the model's queue")
+    num_threads: int = Field(description="of each instance")
     session: SessionStats
     batched: bool
     batching: BatchingStats
@@ -150,6 +165,7 @@ class RuntimeStats(StatsPart):
             device_reason=model.device_reason,
             placement=None if model.placement is None else PlacementStats.of(model.placement),
             cuda=model.cuda,
+            instances=InstanceStats.of(serving),
             num_threads=model.num_threads,
             session=SessionStats.of(serving),
             batched=model.batched,

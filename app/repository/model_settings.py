@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from app.config.settings_file import parse_toml
 from app.config.version_policy import check_policy
 from app.errors import LoadError, shortened
+from app.repository.placement import PlacementSettings
 from app.system.files import read_regular, require_regular
 
 SETTINGS_FILE = "panther.toml"
@@ -45,6 +46,7 @@ class ModelSettings(BaseModel):
         custom_ops: Shared libraries with operators, as paths in the model's folder; the server must allow them.
         default: Whether requests without a model name use this model, unless the server's settings name one.
         session: Session options of onnxruntime.
+        placement: Devices of the model, and the number of its instances on each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,6 +58,7 @@ class ModelSettings(BaseModel):
     custom_ops: Annotated[list[str], Field(max_length=16)] = []
     default: bool = False
     session: SessionSettings = SessionSettings()
+    placement: PlacementSettings = PlacementSettings()
 
     @field_validator("batching", mode="before")
     @classmethod
@@ -125,10 +128,13 @@ def custom_libraries(name: str, folder: Path, settings: ModelSettings, *, allowe
     return tuple(found)
 
 
+_TABLES: dict[str, type[BaseModel]] = {"session": SessionSettings, "placement": PlacementSettings}
+
+
 def _explain(item: Any) -> str:
     key = shortened(".".join(str(part) for part in item["loc"]))
     if item["type"] == "extra_forbidden":
-        known = SessionSettings if key.startswith("session.") else ModelSettings
+        known = _TABLES.get(key.partition(".")[0], ModelSettings) if "." in key else ModelSettings
         return f"{key} is not a setting of a model; known settings: {', '.join(known.model_fields)}"
     rule = str(item["msg"]).removeprefix("Value error, ")
     return f"{key}: {shortened(repr(item['input']))} is not valid: {rule[:1].lower()}{rule[1:]}"

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from app.errors import AppError, LoadError, ModelNotFoundError, ModelUnavailableError
 from app.repository.folder import MODEL_FILE, ModelFolder, require_model_file
 from app.repository.model_settings import ModelSettings, read_model_settings
+from app.repository.placement import PlacementSettings
 from app.repository.readiness import UNLOADED, Readiness
 from app.repository.reload import Load
 from app.repository.served_model import Serving
@@ -33,10 +34,11 @@ from app.telemetry.statistics import Statistics
 log = logging.getLogger(__name__)
 
 LOADING = "models are loading"
-_AT_ONCE = 8
-"""Number of models that load concurrently at the start, so a slow one delays few others."""
+_AT_ONCE = 8  # models that load concurrently at the start, so a slow one delays few others
 
 Loader = Callable[[str, str, Path, ModelSettings], Serving]
+Changed = Collection[str] | None
+Placement = PlacementSettings | None
 
 
 class Repository:
@@ -82,6 +84,7 @@ class Repository:
         policies: Mapping[str, str] | None = None,
         owed: Collection[str] | None = None,
         names: Collection[str] | None = None,
+        placements: Mapping[str, PlacementSettings] | None = None,
     ) -> None:
         """Load every model of the folder except ``unloaded`` ones; failed models keep the reason.
 
@@ -90,6 +93,7 @@ class Repository:
             policies: Version policies of some models that override theirs; missing versions are skipped.
             owed: Models that count for readiness if the server started before this process; None for all in the folder.
             names: The only models to load; None for all of the folder.
+            placements: Placements of some models that override theirs.
 
         Raises:
             OSError: The folder is not readable, for example because the process has no free file descriptor.
@@ -105,12 +109,13 @@ class Repository:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="load") as pool:
             for name in found:
                 if name not in unloaded:
-                    pool.submit(self._load_at_start, self.entries[name], (policies or {}).get(name))
+                    policy, placement = (policies or {}).get(name), (placements or {}).get(name)
+                    pool.submit(self._load_at_start, self.entries[name], policy, placement)
         for name in found:
             if name in unloaded:
                 self.unload(name)
 
-    def _load_at_start(self, before: Entry, policy: str | None) -> None:
+    def _load_at_start(self, before: Entry, policy: str | None, placement: Placement) -> None:
         """Load a model unless a client has loaded or unloaded it meanwhile; log failures."""
         name = before.name
         if self._ending:
@@ -121,7 +126,7 @@ class Repository:
         try:
             with self._lock_of(name):
                 if self.entries.get(name) is before:
-                    self._load(name, policy, None)
+                    self._load(name, policy, None, placement)
         except AppError as error:
             if not self._ending:
                 log.error("%s", error)
@@ -139,7 +144,7 @@ class Repository:
         self._ending = True
         trials.abort()
 
-    def load(self, name: str, policy: str | None = None, changed: Collection[str] | None = None) -> None:
+    def load(self, name: str, policy: str | None = None, changed: Changed = None, placement: Placement = None) -> None:
         """Load the versions that the policy selects, swap them in, and drop the others.
 
         A version that fails to load leaves the served versions unchanged. If none is served yet, ``latest`` continues
@@ -149,19 +154,20 @@ class Repository:
             name: Name of the model.
             policy: Overrides the version policy of the model and the server.
             changed: Versions with changed files; other loaded versions are kept. None for all.
+            placement: Overrides the placement of the model.
 
         Raises:
             ModelNotFoundError: The model has no folder, or no version that the policy selects.
             LoadError: A selected version failed to load.
         """
         with self._lock_of(name):
-            self._load(name, policy, changed)
+            self._load(name, policy, changed, placement)
 
     def _lock_of(self, name: str) -> Lock:
         with self._changing:
             return self._model_locks.setdefault(name, Lock())
 
-    def _load(self, name: str, policy: str | None, changed: Collection[str] | None) -> None:
+    def _load(self, name: str, policy: str | None, changed: Changed, placement: Placement) -> None:
         try:
             on_disk = self.folder.versions(name) if valid_name(name) else []
         except OSError as error:
@@ -175,6 +181,8 @@ class Repository:
         except LoadError as error:
             self._refuse(name, on_disk, policy, error)
             raise
+        if placement is not None:
+            settings = settings.model_copy(update={"placement": placement})
         with self._changing:
             (self._defaults.add if settings.default else self._defaults.discard)(name)
             self._set(self.entries)

@@ -10,11 +10,13 @@ from app.config.settings import Settings
 from app.engine.batcher import Batcher
 from app.engine.batching_options import BatchingOptions
 from app.engine.codec.model_codec import ModelCodec
+from app.engine.instance_batcher import InstanceBatcher
 from app.errors import DeviceError, LoadError
 from app.repository.model_settings import SETTINGS_FILE, ModelSettings, custom_libraries
+from app.repository.placement import devices_of
 from app.repository.trial_load import trials
 from app.repository.trial_process import Passed, Trial
-from app.runtime.device import CPU, CUDA, CudaOptions, Device, find_device
+from app.runtime.device import CPU, CudaOptions, Device, find_device
 from app.runtime.model import OnnxModel
 from app.runtime.session_choices import SessionChoices, known_providers
 from app.system.memory import growth, resident_bytes
@@ -107,14 +109,14 @@ class Loader:
         if limit_s == 0 or self.device is None or not sys.platform.startswith("linux"):
             return Passed()
         # A model for CUDA may be too large for the CPU, or unsupported there: its trial only makes a session.
-        elsewhere = CUDA in self.device.providers or (choices.providers and choices.providers[0] != CPU)
+        elsewhere = self._devices(name, own)[0].has_cuda or (choices.providers and choices.providers[0] != CPU)
         max_rows = None if elsewhere else own.max_batch_rows or self.settings.max_batch_rows
         extra_s = sum(size for _, size, _, _ in _print(path)) // _TRIAL_BYTES_A_SECOND
         trial = Trial(
             name,
             version,
             str(path.absolute()),
-            self._threads(own),
+            self._threads(name, own),
             max_rows,
             limit_s,
             float(extra_s),
@@ -123,8 +125,23 @@ class Loader:
         )
         return trials.run(trial)
 
-    def _threads(self, own: ModelSettings) -> int:
-        return own.session.threads or self.num_threads
+    def _devices(self, name: str, own: ModelSettings) -> list[Device]:
+        if self.device is None:
+            raise DeviceError(str(self.device_problem))
+        where = f"model {name!r}"
+        if own.session.providers and own.placement.devices is not None:
+            raise LoadError(f"{where}: placement.devices and session.providers exclude each other; give one of them")
+        try:
+            return devices_of(own.placement, self.device)
+        except LoadError as error:
+            raise LoadError(f"{where}: {error}") from None
+
+    def _threads(self, name: str, own: ModelSettings) -> int:
+        """Threads of each instance: the model's own number, or the server's, divided among those on the CPU."""
+        if own.session.threads is not None:
+            return own.session.threads
+        on_cpu = sum(not device.has_cuda for device in self._devices(name, own))
+        return self.num_threads // on_cpu or 1 if on_cpu else self.num_threads
 
     def _load(
         self, name: str, version: str, path: Path, own: ModelSettings, choices: SessionChoices, passed: Passed
@@ -147,7 +164,10 @@ class Loader:
     ) -> Serving:
         if self.device is None:
             raise DeviceError(str(self.device_problem))
-        model = OnnxModel(name, version, path, self.device, self._threads(own), own.batching, choices)
+        first, *others = self._devices(name, own)
+        model = OnnxModel(name, version, path, first, self._threads(name, own), own.batching, choices)
+        for device in others:
+            model.add_instance(device)
         model.takes_no_rows = passed.takes_no_rows and model.takes_empty
         if model.device_reason is not None and self.device.reason is None:
             log.warning("model %s version %s runs on the CPU, because %s", name, version, model.device_reason)
@@ -162,7 +182,7 @@ class Loader:
             max_queue_bytes=self.settings.max_queue_bytes,
             max_wait_ns=1_000_000 * self.settings.max_queue_ms,
         )
-        batcher = Batcher(model, options)
+        batcher = InstanceBatcher(model, options) if others else Batcher(model, options, model.instances[0])
         batcher.warm_up()
         return Serving(model, ModelCodec(model, self.settings.max_request_rows), batcher, settings=own)
 

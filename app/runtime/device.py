@@ -1,6 +1,5 @@
 """Select an execution provider before a session is made, and check it afterwards."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -65,6 +64,7 @@ class Device:
         cuda: CUDA options, if CUDA is available.
         runtime, streams: For runs on CUDA from fixed buffers; None if ``runtime_problem`` is set.
         bodies: Pinned memory for long request bodies; None if it cannot be allocated.
+        count: Number of CUDA devices that the process sees; None if unknown.
     """
 
     requested: str
@@ -75,6 +75,7 @@ class Device:
     streams: Streams | None = field(default=None, compare=False)
     runtime_problem: str | None = field(default=None, compare=False)
     bodies: Bodies | None = field(default=None, compare=False)
+    count: int | None = field(default=None, compare=False)
 
     def gpu(self) -> Gpu | None:
         """The device as CUDA reports it now; None without a device, or if it does not answer."""
@@ -84,6 +85,15 @@ class Device:
             return self.runtime.gpu(self.cuda.device_id)
         except CudaError:
             return None
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether sessions are opened on CUDA."""
+        return CUDA in self.providers
+
+    def on_cuda(self, device_id: int) -> "Device":
+        """A copy for another device of CUDA, without the CPU in its place."""
+        return replace(self, requested="cuda", cuda=replace(self.cuda, device_id=device_id))
 
     def without_tf32(self) -> "Device":
         """A copy of the device that computes float32 without TF32."""
@@ -155,10 +165,8 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
         return Device(requested, (CPU,), str(error))
     if runtime is None:
         return Device(requested, (CUDA, CPU), None, chosen, runtime_problem=problem)
-    bodies = None
-    with contextlib.suppress(CudaError):
-        bodies = Bodies(runtime, chosen.device_id)
-    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies)
+    bodies = Bodies(runtime, chosen.device_id)
+    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies, count=count)
 
 
 def open_session(

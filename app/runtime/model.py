@@ -8,29 +8,26 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from app.errors import CardError, InferenceFailedError, LoadError, without_folders
+from app.errors import CardError, LoadError, without_folders
 from app.runtime.batching import Axes, Batching, Wanted, find_batching
 from app.runtime.card import METADATA_KEY, Card, Column, Output, parse_card
-from app.runtime.cuda.accelerate import CudaReport, accelerate
-from app.runtime.cuda.buffers import CudaTarget
-from app.runtime.cuda.graphs import relative_error
-from app.runtime.device import CUDA, Device, open_session
+from app.runtime.cuda.accelerate import CudaReport
+from app.runtime.device import CUDA, Device
 from app.runtime.external_data import external_paths
 from app.runtime.graph_tensors import graph_tensors
-from app.runtime.host_runners import host_runner
 from app.runtime.independence import prove
+from app.runtime.instance import ModelInstance
 from app.runtime.placement import Node
 from app.runtime.random_feeds import random_feeds
 from app.runtime.recognition import why_no_model
 from app.runtime.rewriting import CLASSES_KEY, class_names
-from app.runtime.runner import Meanwhile, Parts, Runner, RunResult
+from app.runtime.runner import Meanwhile, Parts, RunResult
 from app.runtime.session import Session
 from app.runtime.session_choices import AS_IT_COMES, SessionChoices
 from app.runtime.signature import HasSignature, Signature
 from app.runtime.tensors import Array, TensorSpec
 
 log = logging.getLogger(__name__)
-_TF32_ROWS = 64
 # onnxruntime's kernels of these operators crash the process on empty tensors.
 _NEVER_EMPTY = {"AttnLSTM", "DynamicQuantizeLSTM", "GRU", "LSTM", "Scan"}
 
@@ -40,7 +37,7 @@ class OnnxModel(HasSignature):
 
     Attributes:
         file_bytes: Size on disk, including external data.
-        session: The onnxruntime session.
+        instances: Run the model, each with a session of its own; the first one also serves trials and comparisons.
         signature: Its tensors, which are also properties of the model.
         takes_empty: Whether inputs without elements may be run.
         takes_no_rows: Whether a batch without rows may be run, as found by a trial run.
@@ -48,8 +45,6 @@ class OnnxModel(HasSignature):
         card_problem: The reason why the card is unusable or wrong, or None.
         labelled: The output with labels for its last axis in the card, or None.
         batching: Whether and along which axes rows of several requests may run together, and why.
-        runner: Runs the model.
-        cuda: The way it runs on CUDA, or None on another provider.
         load_duration_s: Time from opening the file to the end of the trial run and of ``prepare``.
     """
 
@@ -68,16 +63,17 @@ class OnnxModel(HasSignature):
         self.version = version
         self.path = path
         try:
-            self.session = Session(path, device, num_threads, choices)
-            tensors = graph_tensors(self.session.ort, path)
-            optional = () if CUDA in self.session.providers else tensors.optional
+            session = Session(path, device, num_threads, choices)
+            tensors = graph_tensors(session.ort, path)
+            optional = () if CUDA in session.providers else tensors.optional
             self.signature = Signature(tensors.inputs, tensors.outputs, optional)
-            metadata: Mapping[str, str] = self.session.ort.get_modelmeta().custom_metadata_map
+            metadata: Mapping[str, str] = session.ort.get_modelmeta().custom_metadata_map
         except LoadError:
             raise
         except Exception as error:  # onnxruntime raises many kinds
             message = why_no_model(path) or without_folders(str(error).replace(str(path), path.name))
             raise LoadError(f"model {name!r} version {version}: {message}") from error
+        self.instances = [ModelInstance(name, session, self.signature)]
         self.takes_no_rows = False
         self.file_bytes = _file_bytes(path)
         self.takes_empty = not any(node.op_type in _NEVER_EMPTY for node in self.session.placement or ())
@@ -85,9 +81,7 @@ class OnnxModel(HasSignature):
         self.labelled = _labelled_output(self.card, self.output_by_name) or _classified_output(
             metadata.get(CLASSES_KEY), self.output_by_name
         )
-        self.cuda: CudaReport | None = None
         self.batching = Batching(batched=False, decided_by="proof", verdict="unknown", reason="the model is loading")
-        self.runner: Runner = host_runner(self.session.ort, tuple(self.input_by_name.values()), self.outputs)
         self.batching = find_batching(
             prove(path),
             self.inputs,
@@ -132,6 +126,16 @@ class OnnxModel(HasSignature):
         return self.batching.batched
 
     @property
+    def session(self) -> Session:
+        """The session of the first instance."""
+        return self.instances[0].session
+
+    @property
+    def cuda(self) -> CudaReport | None:
+        """How the first instance runs on CUDA, or None on another provider."""
+        return self.instances[0].cuda
+
+    @property
     def num_threads(self) -> int:
         """Threads of the runtime's pool."""
         return self.session.num_threads
@@ -158,8 +162,8 @@ class OnnxModel(HasSignature):
 
     @property
     def gathers(self) -> bool:
-        """Whether ``run`` accepts the arrays of several requests as lists."""
-        return self.runner.gathers
+        """Whether ``run`` takes the arrays of several requests as lists."""
+        return self.instances[0].gathers
 
     def run(
         self,
@@ -168,16 +172,8 @@ class OnnxModel(HasSignature):
         options: ort.RunOptions | None = None,
         meanwhile: Meanwhile | None = None,
     ) -> RunResult:
-        """Run the graph; see ``Runner.run``.
-
-        Raises:
-            InferenceFailedError: The runtime reports an error.
-        """
-        try:
-            return self.runner.run(feeds, output_names, options, meanwhile)
-        except Exception as error:  # onnxruntime raises many kinds
-            self.session.check_device()
-            raise InferenceFailedError(f"model {self.name!r} failed on this input: {_first_line(error)}") from error
+        """Run the graph on the first instance; see ``ModelInstance.run``."""
+        return self.instances[0].run(feeds, output_names, options, meanwhile)
 
     def random_feeds(self, rows: int, axes: Axes | None = None) -> dict[str, Array]:
         """Random inputs with a fixed seed, for trial runs; see ``random_feeds``.
@@ -203,41 +199,32 @@ class OnnxModel(HasSignature):
             self.batching = replace(self.batching, batched=False, decided_by="run", reason=reason)
             log.error("batching is off for model %s version %s: %s", self.name, self.version, reason)
 
-    def prepare(self, max_rows: int) -> None:
-        """On CUDA, allocate buffers and capture graphs for batches of up to ``max_rows``; on the CPU, do nothing."""
-        if self.provider != CUDA:
-            return
-        started = time.perf_counter()
-        device = self.session.device
-        host = host_runner(self.session.ort, self.inputs, self.outputs)
-        target = None
-        if device.runtime is not None and self.session.stream is not None:
-            target = CudaTarget(device.runtime, device.cuda.device_id, self.session.stream, device.bodies)
-        rows = max_rows if self.batched and self.batching.rows_first else None
-        self.cuda, runner = accelerate(self.session.ort, self.signature, rows, device, target, self.random_feeds, host)
-        if runner is not None:
-            self.runner = runner
-        if device.cuda.tf32:
-            self.cuda.tf32_max_relative_error = self._tf32_error(min(max_rows, _TF32_ROWS))
-        self.load_duration_s += time.perf_counter() - started
-        log.info(
-            "model %s version %s runs on CUDA device %d in the mode %s%s",
-            self.name,
-            self.version,
-            self.cuda.device_id,
-            self.cuda.mode,
-            f": {self.cuda.reason}" if self.cuda.reason else "",
-        )
+    def add_instance(self, device: Device) -> None:
+        """Open a further session of the model, on the same device or on another one.
 
-    def _tf32_error(self, rows: int) -> float:
-        """Largest relative error of an output compared with a session without TF32, on random rows."""
-        device, choices = self.session.device.without_tf32(), self.session.choices
-        session, _ = open_session(str(self.path), device, self.num_threads, choices=choices)
-        exact = host_runner(session, self.inputs, self.outputs)
-        feeds = self.random_feeds(rows)
-        found = self.run(feeds, self.output_names).arrays
-        expected = exact.run(feeds, self.output_names).arrays
-        return max(relative_error(*arrays) for arrays in zip(found, expected, self.outputs, strict=True))
+        Raises:
+            DeviceError: see ``open_session``.
+        """
+        first = self.session
+        session = Session(self.path, device, first.num_threads, first.choices)
+        self.instances.append(ModelInstance(self.name, session, self.signature))
+
+    def prepare(self, max_rows: int) -> None:
+        """On CUDA, allocate buffers and capture graphs for batches of up to so many rows; on the CPU, do nothing."""
+        started = time.perf_counter()
+        rows = max_rows if self.batched and self.batching.rows_first else None
+        for instance in self.instances:
+            instance.prepare(self.path, max_rows, rows, self.random_feeds)
+            if instance.cuda is not None:
+                log.info(
+                    "model %s version %s runs on CUDA device %d in the mode %s%s",
+                    self.name,
+                    self.version,
+                    instance.cuda.device_id,
+                    instance.cuda.mode,
+                    f": {instance.cuda.reason}" if instance.cuda.reason else "",
+                )
+        self.load_duration_s += time.perf_counter() - started
 
 
 def _read_card(text: str | None, model: str) -> tuple[Card | None, str | None]:
@@ -289,8 +276,3 @@ def _file_bytes(path: Path) -> int:
     """Size on disk: the file and the external data that it names, not other files beside it."""
     parts = {path, *(file.resolve() for file in external_paths(path).values())}
     return sum(part.stat().st_size for part in parts)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -12,6 +12,7 @@ from app.cluster.control_log import Action, Applied, Command, History
 from app.cluster.link import Link
 from app.config.settings import Settings
 from app.errors import STATUS, AppError, ControlForbiddenError, LoadError, ModelNotFoundError, ModelUnavailableError
+from app.repository.placement import PlacementSettings
 from app.repository.repository import Repository
 from app.repository.retries import Retries
 from app.repository.served_model import Serving
@@ -55,6 +56,7 @@ class ModelControl:
         self._following: set[asyncio.Task[None]] = set()
         self._told_owed: frozenset[str] | None = None
         self._policies: dict[str, str] = {}
+        self._placements: dict[str, PlacementSettings] = {}
         self._releases: set[asyncio.Task[None]] = set()
         self._overdue: dict[str, Command] = {}
         self.behind: dict[str, str] = {}
@@ -83,7 +85,11 @@ class ModelControl:
             history = History()
         unloaded = {command.name for command in history.commands if command.action == "unload"}
         self._policies = {command.name: command.versions for command in history.commands if command.versions}
-        await asyncio.to_thread(self._repository.load_all, unloaded, self._policies, owed, history.names)
+        found = {command.name: _placement(command) for command in history.commands}
+        self._placements = {name: placement for name, placement in found.items() if placement is not None}
+        await asyncio.to_thread(
+            self._repository.load_all, unloaded, self._policies, owed, history.names, self._placements
+        )
         self.tell_loaded()
 
     def tell_loaded(self) -> None:
@@ -110,13 +116,16 @@ class ModelControl:
     async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def request(self, action: Action, name: str, policy: str | None = None) -> None:
+    async def request(
+        self, action: Action, name: str, policy: str | None = None, placement: PlacementSettings | None = None
+    ) -> None:
         """Load or unload a model for a client, in every worker.
 
         Args:
             action: The action.
             name: Name of the model.
             policy: Version policy that overrides the settings.
+            placement: Placement of the model's instances that overrides the settings.
 
         Raises:
             ControlForbiddenError: The settings do not allow it.
@@ -127,9 +136,10 @@ class ModelControl:
         if action == "load" and self._mirroring is not None:
             await self._mirroring.refresh()
         if self._link is None:
-            await self.apply(action, name, policy)
+            await self.apply(action, name, policy, placement)
             return
-        outcome = await self._link.submit(action, name, policy)
+        plain = None if placement is None else placement.model_dump(mode="json")
+        outcome = await self._link.submit(Command(0, action, name, policy, placement=plain))
         if outcome is None:
             raise ModelUnavailableError("the server is shutting down")
         if outcome.error is not None:
@@ -138,12 +148,14 @@ class ModelControl:
             late = "; ".join(f"{worker}: {reason}" for worker, reason in sorted(outcome.behind.items()))
             raise LoadError(f"{action} of model {name!r} is not yet applied by every worker: {late}")
 
-    async def apply(self, action: Action, name: str, policy: str | None = None) -> None:
+    async def apply(
+        self, action: Action, name: str, policy: str | None = None, placement: PlacementSettings | None = None
+    ) -> None:
         """Load or unload a model in this process; a replaced version finishes its requests first."""
         async with self._lock_of(name):
             try:
                 if action == "load":
-                    await self._in_thread(self._repository.load, name, policy)
+                    await self._in_thread(self._repository.load, name, policy, None, placement)
                 else:
                     await self._in_thread(self._repository.unload, name)
             finally:
@@ -163,7 +175,7 @@ class ModelControl:
         before = self._served(command.name)
         error: AppError | None = None
         try:
-            await self.apply(command.action, command.name, command.policy)
+            await self.apply(command.action, command.name, command.policy, _placement(command))
         except AppError as problem:
             error = problem
         except Exception as problem:
@@ -190,7 +202,7 @@ class ModelControl:
         if self._versions(name) != wanted:
             try:
                 if wanted:
-                    await self.apply("load", name, wanted)
+                    await self.apply("load", name, wanted, _placement(command))
                 elif self._versions(name):
                     await self.apply("unload", name)
             except AppError as problem:
@@ -238,7 +250,7 @@ class ModelControl:
             async with self._log_lock_of(name):
                 if name in self._repository.starved():
                     with contextlib.suppress(AppError):
-                        await self.apply("load", name, self._policies.get(name))
+                        await self.apply("load", name, self._policies.get(name), self._placements.get(name))
         if starved:
             self.tell_loaded()
         return bool(self._overdue or starved)
@@ -305,6 +317,10 @@ class ModelControl:
     def releasing(self) -> bool:
         """Whether a replaced model is not yet drained."""
         return bool(self._releases)
+
+
+def _placement(command: Command) -> PlacementSettings | None:
+    return None if command.placement is None else PlacementSettings.model_validate(command.placement)
 
 
 async def _release(retired: list[Serving]) -> None:

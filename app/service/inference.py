@@ -11,6 +11,7 @@ from app.config.limits import Limits
 from app.config.settings import Settings
 from app.engine.codec import Api, Body, HeaderList, Headers
 from app.engine.codec.compression import decompress_short
+from app.engine.codec.content import Content
 from app.engine.codec.described import DescribedModel, ModelDescription
 from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm, Encode, ModelCodec
 from app.engine.request import InferenceRequest
@@ -26,7 +27,7 @@ from app.service.inference_call import CallContext, InferenceCall, RequestIds, R
 from app.telemetry.statistics import OIP, PLAIN
 from app.telemetry.tracing import Tracing
 
-Answer = tuple[int, HeaderList, bytes]
+Answer = tuple[int, HeaderList, Content]
 """Status, headers, body."""
 
 Decoded = tuple[InferenceRequest, Encode]

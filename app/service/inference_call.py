@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.engine.codec import HeaderList, Headers
 from app.engine.codec.compression import accepted, compress
+from app.engine.codec.content import Content
 from app.engine.codec.model_codec import Encode
 from app.engine.codec.plain import JSON_HEADER
 from app.engine.request import Timings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Respond = Callable[[int, HeaderList, bytes], None]
+Respond = Callable[[int, HeaderList, Content], None]
 """Sends the response: status, headers, body."""
 
 CANCELLED = "Cancelled"
@@ -244,14 +245,14 @@ class InferenceCall:
         )
 
 
-def _compressed(body: bytes, accept_encoding: bytes, headers: HeaderList) -> bytes:
+def _compressed(body: Content, accept_encoding: bytes, headers: HeaderList) -> Content:
     """The body in a content encoding that the client accepts (added to the headers), or unchanged."""
     coding = accepted(accept_encoding)
     if coding is None:
         return body
     headers += [(b"content-encoding", coding), (b"vary", b"accept-encoding")]
-    return compress(body, coding)
+    return compress(bytes(body), coding)
 
 
-def _undecoded(_: InferenceResult) -> tuple[HeaderList, bytes]:
+def _undecoded(_: InferenceResult) -> tuple[HeaderList, Content]:
     raise RuntimeError("received a result for a request that was not decoded")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InvalidRequestError, shortened
+from app.repository.placement import PlacementSettings
+from app.service.instance_groups import read_groups
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,12 @@ class LoadRequest:
 
     Attributes:
         policy: Version policy to load; None if the request has none.
+        placement: Placement of the model's instances; None for the one of ``panther.toml``.
         ignored: Members of ``config`` without effect, because ``panther.toml`` defines them.
     """
 
     policy: str | None = None
+    placement: PlacementSettings | None = None
     ignored: tuple[str, ...] = ()
 
     @property
@@ -32,7 +36,7 @@ class LoadRequest:
 
 
 def load_request(document: dict[str, Any]) -> LoadRequest:
-    """Parse a load request; only the version policy of Triton's model configuration is used.
+    """Parse a load request; of Triton's model configuration, the version policy and the instances are used.
 
     Raises:
         InvalidRequestError: There is a parameter other than ``config``, or it is not a model configuration.
@@ -45,14 +49,16 @@ def load_request(document: dict[str, Any]) -> LoadRequest:
     rule = """must be JSON such as {"version_policy": {"specific": {"versions": [1]}}}"""
     try:
         config = json.loads(parameters["config"])
-        policy = config.pop("version_policy", None)
+        policy, groups = config.pop("version_policy", None), config.pop("instance_group", None)
         chosen = None
         if policy is not None:
             (item,) = policy.items()
             chosen = _policies(*item)
-        return LoadRequest(chosen, tuple(name for name in config if name != "name"))
+        unknown = tuple(name for name in config if name != "name")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise InvalidRequestError(f"parameter 'config' {rule}") from None
+    placement, ignored = (None, ()) if groups is None else read_groups(groups)
+    return LoadRequest(chosen, placement, (*unknown, *ignored))
 
 
 def _policies(kind: str, value: dict[str, Any]) -> str:

@@ -111,6 +111,42 @@ def gpu_twins() -> str:
     return _block("gpu_serving", make)
 
 
+def gpu_scale_source() -> str:
+    """Where the figures of large bodies and of several GPUs come from."""
+    return _block("gpu_scale", lambda result: provenance("gpu_scale", result))
+
+
+def gpu_scale() -> str:
+    """One worker with large bodies, on one GPU and on two."""
+
+    def make(result: dict[str, Any]) -> str:
+        rows = (
+            (
+                cell["model"],
+                name,
+                _us(side["rate"]),
+                f"{side['p50_us'] / 1000:.1f}",
+                f"{side['p99_us'] / 1000:.1f}",
+                _us(side["loop_user_us"] + side["loop_system_us"]),
+                " + ".join(f"{runs:,}" for runs in side["runs_by_instance"]),
+            )
+            for cell in result["cells"]
+            for name, side in cell["sides"].items()
+        )
+        head = (
+            "model",
+            "worker",
+            "requests a second",
+            "p50, ms",
+            "p99, ms",
+            "µs of the loop's core",
+            "runs by instance",
+        )
+        return table(head, rows)
+
+    return _block("gpu_scale", make)
+
+
 def gpu_train_graph() -> str:
     """Forward and backward as a CUDA graph."""
     return _block("gpu_train", lambda result: _training(result, "graph", "forward+backward"))
@@ -217,6 +253,8 @@ BLOCKS = (
     gpu_throughput,
     gpu_precisions,
     gpu_twins,
+    gpu_scale_source,
+    gpu_scale,
     gpu_train_graph,
     gpu_train_called,
     gpu_train_forward,

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from panther.convert.convolutions import Convolution, reason_of_groups
+from panther.convert.convolutions import Convolution, reason_not_factored
 from panther.convert.layers import Place, Unit, bias_of
 from panther.convert.moments import Moments
 from panther.nn.hooks import take_hooks
@@ -117,7 +117,7 @@ class StoredOption:
 def storable(unit: Unit) -> bool:
     """Whether a convolution's weight can be stored in few bits; groups, which have no low rank, are no obstacle."""
     conv = unit.convolution
-    return conv is not None and (unit.reason is None or unit.reason == reason_of_groups(conv))
+    return conv is not None and (unit.reason is None or unit.reason == reason_not_factored(conv))
 
 
 def stored_options(

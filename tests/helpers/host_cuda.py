@@ -1,6 +1,7 @@
 """A CUDA runtime simulated on the host, which keeps device memory in host memory."""
 
 import ctypes
+import time
 import weakref
 
 import onnxruntime as ort
@@ -27,11 +28,14 @@ class HostRuntime:
         self.recording = None
         self.streams = 0
         self.lost = None
+        self.several = False
+        self.devices = []
         self.copies = []
         self.bodies = None
 
     def set_device(self, device_id):
-        pass
+        self.several = self.several or device_id > 0
+        self.devices.append(device_id)
 
     def make_stream(self):
         self.streams += 1
@@ -100,6 +104,15 @@ class HostRuntime:
 
     def destroy(self, graph):
         del self.graphs[graph]
+
+
+def taken(bodies, length):
+    """A body in pinned memory, which a thread allocates after the first one that finds none."""
+    end = time.monotonic() + 60
+    while (body := bodies.take(length)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return body
 
 
 def open_model(model):

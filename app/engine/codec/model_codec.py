@@ -7,6 +7,7 @@ from functools import partial
 from urllib.parse import parse_qsl
 
 from app.engine.codec import Api, Body, HeaderList, Headers, arrays, plain, predict_v1
+from app.engine.codec.content import Content
 from app.engine.codec.csv_form import CSV, CsvAnswer, read_csv
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.oip import HEADER_LENGTH, Decoder
@@ -28,7 +29,7 @@ MOST_INLINE_BYTES = 1 << 20
 _MOST_DIGITS = 20
 
 
-Encode = Callable[[InferenceResult], tuple[HeaderList, bytes]]
+Encode = Callable[[InferenceResult], tuple[HeaderList, Content]]
 """Encodes the response to one request: headers and body."""
 
 
@@ -195,7 +196,7 @@ def _binary_answer(names: tuple[str, ...], form: bytes, output: str | None) -> B
     return BinaryAnswer(form, 0 if output is None else names.index(output))
 
 
-def _encode_oip(writer: OipWriter, asked: Asked, result: InferenceResult) -> tuple[HeaderList, bytes]:
+def _encode_oip(writer: OipWriter, asked: Asked, result: InferenceResult) -> tuple[HeaderList, Content]:
     length, body = writer.encode(result, asked)
     if length is None:
         return [JSON_HEADER], body

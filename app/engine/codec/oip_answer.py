@@ -4,6 +4,7 @@ import numpy as np
 import orjson
 
 from app.engine.codec import binary
+from app.engine.codec.content import LONG_BYTES, Content, LongContent, long_view
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.oip_head import Asked
 from app.engine.results import InferenceResult
@@ -24,7 +25,7 @@ class OipWriter:
         }
         self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # JSON headers for one binary tensor, by its shape
 
-    def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, bytes]:
+    def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, Content]:
         """Encode the response to one request.
 
         Returns:
@@ -32,7 +33,7 @@ class OipWriter:
         """
         batch, start, stop = result.batch, result.start, result.stop
         if asked.binary == (True,) and asked.classes == (0,) and asked.id is None:
-            return self._one_binary(asked.output_names[0], batch.array(0, start, stop))
+            return self._one_binary(asked.output_names[0], batch.array(0, start, stop), batch.arrays[0].nbytes)
         outputs: list[bytes] = []
         tails: list[bytes] = []
         for index, name in enumerate(asked.output_names):
@@ -54,16 +55,17 @@ class OipWriter:
         head = self._head + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
         return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
 
-    def _one_binary(self, name: str, array: Array) -> tuple[int, bytes]:
+    def _one_binary(self, name: str, array: Array, batch_bytes: int) -> tuple[int, Content]:
         """Encode one binary tensor. The JSON header depends only on its shape, unless its elements differ in length."""
         datatype = self._model.output_by_name[name].datatype
-        tail = binary.to_bytes(array, datatype)
+        view = None if array.nbytes < LONG_BYTES or datatype == "BYTES" else long_view(array, batch_bytes)
+        tail = binary.to_bytes(array, datatype) if view is None else view
         head = self._heads.get((name, array.shape))
         if head is None:
             head = self._head + b',"outputs":[' + self._names[name] + _shape_and_size(array, tail) + b"]}"
             if datatype != "BYTES" and len(self._heads) < _MAX_HEADS:
                 self._heads[name, array.shape] = head
-        return len(head), head + tail
+        return len(head), head + tail if view is None else LongContent(head, (view,))
 
 
 def classified(model: DescribedModel, result: InferenceResult, index: int, count: int) -> Array:
@@ -89,5 +91,5 @@ def _shape(array: Array) -> bytes:
     return b"[" + b",".join([b"%d" % size for size in array.shape]) + b"]"
 
 
-def _shape_and_size(array: Array, tail: bytes) -> bytes:
+def _shape_and_size(array: Array, tail: bytes | memoryview) -> bytes:
     return _shape(array) + b',"parameters":{"binary_data_size":%d}}' % len(tail)

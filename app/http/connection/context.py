@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from app.config.limits import Limits
 from app.http.connection.header_cache import HeaderCache
+from app.http.connection.long_bodies import SocketThreads
 from app.http.connection.response import DefaultHeaders
 from app.http.connection.watchdog import Watchdog
 from app.service.inference import InferenceService
@@ -17,13 +18,15 @@ class ConnectionContext:
         limits: Limits of each connection.
         header_cache: Headers of admitted inference requests.
         default_headers: Header lines of every response.
+        threads: Copy long bodies from and to sockets.
     """
 
-    def __init__(self, service: InferenceService, limits: Limits) -> None:
+    def __init__(self, service: InferenceService, limits: Limits, threads: SocketThreads) -> None:
         self.service = service
         self.limits = limits
         self.header_cache = HeaderCache()
         self.default_headers = DefaultHeaders()
+        self.threads = threads
         self._watchdog: Watchdog | None = None
 
     def watch(self, connections: Iterable[object]) -> None:

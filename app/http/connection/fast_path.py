@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from app.engine.codec import HeaderList
+from app.engine.codec.content import Content, LongContent
 from app.errors import AppError
 from app.http.connection.body_reader import POOL, RECEIVED_VIEW, BodyReader
 from app.http.connection.context import ConnectionContext
@@ -12,7 +13,7 @@ from app.http.connection.request import WireRequest
 from app.http.connection.request_parser import RequestParser
 from app.service.inference import Target
 
-Send = Callable[[WireRequest, int, HeaderList, bytes], None]
+Send = Callable[[WireRequest, int, HeaderList, Content], None]
 
 
 class FastPath:
@@ -148,14 +149,15 @@ class FastPath:
         if not request.response_complete:
             request.call = call
 
-    def _respond(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
+    def _respond(self, request: WireRequest, status: int, headers: HeaderList, content: Content) -> None:
         request.call = None  # it refers to the request; avoid a reference cycle
         if request.response_complete or self._send is None:
             return
         request.response_complete = True
         request.reservation.release()
         if request.pooled is not None:
-            POOL.give_back(request.pooled)
+            if type(content) is not LongContent or not content.reads(request.pooled):
+                POOL.give_back(request.pooled)
             request.pooled = None
         self._send(request, status, headers, content)
 

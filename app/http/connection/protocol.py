@@ -28,6 +28,7 @@ See docs/decisions/0005-answer-inference-in-the-http-protocol.md.
 import asyncio
 import time
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from uvicorn.config import Config
@@ -35,6 +36,7 @@ from uvicorn.server import ServerState
 
 from app.config.limits import Waiting
 from app.engine.codec import HeaderList
+from app.engine.codec.content import Content, LongContent
 from app.errors import ModelUnavailableError, error_body
 from app.http.connection.asgi_bridge import AsgiBridge, AsgiRequest
 from app.http.connection.body_reader import RECEIVED, RECEIVED_VIEW
@@ -43,6 +45,7 @@ from app.http.connection.fast_path import FastPath
 from app.http.connection.header_cache import header_text
 from app.http.connection.keep_alive import KeepAlive
 from app.http.connection.lingering_close import LingeringClose
+from app.http.connection.long_bodies import LONG_BYTES, LongBodies
 from app.http.connection.over_limit import RESERVED, OverLimitApp
 from app.http.connection.request import WireRequest
 from app.http.connection.request_parser import RefusedRequestError, RequestParser
@@ -89,6 +92,7 @@ class Connection(asyncio.BufferedProtocol):
         self._serves_inference = True
         self._parser = RequestParser(self, self._context.limits)
         self._keep_alive = KeepAlive(self._loop, config.timeout_keep_alive)
+        self._long = LongBodies(self._loop, self._context.threads)
         self._state = BETWEEN
         self._path: FastPath | AsgiBridge = self._bridge  # path of the latest request
         self._last: WireRequest | AsgiRequest | None = None  # the latest request
@@ -103,6 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport
         self._bridge.connect(transport)
         self._keep_alive.connect(transport)
+        self._long.connect(transport, self._bridge.flow)
         state = self._server_state
         state.connections.add(self)  # type: ignore[arg-type]
         self._context.watch(state.connections)
@@ -119,6 +124,7 @@ class Connection(asyncio.BufferedProtocol):
         self._fast.disconnect()
         self._bridge.disconnect()
         self._keep_alive.cancel()
+        self._long.close()
         self._parser.close()
         self._state = ENDED
         self._last = None
@@ -151,6 +157,7 @@ class Connection(asyncio.BufferedProtocol):
             self._fast.receive_rest_directly()
             if self._fast.reader.rest is not None:
                 self._state = DIRECT
+                self._long.receive(self._fast.reader, self._received_directly)
 
     def _begin_known(self, nbytes: int) -> bool:
         """Start a request with cached headers; False if the parser must read the received bytes."""
@@ -169,6 +176,8 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive.idle_since = None
         self._path = self._fast
         self._last = self._fast.begin_known(known, start, nbytes)
+        if known.content_length >= LONG_BYTES and self._state is DIRECT:
+            self._long.receive(self._fast.reader, self._received_directly)
         return True
 
     def _received_directly(self, nbytes: int) -> None:
@@ -232,30 +241,36 @@ class Connection(asyncio.BufferedProtocol):
         self._new_headers = b""
         self._path.end_body()
 
-    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
+    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: Content) -> None:
         """Send the response to a request on the fast path."""
         if self.transport.is_closing():
             return
         if self._draining():
             request.keep_alive = False
-        self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
+        if type(content) is LongContent:
+            more = len(content) - len(content.head)
+            head = self._render(status, headers, content.head, keep_alive=request.keep_alive, more=more)
+            self._long.send((head, *content.tensors), partial(self._answered, request))
+        else:
+            self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
         if request.began_s:
             path = request.target.path.encode("latin-1")
             request_id = dict(headers).get(b"x-request-id", b"")
             client = self._bridge.client[0] if self._bridge.client else None
             log_request("POST", path, status, time.perf_counter() - request.began_s, request_id, client)
-        if not request.keep_alive:
-            self._close()
-        self._answered()
+        if not self._long.sending:
+            self._answered(request)
 
     # End of a request, and of the connection.
 
     def _answer_due(self) -> bool:
         last = self._last
-        return last is not None and not last.response_complete
+        return last is not None and (not last.response_complete or self._long.sending)
 
-    def _answered(self) -> None:
-        """A response was sent: continue with pipelined requests, or become idle."""
+    def _answered(self, request: WireRequest | None = None) -> None:
+        """A response was sent: close after the last one, continue with pipelined requests, or become idle."""
+        if request is not None and not request.keep_alive:
+            self._close()
         self._server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -304,9 +319,9 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.write(response)
         self.transport.close()
 
-    def _render(self, status: int, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
+    def _render(self, status: int, headers: HeaderList, content: bytes, *, keep_alive: bool, more: int = 0) -> bytes:
         default_lines = self._context.default_headers.lines(self._server_state.default_headers)
-        return render(status, default_lines, headers, content, keep_alive=keep_alive)
+        return render(status, default_lines, headers, content, keep_alive=keep_alive, more=more)
 
     def _restrict(self, over: int) -> None:
         """Respond only to health checks, because this connection is over the limit; ignore it if too many are."""
@@ -367,7 +382,7 @@ class Connection(asyncio.BufferedProtocol):
         Args:
             close_idle: Also close the connection if it has no request, or only the rest of a refused one.
         """
-        if self._last is not None and not self._last.response_complete:
+        if self._last is not None and self._answer_due():
             self._last.keep_alive = False
         elif close_idle and (self._state is BETWEEN or self.transport.get_protocol() is not self):
             self.transport.close()

@@ -22,8 +22,10 @@ class DefaultHeaders:
         return self._lines
 
 
-def render(status: int, default_lines: bytes, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
-    """Encode a complete response.
+def render(
+    status: int, default_lines: bytes, headers: HeaderList, content: bytes, *, keep_alive: bool, more: int = 0
+) -> bytes:
+    """Encode a complete response, or its beginning.
 
     Args:
         status: HTTP status code.
@@ -31,9 +33,10 @@ def render(status: int, default_lines: bytes, headers: HeaderList, content: byte
         headers: Headers of this response, without its length.
         content: The body.
         keep_alive: Whether the connection stays open after it.
+        more: Bytes of the body that are sent separately.
     """
     lines = _STATUS_LINES[status] + default_lines
     for header in headers:
         lines += b"%b: %b\r\n" % header
     end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-    return b"%bcontent-length: %d\r\n%b%b" % (lines, len(content), end, content)
+    return b"%bcontent-length: %d\r\n%b%b" % (lines, len(content) + more, end, content)

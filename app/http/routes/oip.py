@@ -119,10 +119,11 @@ async def load(state: SharedState, request: Request, name: str) -> Response:
     """Load a model again from the repository, beside the served version, and swap it in.
 
     The parameter ``config`` may hold ``version_policy`` in Triton's format, to load other versions than the settings
-    select, for example for a rollback. Other members have no effect, and the response names them in a warning.
+    select, for example for a rollback. ``instance_group`` places the model's instances until the next load. Other
+    members have no effect, and the response names them in a warning.
     """
     wanted = load_request(await _object(request))
-    await state.control.request("load", name, wanted.policy)
+    await state.control.request("load", name, wanted.policy, wanted.placement)
     return JSONResponse({"warning": wanted.warning}) if wanted.warning else Response(status_code=200)
 
 

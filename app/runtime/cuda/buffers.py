@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 _KIB = 1024
 _SHORT = 64 * _KIB  # up to this size, copying a body is as fast as reserving pinned memory
-_BODIES = ((256 * _KIB, 128), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes per piece, and number of pieces
-_MOST_LOANS = 8
+_BODIES = ((256 * _KIB, 64), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes per piece, and pieces per block
+_MOST_BLOCKS = 8
+_MOST_LOANS = 16
 _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
 
@@ -164,44 +165,70 @@ class LoanPool:
 class Bodies:
     """Pinned memory for long request bodies, copied to the device without a further copy.
 
-    One block, in pieces of a few sizes. A piece becomes free when the last array over it is deleted, so none is reused
-    while a run reads it, even if its client has disconnected.
+    The pool is empty at first. A body without a free piece of its size uses ordinary memory, and a thread allocates a
+    block of such pieces for later bodies. A piece becomes free when the last array over it is deleted, so none is
+    reused while a run reads it, even if its client has disconnected. Every device may copy from it.
 
     Args:
         runtime, device_id: Device that copies from the memory.
     """
 
     def __init__(self, runtime: CudaRuntime, device_id: int) -> None:
-        owned = Owned()
-        runtime.set_device(device_id)
-        self._start = runtime.pinned_memory(sum(size * count for size, count in _BODIES))
-        owned.pinned.append(self._start)
-        self._pieces: list[tuple[int, list[int]]] = []
-        self._end = self._start
-        for size, count in _BODIES:
-            self._pieces.append((size, [self._end + size * number for number in range(count)]))
-            self._end += size * count
-        weakref.finalize(self, give_back, runtime, device_id, owned)
+        self._runtime = runtime
+        self._device_id = device_id
+        self._owned = Owned()
+        self._free: dict[int, list[int]] = {size: [] for size, _ in _BODIES}
+        self._blocks: list[tuple[int, int, int]] = []  # first address, the one behind the last, bytes of a piece
+        self._growing = threading.Lock()
+        weakref.finalize(self, give_back, runtime, device_id, self._owned)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are allocated."""
+        return sum(end - start for start, end, _ in self._blocks)
 
     def take(self, length: int) -> memoryview | None:
         """Reserve memory for a body, with undefined contents; None if none is free or the body is too short."""
         if length <= _SHORT:
             return None
-        for size, free in self._pieces:
+        for size, count in _BODIES:
             if length <= size:
-                return np.asarray(Loan(self, free.pop(), (length,), np.dtype(np.uint8))).data if free else None
+                free = self._free[size]
+                if free:
+                    return np.asarray(Loan(self, free.pop(), (length,), np.dtype(np.uint8))).data
+                self._grow(size, count)
+                return None
         return None
+
+    def _grow(self, size: int, count: int) -> None:
+        """Allocate a block of pieces, in a thread since it takes milliseconds, and one block at a time."""
+        if len(self._blocks) >= _MOST_BLOCKS or not self._growing.acquire(blocking=False):
+            return
+        try:
+            threading.Thread(target=self._allocate, args=(size, count), name="pinned-bodies", daemon=True).start()
+        except RuntimeError:  # no thread can be started
+            self._growing.release()
+
+    def _allocate(self, size: int, count: int) -> None:
+        try:
+            self._runtime.set_device(self._device_id)
+            start = self._runtime.pinned_memory(size * count)
+        except CudaError as error:
+            log.warning("no further pinned memory for request bodies: %s", error)
+            return  # and never again: the lock stays taken
+        self._owned.pinned.append(start)
+        self._blocks.append((start, start + size * count, size))
+        self._free[size] += [start + size * number for number in range(count)]
+        self._growing.release()
 
     def take_back(self, address: int) -> None:
         """Return a piece to the pool."""
-        end = self._start
-        for (size, count), (_, free) in zip(_BODIES, self._pieces, strict=True):
-            end += size * count
-            if address < end:
-                free.append(address)
-                return
+        for start, end, size in self._blocks:
+            if start <= address < end:
+                self._free[size].append(address)
 
     def address(self, array: Array) -> int | None:
         """Address of an array in the pinned memory, or None if it is elsewhere."""
         address: int = array.__array_interface__["data"][0]
-        return address if self._start <= address < self._end and array.flags.c_contiguous else None
+        inside = any(start <= address < end for start, end, _ in self._blocks)
+        return address if inside and array.flags.c_contiguous else None

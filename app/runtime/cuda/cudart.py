@@ -19,6 +19,7 @@ from app.runtime.tensors import Array
 log = logging.getLogger(__name__)
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
+_PORTABLE = 1  # cudaHostAllocPortable: for every device
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 _MEMCPY_NODE, _HOST_NODE = 1, 3  # cudaGraphNodeType
@@ -77,11 +78,13 @@ class CudaRuntime:
 
     Attributes:
         lost: The reason why CUDA is unusable in this process, or None.
+        several: Whether a device other than the first was used, so a thread's current device may be any.
     """
 
     def __init__(self, waiting: Any, quick: Any) -> None:
         """Load the library twice: ``waiting`` releases Python's lock around a call, ``quick`` keeps it."""
         self.lost: str | None = None
+        self.several = False
         self._waiting = waiting
         self._quick = quick
         waiting.cudaGetErrorString.restype = ctypes.c_char_p
@@ -119,6 +122,8 @@ class CudaRuntime:
 
     def set_device(self, device_id: int) -> None:
         """Select the device of the calling thread."""
+        if device_id:
+            self.several = True
         self._check(self._quick.cudaSetDevice(device_id), "cudaSetDevice")
 
     def gpu(self, device_id: int) -> Gpu:
@@ -152,7 +157,9 @@ class CudaRuntime:
     def pinned_memory(self, size: int) -> int:
         """Allocate page-locked host memory, which the device can copy from and to directly."""
         address = Address()
-        self._check(self._waiting.cudaHostAlloc(ctypes.byref(address), size, 0), f"allocating {size:,} pinned bytes")
+        self._check(
+            self._waiting.cudaHostAlloc(ctypes.byref(address), size, _PORTABLE), f"allocating {size:,} pinned bytes"
+        )
         return address.value or 0
 
     def free(

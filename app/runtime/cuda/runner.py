@@ -133,7 +133,7 @@ class CudaRuns:
             if not 0 < rows <= self.plans[-1].rows:
                 return self._host.run({name: joined(parts) for name, parts in feeds.items()}, output_names, options)
             plan = self.plans[self.plans[size_index(rows)].run_as]
-            if self._target.device_id:
+            if self._target.runtime.several:
                 self._target.runtime.set_device(self._target.device_id)
             if plan.large:
                 return self._run_large(feeds, output_names, rows, plan, meanwhile)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from app.runtime.cuda.buffers import Bodies, Buffer, CudaTarget
+from app.runtime.cuda.buffers import Buffer, CudaTarget
 from app.runtime.cuda.cudart import HOST_TO_DEVICE
 from app.runtime.runner import Parts
 from app.runtime.tensors import Array
@@ -16,41 +16,44 @@ _LAST_CHUNK_BYTES = 64 * 1024
 def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
     """Queue the copies of one batched input.
 
-    Each piece is copied to the device while the host writes the next one into pinned memory.
+    Rows in pinned request bodies are copied from there. Of other rows, each piece is copied to the device while the
+    host writes the next one into pinned memory.
 
     Args:
         target: The device and stream.
         item: Buffer of the input.
         parts: Its rows, of one or several requests.
     """
-    runtime, stream = target.runtime, target.stream
-    addresses = None if target.bodies is None else pinned_addresses(target.bodies, parts)
-    if addresses is not None:
-        place = item.device
-        for address, nbytes in addresses:
-            runtime.copy(place, address, nbytes, HOST_TO_DEVICE, stream)
-            place += nbytes
-        return
+    runtime, bodies = target.runtime, target.bodies
     done = 0
-    for piece, size in pieces(parts, item.row_bytes):
+    elsewhere: list[Array] = []  # parts that have to be copied to pinned memory first
+    for part in parts if isinstance(parts, list) else [parts]:
+        address = None if bodies is None else bodies.address(part)
+        if address is None:
+            elsewhere.append(part)
+            continue
+        done = _stage(target, item, elsewhere, done)
+        elsewhere = []
+        runtime.copy(item.device + done * item.row_bytes, address, part.nbytes, HOST_TO_DEVICE, target.stream)
+        done += len(part)
+    _stage(target, item, elsewhere, done)
+
+
+def _stage(target: CudaTarget, item: Buffer, parts: list[Array], done: int) -> int:
+    """Queue copies by way of the buffer's pinned memory, behind so many rows; the rows after it."""
+    if not parts:
+        return done
+    for piece, size in pieces(parts if len(parts) > 1 else parts[0], item.row_bytes):
         if isinstance(piece, list):
             np.concatenate(piece, out=item.array[done : done + size])
         else:
             item.array[done : done + size] = piece
         offset = done * item.row_bytes
-        runtime.copy(item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, stream)
+        target.runtime.copy(
+            item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, target.stream
+        )
         done += size
-
-
-def pinned_addresses(bodies: Bodies, parts: Parts) -> list[tuple[int, int]] | None:
-    """Addresses and sizes of arrays if all are in pinned request bodies, else None."""
-    found = []
-    for part in parts if isinstance(parts, list) else [parts]:
-        address = bodies.address(part)
-        if address is None:
-            return None
-        found.append((address, part.nbytes))
-    return found
+    return done
 
 
 def joined(parts: Parts) -> Array:

@@ -24,7 +24,8 @@ under these conditions:
 Method: a value is a ``Tensor`` with the axis of its rows (``values``), its sizes are symbols (``sizes``), and shape
 arithmetic is evaluated (``evaluate``). Each operator has a rule (``operators``) that returns its
 outputs or raises a ``Decision``; an operator without a rule is not proven. Rows chosen by the data, as experts choose
-theirs, are followed until they are written back (``picked``). Subgraphs and functions are walked (``walk``). Weights are not read (``reader``), and the number of walked nodes is limited.
+theirs, are followed until they are written back (``picked``). Subgraphs and functions are walked (``walk``).
+Weights are not read (``reader``), and the number of walked nodes is limited.
 """
 
 from app.runtime.independence.proof import Proof, prove

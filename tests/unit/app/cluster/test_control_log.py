@@ -80,7 +80,7 @@ class Server:
 
     def submit(self, worker: int, token: int, action: str, name: str, policy: str | None = None) -> None:
         self.workers[worker].tokens.setdefault(name, deque()).append(token)
-        self.log.submit(worker, token, action, name, policy)
+        self.log.submit(worker, token, Command(0, action, name, policy))
 
     def step(self, number: int, *, reports: bool = True) -> None:
         """Have a worker apply the first command of some model that it was sent; one that dies at it reports nothing."""

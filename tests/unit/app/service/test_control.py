@@ -32,6 +32,9 @@ class Worker:
     def served(self, name="m"):
         return self.repository.serving_versions().get(name)
 
+    def devices(self):
+        return [instance.device for instance in self.repository.get("m").model.instances]
+
     def apply(self, *command):
         async def run():
             return await self.control.apply_command(Command(*command))
@@ -68,6 +71,23 @@ def test_what_another_worker_decided_is_come_to(worker):
     assert worker.served() == "1"
     assert worker.apply(2, "unload", "m", None, "").error is None
     assert worker.served() == ""
+
+
+TWICE = {"devices": ["cpu"], "instances": 2}
+
+
+def test_a_placement_of_the_log_holds_until_the_next_load_and_for_later_workers(tmp_path, worker):
+    assert worker.apply(1, "load", "m", None, "1", TWICE).error is None
+    assert worker.devices() == ["cpu", "cpu"]
+    later = Worker(tmp_path, worker._build)
+    later.fails += [FULL, FULL]
+    asyncio.run(later.control.load_all(History(("m",), (Command(4, "load", "m", None, "1", TWICE),))))
+    assert later.served() == ""
+    assert later.retry() is True  # the placement is remembered beside the versions
+    later.retry()
+    assert later.devices() == ["cpu", "cpu"]
+    assert worker.apply(2, "load", "m").error is None
+    assert worker.devices() == ["cpu"]
 
 
 def test_a_command_that_fails_here_alone_is_tried_again_until_a_later_one(worker):

@@ -169,7 +169,7 @@ def test_a_convolution_of_wide_patches_is_stored_in_8_bits_without_their_covaria
     ).eval()
     x = torch.randn(6, 1, 20)
     found = pr.compress(wide, calibration=x, max_error=0.05, kinds=("int8",))
-    assert type(found.model[2]) is Int8Conv
+    assert type(found.model[2]) is StoredConv
     assert (found.model(x) - wide(x)).norm() <= 0.05 * wide(x).norm()
 
 
