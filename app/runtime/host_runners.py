@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from app.runtime.cuda.cudart import CudaRuntime
 from app.runtime.runner import Meanwhile, Parts, Runner, RunResult
 from app.runtime.tensors import TensorSpec
 
@@ -72,6 +73,34 @@ class OrtValueRunner:
             else:
                 arrays.append(value.numpy())
         return RunResult(arrays)
+
+
+class DeviceRunner:
+    """Runs a session on CUDA from host arrays, after its device became that of the calling thread.
+
+    A thread runs instances on several devices, and cuBLAS fails where another device is the current one.
+
+    Args:
+        host: Runs the session.
+        runtime, device_id: The device of the session.
+    """
+
+    gathers = False
+
+    def __init__(self, host: Runner, runtime: CudaRuntime, device_id: int) -> None:
+        self._host, self._runtime, self._device_id = host, runtime, device_id
+
+    def run(
+        self,
+        feeds: Mapping[str, Parts],
+        output_names: Sequence[str],
+        options: ort.RunOptions | None = None,
+        meanwhile: Meanwhile | None = None,
+    ) -> RunResult:
+        """Run the graph; see ``Runner``."""
+        if self._runtime.several:
+            self._runtime.set_device(self._device_id)
+        return self._host.run(feeds, output_names, options, meanwhile)
 
 
 def host_runner(session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Runner:

@@ -10,7 +10,7 @@ from app.runtime.cuda.accelerate import CudaReport, accelerate
 from app.runtime.cuda.buffers import CudaTarget
 from app.runtime.cuda.graphs import relative_error
 from app.runtime.device import CUDA, open_session
-from app.runtime.host_runners import host_runner
+from app.runtime.host_runners import DeviceRunner, host_runner
 from app.runtime.runner import Meanwhile, Parts, Runner, RunResult
 from app.runtime.session import Session
 from app.runtime.signature import Signature
@@ -41,6 +41,8 @@ class ModelInstance:
         self.signature = signature
         self.cuda: CudaReport | None = None
         self.runner: Runner = host_runner(session.ort, tuple(signature.input_by_name.values()), signature.outputs)
+        if session.providers[0] == CUDA and session.device.runtime is not None:
+            self.runner = DeviceRunner(self.runner, session.device.runtime, session.device.cuda.device_id)
 
     @property
     def device(self) -> str:
@@ -82,11 +84,10 @@ class ModelInstance:
         if self.session.providers[0] != CUDA:
             return
         device, signature = self.session.device, self.signature
-        host = host_runner(self.session.ort, signature.inputs, signature.outputs)
         target = None
         if device.runtime is not None and self.session.stream is not None:
             target = CudaTarget(device.runtime, device.cuda.device_id, self.session.stream, device.bodies)
-        self.cuda, runner = accelerate(self.session.ort, signature, batched_rows, device, target, feeds, host)
+        self.cuda, runner = accelerate(self.session.ort, signature, batched_rows, device, target, feeds, self.runner)
         if runner is not None:
             self.runner = runner
         if device.cuda.tf32:
