@@ -1,10 +1,10 @@
-# The server on onnxruntime, without torch, pip or a compiler; for the CPU, or by '--target gpu' for CUDA.
+# The server on onnxruntime, without torch, pip or a compiler; for the CPU, or with '--target gpu' for CUDA.
 #   docker build -t panther-sketch:cpu .
 #   docker run -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 -v "$PWD/models:/models:ro" --read-only --tmpfs /tmp panther-sketch:cpu
-# The target 'train' is the other half, with torch: docs/training.md.
+# The target 'train' contains the library with torch: docs/training.md.
 
 FROM python:3.11-slim-bookworm AS tools
-# Where packages come from, for sites with a mirror of their own; pip's default when empty.
+# Package index, for sites with a private mirror; pip's default if empty.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY deploy/image /opt/image
@@ -13,7 +13,7 @@ FROM tools AS packages-cpu
 COPY requirements/serve-cpu.lock /opt/
 RUN sh /opt/image/install-packages /opt/serve-cpu.lock
 COPY app /opt/venv/lib/python3.11/site-packages/app
-# Bytecode is made here, since the served file system is read-only; it goes by content, not by a file's time.
+# Compile bytecode here, because the served file system is read-only; it is validated by content, not by time.
 RUN /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib/python3.11/site-packages
 
 # CUDA and cuDNN come as NVIDIA's wheels; the driver comes from the host.
@@ -29,7 +29,7 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonex
     && sh /opt/image/remove-installers \
     && rm -rf /opt/image
 
-# Copied as one layer, so that what was removed above is in none.
+# Copied as one layer, so removed files are in no layer.
 FROM scratch AS base
 # hadolint ignore=DL3067
 COPY --from=root / /
@@ -60,7 +60,7 @@ LABEL org.opencontainers.image.title="panther-sketch" \
 
 FROM base AS gpu
 COPY --from=packages-gpu /opt/venv /opt/venv
-# What the NVIDIA container runtime is to bring in, and that the server is never ready without it.
+# Driver capabilities for the NVIDIA container runtime; the server is not ready without CUDA.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PANTHER_DEVICE=cuda
@@ -74,7 +74,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE /src/
 COPY panther /src/panther
 COPY panther_client /src/panther_client
 COPY app /src/app
-# Wheels of requirements/wheels, such as torch's build for the CPU alone, come before those of the index.
+# Wheels in requirements/wheels, such as torch's CPU-only build, take precedence over the index.
 RUN --mount=type=bind,source=requirements/wheels,target=/mnt \
     useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin panther \
     && mkdir /models && chown 10001:10001 /models \
@@ -96,6 +96,6 @@ LABEL org.opencontainers.image.title="panther-sketch training" \
 
 FROM base AS cpu
 COPY --from=packages-cpu /opt/venv /opt/venv
-# Its onnxruntime has no CUDA, of which "auto" would warn at each start.
+# Its onnxruntime has no CUDA, so "auto" would warn at each start.
 ENV PANTHER_DEVICE=cpu
 RUN --mount=type=bind,source=deploy/image,target=/mnt ["/opt/venv/bin/python", "/mnt/check.py", "cpu"]

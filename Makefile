@@ -1,15 +1,15 @@
-# 'make run' serves models/, 'make test' runs every test; 'make help' lists the rest. Both make their own environment.
+# 'make run' serves models/, 'make test' runs every test; 'make help' lists all. Each builds its environment.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# The interpreter to make environments with, the device to serve on, and more arguments for the server or pytest.
+# The interpreter for environments, the device for serving, and extra arguments for the server or pytest.
 PYTHON ?= python3
 DEVICE ?= $(or $(PANTHER_DEVICE),cpu)
 ARGS ?=
 INPUTS ?= 2400000
 MINUTES ?= 20
 
-# What is installed on the machine must not reach in.
+# Ignore packages installed on the machine.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV
 export PYTHON
 export PYTHONNOUSERSITE := 1
@@ -36,7 +36,7 @@ help: ## list the targets
 run: serve-env ## serve models/ on port 8000, Ctrl-C stops; DEVICE=cuda, PANTHER_PORT=…, ARGS="--help"
 	@PANTHER_DEVICE=$(DEVICE) exec $(serve_env)/bin/python -m app $(ARGS)
 
-test: dev-env ## run all tests; ARGS="-k name" chooses
+test: dev-env ## run all tests; ARGS="-k name" selects
 	@exec $(python) -m pytest $(ARGS)
 
 test-lowest: lowest-env ## run the core tests with the lowest versions that pyproject.toml allows
@@ -48,47 +48,47 @@ lint: dev-env ## check style and types
 	$(python) -m mypy
 	$(python) -m bandit --quiet --recursive --configfile pyproject.toml app panther panther_client deploy
 
-format: dev-env ## fix what can be fixed of the style
+format: dev-env ## fix style problems
 	$(python) -m ruff check --fix-only .
 	$(python) -m ruff format .
 
-check: lint test test-lowest docs test-make test-compose ## everything that CI runs; needs Docker
+check: lint test test-lowest docs test-make test-compose ## everything that CI runs; requires Docker
 
-test-make: dev-env ## test the environments, and 'make run' as a user starts it
+test-make: dev-env ## test the environments, and 'make run'
 	@exec $(python) -m pytest -m environment tests/packaging/deploy $(ARGS)
 
-test-compose: dev-env ## build the images, run, scale, kill, train and ask by Docker Compose; needs Docker
+test-compose: dev-env ## build the images, run, scale, kill, train and predict with Docker Compose; requires Docker
 	@exec $(python) -m pytest -m docker tests/packaging/deploy $(ARGS)
 
-soak: dev-env ## 20 minutes of mixed traffic, every answer compared; MINUTES=…
+soak: dev-env ## 20 minutes of mixed traffic, every response compared; MINUTES=…
 	@PYTHONPATH=benchmarks exec $(python) tests/robustness/soak/traffic.py --minutes $(MINUTES) --output benchmarks/results/soak.json
 
-docs: dev-env ## build the documentation into site/; a link that leads nowhere is an error
+docs: dev-env ## build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 exec $(python) -m mkdocs build --strict $(ARGS)
 
-bench: dev-env ## run every benchmark of this machine, results into benchmarks/results/; ARGS="--quick", ARGS="layer"
+bench: dev-env ## run every benchmark of this machine, writing to benchmarks/results/; ARGS="--quick", ARGS="layer"
 	@exec $(python) benchmarks/run.py $(ARGS)
 
-report: dev-env ## put the results of the benchmarks into the tables and pictures of the documents
+report: dev-env ## update the documents' tables and pictures from the benchmark results
 	@exec $(python) benchmarks/report.py $(ARGS)
 
-fuzz: dev-env ## two million odd inputs, models and requests; some ten minutes, INPUTS=… for another number
+fuzz: dev-env ## two million random inputs, models and requests; about ten minutes; INPUTS=… sets the number
 	@PYTHONPATH=tests:benchmarks exec $(python) tests/robustness/fuzz/run.py --inputs $(INPUTS) --output benchmarks/results/fuzz.json
 
 hooks: dev-env ## install the hooks that check each commit and its message
 	$(python) -m pre_commit install --hook-type pre-commit --hook-type commit-msg
 
-lock: ## write the hashed locks of the images' packages, their bills of materials, and the lowest versions
+lock: ## write the images' lock files with hashes, their bills of materials, and the lowest versions
 	@scripts/lock
 	@scripts/lowest
 
-audit: ## look up known vulnerabilities of what the images install; needs the internet
+audit: ## look up known vulnerabilities in the images' packages; requires the internet
 	@scripts/audit
 
 serve-env:
 	@scripts/environment $(serve_env) $(serve_extra)
 
-# timm and torchvision stay apart, without what they depend on: benchmarks/architectures/packages.py says why.
+# timm and torchvision are installed without their dependencies: benchmarks/architectures/packages.py says why.
 dev-env:
 	@scripts/environment .venv train,cpu,dev,docs
 	@[ -d .venv/vision ] || $(python) -I -m pip install -qq --no-deps -c constraints.txt --target .venv/vision timm torchvision || \
@@ -97,6 +97,6 @@ dev-env:
 lowest-env:
 	@PYTHON=$(lowest_python) scripts/environment .venv-lowest client,cpu,grpc,otel,test,train requirements/lowest.txt
 
-clean: ## remove the environments and what tools left
+clean: ## remove the environments and tool caches
 	rm -rf .venv .venv-lowest .venv-serve .venv-serve-gpu .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ from app.telemetry.logs import configure_logging, log_settings, open_standard_st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve with the settings of the command line, the environment and a file; the exit status."""
+    """Serve with the settings of the command line, the environment and a file; return the exit status."""
     open_standard_streams()
     try:
         # 'panther serve' runs this program under its own name.
@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments, program=program)
         configure_logging(settings.log_level, settings.log_format)
         log_settings(effective(settings), ignored_variables())
-        Access.of(settings)  # what is wrong with the keys is told before anything is started
+        Access.of(settings)  # reports invalid keys before anything starts
         warn_of_open_doors(settings)
-        # Imported late, so that --help and a wrong setting answer at once.
+        # Imported late, so --help and errors in settings appear at once.
         from app.process.serve import serve
         from app.system.tuning import raise_file_limit
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AppError as error:
         say_and_end(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:  # Ctrl-C: stopping on request is a success
+    except KeyboardInterrupt:  # Ctrl-C is a regular way to stop
         return 0
 
 

@@ -1,4 +1,4 @@
-"""``create_app``: the application, put together from its settings."""
+"""``create_app``: builds the application from its settings."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +17,7 @@ from app.config.settings import Settings
 from app.errors import AppError
 from app.grpc.extra import grpc_server
 from app.http.connection.context import ConnectionContext
+from app.http.connection.long_bodies import SocketThreads
 from app.http.cross_origin import CrossOriginGuard
 from app.http.endpoint import Receive, Scope, Send
 from app.http.middleware import RequestGate, error_response
@@ -35,24 +36,26 @@ from app.telemetry.tracing import otlp_tracing
 
 
 class Application(FastAPI):
-    """FastAPI, with the inference paths answered in front of its middleware and routing."""
+    """FastAPI application that serves inference paths in front of its middleware and routing."""
 
     def __init__(self, state: AppState, options: LifecycleOptions) -> None:
         super().__init__(
             title="Panther inference server",
             version=app.__version__,
-            description='Serves sketched models from ONNX files; errors are always `{"error": "…"}`.',
+            description='Serves ONNX models over HTTP. Every error response has the body `{"error": "…"}`.',
             lifespan=_lifespan,
             docs_url=None,
             redoc_url=None,
-            # A redirect would name the host and scheme of the request, which behind a proxy are not the server's.
+            # A redirect would contain the request's host and scheme, which differ from the server's behind a proxy.
             redirect_slashes=False,
-            # Relative to the schema, so that a path prefix of a proxy is kept.
+            # Relative to the schema, which preserves a proxy's path prefix.
             servers=[{"url": "."}],
         )
         self.state.panther = state
         self.service = state.service
-        self.connections = ConnectionContext(state.service, state.service.limits)
+        self.connections = ConnectionContext(
+            state.service, state.service.limits, SocketThreads(state.settings.socket_threads())
+        )
         self.lifecycle = Lifecycle(state, options, self.connections.header_cache.clear)
         self.grpc = None if state.settings.grpc_port is None else grpc_server(state)
         self._gate = RequestGate(
@@ -65,7 +68,7 @@ class Application(FastAPI):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         await self._gate(scope, receive, send)
 
     def _has_route(self, scope: Scope) -> bool:
@@ -92,9 +95,9 @@ def create_app(
     """Make the application.
 
     Args:
-        settings: all it needs to know; by default read from the environment.
-        place: among the workers of a server; None where there is one process alone.
-        on_loaded: called once the models are loaded.
+        settings: Settings of the server; by default read from the environment.
+        place: Place among the workers of a server; None for a single process.
+        on_loaded: Called once the models are loaded.
     """
     settings = settings if settings is not None else Settings()
     loader = Loader(settings, 0 if place is None else place.slot)
@@ -149,7 +152,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     path = request.url.path[:200]
     if status == 404:
-        return _error(404, f"there is no path {path!r}; /docs lists those there are")
+        return _error(404, f"unknown path {path!r}; /docs lists the paths")
     if status == 405:
         allowed = headers.get("allow", headers.get("Allow", ""))
         return _error(405, f"method {request.method} is not allowed for {path!r}; allowed: {allowed}", headers)

@@ -8,22 +8,22 @@ _FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s\"'/:]+/)+")
 
 
 class AppError(Exception):
-    """An error whose message is written for the caller; it never ends in a newline, as those of libraries do."""
+    """An error with a message for the caller; like any other message it does not end in a newline."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message.rstrip())
 
 
 class InvalidRequestError(AppError):
-    """The request can't be understood or doesn't fit the model."""
+    """The request is invalid or does not match the model."""
 
 
 class UnsupportedMediaTypeError(AppError):
-    """The body's content type or encoding is none that is known."""
+    """The content type or content encoding of the body is not supported."""
 
 
 class BodyTooLargeError(AppError):
-    """The body, as sent or after decompression, is over the limit."""
+    """The body exceeds the limit, compressed or decompressed."""
 
 
 class RequestTimeoutError(AppError):
@@ -31,18 +31,18 @@ class RequestTimeoutError(AppError):
 
 
 class ModelNotFoundError(AppError):
-    """No model or version of that name."""
+    """There is no model or version with that name."""
 
 
 class ModelUnavailableError(AppError):
-    """The model is known but can't serve now."""
+    """The model exists but cannot serve requests now."""
 
 
 class OverloadedError(AppError):
-    """More requests wait than may.
+    """A queue or memory budget is full.
 
     Attributes:
-        wait_s: after how many seconds the queue should have room again.
+        wait_s: Seconds after which the queue should have room again.
     """
 
     def __init__(self, message: str, wait_s: int = 1) -> None:
@@ -51,11 +51,11 @@ class OverloadedError(AppError):
 
 
 class ControlForbiddenError(AppError):
-    """Loading and unloading models is switched off."""
+    """Model control (load, unload) is disabled."""
 
 
 class UnauthorizedError(AppError):
-    """The request brings no API key, or none that is known."""
+    """The request has no API key, or an unknown one."""
 
     def __init__(self, message: str, *, key_sent: bool = False) -> None:
         super().__init__(message)
@@ -63,11 +63,11 @@ class UnauthorizedError(AppError):
 
 
 class AccessForbiddenError(AppError):
-    """The API key that the request brings is not for this."""
+    """The API key of the request does not allow the operation."""
 
 
 class DeadlineExceededError(AppError):
-    """The request waited for longer than its own timeout."""
+    """The request waited longer than its timeout."""
 
 
 class InferenceFailedError(AppError):
@@ -75,30 +75,30 @@ class InferenceFailedError(AppError):
 
 
 class InternalError(AppError):
-    """A defect of the server, of which a client learns nothing and the log all."""
+    """A defect of the server; its details are in the log only."""
 
     def __init__(self) -> None:
         super().__init__("internal error")
 
 
 class BenchmarkError(AppError):
-    """The model can't be measured beside a dense twin."""
+    """The model cannot be compared with a dense twin."""
 
 
 class CardError(AppError):
-    """The model card in a file can't be used."""
+    """The model card in a file is not usable."""
 
 
 class LoadError(AppError):
-    """A model file can't be served."""
+    """A model file cannot be served."""
 
 
 class LoadTimeoutError(LoadError):
-    """Loading a model took too long; it may go well another time."""
+    """Loading a model timed out; it may succeed later."""
 
 
 class DeviceError(LoadError):
-    """The device that was asked for is not available."""
+    """The requested device is not available."""
 
 
 STATUS: dict[type[AppError], int] = {
@@ -122,35 +122,35 @@ STATUS: dict[type[AppError], int] = {
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """A text for a message, cut where it is long."""
+    """A text for a message, truncated if it is long."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def without_folders(message: str) -> str:
-    """A message of the runtime without folders: absolute paths are cut to their last name."""
+    """A message of the runtime without folders: absolute paths are reduced to the file name."""
     return _FOLDERS.sub("", message)
 
 
 def status_of(error: AppError) -> int:
-    """The HTTP status of an error: that of its own class or of the nearest base in the table."""
+    """The HTTP status of an error: that of its class or of the nearest base class in the table."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 
 def retry_after_s(error: AppError) -> int | None:
-    """Seconds after which trying again makes sense, or None where it never does."""
+    """Seconds after which a retry makes sense, or None if it never does."""
     if isinstance(error, OverloadedError):
         return error.wait_s
     return 1 if isinstance(error, ModelUnavailableError) else None
 
 
 def error_headers(error: AppError) -> list[tuple[bytes, bytes]]:
-    """The headers that go with an error's answer, but for its type."""
+    """The headers of an error response, except its content type."""
     headers = []
     wait_s = retry_after_s(error)
     if wait_s is not None:
         headers.append((b"retry-after", b"%d" % wait_s))
     if isinstance(error, UnauthorizedError):
-        # RFC 6750: a reason is given only where a key was sent.
+        # RFC 6750: the reason is only given if a key was sent.
         reason = b', error="invalid_token"' if error.key_sent else b""
         headers.append((b"www-authenticate", b'Bearer realm="panther"' + reason))
     return headers

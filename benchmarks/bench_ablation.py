@@ -1,4 +1,4 @@
-"""Measures what each trick of the request path is worth: the server with all of them beside the server without one.
+"""Measures the gain of each optimization of the request path: the server with all of them, and without one.
 
 Every variant runs as a separate server on one core, all at once and asked in turn by wrk (Debian's) from the other
 core, in many short rounds; the order turns with each round. Processor time of the server for each request is what

@@ -46,7 +46,7 @@ SKETCHES = ((1, 4), (1, 8), (1, 16), (2, 16), (2, 32), (2, 64))
 SEEDS = (0, 1, 2)
 BATCH, LR = 64, 2e-3
 BITS = (8, 4)
-# rows that quantization is calibrated on, and entries of a pruned weight that share a scale
+# calibration rows of quantization, and entries of a pruned weight that share a scale
 CALIBRATION_ROWS, BLOCK = 512, 128
 EPOCHS = {"digits": 30, "breast cancer": 20}
 

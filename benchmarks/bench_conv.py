@@ -4,6 +4,10 @@
 
 The network has four 3x3 convolutions and is trained here, with and without batch normalization. Accuracy is on rows
 that neither training, calibration nor distillation saw; nothing is timed. Takes a minute or two on one core.
+
+    python benchmarks/bench_conv.py --splits --out benchmarks/results/conv_splits.json
+
+measures further ways to split a convolution, see `conv_splits`; `--bits` what 4 bits add to 8.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import conv_splits
 import numpy as np
 import torch
 from serving.machine import about
@@ -23,9 +28,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import panther as pr
+from panther.compression import KINDS
 
 SEEDS, RATIOS = (0, 1, 2), (0.5, 0.25)
-# of all bytes of the model, by compress
+# max_bytes of compress, as a share of the model
 SHARES = (0.25, 0.12, 0.06)
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -180,12 +186,66 @@ def of_budgets(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]
     return rows
 
 
+def of_bits(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]]:
+    """One network at shares of its bytes, with and without 4 bits, and by `quantize_`."""
+    x, y, held_out, classes = data
+    torch.manual_seed(seed)
+    model = train(network(norm=norm), x, y)
+    size, rows = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())), []
+    original, calibration = accuracy(model, held_out, classes), x[:500].split(100)
+    eight = [kind for kind in KINDS if "int4" not in kind]
+    for share in (0.16, *SHARES[1:]):
+        row: dict[str, object] = {"batch_norm": norm, "seed": seed, "share": share, "original": original}
+        for name, kinds in (("with_4_bits", KINDS), ("without", eight)):
+            found = pr.compress(model, calibration=calibration, max_bytes=int(share * size), kinds=kinds)
+            row[name] = {
+                "output_error": round(found.report.output_error, 4),
+                "accuracy": accuracy(found.model, held_out, classes),
+            }
+        rows.append(row)
+        print(row, flush=True)
+    for weights in ("int8", "int4"):
+        small = copy.deepcopy(model)
+        report = pr.quantize_(small, calibration=calibration, weights=weights)
+        kept = sum(tensor.nbytes for tensor in (*small.parameters(), *small.buffers())) / size
+        found_row = {"bytes": round(kept, 4), "output_error": round(report.output_error, 4)}
+        found_row |= {"accuracy": accuracy(small, held_out, classes)}
+        rows.append({"batch_norm": norm, "seed": seed, "quantize_": weights, "original": original, **found_row})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def of_splits(data: Digits, *, norm: bool, seed: int) -> list[dict[str, object]]:
+    """The 3x3 convolutions of one network but the first, split in every way."""
+    x, y, held_out, _ = data
+    torch.manual_seed(seed)
+    model, rows = train(network(norm=norm), x, y), []
+    for index, conv in enumerate(model):
+        if isinstance(conv, nn.Conv2d) and conv.in_channels > 1:
+            with torch.no_grad():
+                taken = model[:index](torch.cat([x[:400], held_out[:400]]))
+                unfolded = nn.functional.unfold(taken, 3, padding=1, stride=conv.stride)
+            found = conv_splits.of_layer(conv, unfolded.transpose(1, 2).flatten(0, 1), taken.shape[-1])
+            rows += [{"batch_norm": norm, "seed": seed, **row} for row in found]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--splits", action="store_true", help="only the spatial split and Tucker-2, two seeds")
+    parser.add_argument("--bits", action="store_true", help="only 4 bits beside 8, two seeds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = digits()
+    if arguments.bits:
+        bits = [row for norm in (True, False) for seed in SEEDS[:2] for row in of_bits(data, norm=norm, seed=seed)]
+        write(arguments.out, {"bits": bits})
+        return
+    if arguments.splits:
+        splits = [row for norm in (True, False) for seed in SEEDS[:2] for row in of_splits(data, norm=norm, seed=seed)]
+        write(arguments.out, {"splits": splits})
+        return
     weights = of_weights()
     print(weights)
     torch.manual_seed(0)
@@ -194,12 +254,15 @@ def main() -> None:
     cases = [(norm, seed) for norm in (True, False) for seed in SEEDS]
     networks = [row for norm, seed in cases for row in of_network(data, norm=norm, seed=seed)]
     budgets = [row for norm, seed in cases for row in of_budgets(data, norm=norm, seed=seed)]
-    if arguments.out is not None:
-        packages = ("torch", "numpy", "scikit-learn")
-        rows = {"weights": weights, "patches": patches, "digits": networks, "budgets": budgets}
-        result = {**about(packages), "threads": 1, **rows}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {arguments.out}")
+    write(arguments.out, {"weights": weights, "patches": patches, "digits": networks, "budgets": budgets})
+
+
+def write(path: Path | None, rows: dict[str, object]) -> None:
+    """Write the rows with machine and versions, where a path is given."""
+    if path is not None:
+        result = {**about(("torch", "numpy", "scikit-learn", "onnxruntime")), "threads": 1, **rows}
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

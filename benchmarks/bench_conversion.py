@@ -1,4 +1,4 @@
-"""Conversion of trained models: what is lost at which size, beside the public package's way and plain weight SVD.
+"""Conversion of trained models: error over size, beside the public package's conversion and plain weight SVD.
 
     python benchmarks/bench_conversion.py --out benchmarks/results/conversion.json
 
@@ -363,7 +363,7 @@ def main() -> None:
     for name in arguments.only:
         found = parts[name]()
         if found is None:
-            continue  # it can't be measured here: what was measured elsewhere stays
+            continue  # can't be measured here: keep the figures of another machine
         report[name] = found
         report.setdefault("environments", {})[name] = report["environment"]
         print(name, json.dumps(found, indent=1), flush=True)

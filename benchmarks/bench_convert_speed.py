@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# models and the ratios that they are converted to
+# models and their ratios
 CASES = {"bert-base": (0.5,), "vgg": (0.5,), "digits": (0.5, 0.25)}
-# rows of calibration, and tokens of each
+# calibration rows, and tokens per row
 ROWS, TOKENS, BATCH = 256, 32, 32
 PARITY = 0.01
 GIB = 2**30

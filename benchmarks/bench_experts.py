@@ -1,4 +1,4 @@
-"""Mixtures of experts: what conversion loses, a basis that experts share beside one for each, and the files' speed.
+"""Mixtures of experts: error of the conversion, a shared basis beside one for each expert, and the files' speed.
 
     python benchmarks/bench_experts.py --out benchmarks/results/experts.json
 

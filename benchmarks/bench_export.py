@@ -1,4 +1,4 @@
-"""What an exported layer costs to run: dense, the term-by-term graph, and the file that export_onnx writes.
+"""Latency of an exported layer: dense, the term-by-term graph, and the file that export_onnx writes.
 
     python benchmarks/bench_export.py            # all cells, writes benchmarks/results/export.json
     python benchmarks/bench_export.py --quick    # the small cells, prints alone
@@ -143,7 +143,7 @@ def time_sessions(sessions: dict, x: np.ndarray, budget_s: float) -> dict[str, f
     samples = {side: [] for side in runs}
     order, end, shuffle = list(runs), time.perf_counter() + budget_s, np.random.default_rng(0).shuffle
     while time.perf_counter() < end or len(samples[order[0]]) < 5:
-        # what ran before is in the cache, so each side follows each other side, and its first call is not timed
+        # the previous run fills the cache, so each side follows every other side, and its first call is not timed
         shuffle(order)
         for side in order:
             session, feeds = runs[side]

@@ -1,4 +1,4 @@
-"""Model files of other tools, served together: whether batching changes an answer, and what the proof costs a load.
+"""Model files of other tools, served together: whether batching changes an answer, and the cost of the proof at load.
 
 One server process on one core serves files of skl2onnx, onnxmltools, CatBoost, PyTorch's two exporters, transformers,
 onnxruntime's quantization, magika, rapidocr and silero-vad. Each model is loaded with and without batching, in turn.

@@ -95,7 +95,7 @@ def drive_grpc(side, rows, clients, load):
     log.unlink(missing_ok=True)
     command = ["taskset", "-c", str(load.core), "h2load", "-c", str(clients), "-m", "1", "-D", str(load.seconds)]
     command += ["-d", str(body), "--log-file", str(log), "-H", "content-type: application/grpc", "-H", "te: trailers"]
-    for _ in range(5):  # now and then h2load's timer ends before it has connected
+    for _ in range(5):  # h2load's timer sometimes ends before it has connected
         before = side.cpu_s()
         out = subprocess.run(
             [*command, f"http://127.0.0.1:{side.grpc_port}{METHOD}"],
@@ -105,7 +105,7 @@ def drive_grpc(side, rows, clients, load):
         if ", 0 started" not in out:
             break
     done, failed, errored = (int(re.search(rf"(\d+) {word}", out)[1]) for word in ("succeeded", "failed", "errored"))
-    # A call that fails ends without a message, and h2load looks at the status of HTTP alone.
+    # A failed call ends without a message, and h2load checks only the HTTP status.
     answer_bytes = 4 * 10 * (rows if side.check else 1)
     if not done or failed or errored or int(re.search(r"\((\d+)\) data", out)[1]) < done * answer_bytes:
         raise RuntimeError(f"calls to {side.name} over gRPC failed: {out}")

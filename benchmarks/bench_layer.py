@@ -108,7 +108,7 @@ def measure(
             times[name] = (clock() - start) / repeats[name] * 1e6
         rounds.append(times)
         order = order[1:] + order[:1]
-    # each side counts the same for what is quick, however long it takes
+    # normalized by its median, so that fast and slow sides count the same
     typical = {name: statistics.median(times[name] for times in rounds) for name in runs}
     rounds.sort(key=lambda times: sum(times[name] / typical[name] for name in runs))
     quick = rounds[: (len(rounds) + 1) // 2]

@@ -1,4 +1,4 @@
-"""What becomes of the server, and of a naive one, when three times as much is asked as they can do.
+"""Overload: the server and a naive one at three times the load that they can serve.
 
 Both serve the same model, whose runs take milliseconds, each pinned to one core; the load comes from the other. First
 the answers are compared with onnxruntime's own. Then the most that a side can do is measured with a steady number of

@@ -1,4 +1,4 @@
-"""What helps sketched layers to train: learning rates, clipping, rates by group, growth, and a trained start.
+"""Training recipes for sketched layers: learning rates, clipping, rates by group, growth, and a converted start.
 
 One network, 784 → 512 → 256 → 10 on digits, its hidden layers sketched at L = 2, k = 32, three seeds. Each line changes
 one thing of the recipe of bench_accuracy.py (Adam at 2e-3, cosine, clipping at 1, batches of 64, 30 epochs).

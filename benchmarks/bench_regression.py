@@ -89,7 +89,7 @@ def ratio(new, old):
 def serving(trees, arguments, folder, log):
     """The cells of ``bench_serving.py``; the sides alternate within a round, and so does who goes first."""
     model = ROOT / "models" / "digits" / "1" / "model.onnx"
-    # without the model's own settings, which an earlier version may not know
+    # without the model's settings, which an earlier version may not support
     shutil.copytree(model.parent, folder / "served" / "digits" / "1")
     sides = [server(name, tree, folder / "served") for name, tree in trees.items()]
     with contextlib.ExitStack() as stack:

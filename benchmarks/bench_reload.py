@@ -1,4 +1,4 @@
-"""What a reload costs those who ask meanwhile, and whether it costs memory.
+"""Hot reload: its cost for concurrent requests, and its memory.
 
 The server has one core, and serves two versions of one model file. First its answers are compared with onnxruntime's
 own. Then requests arrive at random at a steady rate from the other core, in turn without and with a reload each second:
@@ -120,7 +120,7 @@ def memory(side, count):
         load(side, 1 + number % 2)
         if number % 50 == 0:
             served(side)
-            time.sleep(0.5)  # what was replaced is released beside
+            time.sleep(0.5)  # replaced models are released concurrently
             found[number] = resident_bytes(side)
     return found
 

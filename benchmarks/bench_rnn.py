@@ -31,7 +31,7 @@ from panther.export.planning.measure import clock_of, median_us, runner
 Array = np.ndarray[Any, np.dtype[Any]]
 SIZES, STEPS, BATCHES = ((128, 128), (256, 256), (512, 512), (1024, 512)), 32, (1, 8)
 GATES = {"LSTM": 4, "GRU": 3}
-# of the stored weights that are factored
+# share of the stored weights after factoring
 RATIO = 0.5
 TOLERANCE = 1e-4
 

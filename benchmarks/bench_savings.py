@@ -1,4 +1,4 @@
-"""What each layer of the shipped model saves: counted from the file, and weighed against its dense twin's.
+"""Savings of each layer of the shipped model, counted from the file, against its dense twin.
 
 python benchmarks/bench_savings.py            a second
 """

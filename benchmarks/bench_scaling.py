@@ -1,4 +1,4 @@
-"""What threads, workers and replicas bring, measured on the services of docker-compose.yml.
+"""Scaling by threads, workers and replicas, measured on the services of docker-compose.yml.
 
 Two models: the shipped one, whose runs take microseconds, and one of six layers of 2048, whose runs take milliseconds.
 First every configuration's answers are compared with onnxruntime's own. Then

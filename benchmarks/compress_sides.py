@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import panther as pr
-from panther.convert.calibration import Moments, collect
+from panther.convert.calibration import collect
 from panther.convert.forward import evaluating
 from panther.convert.layers import Unit, find_units
+from panther.convert.moments import Moments
 from panther.linalg.whitening import damped, whitened_svd
 from panther.quantize import Blocks
 from panther.quantize.blocks import round_to_blocks
 
-# of the second moment of the inputs, as GPTQ has it
+# damping, as a share of the second moment of the inputs, as in GPTQ
 _DAMPING = 1e-2
-# rank of the low-rank sides, of the largest that saves bytes
+# rank of the low-rank sides, as a share of the largest that saves bytes
 _SHARE = 0.5
 # budgets of `compress` for the whole model
 COMPRESSED_BYTES = (18_500_000, 15_000_000, 12_800_000)

@@ -1,4 +1,4 @@
-"""Brings up to date what the documents take from elsewhere: tables and pictures of results, and the code map.
+"""Updates the generated parts of the documents: tables and pictures of results, and the code map.
 
     python benchmarks/report.py            writes what changed, and says what
     python benchmarks/report.py --check    writes nothing; fails where a document does not say what the results say

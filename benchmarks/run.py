@@ -57,6 +57,7 @@ BENCHMARKS = (
     Benchmark("convert_speed", ("--out", "benchmarks/results/convert_speed.json"), quick=False),
     Benchmark("conv", ("--out", "benchmarks/results/conv.json"), quick=False),
     Benchmark("experts", ("--out", "benchmarks/results/experts.json"), quick=False),
+    Benchmark("tied", ("--out", "benchmarks/results/tied.json"), quick=False),
     Benchmark("rnn", ("--out", "benchmarks/results/rnn.json"), quick=False),
     Benchmark("architectures"),
     Benchmark("compress", ("--out", "benchmarks/results/compress.json"), quick=False),

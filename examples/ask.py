@@ -1,4 +1,4 @@
-"""The Python client: metadata, one request, many at once, and what errors look like.
+"""The Python client: metadata, one request, concurrent requests, and errors.
 
 python examples/ask.py                           a server on this machine, as 'make run' starts it
 python examples/ask.py http://10.0.0.5:8000      another one; PANTHER_API_KEY where it asks for a key

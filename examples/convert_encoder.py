@@ -1,4 +1,4 @@
-"""Converting a transformer encoder that is trained already, to half of its linear parameters.
+"""Convert a trained transformer encoder to half of its linear parameters.
 
     python examples/convert_encoder.py        about ten seconds on one core
 

@@ -1,8 +1,8 @@
-"""A training loop of one's own: learning rates by group, clipping, a layer that grows, a compact checkpoint.
+"""A custom training loop: learning rates by group, clipping, a layer that grows, a compact checkpoint.
 
     python examples/custom_loop.py        a few seconds on two cores
 
-Sketched layers are ordinary modules: any loop, optimiser, scheduler or trainer does. What they gain from is here.
+Sketched layers are ordinary modules: any loop, optimizer, scheduler or trainer does. What they gain from is here.
 """
 
 from pathlib import Path

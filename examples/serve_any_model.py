@@ -1,4 +1,4 @@
-"""Serving a model that is not ours: any ONNX file, here one that torch.onnx wrote of a plain convolutional network.
+"""Serve any ONNX file, here one that torch.onnx wrote of a plain convolutional network.
 
     python examples/serve_any_model.py        a few seconds; starts a server, asks it, stops it
 

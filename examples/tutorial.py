@@ -1,4 +1,4 @@
-"""The tutorial as a script in cells: two networks trained side by side, what each costs, and where sketching pays.
+"""The tutorial as a script in cells: two networks trained side by side, their costs, and where sketching pays.
 
     python examples/tutorial.py        a few seconds on two cores
 

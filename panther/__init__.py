@@ -1,7 +1,7 @@
 """Sketched linear layers for PyTorch: build, train, and export them.
 
-Submodules load when they are first used, so that ``import panther`` costs nothing and the ``panther`` command can say
-what is missing where torch is not installed.
+Submodules load on first use: ``import panther`` is cheap, and the ``panther`` command can name missing packages where
+torch is not installed.
 
 >>> import panther as pr
 >>> layer = pr.nn.SKLinear(784, 512, num_terms=2, low_rank=64)
@@ -129,7 +129,7 @@ __all__ = [
 
 
 class _RegistersWithTransformers(importlib.abc.MetaPathFinder):
-    """Makes converted models known to transformers' from_pretrained, once and only where transformers is imported."""
+    """Registers converted models with transformers' from_pretrained, once transformers is imported."""
 
     _TARGET = "transformers.quantizers.auto"
 

@@ -19,6 +19,7 @@ from panther.counting import ParameterCount, multiply_adds_per_row
 from panther.linalg.sign_bits import sign_magnitude
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
+from panther.nn.head import LowRankHead
 from panther.nn.sketched_conv import SketchedConv
 
 Layer = SKLinear | SketchedConv | LowRankTable
@@ -30,10 +31,10 @@ class Costs:
 
     Attributes:
         parameters: dense, learnable and fixed.
-        bytes_in_memory, dense_bytes_in_memory: of the parameters and buffers as they lie there.
-        bytes_on_disk: of a compact checkpoint, where signs take one bit; the dense twin's is its size in memory.
+        bytes_in_memory, dense_bytes_in_memory: of the parameters and buffers.
+        bytes_on_disk: of a compact checkpoint, in which signs take one bit; a dense twin's is its size in memory.
         multiply_adds_per_row, dense_multiply_adds_per_row: of a forward pass.
-        latency_us, dense_latency_us: the measured median of a forward pass; None where it was not measured.
+        latency_us, dense_latency_us: measured median of a forward pass; None if not measured.
     """
 
     parameters: ParameterCount
@@ -50,16 +51,16 @@ class Costs:
 class LayerAnalysis:
     """One sketched layer; its many fields are the columns of the report.
 
-    An embedding of low rank has A in the place of S1s and B in that of S2s, one term of its rank, and no U.
+    For an embedding of low rank, S1s is A and S2s is B, with one term of its rank and no U.
 
     Attributes:
         name: its dotted name in the model; empty for the module itself.
-        in_features, out_features, num_terms, low_rank: its sizes; of a convolution the channels.
-        sketch: the distribution of U; "none" of an embedding.
-        S1s_parameters, S2s_parameters, U1s_parameters, U2s_parameters, bias_parameters: entries, 0 of none.
+        in_features, out_features, num_terms, low_rank: its sizes; for a convolution the channels.
+        sketch: the distribution of U; "none" for an embedding.
+        S1s_parameters, S2s_parameters, U1s_parameters, U2s_parameters, bias_parameters: entries.
         S1s_mean, S1s_std, S2s_mean, S2s_std: of the values of S; None on the device ``meta``.
-        costs: what it costs beside its dense twin; of a convolution for one position of its output, without a latency.
-        kernel_size: of a convolution; None for a linear layer.
+        costs: beside its dense twin; for a convolution per position of its output, without latency.
+        kernel_size: of a convolution; None for other layers.
     """
 
     name: str
@@ -88,10 +89,10 @@ class Analysis:
     ``print(analysis)`` shows the table, as does a notebook; `as_dict` gives plain values.
 
     Attributes:
-        layers: in the order of ``named_modules``; a layer in several places is there once.
-        total: over the layers, what tied ones share counted once. Its latencies are sums.
+        layers: in the order of ``named_modules``, each layer once.
+        total: over the layers; shared parameters count once, and latencies are added up.
         other_parameters: of the model outside its sketched layers.
-        batch_size: rows at which latency was measured; None where it was not.
+        batch_size: rows of the latency measurement; None if not measured.
     """
 
     layers: tuple[LayerAnalysis, ...]
@@ -163,9 +164,9 @@ def analyze(model_or_layer: nn.Module, *, batch_size: int | None = 1) -> Analysi
     """Report costs and statistics of the sketched layers of a module, beside their dense twins.
 
     Args:
-        model_or_layer: any module, an `SKLinear` itself included; it is left as it is.
-        batch_size: rows of a forward pass whose latency is measured, some 20 ms a layer and twin, in the dtype and on
-            the device where the layer lies; None measures nothing.
+        model_or_layer: any module, or an `SKLinear`; it is not changed.
+        batch_size: rows of the forward passes that measure latency, about 20 ms per layer and twin, in the dtype and on
+            the device of the layer; None measures nothing.
 
     Raises:
         ValueError: batch_size is below 1.
@@ -182,13 +183,13 @@ def analyze(model_or_layer: nn.Module, *, batch_size: int | None = 1) -> Analysi
 
 @dataclass(frozen=True)
 class ApproximationQuality:
-    """How far one module's outputs are from another's; ``float()`` gives the mean relative error.
+    """Deviation of one module's outputs from another's; ``float()`` gives the mean relative error.
 
     Attributes:
-        relative_error: the mean over the batches of ‖y - ŷ‖ / ‖y‖, Frobenius norms; 0 is equality, 1 what zeros reach.
-        max_relative_error: the largest of a batch.
+        relative_error: the mean over the batches of ‖y - ŷ‖ / ‖y‖, Frobenius norms; 0 is equality, and zeros have 1.
+        max_relative_error: the largest over the batches.
         mean_cosine: the mean over rows of the cosine between y and ŷ.
-        rows: how many were compared.
+        rows: number of compared rows.
     """
 
     relative_error: float
@@ -208,7 +209,7 @@ def approximation_quality(
     """Compare the outputs of two modules for the same inputs, without gradients, in their current mode.
 
     Args:
-        reference, approximation: give outputs of the same shape.
+        reference, approximation: modules with outputs of the same shape.
         inputs: one batch (a tensor), or several.
 
     Raises:
@@ -236,7 +237,7 @@ def approximation_quality(
 def _terms(layer: Layer) -> tuple[Tensor | None, ...]:
     """S1s, S2s, U1s, U2s and bias."""
     if isinstance(layer, LowRankTable):
-        return layer.A, layer.B, None, None, None
+        return layer.A, layer.B, None, None, layer.bias if isinstance(layer, LowRankHead) else None
     return layer.S1s, layer.S2s, layer.U1s, layer.U2s, layer.bias
 
 
@@ -281,6 +282,8 @@ def _analyze_layer(name: str, layer: Layer, batch_size: int | None) -> LayerAnal
 
 
 def _features(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, LowRankHead):
+        return layer.in_features, layer.out_features
     if isinstance(layer, LowRankTable):
         return layer.num_embeddings, layer.embedding_dim
     if isinstance(layer, SketchedConv):
@@ -289,6 +292,8 @@ def _features(layer: Layer) -> tuple[int, int]:
 
 
 def _multiply_adds(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, LowRankHead):
+        return layer.multiply_adds_per_row()
     if isinstance(layer, LowRankTable):
         return layer.rank * layer.embedding_dim, 0
     if isinstance(layer, SketchedConv):
@@ -318,7 +323,7 @@ def _latencies(layer: SKLinear, batch_size: int | None) -> tuple[float | None, f
     x = torch.ones(batch_size, layer.in_features, dtype=S.dtype, device=S.device)
     with torch.no_grad():
         for parameter in twin.parameters():
-            # whatever lay in that memory may be denormal numbers, which are slow
+            # denormal numbers in uninitialized memory would slow the products
             parameter.fill_(1e-3)
         return median_latency_us(lambda: layer(x), S.device), median_latency_us(lambda: twin(x), S.device)
 
@@ -326,11 +331,11 @@ def _latencies(layer: SKLinear, batch_size: int | None) -> tuple[float | None, f
 def median_latency_us(
     call: Callable[[], object], device: torch.device | None = None, *, seconds: float = 0.02
 ) -> float:
-    """The median of the times that a call takes, over that many seconds and five calls at least, after two to warm up.
+    """Measure the median time of a call, over some seconds and at least five calls, after two warm-up calls.
 
     Args:
         call: what to time.
-        device: waited for at the end of each call where it works by itself (CUDA).
+        device: synchronized after each call (CUDA).
         seconds: how long to measure.
     """
 
@@ -351,7 +356,7 @@ def median_latency_us(
 
 
 def _own(sketched: Iterable[Layer], layers: Iterable[LayerAnalysis]) -> Iterator[Costs]:
-    """What each layer costs, less what it shares with one before it; the work it does all the same."""
+    """Costs of each layer. Parameters shared with an earlier layer are left out, multiply-adds are not."""
     seen: set[int] = set()
     for module, layer in zip(sketched, layers, strict=True):
         costs, size = layer.costs, next(module.parameters()).element_size()

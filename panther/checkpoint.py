@@ -1,9 +1,9 @@
-"""Compact checkpoints: a safetensors file in which a matrix of signs takes one bit an entry.
+"""Compact checkpoints: safetensors files that store sign matrices at one bit an entry.
 
 A file holds a module's state_dict under its own keys. A fixed matrix of values ±c is stored as ``KEY.signs``, uint8 in
-the order of `panther.bits`; the file's metadata says of each its shape, type and c, which keys are the same tensor, and
-a digest of everything, so that a damaged file is noticed. All else is as safetensors has it, and a plain safetensors
-file of a state_dict loads too.
+the order of `panther.bits`. The file's metadata holds the shape, type and c of each, the keys that are the same tensor,
+and a digest of everything, which detects damage. All other tensors are stored as they are, and a plain safetensors file
+of a state_dict loads too.
 
 See docs/decisions/0040-checkpoint-formats.md.
 """
@@ -37,7 +37,7 @@ class CheckpointError(Exception):
 
 
 def save(model: nn.Module, path: str | Path) -> int:
-    """Write a module's state to a file, compactly; the file is there whole or not at all.
+    """Write a module's state to a compact file, all or nothing.
 
     Args:
         model: any module; the sign matrices of its sketched layers take one bit an entry.
@@ -47,7 +47,7 @@ def save(model: nn.Module, path: str | Path) -> int:
         The bytes written.
 
     Raises:
-        CheckpointError: the state holds what is no strided tensor with values, as on ``meta``, or the file can't be
+        CheckpointError: the state holds something else than strided tensors with values, or the file can't be
             written.
     """
     import safetensors.torch
@@ -61,7 +61,7 @@ def save(model: nn.Module, path: str | Path) -> int:
     fixed = _keys_of_fixed_matrices(model)
     for key, value in model.state_dict().items():
         _check_storable(key, value)
-        # conjugate and negative views have the address of what they are views of
+        # conjugate and negative views share the address of their base
         bits = (value.is_conj(), value.is_neg())
         identity = (value.data_ptr(), value.shape, value.stride(), value.dtype, *bits) if value.numel() else (key,)
         if identity in seen:
@@ -73,7 +73,7 @@ def save(model: nn.Module, path: str | Path) -> int:
             stored[key] = value.detach().cpu().contiguous().resolve_conj().resolve_neg()
             storage = stored[key].untyped_storage().data_ptr()
             if storage in storages:
-                # safetensors stores each tensor by itself, and refuses what overlaps
+                # safetensors stores each tensor separately, and refuses overlapping ones
                 stored[key] = stored[key].clone()
             storages.add(storage)
         else:
@@ -92,23 +92,23 @@ def save(model: nn.Module, path: str | Path) -> int:
 
 
 class LoadResult(NamedTuple):
-    """Keys of the module that the file does not have, and keys of the file that the module does not have."""
+    """Keys that only the module has, and keys that only the file has."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
 
 
 def load(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadResult:
-    """Read a file of `save`, or a plain safetensors file, into a module; on any error the module is as it was.
+    """Read a file of `save`, or a plain safetensors file, into a module; on any error the module is unchanged.
 
     Args:
-        model: of the architecture that was saved. A module on ``meta`` takes the file's tensors for its own, on the
-            CPU; a `ProgressiveSKLinear` takes the file's complexity.
+        model: of the saved architecture. A module on ``meta`` gets the file's tensors, on the CPU; a
+            `ProgressiveSKLinear` grows to the file's complexity.
         path: of the file.
-        strict: refuse a file whose keys are not exactly the module's.
+        strict: refuse a file with other keys than the module's.
 
     Returns:
-        The keys that only one side has, both empty when strict.
+        The keys that only one side has; none when strict.
 
     Raises:
         CheckpointError: the file can't be read, is damaged, or its keys or shapes are not the module's.
@@ -128,7 +128,7 @@ def load(model: nn.Module, path: str | Path, *, strict: bool = True) -> LoadResu
         )
     growing = _keys_that_grow(model, state)
     for key in sorted(own.keys() & state.keys() - growing):
-        # a lazy module takes its sizes from the file, as load_state_dict has it
+        # a lazy module takes its sizes from the file, as in load_state_dict
         if not isinstance(own[key], _LAZY) and own[key].shape != state[key].shape:
             raise CheckpointError(
                 f"{path} does not fit {type(model).__name__}: {key!r} is {tuple(state[key].shape)} in the file and "
@@ -156,16 +156,16 @@ def read(path: str | Path) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     if _FORMAT_KEY not in metadata:
         return stored
     if metadata[_FORMAT_KEY] != FORMAT:
         raise CheckpointError(
-            f"{path} is of format {metadata[_FORMAT_KEY]}; this version of panther reads format {FORMAT}"
+            f"{path} has format {metadata[_FORMAT_KEY]}; this version of panther reads format {FORMAT}: update panther"
         )
     said = {key: value for key, value in metadata.items() if key != _DIGEST_KEY}
     if metadata.get(_DIGEST_KEY) != _digest(stored, said):
-        raise CheckpointError(f"{path} is damaged: its contents are not those that were saved")
+        raise CheckpointError(f"{path} is damaged: its checksum does not match its contents; copy or save it again")
     try:
         for key, entry in json.loads(metadata[_SIGNS_KEY]).items():
             dtype = getattr(torch, entry["dtype"])
@@ -178,7 +178,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 
 def _add_tied(own: Mapping[str, Any], state: dict[str, Tensor]) -> None:
-    """Fill in keys that a file lacks where another key of the module is the same tensor: transformers writes one."""
+    """Fill in missing keys of tied tensors: transformers writes one key for each tensor."""
     addresses = {key: _address(value) for key, value in own.items()}
     held = {addresses[key]: key for key in own if key in state and addresses[key] is not None}
     for key in own.keys() - state.keys():
@@ -193,7 +193,7 @@ def _address(value: Any) -> tuple[Any, ...] | None:
 
 
 def _advice(model: nn.Module, unexpected: list[str]) -> str:
-    """What to do where a file of a converted model was to be loaded into the dense one."""
+    """Advice for a file of a converted model that was loaded into the dense one."""
     dense = dict(model.named_modules())
     converted = {key.rpartition(".")[0] for key in unexpected if key.rpartition(".")[2] == "S1s"}
     converted |= {key.removesuffix(".A") for key in unexpected if f"{key.removesuffix('.A')}.B" in unexpected}
@@ -207,11 +207,11 @@ def _check_storable(key: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise CheckpointError(f"the state of {key!r} is a {type(value).__name__}; only tensors can be saved")
     if isinstance(value, _LAZY):
-        raise CheckpointError(f"{key!r} is not initialised and has no values to save; call the module first")
+        raise CheckpointError(f"{key!r} is not initialized and has no values to save; call the module first")
     if value.is_meta:
-        raise CheckpointError(f"{key!r} lies on the device 'meta' and has no values to save")
+        raise CheckpointError(f"{key!r} is on the device 'meta' and has no values to save; load its weights first")
     if value.layout != torch.strided:
-        raise CheckpointError(f"{key!r} is of layout {value.layout}; only strided tensors can be saved")
+        raise CheckpointError(f"{key!r} has layout {value.layout}; only strided tensors can be saved")
 
 
 def _keys_of_fixed_matrices(model: nn.Module) -> set[str]:
@@ -224,7 +224,7 @@ def _keys_of_fixed_matrices(model: nn.Module) -> set[str]:
 
 
 def _keys_that_grow(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
-    """Keys of growing layers whose other size in the file is one that they can take."""
+    """Keys of growing layers that can take the size in the file."""
     keys: set[str] = set()
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""

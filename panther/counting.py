@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters; the three kinds are never added up silently.
+    """Parameter counts of three kinds, kept apart.
 
     Attributes:
-        dense: of the nn.Linear (or the model of them) that is stood for: d_in·d_out + d_out a layer.
+        dense: of the dense twin, d_in·d_out + d_out a layer.
         learnable: S1s, S2s and bias: Lk(d_in + d_out) + d_out a layer.
         fixed: U1s and U2s: Lk(d_in + d_out) a layer.
     """
@@ -125,10 +125,10 @@ def check_parameter_efficiency(
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A choice to start from, for square layers from min_features to max_features wide (None: no limit).
+    """A starting point for square layers with min_features to max_features (None: no limit).
 
     Attributes:
-        min_features, max_features: the range it is meant for, both included.
+        min_features, max_features: its range, both included.
         num_terms, low_rank: the choice.
         stored_reduction_percent: of the smallest and of the largest layer of the range (of one of 8,192 where there is
             no limit), without the bias.
@@ -147,8 +147,8 @@ class StartingPoint:
         return low, high
 
 
-# What the tutorial's table of starting points should have said: its own rows break its rule of thumb (1024x1024 with
-# 8 terms with low_rank 64 is twice the size of dense).
+# Corrects the tutorial's table of starting points, whose rows break its rule of thumb: 1024x1024 with 8 terms of
+# low_rank 64 is twice the size of dense.
 STARTING_POINTS = (
     StartingPoint(128, 255, num_terms=1, low_rank=16),
     StartingPoint(256, 511, num_terms=2, low_rank=16),
@@ -180,7 +180,7 @@ def suggest(
         max_terms: the largest number of terms to list.
 
     Returns:
-        The pairs by ascending number of terms; empty where not even one term of rank 1 reaches it.
+        The pairs by ascending number of terms; none if not even one term of rank 1 reaches the reduction.
 
     Raises:
         ValueError: an argument is out of range.
@@ -204,7 +204,7 @@ def suggest(
     pairs = []
     num_terms = 1
     while num_terms <= max_terms:
-        # a hair of tolerance: 1 - 0.9 is less than a tenth in binary
+        # tolerance: 1 - 0.9 is less than 0.1 in binary
         low_rank = int((budget + 1e-9 * dense) / (num_terms * sides))
         if low_rank > 8:
             low_rank -= low_rank % 8

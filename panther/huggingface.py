@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from panther.nn.embedding import LowRankTable
 
 METHOD = "panther_sketch"
+# of a model of transformers, the parameters that are tied to others: as its class names them, and in full
+_KEYS, _EXPANDED = "_tied_weights_keys", "all_tied_weights_keys"
 
 
 @register_quantization_config(METHOD)
@@ -31,7 +33,7 @@ class SketchConfig(QuantizationConfigMixin):  # type: ignore[misc,unused-ignore]
 
     Args:
         layers: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind;
-            of an embedding the rank alone.
+            of an embedding, and of a head on its factors, the rank alone.
         tied: names of layers that share their terms, group by group.
     """
 
@@ -64,13 +66,16 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
     def get_state_dict_and_metadata(
         self, model: Any, *_: object, **__: object
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The state, with terms that layers share once for each layer: transformers refuses shared tensors."""
+        """The state, with terms that layers share once for each layer: transformers refuses shared tensors.
+
+        Factors that it knows to be tied are left to it.
+        """
         state = model.state_dict()
         seen: set[int] = set()
-        names = self._config.layers
+        names, tied = self._config.layers, getattr(model, _EXPANDED, {})
         for key in state:
             layer, _, term = key.rpartition(".")
-            if layer in names and term in ("S1s", "S2s", "U1s", "U2s", "A", "B", "bias"):
+            if key not in tied and layer in names and term in ("S1s", "S2s", "U1s", "U2s", "A", "B", "bias"):
                 address = state[key].data_ptr()
                 state[key] = state[key].clone() if address in seen else state[key]
                 seen.add(address)
@@ -82,6 +87,7 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
 
         open_named(model, [each for name in self._config.layers for each in _names(model, name)])
         replace_layers(model, dict(_in_model(model, self._config.layers)))
+        _tie_factors(model)
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
         from panther.nn.embedding import LowRankTable
@@ -94,7 +100,7 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
             found = [modules[name] for name, _ in _in_model(model, {name: self._config.layers[name] for name in group})]
             for other in found[1:]:
                 other.tie_to(found[0])
-        # what transformers forbids for integers, casts say, is right for these layers
+        # transformers forbids casts of integer weights, but for these layers they are right
         model.is_quantized = False
         return model
 
@@ -129,7 +135,30 @@ def describe(model: nn.Module) -> None:
         for module in pretrained.modules():
             if module.__dict__.get("config") is old:
                 module.config = new
+        _tie_factors(pretrained)
         pretrained.hf_quantizer = SketchQuantizer(described, pre_quantized=True)
+
+
+def _tie_factors(model: nn.Module) -> None:
+    """Let transformers tie the factors of embeddings and heads where it tied their weights."""
+    for module in model.modules():
+        for attribute in (_KEYS, _EXPANDED):
+            tied = getattr(module, attribute, None)
+            if isinstance(tied, dict):
+                setattr(module, attribute, _keys_of_factors(module, tied))
+
+
+def _keys_of_factors(model: nn.Module, tied: Mapping[str, str]) -> dict[str, str]:
+    from panther.nn.embedding import LowRankTable
+
+    modules, found = dict(model.named_modules(remove_duplicate=False)), dict[str, str]()
+    for target, source in tied.items():
+        layer, of = target.removesuffix(".weight"), source.removesuffix(".weight")
+        if isinstance(modules.get(layer), LowRankTable):
+            found |= {f"{layer}.{factor}": f"{of}.{factor}" for factor in ("A", "B")}
+        else:
+            found[target] = source
+    return found
 
 
 def _tied(layers: Mapping[str, SKLinear | LowRankTable]) -> list[list[str]]:

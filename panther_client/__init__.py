@@ -1,6 +1,6 @@
-"""A Python client of the server, and of any other that speaks the Open Inference Protocol v2, over HTTP or gRPC.
+"""A Python client for the server, and for any other Open Inference Protocol v2 server, over HTTP or gRPC.
 
-It needs numpy, and httpx for HTTP (extra ``client``) or grpcio and protobuf for gRPC (extra ``client-grpc``).
+It requires numpy, and httpx for HTTP (extra ``client``) or grpcio and protobuf for gRPC (extra ``client-grpc``).
 
 >>> import numpy as np
 >>> from panther_client import Client

@@ -1,4 +1,4 @@
-"""A request that is ready to be sent, and its answer, for both protocols."""
+"""A request that is ready to be sent, and its response, for both protocols."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from panther_client.wire import InferResult, PredictResult
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or that there was none.
+    """A response, or the failure to get one.
 
     Attributes:
-        status: as HTTP has it, 200 for success; None where there was no answer.
-        headers: their names in lower case.
-        body: of a success.
-        error: what is raised unless it is one.
-        maybe_done: whether the server may have acted on the request although there was no answer.
+        status: HTTP status, 200 for success; None without a response.
+        headers: Headers by lowercase name.
+        body: Body of a successful response.
+        error: The error to raise; None on success.
+        maybe_done: Whether the server may have handled the request although there was no response.
     """
 
     status: int | None
@@ -32,10 +32,10 @@ class Call:
     """One request.
 
     Attributes:
-        verb: of HTTP; empty for gRPC.
-        path: with its query; of gRPC the method.
-        read: makes the result of a successful answer.
-        repeatable: whether the request may be sent twice: inference may, a load that is under way should not.
+        verb: HTTP method; empty for gRPC.
+        path: Path and query; for gRPC the method.
+        read: Makes the result from a successful response.
+        repeatable: Whether the request may be sent twice: true for inference, false for a load that may be in progress.
     """
 
     verb: str
@@ -67,10 +67,10 @@ class Calls(Protocol):
         """Inference; the result is an ``InferResult``."""
 
     def needs_metadata(self) -> bool:
-        """Whether ``predict`` needs the metadata of its model, and so the name of it."""
+        """Whether ``predict`` requires the metadata of its model, and so its name."""
 
     def predict(self, metadata: Any, model: str | None, version: str | None, inputs: Any, top_k: int | None) -> Call:
-        """Outputs, and labels where the model has them; the result is a ``PredictResult``."""
+        """Outputs, and labels if the model has them; the result is a ``PredictResult``."""
 
     def ready(self) -> Call:
         """Whether the server is ready; the result is a bool."""
@@ -79,10 +79,10 @@ class Calls(Protocol):
         """The served models, as a list of dicts."""
 
     def stats(self, model: str | None) -> Call:
-        """Figures; the result is a dict."""
+        """Statistics; the result is a dict."""
 
     def control(self, action: str, model: str) -> Call:
-        """``load`` or ``unload`` a model."""
+        """Load or unload a model, by ``action``."""
 
 
 __all__ = ["Call", "Calls", "InferOptions", "InferResult", "PredictResult", "Reply"]

@@ -1,4 +1,4 @@
-"""The clients: ``Client`` blocks, ``AsyncClient`` is awaited. Both speak HTTP or gRPC, by the URL."""
+"""The clients: ``Client`` blocks, ``AsyncClient`` is awaited. Both support HTTP and gRPC, by the URL."""
 
 import asyncio
 import time
@@ -20,21 +20,21 @@ __all__ = ["AsyncClient", "Client", "Retries"]
 
 
 class Client:
-    """Asks a server and waits for the answer.
+    """Sends requests to a server and waits for the responses.
 
     Args:
-        url: where the server is: ``http://127.0.0.1:8000`` or ``grpc://127.0.0.1:8001``; with TLS ``https://`` or
-            ``grpcs://``. gRPC needs the extra ``client-grpc``.
-        timeout_s: longest time for one call of a method, with all that it sends and waits for. ``infer`` tells the
-            server, which drops a request that has waited for so long.
-        retries: what to do where the server is overloaded or can't be reached; ``Retries(0)`` never tries again.
-        headers: sent with every request; with gRPC as metadata.
-        api_key: sent with every request as ``Authorization: Bearer``; also with a client of your own.
-        http: a client of httpx to use instead of a new one; it is not closed. Its base URL is where the server is.
+        url: URL of the server: ``http://127.0.0.1:8000`` or ``grpc://127.0.0.1:8001``; with TLS ``https://`` or
+            ``grpcs://``. gRPC requires the extra ``client-grpc``.
+        timeout_s: Time limit for one method call, including retries. ``infer`` sends it to the
+            server, which drops a request that has waited for that long.
+        retries: Retries if the server is overloaded or unreachable; ``Retries(0)`` disables them.
+        headers: Headers for every request; for gRPC as metadata.
+        api_key: Key for every request, sent as ``Authorization: Bearer``; also applies to the client in ``http``.
+        http: An httpx client to use instead of a new one; it is not closed. Its base URL must be the server's URL.
 
     Raises:
-        InvalidRequestError: the URL or the key breaks its rule.
-        MissingExtraError: the packages of the URL's protocol are not installed.
+        InvalidRequestError: The URL or the key is invalid.
+        MissingExtraError: The packages for the URL's protocol are not installed.
     """
 
     def __init__(
@@ -105,21 +105,21 @@ class Client:
         timeout_us: int | None = None,
         binary: bool = True,
     ) -> InferResult:
-        """Ask a model by the Open Inference Protocol.
+        """Run a model by the Open Inference Protocol.
 
         Args:
-            model: its name.
-            inputs: an array (rows first) for the only input, or a mapping of names to arrays.
-            version: of the model; the server's default if left out.
-            outputs: names of those to return; all if left out.
-            request_id: echoed in the result.
+            model: Name of the model.
+            inputs: An array (rows first) for the only input, or a mapping of names to arrays.
+            version: Version of the model; by default the server's default version.
+            outputs: Names of the outputs to return; by default all.
+            request_id: Returned in the result.
             priority: 1 is the highest.
-            timeout_us: the server drops the request after it has waited for that long; ``timeout_s`` if left out.
-            binary: send and ask for binary tensors (JSON numbers otherwise, but for float16 and bfloat16); gRPC always
-                does.
+            timeout_us: Time in the queue after which the server drops the request; by default ``timeout_s``.
+            binary: Whether to use binary tensors; otherwise JSON numbers, except for float16 and bfloat16. gRPC always
+                uses binary tensors.
 
         Raises:
-            ClientError: or one of its kinds.
+            ClientError: Or a subclass.
         """
         options = InferOptions(outputs, request_id, priority, timeout_us, binary)
         return self._run(self._operations.infer(model, inputs, version, options))
@@ -127,21 +127,21 @@ class Client:
     def predict(
         self, inputs: Any, *, model: str | None = None, version: str | int | None = None, top_k: int | None = None
     ) -> PredictResult:
-        """Ask the plain API: outputs, and labels where the model has them.
+        """Run a model by the plain API: outputs, and labels if the model has them.
 
-        gRPC has no plain API: a model is named, a table needs a column for each input, and there are no labels.
+        gRPC has no plain API: ``model`` is required, a table must have a column per input, and there are no labels.
 
         Args:
-            inputs: an array for the model's only input; or a table: a list of dicts, a dict of lists by the names of
-                the columns, a pandas DataFrame, or CSV as text whose first line names the columns.
-            model: its name; the server's default model if left out.
-            version: of the model; the server's default if left out.
-            top_k: how many labels to rank.
+            inputs: An array for the model's only input; or a table: a list of dicts, a dict of lists by
+                column name, a pandas DataFrame, or CSV as text with column names in the first line.
+            model: Name of the model; by default the server's default model.
+            version: Version of the model; by default the server's default version.
+            top_k: Number of labels to rank per row.
         """
         return self._run(self._operations.predict(inputs, model, version, top_k))
 
     def predict_frame(self, frame: Any, *, model: str | None = None, version: str | int | None = None) -> Any:
-        """Ask with a DataFrame, of pandas or alike, and get one; see ``PredictResult.to_frame``."""
+        """Run a model on a DataFrame (pandas or compatible), and return one; see ``PredictResult.to_frame``."""
         return self.predict(frame, model=model, version=version).to_frame(frame)
 
     def is_ready(self) -> bool:
@@ -153,11 +153,11 @@ class Client:
         return self._run(self._operations.models())
 
     def stats(self, model: str | None = None) -> dict[str, Any]:
-        """Parameter savings and live figures; over gRPC the protocol's statistics."""
+        """Parameter savings and live counters; over gRPC the protocol's statistics."""
         return self._run(self._operations.stats(model))
 
     def load(self, model: str) -> None:
-        """Load a model again from the server's folder."""
+        """Load a model again from the server's model folder."""
         self._run(self._operations.control("load", model))
 
     def unload(self, model: str) -> None:
@@ -240,18 +240,18 @@ class AsyncClient:
         timeout_us: int | None = None,
         binary: bool = True,
     ) -> InferResult:
-        """Ask a model by the Open Inference Protocol; see ``Client.infer``."""
+        """Run a model by the Open Inference Protocol; see ``Client.infer``."""
         options = InferOptions(outputs, request_id, priority, timeout_us, binary)
         return await self._run(self._operations.infer(model, inputs, version, options))
 
     async def predict(
         self, inputs: Any, *, model: str | None = None, version: str | int | None = None, top_k: int | None = None
     ) -> PredictResult:
-        """Ask the plain API; see ``Client.predict``."""
+        """Run a model by the plain API; see ``Client.predict``."""
         return await self._run(self._operations.predict(inputs, model, version, top_k))
 
     async def predict_frame(self, frame: Any, *, model: str | None = None, version: str | int | None = None) -> Any:
-        """Ask with a DataFrame; see ``Client.predict_frame``."""
+        """Run a model on a DataFrame; see ``Client.predict_frame``."""
         return (await self.predict(frame, model=model, version=version)).to_frame(frame)
 
     async def is_ready(self) -> bool:
@@ -263,11 +263,11 @@ class AsyncClient:
         return await self._run(self._operations.models())
 
     async def stats(self, model: str | None = None) -> dict[str, Any]:
-        """Parameter savings and live figures; see ``Client.stats``."""
+        """Parameter savings and live counters; see ``Client.stats``."""
         return await self._run(self._operations.stats(model))
 
     async def load(self, model: str) -> None:
-        """Load a model again from the server's folder."""
+        """Load a model again from the server's model folder."""
         await self._run(self._operations.control("load", model))
 
     async def unload(self, model: str) -> None:

@@ -1,4 +1,4 @@
-"""``panther predict``: rows of a file to a server, and its answer to a terminal or a file."""
+"""``panther predict``: send the rows of a file to a server, and write the response to a terminal or a file."""
 
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ _SHOWN_ROWS = 20
 
 
 class CommandError(Exception):
-    """An error that the user can fix; one line."""
+    """An error that the user can fix; its message is one line."""
 
 
 def run(
@@ -32,19 +32,19 @@ def run(
     api_key: str | None = None,
     console: Console,
 ) -> None:
-    """Ask and show.
+    """Send the request and show the response.
 
     Raises:
-        CommandError: the file can't be read or written, or the server refuses.
+        CommandError: The file cannot be read or written, or the server refuses the request.
     """
     inputs = _read(rows)
     if not url.startswith(("http://", "https://")):
-        raise CommandError(f"URL ({url}) must begin with http:// or https://")
+        raise CommandError(f"URL ({url}) must start with http:// or https://")
     try:
         with Client(url, api_key=api_key) as client:
             result = client.predict(inputs, model=model, version=version, top_k=top_k)
     except AccessDeniedError as error:
-        hint = "" if api_key else "; give it by --api-key or PANTHER_API_KEY"
+        hint = "" if api_key else "; set it with --api-key or PANTHER_API_KEY"
         raise CommandError(f"{error}{hint}") from None
     except ClientError as error:
         raise CommandError(str(error)) from None
@@ -57,7 +57,7 @@ def run(
 
 
 def _read(path: Path) -> Any:
-    """The rows of a file: the text of a CSV file, an array of a .npy file, a table or rows of a JSON file."""
+    """The rows of a file: the text of a CSV file, the array of a .npy file, a table or rows of a JSON file."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".npy", ".json"):
         raise CommandError(f"{path} must end in .csv, .npy or .json")
@@ -71,10 +71,10 @@ def _read(path: Path) -> Any:
     except (OSError, ValueError, EOFError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if "allow_pickle" in reason:
-            reason = "it is no array of numbers in numpy's format"
+            reason = "it is not an array of numbers in numpy's format"
         raise CommandError(f"{path} can't be read as a {suffix} file: {reason}") from None
     if not isinstance(array, np.ndarray):
-        raise CommandError(f"{path} holds several arrays; a .npy file of one is needed")
+        raise CommandError(f"{path} holds several arrays; use a .npy file with one array")
     return array
 
 
@@ -100,7 +100,7 @@ def _print_json(result: PredictResult) -> None:
     }
     if result.predictions is not None:
         document["predictions"] = [asdict(item) for item in result.predictions]
-    print(json.dumps(document, ensure_ascii=False))  # noqa: T201 - it is the command's output
+    print(json.dumps(document, ensure_ascii=False))  # noqa: T201 - the output of the command
 
 
 def _print_table(result: PredictResult, console: Console) -> None:
@@ -127,4 +127,4 @@ def _print_table(result: PredictResult, console: Console) -> None:
             table.add_row(str(number), *cells)
     console.print(table)
     if count > _SHOWN_ROWS:
-        console.print(f"… and {count - _SHOWN_ROWS} more rows (--json or --output gives them all)")
+        console.print(f"… and {count - _SHOWN_ROWS} more rows (show all with --json or --output)")

@@ -7,8 +7,8 @@ class ClientError(Exception):
     """Base of all errors of the client.
 
     Attributes:
-        status: the HTTP status of the answer, or the one that its gRPC status represents; None where there was no
-            answer.
+        status: The HTTP status of the response, or the equivalent of its gRPC status; None without a
+            response.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -17,7 +17,7 @@ class ClientError(Exception):
 
 
 class InvalidRequestError(ClientError):
-    """The server doesn't understand the request, or it doesn't fit the model (400, 413, 415, …)."""
+    """The request is invalid or does not match the model (400, 413, 415, …)."""
 
 
 class NotFoundError(ClientError):
@@ -25,27 +25,27 @@ class NotFoundError(ClientError):
 
 
 class AccessDeniedError(ClientError):
-    """An API key is needed, is not known (401), or is not for this (403)."""
+    """The API key is missing or unknown (401), or does not allow the operation (403)."""
 
 
 class OverloadedError(ClientError):
-    """The server can't answer now (429, 503), and did not within the retries."""
+    """The server is overloaded or not ready (429, 503), even after all retries."""
 
 
 class DeadlineExceededError(ClientError):
-    """The request waited longer than its timeout, at the server (504) or here."""
+    """The request exceeded its timeout, at the server (504) or at the client."""
 
 
 class ServerError(ClientError):
-    """The server or the model failed (other 5xx), or the answer can't be understood."""
+    """The server or the model failed (other 5xx), or the response is invalid."""
 
 
 class ConnectionFailedError(ClientError):
-    """The server can't be reached, or went away."""
+    """The server is unreachable, or closed the connection."""
 
 
 class MissingExtraError(ClientError):
-    """The packages of a URL's protocol are not installed."""
+    """The packages for a URL's protocol are not installed."""
 
 
 _EXACT: dict[int, type[ClientError]] = {
@@ -59,14 +59,14 @@ _EXACT: dict[int, type[ClientError]] = {
 
 
 def message_of(status: int, body: bytes) -> str:
-    """The server's own message where an answer of HTTP has one."""
+    """The server's message, if the HTTP response has one."""
     try:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {status}: {body[:200].decode(errors='replace')}"
+        return f"the server responded with {status}: {body[:200].decode(errors='replace')}"
 
 
 def error_of(status: int, message: str) -> ClientError:
-    """The error for an answer that is none of success."""
+    """The error for an unsuccessful response."""
     kind = _EXACT.get(status, InvalidRequestError if status < 500 else ServerError)
     return kind(message, status)

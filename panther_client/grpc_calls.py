@@ -1,7 +1,7 @@
-"""Calls over gRPC: the Open Inference Protocol; needs protobuf.
+"""Calls over gRPC by the Open Inference Protocol; requires protobuf.
 
-``inference.binpb`` holds the descriptors of its messages; ``scripts/grpc-messages`` writes it. Their pool is private:
-another client's messages of the same names may be in the process.
+``inference.binpb`` holds the message descriptors; ``scripts/grpc-messages`` writes it. Their pool is private, because
+another client in the process may register messages of the same names.
 """
 
 from collections.abc import Mapping
@@ -62,17 +62,17 @@ class GrpcCalls:
             try:
                 request.raw_input_contents.append(wire.to_bytes(array, spec["datatype"]))
             except UnicodeError as error:
-                raise InvalidRequestError(f"input {spec['name']!r} holds a text that is not UTF-8: {error}") from None
+                raise InvalidRequestError(f"input {spec['name']!r} holds text that is not UTF-8: {error}") from None
         return _call("ModelInfer", request, _result)
 
     def needs_metadata(self) -> bool:
-        """A table becomes tensors here."""
+        """Predictions for an array or a table, which becomes tensors here."""
         return True
 
     def predict(self, metadata: Any, model: str | None, version: str | None, inputs: Any, top_k: int | None) -> Call:
         """See ``Calls``."""
         if top_k is not None:
-            raise InvalidRequestError("top_k needs HTTP: the protocol over gRPC knows no labels")
+            raise InvalidRequestError("top_k requires HTTP: the gRPC protocol has no labels")
         call = self.infer(metadata, model or "", version, _tensors(metadata, inputs), InferOptions())
 
         def read(reply: Reply) -> PredictResult:
@@ -111,7 +111,7 @@ def _call(method: str, request: Any, read: Any, *, repeatable: bool = True) -> C
         try:
             answer = kind.FromString(reply.body)
         except DecodeError:
-            raise ServerError(f"the answer of {len(reply.body)} bytes is no {method}Response") from None
+            raise ServerError(f"the response of {len(reply.body)} bytes is not a valid {method}Response") from None
         return read(answer)
 
     content = request.SerializeToString()
@@ -125,7 +125,7 @@ def _document(answer: Any) -> Any:
 
 
 def _metadata(answer: Any) -> dict[str, Any]:
-    """A model's metadata as HTTP has it."""
+    """A model's metadata in the JSON form of HTTP."""
 
     def specs(tensors: Any) -> list[dict[str, Any]]:
         return [{"name": each.name, "datatype": each.datatype, "shape": list(each.shape)} for each in tensors]
@@ -140,21 +140,21 @@ def _metadata(answer: Any) -> dict[str, Any]:
 
 
 def _tensors(metadata: Any, inputs: Any) -> Any:
-    """What was given as arrays; of a table, a column for each input."""
+    """Arrays as given; a table as one column per input."""
     if isinstance(inputs, str):
-        raise InvalidRequestError("CSV needs HTTP: give the columns, or an array")
+        raise InvalidRequestError("CSV requires HTTP; over gRPC, send the columns or an array")
     table = wire.columns_of(inputs)
     if isinstance(table, list) and table and isinstance(table[0], Mapping):
         names = list(table[0])
         if any(not isinstance(row, Mapping) or list(row) != names for row in table):
-            raise InvalidRequestError("each row of the table must have the columns of the first one, in their order")
+            raise InvalidRequestError("each row of the table must have the columns of the first row, in the same order")
         table = {name: [row[name] for row in table] for name in names}
     if not isinstance(table, Mapping):
         return table
     ranks = {spec["name"]: len(spec["shape"]) for spec in metadata["inputs"]}
     if set(table) != set(ranks):
         raise InvalidRequestError(
-            f"over gRPC a table needs a column for each input: {', '.join(ranks)}; it has {', '.join(map(str, table))}"
+            f"over gRPC a table must have a column per input: {', '.join(ranks)}; it has {', '.join(map(str, table))}"
         )
     arrays = {name: np.asarray(column) for name, column in table.items()}
     return {
@@ -166,7 +166,7 @@ def _result(answer: Any) -> InferResult:
     outputs: dict[str, Array] = {}
     raw = list(answer.raw_output_contents)
     if raw and len(raw) != len(answer.outputs):
-        raise ServerError(f"the answer has {len(answer.outputs)} outputs and the bytes of {len(raw)}")
+        raise ServerError(f"the response has {len(answer.outputs)} outputs, but the bytes of {len(raw)}")
     for number, tensor in enumerate(answer.outputs):
         shape = list(tensor.shape)
         if raw:
@@ -179,11 +179,9 @@ def _result(answer: Any) -> InferResult:
 
 
 def _typed(tensor: Any, shape: list[int]) -> Array:
-    """A tensor of the typed fields, which other servers answer with."""
+    """A tensor in typed fields, the form that some servers send."""
     try:
         values = getattr(tensor.contents, _TYPED[tensor.datatype])
         return np.array(values, wire.DTYPES[tensor.datatype]).reshape(shape)
     except (KeyError, ValueError, OverflowError) as error:
-        raise ServerError(
-            f"the answer holds a tensor that can't be read ({tensor.datatype}, {shape}): {error}"
-        ) from None
+        raise ServerError(f"the response holds an invalid tensor ({tensor.datatype}, {shape}): {error}") from None

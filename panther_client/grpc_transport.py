@@ -1,4 +1,4 @@
-"""Sending calls over gRPC; needs grpcio."""
+"""Transport for calls over gRPC; requires grpcio."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from panther_client.errors import ConnectionFailedError, DeadlineExceededError, 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.enable_retries", 0),  # they are ours
+    ("grpc.enable_retries", 0),  # this client retries
 ]
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -29,9 +29,9 @@ class GrpcTransport:
     """Sends calls and waits.
 
     Args:
-        address: host and port.
-        headers: sent with every call as metadata.
-        secure: whether the channel has TLS.
+        address: Host and port.
+        headers: Headers for every call, sent as metadata.
+        secure: Whether the channel uses TLS.
     """
 
     def __init__(self, address: str, headers: Mapping[str, str], *, secure: bool) -> None:
@@ -43,7 +43,7 @@ class GrpcTransport:
         )
 
     def send(self, call: Call, timeout_s: float) -> Reply:
-        """Send a call; errors of the network are answers, never raised."""
+        """Send a call; network errors are returned in the reply, never raised."""
         try:
             body = self._channel.unary_unary(call.path)(call.content, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -60,7 +60,7 @@ class AsyncGrpcTransport:
 
     def __init__(self, address: str, headers: Mapping[str, str], *, secure: bool) -> None:
         self._address, self._metadata, self._secure = address, _metadata(headers), secure
-        self._channel: Any = None  # which belongs to the event loop that first sends
+        self._channel: Any = None  # belongs to the event loop of the first call
 
     async def send(self, call: Call, timeout_s: float) -> Reply:
         """See ``GrpcTransport.send``."""
@@ -87,15 +87,15 @@ def _metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _failed(error: Any, address: str) -> Reply:
-    """What became of a call that failed."""
+    """The reply for a failed call."""
     code, details = error.code(), error.details() or ""
     headers = {name: value for name, value in error.trailing_metadata() or () if isinstance(value, str)}
     if code is grpc.StatusCode.UNAVAILABLE and "x-request-id" not in headers and "retry-after" not in headers:
         reason = ConnectionFailedError(f"{address} can't be reached: {details}")
         return Reply(None, headers, error=reason, maybe_done=True)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and "x-request-id" not in headers:
-        return Reply(None, headers, error=DeadlineExceededError(f"{address} did not answer in time: {details}"))
+        return Reply(None, headers, error=DeadlineExceededError(f"{address} did not respond in time: {details}"))
     status = _STATUS.get(code, 500)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "retry-after" in headers:
         status = 503
-    return Reply(status, headers, error=error_of(status, details or f"the server answered {code.name}"))
+    return Reply(status, headers, error=error_of(status, details or f"the server responded with {code.name}"))

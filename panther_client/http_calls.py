@@ -24,13 +24,13 @@ class HttpCalls:
         return Call("POST", path, lambda reply: wire.decode_infer(reply.headers, reply.body), headers, content)
 
     def needs_metadata(self) -> bool:
-        """The server reads rows by its own metadata."""
+        """Predictions for rows, which the server decodes by the metadata of its model."""
         return False
 
     def predict(self, _: Any, model: str | None, version: str | None, inputs: Any, top_k: int | None) -> Call:
         """See ``Calls``."""
         if version is not None and model is None:
-            raise InvalidRequestError("a version needs the name of its model")
+            raise InvalidRequestError("a version requires the name of its model")
         path = "/predict" if model is None else _model_path(model, version).removeprefix("/v2") + "/predict"
         if top_k is not None:
             path += f"?top_k={top_k}"
@@ -61,7 +61,7 @@ def _json(reply: Reply) -> Any:
         return json.loads(reply.body)
     except ValueError:
         text = reply.body[:200].decode(errors="replace")
-        raise ServerError(f"the server answered {reply.status}, but no JSON: {text}") from None
+        raise ServerError(f"the server responded with {reply.status}, but without JSON: {text}") from None
 
 
 def _model_path(model: str, version: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Sending calls over HTTP; needs httpx."""
+"""Transport for calls over HTTP; requires httpx."""
 
 import asyncio
 import time
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def require_httpx() -> None:
-    """Require httpx.
+    """Check that httpx is installed.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: It is not installed.
     """
     try:
-        import httpx  # noqa: F401 - only whether it is there
+        import httpx  # noqa: F401 - only to check that it is installed
     except ImportError:
         raise MissingExtraError(
-            "http:// and https:// need the extra 'client' (pip install 'panther-sketch[client]'): "
+            "http:// and https:// require the extra 'client' (pip install 'panther-sketch[client]'): "
             "package 'httpx' is not installed"
         ) from None
 
@@ -37,16 +37,16 @@ class HttpTransport:
     """Sends calls and waits.
 
     Args:
-        http: a client of httpx.
-        headers: sent with every call.
-        own: whether to close the client at the end.
+        http: An httpx client.
+        headers: Headers for every call.
+        own: Whether to close the httpx client at the end.
     """
 
     def __init__(self, http: "httpx.Client", headers: Mapping[str, str], *, own: bool) -> None:
         self._http, self._headers, self._own = http, headers, own
 
     def send(self, call: Call, timeout_s: float) -> Reply:
-        """Send a call; errors of the network are answers, never raised."""
+        """Send a call; network errors are returned in the reply, never raised."""
         import httpx
 
         end = time.monotonic() + timeout_s
@@ -106,17 +106,17 @@ def _reply(answer: "httpx.Response", body: bytes) -> Reply:
 
 
 def _where(http: "httpx.Client | httpx.AsyncClient") -> str:
-    """The server's URL without a password that may be in it."""
+    """The server's URL without its password, if any."""
     return str(http.base_url.copy_with(username=None, password=None))
 
 
 def _late(http: "httpx.Client | httpx.AsyncClient", timeout_s: float) -> Reply:
-    error = DeadlineExceededError(f"{_where(http)} did not answer in time ({timeout_s:.3g} s)")
+    error = DeadlineExceededError(f"{_where(http)} did not respond in time ({timeout_s:.3g} s)")
     return Reply(None, error=error, maybe_done=True)
 
 
 def _failed(error: "httpx.HTTPError", http: "httpx.Client | httpx.AsyncClient", timeout_s: float) -> Reply:
-    """What became of a call that got no answer."""
+    """The reply for a call without a response."""
     import httpx
 
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):

@@ -1,6 +1,6 @@
-"""Operations of the clients without input or output: generators that yield calls to send and times to wait.
+"""Operations of the clients without input or output: generators that yield calls to send and pauses.
 
-``Client`` and ``AsyncClient`` run the same generators, each in its way.
+``Client`` and ``AsyncClient`` run the same generators.
 See docs/decisions/0077-client-without-io.md.
 """
 
@@ -20,7 +20,7 @@ class Send:
     """Send a call; its reply is sent back into the generator.
 
     Attributes:
-        timeout_s: how long that may take.
+        timeout_s: Time limit of the call.
     """
 
     call: Call
@@ -42,10 +42,10 @@ class Operations:
     """The operations of a client.
 
     Args:
-        calls: of the protocol.
-        retries: when a request is sent again.
-        timeout_s: longest time for one operation, with all that it sends and waits for.
-        clock: seconds that only ever grow.
+        calls: Calls of the protocol.
+        retries: Retry policy.
+        timeout_s: Time limit of one operation, including retries.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Operations:
         self._metadata: dict[tuple[str, str | None], Any] = {}
 
     def _send(self, call: Call, end: float) -> Steps[Any]:
-        """Send a call, and again where that makes sense, until ``end``."""
+        """Send a call, and retry it where that makes sense, until ``end``."""
         attempt = 0
         while True:
             left_s = end - self._clock()
             if left_s <= 0:
-                raise DeadlineExceededError(f"the request was not answered within timeout_s ({self._timeout_s:g})")
+                raise DeadlineExceededError(f"the request got no response within timeout_s ({self._timeout_s:g})")
             reply = yield Send(call, left_s)
             if reply is None or reply.error is None:
                 return call.read(reply or Reply(None))
@@ -105,11 +105,11 @@ class Operations:
         if not self._calls.needs_metadata():
             return self._send(make(None), self._end())
         if model is None:
-            raise InvalidRequestError("over gRPC, predict needs the name of a model")
+            raise InvalidRequestError("over gRPC, predict requires the name of a model")
         return self._by_metadata(model, version, make)
 
     def _by_metadata(self, model: str, version: str | int | None, make: Callable[[Any], Call]) -> Steps[Any]:
-        """Send a call that is made from the metadata of its model, which is remembered."""
+        """Send a call that requires the metadata of its model, which is cached."""
         end, name = self._end(), _text(version)
         key = (model, name)
         known = self._metadata.get(key)
@@ -117,7 +117,7 @@ class Operations:
             try:
                 return (yield from self._send(make(known), end))
             except InvalidRequestError:
-                # The model may have been replaced by one of other tensors since.
+                # The model may have been replaced by one with different tensors.
                 metadata = yield from self._send(self._calls.metadata(model, name), end)
                 if metadata == known:
                     raise

@@ -1,4 +1,4 @@
-"""When a request is sent again."""
+"""Retry policy for requests."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,23 @@ _FIRST_PAUSE_S = 0.1
 
 @dataclass(frozen=True)
 class Retries:
-    """How often and how long to try again where the server is overloaded or can't be reached.
+    """Number and length of retries if the server is overloaded or unreachable.
 
     Attributes:
-        count: tries after the first.
-        max_wait_s: a longer Retry-After is not waited for.
+        count: Number of retries after the first try.
+        max_wait_s: Maximum Retry-After to wait for; a longer one ends the retries.
     """
 
     count: int = 3
     max_wait_s: float = 10.0
 
     def pause_s(self, attempt: int, status: int | None, retry_after: str | None = None) -> float | None:
-        """Seconds to wait before the next try; None where there is to be none.
+        """Seconds to wait before the next try; None for no further try.
 
         Args:
-            attempt: how many tries there were before the last one.
-            status: of the answer; None where there was none.
-            retry_after: what the answer says in seconds.
+            attempt: Number of previous retries.
+            status: Status of the response; None without a response.
+            retry_after: Retry-After of the response in seconds.
         """
         if attempt >= self.count or (status is not None and status not in _RETRIED):
             return None

@@ -1,4 +1,4 @@
-"""Requests and answers of HTTP as bytes, and tensors as those of both protocols."""
+"""HTTP requests and responses as bytes, and the tensors of both protocols."""
 
 import io
 import json
@@ -39,10 +39,10 @@ class InferResult(Mapping[str, Array]):
     """Outputs by name; BF16 as float32, BYTES as Python bytes.
 
     Attributes:
-        model_name, model_version: what answered.
-        outputs: name to array.
-        id: the request's own id, echoed.
-        parameters: the answer's parameters.
+        model_name, model_version: The model and version that ran.
+        outputs: Name to array.
+        id: The id of the request.
+        parameters: Parameters of the response.
     """
 
     model_name: str
@@ -63,7 +63,7 @@ class InferResult(Mapping[str, Array]):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest label of one row; ``top_k`` ranks (label, probability) where it was asked for."""
+    """The most likely label of one row; ``top_k`` ranks (label, probability) if requested."""
 
     label: str
     probability: float
@@ -72,7 +72,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """The plain API's answer; ``predictions`` is None where the model has no labels."""
+    """Response of the plain API; ``predictions`` is None if the model has no labels."""
 
     model: str
     version: str
@@ -80,14 +80,14 @@ class PredictResult:
     predictions: list[Prediction] | None = None
 
     def to_frame(self, like: Any) -> Any:
-        """The answer as a DataFrame, a row for each of the request.
+        """The response as a DataFrame with one row per row of the request.
 
         Args:
-            like: the DataFrame that was asked with, of pandas or alike; the answer has its class and its index.
+            like: The DataFrame of the request, of pandas or compatible; the result has its class and its index.
 
         Returns:
-            Columns ``label`` and ``probability`` where the model has labels; then a column for each output of one
-            number a row, and ``NAME_0``, ``NAME_1``, … for those of several.
+            Columns ``label`` and ``probability`` if the model has labels; then a column per output with one
+            number per row, and ``NAME_0``, ``NAME_1``, … for an output with several.
         """
         columns: dict[str, Any] = {}
         if self.predictions is not None:
@@ -114,14 +114,14 @@ def encode_infer(
     """Headers and body of an inference request.
 
     Args:
-        metadata: the model's, as ``v2/models/NAME`` gives it; arrays are cast to the types it names.
-        inputs: an array for the only input, or a mapping of input names to arrays.
-        outputs: names of the outputs to return; None for all.
-        request_id, priority, timeout_us: see the protocol.
-        binary: whether tensors travel as bytes or as JSON numbers; half and brain floats always do as bytes.
+        metadata: Metadata of the model from ``v2/models/NAME``; arrays are cast to its datatypes.
+        inputs: An array for the only input, or a mapping of input names to arrays.
+        outputs: Names of the outputs to return; None for all.
+        request_id, priority, timeout_us: See the protocol.
+        binary: Whether to send tensors as bytes or as JSON numbers; float16 and bfloat16 are always bytes.
 
     Raises:
-        InvalidRequestError: the inputs don't fit the model's metadata.
+        InvalidRequestError: The inputs do not match the model's metadata.
     """
     tensors: list[dict[str, Any]] = []
     tails: list[bytes] = []
@@ -146,7 +146,7 @@ def encode_infer(
     try:
         head = json.dumps(document, allow_nan=False).encode()
     except ValueError:
-        raise InvalidRequestError("JSON can't hold NaN or infinity; send binary tensors") from None
+        raise InvalidRequestError("JSON does not support NaN or infinity; send binary tensors") from None
     if not tails:
         return {"content-type": "application/json"}, head
     headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
@@ -154,7 +154,7 @@ def encode_infer(
 
 
 def _wanted(metadata: Mapping[str, Any], names: Sequence[str] | None, *, binary: bool) -> list[dict[str, Any]] | None:
-    """The outputs to ask for; None for all of them as they come."""
+    """The requested outputs; None for all of them in the default form."""
     types = {spec["name"]: spec["datatype"] for spec in metadata.get("outputs") or ()}
     forced = set() if binary else {name for name in types if types[name] in _BINARY_ONLY}
     if names is None and not forced:
@@ -176,15 +176,15 @@ def _tensor(spec: Mapping[str, Any], array: Array, *, binary: bool) -> tuple[dic
         flat = array.reshape(-1)
         item["data"] = [_text(element) for element in flat] if datatype == "BYTES" else flat.tolist()
     except UnicodeError as error:
-        raise InvalidRequestError(f"input {spec['name']!r} holds a text that is not UTF-8: {error}") from None
+        raise InvalidRequestError(f"input {spec['name']!r} holds text that is not UTF-8: {error}") from None
     return item, None
 
 
 def matched(metadata: Mapping[str, Any], inputs: Any) -> Iterator[tuple[Mapping[str, Any], Array]]:
-    """The tensors of a request: each input's metadata, and its array in the type that it names.
+    """The tensors of a request: metadata of each input, and its array in the input's type.
 
     Raises:
-        InvalidRequestError: the inputs don't fit the model's metadata.
+        InvalidRequestError: The inputs do not match the model's metadata.
     """
     specs = {spec["name"]: spec for spec in metadata["inputs"]}
     if not isinstance(inputs, Mapping):
@@ -202,7 +202,7 @@ def matched(metadata: Mapping[str, Any], inputs: Any) -> Iterator[tuple[Mapping[
 def _cast(array: Array, spec: Mapping[str, Any]) -> Array:
     datatype = spec["datatype"]
     if datatype not in DTYPES:
-        raise InvalidRequestError(f"input {spec['name']!r} is {datatype}, which this client doesn't know")
+        raise InvalidRequestError(f"input {spec['name']!r} is {datatype}, which this client does not support")
     if datatype == "BYTES":
         return array.astype(object)
     if datatype == "BF16":
@@ -211,13 +211,13 @@ def _cast(array: Array, spec: Mapping[str, Any]) -> Array:
         wanted = np.dtype(np.float32)
     else:
         wanted = np.dtype(DTYPES[datatype])
-    # Python's own integers come as int64: what counts is whether the numbers fit.
+    # Python integers arrive as int64; only their values must fit.
     fits = np.can_cast(array.dtype, wanted, "same_kind") or (array.dtype.kind in "iu" and wanted.kind in "iuf")
     with np.errstate(over="ignore", invalid="ignore"):
         cast = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape) if fits else array
     if not fits or (not np.array_equal(cast, array) if wanted.kind in "iu" else _overflows(cast, array)):
         raise InvalidRequestError(
-            f"input {spec['name']!r} takes {datatype}; the array is {array.dtype} and does not fit"
+            f"input {spec['name']!r} requires {datatype}, which cannot hold the array of {array.dtype}"
         )
     return cast
 
@@ -235,7 +235,7 @@ def _text(element: Any) -> str:
 
 
 def to_bytes(array: Array, datatype: str) -> bytes:
-    """A tensor as the protocol's bytes."""
+    """Encode a tensor as the protocol's bytes."""
     if datatype == "BYTES":
         parts: list[bytes] = []
         for element in array.reshape(-1):
@@ -245,16 +245,16 @@ def to_bytes(array: Array, datatype: str) -> bytes:
     if datatype == "BF16" and array.dtype.name != "bfloat16":
         bits = array.view(np.uint32).astype(np.uint64)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest even
-        # What lies behind a NaN's first bits must not carry over into its sign and exponent.
+        # The low bits of a NaN must not carry over into its sign and exponent.
         return np.where(np.isnan(array), bits >> 16 | 0x40, nearest).astype("<u2").tobytes()
     return array.tobytes()
 
 
 def from_bytes(data: bytes, datatype: str, shape: Sequence[int]) -> Array:
-    """A tensor from the protocol's bytes.
+    """Decode a tensor from the protocol's bytes.
 
     Raises:
-        ServerError: the bytes don't make up that shape.
+        ServerError: The number of bytes does not match the shape.
     """
     try:
         if datatype == "BYTES":
@@ -271,16 +271,14 @@ def from_bytes(data: bytes, datatype: str, shape: Sequence[int]) -> Array:
             return bits.view(np.float32).reshape(shape)
         return np.frombuffer(data, DTYPES[datatype]).reshape(shape)
     except (ValueError, KeyError, struct.error) as error:
-        raise ServerError(
-            f"the answer holds a tensor that can't be read ({datatype}, {list(shape)}): {error}"
-        ) from None
+        raise ServerError(f"the response holds an invalid tensor ({datatype}, {list(shape)}): {error}") from None
 
 
 def decode_infer(headers: Mapping[str, str], body: bytes) -> InferResult:
-    """The answer to an inference request.
+    """Parse the response to an inference request.
 
     Raises:
-        ServerError: it is none.
+        ServerError: The response is invalid.
     """
     try:
         length = int(headers.get(HEADER_LENGTH, len(body)))
@@ -306,28 +304,28 @@ def decode_infer(headers: Mapping[str, str], body: bytes) -> InferResult:
             document.get("parameters") or {},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ServerError(f"the answer is not one of the Open Inference Protocol: {error!r}") from None
+        raise ServerError(f"the response does not follow the Open Inference Protocol: {error!r}") from None
 
 
 def encode_npy(array: Any) -> bytes:
-    """An array as a .npy file.
+    """Encode an array as a .npy file.
 
     Raises:
-        InvalidRequestError: an array of Python objects, which that format can't hold.
+        InvalidRequestError: The array holds Python objects, which that format does not support.
     """
     array = np.asarray(array)
     if array.dtype.hasobject:
-        raise InvalidRequestError("the plain API takes numbers; the array holds Python objects")
+        raise InvalidRequestError("the plain API requires numbers; the array holds Python objects")
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def encode_rows(inputs: Any) -> tuple[str, bytes]:
-    """The body for the plain API, and its content type: CSV of a text, JSON of a table, .npy of anything else.
+    """The body for the plain API, and its content type: CSV for text, JSON for a table, .npy for anything else.
 
     Raises:
-        InvalidRequestError: a value that can't be sent.
+        InvalidRequestError: A value cannot be sent.
     """
     if isinstance(inputs, str):
         return "text/csv", inputs.encode()
@@ -342,22 +340,22 @@ def encode_rows(inputs: Any) -> tuple[str, bytes]:
 
 
 def columns_of(inputs: Any) -> Any:
-    """The columns of a DataFrame, of pandas or alike; anything else as it is."""
+    """The columns of a DataFrame (pandas or compatible); other values unchanged."""
     return inputs.to_dict("list") if hasattr(inputs, "to_dict") and hasattr(inputs, "columns") else inputs
 
 
 def _number(value: Any) -> Any:
-    """A number or an array of numpy as JSON has it."""
+    """A numpy number or array as a JSON value."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    raise TypeError(f"a value of type {type(value).__name__} is no number and no text")
+    raise TypeError(f"a value of type {type(value).__name__} is neither a number nor a string")
 
 
 def decode_predict(body: bytes) -> PredictResult:
-    """The answer of the plain API.
+    """Parse the response of the plain API.
 
     Raises:
-        ServerError: it is none.
+        ServerError: The response is invalid.
     """
     try:
         document = json.loads(body)
@@ -367,13 +365,13 @@ def decode_predict(body: bytes) -> PredictResult:
             predictions = [_prediction(item) for item in document["predictions"]]
         return PredictResult(document["model"], document["version"], outputs, predictions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ServerError(f"the answer is not one of the plain API: {error!r}") from None
+        raise ServerError(f"the response does not follow the plain API: {error!r}") from None
 
 
 def _array(values: Any) -> Array:
     array: Array = np.array(values)
     if array.dtype.kind == "f" and (np.abs(array) >= 2.0**63).any():
-        # numpy makes floats of small integers together with some that only 64 bits without a sign can hold.
+        # numpy converts mixed small integers and large unsigned 64-bit integers to floats.
         exact = np.array(values, dtype=object)
         if all(type(item) is int for item in exact.reshape(-1)):
             return exact.astype(np.uint64)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check the subject of a commit: an imperative of at most 72 characters, and the reason in the body.
+"""Check the subject of a commit: an imperative of at most 72 characters, with the reason in the body.
 
 usage: scripts/commit_subject.py FILE        FILE holds the message; 'make hooks' installs the hook that calls it
 """
@@ -20,14 +20,14 @@ FROM_GIT = ("Merge ", "Revert ", "fixup! ", "squash! ", "amend! ")
 
 
 def problems(message: str) -> list[str]:
-    """What is wrong with a message, in words; empty when it is right."""
-    # Git cuts the message at the scissors, and drops lines of comment.
+    """Problems of a message; empty if there are none."""
+    # Git cuts the message at the scissors line, and drops comment lines.
     text = re.split(r"^# -+ >8 -+$", message, maxsplit=1, flags=re.MULTILINE)[0]
     lines = [line.rstrip() for line in text.splitlines() if not line.startswith("#")]
     while lines and not lines[0]:
         del lines[0]
     if not lines:
-        return []  # git refuses it itself
+        return []  # git refuses an empty message
     subject = lines[0]
     if subject.startswith(FROM_GIT):
         return []
@@ -42,7 +42,7 @@ def problems(message: str) -> list[str]:
     if NOT_IMPERATIVE.match(word) and word.lower() not in NOT_VERB_FORMS:
         found.append(f"the subject starts with {word!r}: use the imperative, as in 'Cap timeout settings at one day'")
     if len(lines) > 1 and lines[1]:
-        found.append(f"the second line is {lines[1]!r}: leave it empty, and begin the body after it")
+        found.append(f"the second line is {lines[1]!r}: leave it empty, and start the body after it")
     return found
 
 

@@ -1,8 +1,8 @@
-"""Writes app/http/dashboard/samples/digits.json: real digits for the page at / to try, none of them seen in training.
+"""Writes app/http/dashboard/samples/digits.json: real held-out digits for the dashboard's "Try it" form.
 
 usage: python scripts/digit_samples.py
 
-They are the first two of each class among the rows that 'panther train' holds out, as scikit-learn has them: 8x8 counts
+They are the first two of each class among the rows that 'panther train' holds out, in scikit-learn's format: 8x8 counts
 from 0 to 16, one digit of base 17 each.
 """
 

@@ -1,1 +1,1 @@
-"""Latency of a served model beside its dense twin."""
+"""Latency of a served model compared with its dense twin."""

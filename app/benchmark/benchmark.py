@@ -1,4 +1,4 @@
-"""The loaded model beside its dense twin, where it is served."""
+"""Benchmark of the loaded model against its dense twin, on the serving machine."""
 
 import statistics
 import time
@@ -27,37 +27,37 @@ _MOST_ROUNDS = 2000
 
 
 def check_memory(model: OnnxModel, needed_bytes: int) -> None:
-    """Check that memory suffices for the twin: its weights exist three times while it is made.
+    """Check that memory suffices for the twin: three copies of its weights exist during its construction.
 
     Raises:
-        BenchmarkError: it is too large, or memory is short.
+        BenchmarkError: The twin is too large, or memory is short.
     """
     name = f"the dense twin of model {model.name!r} has {needed_bytes:,} bytes of weights"
     if needed_bytes > MAX_TWIN_BYTES:
-        raise BenchmarkError(f"{name}; at most {MAX_TWIN_BYTES:,} are allowed")
+        raise BenchmarkError(f"{name}; the maximum is {MAX_TWIN_BYTES:,}")
     free = available_bytes()
     if free is not None and 3 * (needed_bytes + model.file_bytes) > free:
-        raise BenchmarkError(f"{name}, too much for the {free:,} bytes of free memory")
+        raise BenchmarkError(f"{name}, more than the {free:,} bytes of free memory")
 
 
-def run_benchmark(serving: Serving, device: Device, rows: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Run the loaded model and its dense twin in turn and compare the medians.
+def run_benchmark(serving: Serving, rows: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Run the loaded model and its dense twin alternately on the device of its first instance; compare the medians.
 
     Args:
-        serving: the loaded model.
-        device: to run the twin on, that of the model.
-        rows: batch sizes; 1 alone for a model that is not batched.
-        seconds: to spend on timing; making the twin comes on top.
+        serving: The loaded model.
+        rows: Batch sizes; only 1 for a model that is not batched.
+        seconds: Time for the measurement; building the twin takes additional time.
 
     Raises:
-        BenchmarkError: the model has no card or no layers to compare, the twin is too large, or it can't be made.
+        BenchmarkError: The model has no card or no layers to compare, or the twin is too large or cannot be built.
     """
     model = serving.model
+    device = model.session.device
     if model.card is None:
-        raise BenchmarkError(f"model {model.name!r} has no card: what is dense for it is not known")
+        raise BenchmarkError(f"model {model.name!r} has no card, so its dense twin is unknown")
     wanted = sites(model.card)
     if not wanted:
-        raise BenchmarkError(f"model {model.name!r} has no layer that runs as two products: it is dense already")
+        raise BenchmarkError(f"model {model.name!r} has no layer that runs as two products, so it is already dense")
     began = time.perf_counter()
     check_memory(model, 4 * twin_weights(wanted))
     twin = dense_twin(folded(model.path), wanted, np.random.default_rng(0))
@@ -102,7 +102,7 @@ def _compare(model: OnnxModel, dense_runner: Runner, size: int, seconds: float) 
 
 @contextmanager
 def _stream(device: Device) -> Iterator[int | None]:
-    """A stream of CUDA, where there is one."""
+    """A CUDA stream on a CUDA device, else None."""
     if device.streams is None:
         yield None
         return
@@ -114,7 +114,7 @@ def _stream(device: Device) -> Iterator[int | None]:
 
 
 def _runner(path: str, model: OnnxModel, device: Device, max_rows: int, stream: int | None) -> Runner:
-    """A runner of the twin, of the kind that the model has."""
+    """A runner of the twin, of the same kind as the model's runner."""
     session, _ = open_session(path, device, model.num_threads, stream)
     host = host_runner(session, model.inputs, model.outputs)
     if model.cuda is None:
@@ -132,7 +132,7 @@ def _runner(path: str, model: OnnxModel, device: Device, max_rows: int, stream: 
 
 
 def in_turn(ours: Callable[[], None], dense: Callable[[], None], seconds: float) -> tuple[float, float, int]:
-    """Median microseconds of both, and how many rounds were run; each round runs both, in changing order."""
+    """Median microseconds of both, and the number of rounds; each round runs both, in alternating order."""
     times: tuple[list[int], list[int]] = ([], [])
     sides = (ours, dense)
     for side in sides:

@@ -1,6 +1,6 @@
-"""The dense twin of a loaded model: the same graph with one random matrix where each sketched layer has two.
+"""The dense twin of a loaded model: the same graph with one random matrix per sketched layer instead of two.
 
-It is made from the graph that onnxruntime runs, in which constants are folded, so that A and B of each layer lie open.
+It is made from the optimized graph of onnxruntime: its folded constants are the matrices A and B of each layer.
 Field numbers are those of onnx.proto.
 
 See docs/decisions/0030-dense-twin-by-graph-editing.md.
@@ -31,24 +31,24 @@ _PRODUCTS = {"MatMul", "Gemm"}
 
 @dataclass
 class Site:
-    """Sketched layers that the graph computes by one pair of matrices; more than one where a chain was merged."""
+    """Sketched layers that the graph computes by one pair of matrices; several if a chain was merged."""
 
     layers: list[Layer] = field(default_factory=list)
 
     @property
     def sizes(self) -> list[int]:
-        """Features before the first layer and after each."""
+        """Number of features before the first layer and after each."""
         return [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]
 
     def fits(self, rows: int, rank: int, columns: int) -> bool:
-        """Whether matrices of (rows, rank) and (rank, columns) may be this site's."""
+        """Whether matrices of (rows, rank) and (rank, columns) match this site."""
         first = self.layers[0]
         known = len(self.layers) > 1 or rank == 2 * first.num_terms * first.low_rank
         return known and (rows, columns) == (self.sizes[0], self.sizes[-1])
 
 
 def sites(card: Card) -> list[Site]:
-    """The sites of a card that are not dense already, in its order."""
+    """The sites of a card that are not already dense, in its order."""
     found = {layer.name: Site([layer]) for layer in card.layers if layer.plan == "two_products"}
     for layer in card.layers:
         if layer.plan == "merged" and layer.merged_into in found:
@@ -57,13 +57,13 @@ def sites(card: Card) -> list[Site]:
 
 
 def twin_weights(wanted: list[Site]) -> int:
-    """Numbers in the dense matrices of the sites."""
+    """Number of elements in the dense matrices of the sites."""
     return sum(rows * columns for site in wanted for rows, columns in zip(site.sizes, site.sizes[1:], strict=False))
 
 
 @contextmanager
 def in_memory(name: str) -> Iterator[str]:
-    """The path of a file in memory, since the served file system is read-only."""
+    """Path of a file in memory, because the served file system is read-only."""
     descriptor = os.memfd_create(name)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -72,10 +72,10 @@ def in_memory(name: str) -> Iterator[str]:
 
 
 def folded(path: Path) -> bytes:
-    """The graph of a file with its constants folded.
+    """The graph of a file with folded constants.
 
     Raises:
-        BenchmarkError: the runtime can't write it.
+        BenchmarkError: The runtime cannot write it.
     """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -90,15 +90,15 @@ def folded(path: Path) -> bytes:
 
 
 def dense_twin(model: bytes, wanted: list[Site], rng: np.random.Generator) -> bytes:
-    """Put a random matrix in the place of every pair that belongs to a site.
+    """Replace every pair of matrices of a site by a random matrix.
 
     Args:
-        model: with its constants folded, see ``folded``.
-        wanted: the sites, see ``sites``.
-        rng: of the weights.
+        model: Model with folded constants, see ``folded``.
+        wanted: The sites, see ``sites``.
+        rng: Generator of the weights.
 
     Raises:
-        BenchmarkError: a site is not found in the graph.
+        BenchmarkError: A site is not found in the graph.
     """
     document = protobuf.parse(model)
     (graph,) = protobuf.submessages(document, _GRAPH)
@@ -133,7 +133,7 @@ def dense_twin(model: bytes, wanted: list[Site], rng: np.random.Generator) -> by
             dead.add(id(first))
         new_nodes += _chain(node, protobuf.texts(first, _IN)[0], names)
     if left:
-        raise BenchmarkError(f"layer {left[0].layers[0].name!r} is not found in the running graph: no dense twin")
+        raise BenchmarkError(f"layer {left[0].layers[0].name!r} is not in the running graph: it has no dense twin")
     new_nodes = [node for node in new_nodes if id(node) not in dead]
     used = {name for node in new_nodes for name in protobuf.texts(node, _IN)}
     used |= {name for output in protobuf.submessages(graph, _OUTPUT) for name in protobuf.texts(output, 1)}
@@ -147,7 +147,7 @@ def dense_twin(model: bytes, wanted: list[Site], rng: np.random.Generator) -> by
 
 
 def _pair(node: Message, makers: dict[str, Message], shapes: dict[str, list[int]]) -> tuple[Message, str, str] | None:
-    """The product before this one, and the constants A and B, where both are products by a constant matrix."""
+    """The product before this one, and the constants A and B, if both are products by a constant matrix."""
     if protobuf.texts(node, _OP)[0] not in _PRODUCTS:
         return None
     source, b = protobuf.texts(node, _IN)[:2]
@@ -170,7 +170,7 @@ def _random(name: str, shape: tuple[int, int], kind: int, rng: np.random.Generat
 
 
 def _chain(node: Message, source: str, names: list[str]) -> Iterator[Message]:
-    """A product for each matrix; the last is the node itself, with another matrix."""
+    """A product per matrix; the last one is the node itself, with another matrix."""
     (output,) = protobuf.texts(node, _OUT)
     for index, name in enumerate(names[:-1]):
         step = f"{output}/dense{index}"

@@ -1,10 +1,10 @@
-"""The one ordered log of control commands of a server with several workers; the parent keeps it.
+"""The ordered log of control commands of a server with several workers; the parent keeps it.
 
-A command gets its number when its turn comes. The worker that received it applies it first, which decides the outcome:
+A command gets its number when its turn comes. The worker that received it applies it first and decides the outcome:
 the versions that are served from then on. Then every other worker applies it, in the order of the numbers. A worker
-that starts later replays the log, of which the last command of each model is enough. A command is done once every
-worker that lives has applied it; one that hangs is waited for until it is replaced, and its successor replays.
-Commands for different models don't wait for one another.
+that starts later replays the log, reduced to the last command of each model. A command is complete once every
+live worker has applied it; a hanging worker is waited for until it is replaced, and its successor replays the log.
+Commands for different models do not wait for one another.
 
 See docs/decisions/0067-one-log-of-control-commands.md.
 """
@@ -23,10 +23,11 @@ class Command:
     """A command of the log.
 
     Attributes:
-        number: its place in the order, from 1; 0 for what was loaded at the start.
-        action, name: what to do with which model.
-        policy: versions to load, instead of those that the settings select.
-        versions: what is served once it is applied, such as ``1,2``; None where the worker that applies it decides.
+        number: Its place in the order, from 1; 0 for the load at the start.
+        action, name: The action, and the name of the model.
+        policy: Version policy that overrides the settings.
+        placement: Placement of the model's instances, as plain data; overrides the settings.
+        versions: Served versions after the command, such as ``1,2``; None if the worker that applies it decides.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Command:
     name: str
     policy: str | None = None
     versions: str | None = None
+    placement: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """The command as plain data."""
@@ -45,9 +47,9 @@ class History:
     """Commands that a late-starting worker replays.
 
     Attributes:
-        names: the models that the other workers know; None where no worker has loaded yet.
-        commands: the last command of each model, by number.
-        owed: the models that count for the readiness of the other workers; None where no worker has told.
+        names: Models that the other workers know; None if no worker has loaded yet.
+        commands: The last command of each model, by number.
+        owed: Models that count for the readiness of the other workers; None if no worker has reported them.
     """
 
     names: tuple[str, ...] | None = None
@@ -60,11 +62,11 @@ class Applied:
     """Result of a command at one worker.
 
     Attributes:
-        number: of the command.
-        versions: what the worker serves of the model now.
-        changed: whether it serves anything else than before.
-        error: why the command failed, None where it did not.
-        kind: the error's class.
+        number: Number of the command.
+        versions: Versions of the model that the worker serves now.
+        changed: Whether the served versions changed.
+        error: Reason for the failure, None if it succeeded.
+        kind: Class of the error.
     """
 
     number: int
@@ -76,11 +78,11 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[Worker]):
-    """The answer to a command.
+    """The outcome of a command.
 
     Attributes:
-        error, kind: as the worker that decided met it.
-        behind: workers that have not applied it, and why.
+        error, kind: The error at the worker that decided.
+        behind: Workers that have not applied it, with the reason.
     """
 
     error: str | None = None
@@ -90,7 +92,7 @@ class Outcome(Generic[Worker]):
 
 @dataclass(slots=True)
 class _Entry(Generic[Worker]):
-    """A command under way, with who asked for it and whom it waits for."""
+    """A command in progress, with its submitter and the workers that it waits for."""
 
     origin: Worker
     token: int
@@ -104,8 +106,8 @@ class ControlLog(Generic[Worker]):
     """The log and the progress of each worker; does no input or output.
 
     Args:
-        send: has a worker apply a command.
-        answer: gives the worker that received a command, by its token, the outcome.
+        send: Sends a command to a worker.
+        answer: Sends the outcome to the worker that received the command, by its token.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class ControlLog(Generic[Worker]):
         self._names: set[str] | None = None
         self._last: dict[str, Command] = {}
         self._number = 0
-        self._queues: dict[str, deque[_Entry[Worker]]] = {}  # by model, as the next
+        self._queues: dict[str, deque[_Entry[Worker]]] = {}  # pending commands by model
         self._deciding: dict[str, _Entry[Worker]] = {}
         self._decided: dict[int, _Entry[Worker]] = {}
 
@@ -129,11 +131,11 @@ class ControlLog(Generic[Worker]):
         return History(names, tuple(sorted(self._last.values(), key=lambda command: command.number)))
 
     def loaded(self, worker: Worker, versions: Mapping[str, str]) -> None:
-        """Record the versions that a worker serves at its start; the first worker that serves a model decides.
+        """Record the versions that a worker serves after its start; the first worker that serves a model decides.
 
         Args:
-            worker: which has loaded its models and applied its history.
-            versions: by the model's name; empty where none of its versions could be loaded.
+            worker: A worker that has loaded its models and replayed the history.
+            versions: Versions by model name; empty if none could be loaded.
         """
         self._names = (self._names or set()) | versions.keys()
         for name, served in versions.items():
@@ -150,9 +152,10 @@ class ControlLog(Generic[Worker]):
         entry = self._decided.get(command.number)
         return entry is not None and worker in entry.waiting
 
-    def submit(self, worker: Worker, token: int, action: Action, name: str, policy: str | None) -> None:
-        """Accept a command; its number gives its order."""
-        self._queues.setdefault(name, deque()).append(_Entry(worker, token, Command(0, action, name, policy)))
+    def submit(self, worker: Worker, token: int, command: Command) -> None:
+        """Accept a command; it gets its number, which gives its order."""
+        name = command.name
+        self._queues.setdefault(name, deque()).append(_Entry(worker, token, command))
         self._decide_next(name)
 
     def applied(self, worker: Worker, result: Applied) -> None:
@@ -181,7 +184,7 @@ class ControlLog(Generic[Worker]):
             self._decide_next(name)
 
     def expire(self, worker: Worker, token: int, reason: str) -> None:
-        """Answer a command that takes too long, naming the workers that have not applied it; it stays in the log."""
+        """Report a command as timed out, naming the workers that have not applied it; it stays in the log."""
         queued = [entry for queue in self._queues.values() for entry in queue]
         for entry in [*queued, *self._deciding.values(), *self._decided.values()]:
             if (entry.origin, entry.token) == (worker, token) and not entry.answered:

@@ -1,6 +1,6 @@
-"""The parent's side of the workers' channels: it orders their commands, and gathers their statistics.
+"""The parent's side of the workers' channels: orders their commands, and gathers their statistics.
 
-It keeps what the server must not lose with a worker: the control log, and what the workers that are gone have counted.
+It keeps the state that must survive a worker: the control log, and the counters of ended workers.
 
 See docs/decisions/0024-gather-counters-on-request.md.
 See docs/decisions/0067-one-log-of-control-commands.md.
@@ -24,15 +24,15 @@ _READ_S = 2.0
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A worker as the hub knows it.
+    """A worker as known to the hub.
 
     Attributes:
-        pid: its process.
-        channel: to it.
-        told: the last statistics that it told.
-        loaded: whether it has loaded its models.
-        owed: the models that count for its readiness; None before it has told.
-        task: reads what it sends.
+        pid: Process id.
+        channel: Channel to it.
+        told: Its last reported statistics.
+        loaded: Whether it has loaded its models.
+        owed: Models that count for its readiness; None before it reported them.
+        task: Task that reads its messages.
     """
 
     pid: int
@@ -43,12 +43,12 @@ class Member:
     task: "asyncio.Task[None] | None" = None
 
     def __repr__(self) -> str:
-        return f"worker {self.pid:010}"  # in the order of their start
+        return f"worker {self.pid:010}"  # sorts by start
 
 
 @dataclass(slots=True)
 class _Gathering:
-    """One question for statistics: who asked, who has yet to answer, and the answers."""
+    """One request for statistics: its sender, the workers that have not responded, and the responses."""
 
     asker: Member
     token: int
@@ -61,8 +61,8 @@ class Hub:
     """Connects the workers of one server.
 
     Args:
-        count: of the workers that there should be.
-        merge: adds up what two workers told.
+        count: Number of workers that should run.
+        merge: Sums the statistics of two workers.
     """
 
     def __init__(self, count: int, merge: Callable[[Message | None, Message], Message]) -> None:
@@ -84,21 +84,21 @@ class Hub:
         return member
 
     async def disconnect(self, member: Member) -> None:
-        """Remove a worker that has ended, once all that it sent is read."""
+        """Remove an ended worker, after reading all its messages."""
         if member.task is not None:
             _, unread = await asyncio.wait({member.task}, timeout=_READ_S)
-            for task in unread:  # another process holds the other end
+            for task in unread:  # another process still has the other end open
                 task.cancel()
                 await asyncio.wait({task})
 
     async def _serve(self, member: Member) -> None:
-        """Answer one worker, until its end of the channel is closed, which the kernel does when it dies."""
+        """Serve one worker until its end of the channel is closed; the kernel closes it when the worker dies."""
         try:
             while (message := await member.channel.receive()) is not None:
                 try:
                     self._handle(member, message)
                 except (KeyError, TypeError):
-                    log.exception("can't handle a message of worker %d", member.pid)
+                    log.exception("cannot handle a message of worker %d", member.pid)
         finally:
             self._leave(member)
 
@@ -127,9 +127,9 @@ class Hub:
         elif kind == "submit":
             token = message["token"]
             asyncio.get_running_loop().call_later(
-                CONTROL_TIMEOUT_S, self._log.expire, member, token, f"no answer for {CONTROL_TIMEOUT_S:.0f} s"
+                CONTROL_TIMEOUT_S, self._log.expire, member, token, f"no response for {CONTROL_TIMEOUT_S:.0f} s"
             )
-            self._log.submit(member, token, message["action"], message["name"], message["policy"])
+            self._log.submit(member, token, Command(**message["command"]))
         elif kind == "applied":
             self._log.applied(member, Applied(**message["result"]))
         elif kind == "gather":
@@ -140,7 +140,7 @@ class Hub:
 
     @property
     def all_loaded(self) -> bool:
-        """Whether as many workers have loaded their models as there should be; stays true from then on."""
+        """Whether the configured number of workers have loaded their models; stays true afterwards."""
         return self._loads >= self._count
 
     def _owed(self) -> tuple[str, ...] | None:
@@ -197,7 +197,7 @@ class Hub:
         self._gatherings.pop(number)
         if gathering.timer is not None:
             gathering.timer.cancel()
-        # Who does not answer in time has counted all the same: no counter that was shown falls.
+        # Use the last counters of a worker that does not respond in time, so totals never decrease.
         past = [item.told for item in gathering.missing if item.told is not None and item in self._members]
         gathering.asker.channel.send(
             {

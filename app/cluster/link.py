@@ -1,4 +1,4 @@
-"""A worker's side of its channel to the parent: it submits commands, applies the log, and asks for statistics."""
+"""A worker's side of its channel to the parent: submits commands, applies the log, and requests statistics."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 
 from app.cluster.channel import Channel, Message
-from app.cluster.control_log import Action, Applied, Command, History, Outcome
+from app.cluster.control_log import Applied, Command, History, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ class Place:
     """The place of a worker among the others of its server.
 
     Attributes:
-        link: to the others.
-        slot: its number, from 0.
-        load_first: whether it loads its models before it accepts connections.
+        link: Link to the others.
+        slot: Its number, from 0.
+        load_first: Whether it loads its models before it accepts connections.
     """
 
     link: "Link"
@@ -29,13 +29,13 @@ class Place:
 
 
 class Link:
-    """The connection of a worker to the others, by way of the parent.
+    """The connection of a worker to the other workers, through the parent.
 
     Args:
-        sock: the worker's end of the socket pair.
+        sock: The worker's end of the socket pair.
 
     Attributes:
-        all_loaded: whether every worker has loaded its models once.
+        all_loaded: Whether every worker has loaded its models once.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -48,13 +48,13 @@ class Link:
         self.all_loaded = False
 
     async def start(self, counters: Callable[[], Message]) -> History:
-        """Join the others.
+        """Connect to the others.
 
         Args:
-            counters: tells what this worker counts.
+            counters: Returns the counters of this worker.
 
         Returns:
-            What to replay before the commands that come.
+            The commands to replay before new ones.
         """
         self._channel = await Channel.open(self._sock)
         self._channel.send({"kind": "join"})
@@ -72,7 +72,7 @@ class Link:
         return History()
 
     async def stop(self) -> None:
-        """Leave: answer nothing more."""
+        """Disconnect: send no more responses."""
         if self._reading is not None:
             self._reading.cancel()
         if self._channel is not None:
@@ -87,21 +87,21 @@ class Link:
         """Report the models that this worker needs to be ready; they count for later workers too."""
         self._send({"kind": "owed", "names": names})
 
-    async def submit(self, action: Action, name: str, policy: str | None) -> Outcome[str] | None:
-        """Make every worker apply a command; returns the outcome of all, or None if the server ends before."""
-        message = await self._ask({"kind": "submit", "action": action, "name": name, "policy": policy})
+    async def submit(self, command: Command) -> Outcome[str] | None:
+        """Make every worker apply a command; returns the outcome of all, or None if the server ends first."""
+        message = await self._ask({"kind": "submit", "command": command.plain()})
         if message is None:
             return None
         return Outcome(message["error"], message["error_kind"], message["behind"])
 
     async def gather(self, own: Message) -> tuple[list[Message], list[Message]]:
-        """Statistics of all workers there have been.
+        """Statistics of all past and present workers.
 
         Args:
-            own: of this worker.
+            own: Statistics of this worker.
 
         Returns:
-            Those of the others that answered, and the last ones told by those that did not or are no more.
+            Statistics of the others: current ones of those that responded, and the last ones of all others.
         """
         message = await self._ask({"kind": "gather", "own": own})
         return ([], []) if message is None else (message["present"], message["past"])
@@ -110,7 +110,7 @@ class Link:
         """Apply commands in their order, until cancelled.
 
         Args:
-            apply: applies a command; calls for one model are in the order of the log, and it is to keep that.
+            apply: Applies a command; calls for one model are in the order of the log, which it must keep.
         """
         async with asyncio.TaskGroup() as group:
             while True:
@@ -156,4 +156,4 @@ class Link:
     def _fail_all(self) -> None:
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(EOFError("the parent is gone"))
+                answer.set_exception(EOFError("the parent process has ended"))

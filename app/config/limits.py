@@ -7,16 +7,16 @@ from app.config.settings import Settings
 from app.errors import BodyTooLargeError, RequestTimeoutError
 
 PROGRESS_BYTES = 1024
-"""Bytes that a body, or a client that reads an answer, must move within its timeout to count as progress."""
+"""Minimum number of bytes that a body or response must move within its timeout to count as progress."""
 OTHER_BODY_BYTES = 1024 * 1024
-"""Maximum body size of requests that are not inference; all of these are small."""
+"""Maximum body size of requests other than inference, which are all small."""
 
 Waiting = Literal["headers", "body", "write"]
-"""What a connection waits for its client to do: send headers, send a body, or read what was written."""
+"""The client action that a connection waits for: sending headers, sending a body, or reading the response."""
 
 
 def _default(name: str) -> Any:
-    """The default of a setting, which is written down once: in ``Settings``."""
+    """The default of a setting, which is defined once, in ``Settings``."""
     return Settings.model_fields[name].default
 
 
@@ -37,25 +37,25 @@ class Limits:
         return cls(**{name: getattr(settings, name) for name in cls.__slots__})
 
     def timeout_s(self, waiting: Waiting) -> float:
-        """How long a connection may wait without progress."""
+        """Maximum time that a connection may wait without progress."""
         return {"headers": self.header_timeout_s, "body": self.body_timeout_s, "write": self.write_timeout_s}[waiting]
 
     def timed_out(self, waiting: Waiting) -> RequestTimeoutError:
         """The error for a request that made no progress within its timeout."""
-        what = "the whole head" if waiting == "headers" else f"more than {PROGRESS_BYTES} bytes of the body"
+        what = "the complete header" if waiting == "headers" else f"more than {PROGRESS_BYTES} bytes of the body"
         name = f"{waiting if waiting == 'body' else 'header'}_timeout_s"
         return RequestTimeoutError(f"{what} did not arrive within {name} ({self.timeout_s(waiting):g})")
 
     def too_many_rows(self, rows: int) -> BodyTooLargeError:
-        """The error for a request of too many rows."""
+        """The error for a request with too many rows."""
         return BodyTooLargeError(
-            f"the request has {rows} rows; max_request_rows is {self.max_request_rows}. Send them in several requests"
+            f"the request has {rows} rows, above max_request_rows ({self.max_request_rows}); send several requests"
         )
 
     def too_many_connections(self) -> str:
         """The message for a connection over the limit."""
-        return f"this worker has as many connections as max_connections ({self.max_connections}) allows; try again"
+        return f"this worker has max_connections ({self.max_connections}) open connections; try again later"
 
     def headers_too_long(self) -> str:
         """The message for a request line and headers over the limit."""
-        return f"the request's head is longer than max_header_bytes ({self.max_header_bytes})"
+        return f"the request line and headers are longer than max_header_bytes ({self.max_header_bytes})"

@@ -1,10 +1,10 @@
-"""The URL of a remote model repository: its rules, and its form without secrets."""
+"""The URL of a remote model repository: validation, and display without secrets."""
 
 import re
 from urllib.parse import unquote, urlsplit
 
 SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "https": "https", "http": "https"}
-"""The schemes of URLs, each with the extra that it needs."""
+"""Supported URL schemes, each with its required extra."""
 _WEB = ("http", "https")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):", re.IGNORECASE)
@@ -16,44 +16,44 @@ _MOST_CHARACTERS = 2048
 class ModelUrl:
     """The URL of a folder of models in an object store or on a web server.
 
-    ``str`` gives the URL without its secrets, which are the user, the password and the query.
+    ``str`` returns the URL without its secrets: user, password and query.
 
     Args:
-        url: such as ``s3://bucket/models`` or ``https://example.org/models``.
+        url: For example ``s3://bucket/models`` or ``https://example.org/models``.
 
     Attributes:
         scheme: ``s3``, ``gs``, ``az``, ``https`` or ``http``.
-        root: the folder, without a slash at its end: bucket and prefix, or the URL without its query.
-        query: the query with its question mark, which goes with every request; empty where there is none.
+        root: The folder, without a trailing slash: bucket and prefix, or the URL without its query.
+        query: The query with its question mark, sent with every request; empty if there is none.
 
     Raises:
-        ValueError: the URL breaks a rule; the message says which.
+        ValueError: The URL breaks a rule; the message names the rule.
     """
 
     def __init__(self, url: str) -> None:
         if len(url) > _MOST_CHARACTERS:
-            raise ValueError(f"a URL has at most {_MOST_CHARACTERS} characters, not {len(url)}")
+            raise ValueError(f"a URL may have at most {_MOST_CHARACTERS} characters; this one has {len(url)}")
         if _UNPRINTABLE.search(url):
-            raise ValueError("a URL has no spaces, control characters or backslashes")
+            raise ValueError("a URL must not contain spaces, control characters or backslashes")
         parts = urlsplit(url)
         self.scheme = parts.scheme.lower()
         if self.scheme not in SCHEMES or "://" not in url:
-            raise ValueError(f"must be a folder, or a URL of {', '.join(f'{name}://' for name in SCHEMES)}")
+            raise ValueError(f"must be a folder, or a URL with {', '.join(f'{name}://' for name in SCHEMES)}")
         path = parts.path.rstrip("/")
         _check_path(path, quoted=self.scheme in _WEB)
         if parts.fragment or url.endswith("#"):
-            raise ValueError("must have no fragment (#…)")
+            raise ValueError("must not have a fragment (#…)")
         if self.scheme in _WEB:
             _check_web_host(parts.hostname)
             if parts.port == 0:
-                raise ValueError("port 0 can't be connected to")
+                raise ValueError("port must be 1 to 65535, not 0")
             self._user, _, host = parts.netloc.rpartition("@")
         else:
             host = parts.netloc
             self._user = ""
             if "@" in host or ":" in host or parts.query or url.endswith("?"):
                 raise ValueError(
-                    f"must be {self.scheme}://BUCKET/FOLDER alone; credentials and endpoints come from the environment"
+                    f"must be {self.scheme}://BUCKET/FOLDER only; credentials and endpoints come from the environment"
                 )
             if not _BUCKET.match(host):
                 raise ValueError("must name a bucket of letters, digits, '.', '_' and '-'")
@@ -75,7 +75,7 @@ class ModelUrl:
         return hash((self.root, self.query))
 
     def scrub(self, text: str) -> str:
-        """A text, such as the message of a library, without the secrets of the URL."""
+        """Remove the secrets of the URL from a text, such as a library's message."""
         user, _, password = self._user.partition(":")
         secrets = {f"{user}:{password}@": "***@", f"{user}@": "***@", password: "***", self.query: "?***"}
         for secret, instead in secrets.items():
@@ -85,12 +85,12 @@ class ModelUrl:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is meant as a URL and not as a folder."""
+    """Whether a text is a URL rather than a folder."""
     return bool(_URL.match(text) or _ONE_SLASH.match(text))
 
 
 def redacted(text: str) -> str:
-    """A text without the user, the password and the query of a URL that it may be, however wrong that is."""
+    """Remove user, password and query from a text that may be a URL, even an invalid one."""
     if not is_url(text):
         return text
     scheme, colon, rest = text.partition(":")
@@ -106,11 +106,11 @@ def _check_web_host(host: str | None) -> None:
 
 
 def _check_path(path: str, *, quoted: bool) -> None:
-    """See that a path has no parts that lead elsewhere.
+    """Check that a path has no parts that lead elsewhere.
 
     Raises:
-        ValueError: it has.
+        ValueError: The path has such a part.
     """
     for part in path.split("/")[1:]:
         if (unquote(part) if quoted else part) in ("", ".", ".."):
-            raise ValueError(f"must have no {part!r} in its path" if part else "must have no '//' in its path")
+            raise ValueError(f"must not have {part!r} in its path" if part else "must not have '//' in its path")

@@ -20,20 +20,21 @@ __all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_vari
 
 ENV_PREFIX = "PANTHER_"
 MASK = "********"
+_CORES_FOR_THREADS, _MOST_BODY_THREADS = 4, 8
 _HOST = re.compile(r"(?:\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)\Z")
 _ORIGIN = re.compile(r"https?://[^/?#\s,*]+\Z")
 
 
 def _folder_or_url(value: Any) -> Any:
-    """What ``model_dir`` names: a URL where it looks like one."""
+    """The value of ``model_dir``: a URL if it looks like one."""
     return ModelUrl(value) if isinstance(value, str) and is_url(value) else value
 
 
 class Settings(BaseSettings):
     """Serve the models of a folder.
 
-    Each setting is a flag, a variable of the environment (PANTHER_ and the name in capitals) and a key of a TOML file
-    (the name with underscores); a flag is stronger than a variable, and a variable than the file.
+    Each setting is a flag, an environment variable (PANTHER_ and the name in capitals) and a key of a TOML file
+    (the name with underscores); a flag overrides a variable, and a variable overrides the file.
     """
 
     model_config = SettingsConfigDict(
@@ -48,22 +49,22 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=False,
     )
 
-    config: Path | None = Field(default=None, description="TOML file with settings, by the names of the variables")
+    config: Path | None = Field(default=None, description="TOML file of settings, by their names")
     model_dir: Annotated[Path | InstanceOf[ModelUrl], BeforeValidator(_folder_or_url)] = Field(
         default=Path("models"),
-        description="folder of models, laid out as NAME/VERSION/model.onnx; or the URL of one: s3://, gs://, az:// or "
-        "https://, which needs the extra s3, gs, az or https",
+        description="folder of models with the layout NAME/VERSION/model.onnx; or its URL: s3://, gs://, az:// or "
+        "https://, which requires the extra s3, gs, az or https",
     )
     model_cache: Path | None = Field(
         default=None,
-        description="cache folder for models of a URL. Default: panther/models in the user's cache folder, or "
-        "else in the folder for temporary files",
+        description="cache folder for models from a URL. Default: panther/models in the user's cache folder, or "
+        "otherwise in the folder for temporary files",
     )
     model_cache_max_bytes: int = Field(
-        default=64 * 1024**3, ge=1, description="maximum bytes of all files of a URL; beyond it nothing is mirrored"
+        default=64 * 1024**3, ge=1, description="maximum bytes of a URL's files; if exceeded, nothing is mirrored"
     )
     model_cache_max_files: int = Field(
-        default=10_000, ge=1, description="maximum number of files of a URL; beyond it nothing is mirrored"
+        default=10_000, ge=1, description="maximum number of a URL's files; if exceeded, nothing is mirrored"
     )
     remote_interval_s: float = Field(
         default=30.0,
@@ -71,13 +72,11 @@ class Settings(BaseSettings):
         le=86400,
         description="polling interval of a URL with model_control watch",
     )
-    host: str = Field(
-        default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
-    )
-    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all interfaces")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 for a free port")
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None,
-        description="TCP port of the Open Inference Protocol over gRPC, usually 8001; 0 takes a free one; needs the "
+        description="TCP port of the Open Inference Protocol over gRPC, usually 8001; 0 for a free one; requires the "
         "extra grpc. Default: no gRPC",
     )
     grpc_transport: Literal["auto", "nghttp2", "grpcio"] = Field(
@@ -86,14 +85,14 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="where models run: cuda (or never ready), cpu, or auto: cuda where it works, else cpu",
+        description="device for models: cuda (not ready without it), cpu, or auto: cuda if available, else cpu",
     )
     cuda_devices: str = Field(
         default="0", description="CUDA devices: all, or numbers such as 0,2; assigned to the workers in turn"
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="run a model on CUDA as one captured graph per batch size, where possible",
+        description="run a model on CUDA as one captured graph per batch size, if possible",
     )
     cuda_tf32: bool = Field(
         default=False, description="compute float32 products in TF32 on CUDA: faster, with 10 bits of mantissa"
@@ -110,6 +109,11 @@ class Settings(BaseSettings):
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
         description="onnxruntime threads per worker; default: the usable cores divided by the workers",
+    )
+    body_threads: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None,
+        description="threads per worker that copy bodies of 256 KiB and more beside the event loop; 0 for none; "
+        "default: half of the worker's cores, at most 8, none where it has fewer than 4",
     )
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024,
@@ -150,7 +154,7 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         default=None,
         min_length=1,
-        description="model of POST /predict; default: the one whose panther.toml says so, else the only one",
+        description="model of POST /predict; default: the one with default = true in panther.toml, else the only one",
     )
     version_policy: str = Field(
         default="latest", description="versions of each model to serve: latest, all, or numbers such as 1,3"
@@ -163,19 +167,19 @@ class Settings(BaseSettings):
     required_models: str | None = Field(
         default=None,
         min_length=1,
-        description="models that the server needs to be ready, separated by commas; default: those in the folder at "
-        "the start. A model that was served once counts as well",
+        description="models that must be served for readiness, separated by commas; default: those in the folder at "
+        "the start. A model that was served once also counts",
     )
     strict_readiness: bool = Field(
         default=False,
-        description="every model of the folder counts for readiness: one broken new model makes the "
+        description="every model of the folder counts for readiness: one invalid new model makes the "
         "whole server not ready",
     )
     watch_interval_s: float = Field(
         default=2.0,
         ge=0.05,
         le=3600,
-        description="polling interval of model_control watch; a change counts once it is seen twice",
+        description="polling interval of model_control watch; a change counts once two polls have seen it",
     )
     trial_load_s: float = Field(
         default=60.0,
@@ -186,20 +190,20 @@ class Settings(BaseSettings):
     )
     allow_custom_ops: bool = Field(
         default=False,
-        description="register the shared libraries of operators that a model's panther.toml names in its own folder; "
+        description="register custom operator libraries that a model's panther.toml names in the model's folder; "
         "they run inside the server, so only trusted users may write to the model folder",
     )
     predict_keys: SecretStr | None = Field(
         default=None,
-        description="API keys for inference, separated by commas, each plain or as sha256:HEX; a file is safer",
+        description="API keys for inference, separated by commas, each in plain text or as sha256:HEX; a file is safer",
     )
     predict_keys_file: Path | None = Field(
-        default=None, description="file of such keys, one a line; read again when it changes"
+        default=None, description="file of such keys, one per line; read again when it changes"
     )
     control_keys: SecretStr | None = Field(
         default=None, description="API keys for inference and model control (load, unload, benchmark); as predict_keys"
     )
-    control_keys_file: Path | None = Field(default=None, description="file of such keys, one a line")
+    control_keys_file: Path | None = Field(default=None, description="file of such keys, one per line")
     protect_metrics: bool = Field(default=False, description="require an API key for GET /metrics")
     cors_origins: str | None = Field(
         default=None,
@@ -210,23 +214,23 @@ class Settings(BaseSettings):
         default=None,
         min_length=1,
         description="allowed Host names of model control requests, separated by "
-        "commas, besides IP addresses, localhost and the host; *.a.example for all names below, * for all. "
-        "Default: none, and all where API keys are set",
+        "commas, besides IP addresses, localhost and the host; *.a.example for all subdomains, * for all. "
+        "Default: none; all if API keys are set",
     )
     max_batch_rows: int = Field(default=256, ge=1, description="maximum rows per batch")
     max_queue_rows: int = Field(
-        default=8192, ge=1, description="maximum queued rows per model; beyond it requests get 503 at once"
+        default=8192, ge=1, description="maximum queued rows per model; if exceeded, requests get 503 at once"
     )
     max_queue_bytes: int = Field(
         default=512 * 1024 * 1024,
         ge=1024,
         description="maximum bytes of requests in flight per worker, and of queued tensors per model; "
-        "beyond it requests get 503 at once",
+        "if exceeded, requests get 503 at once",
     )
     max_queue_ms: int = Field(
         default=10_000,
         ge=1,
-        description="maximum expected time in the queue; beyond it requests get 503 at once",
+        description="maximum expected time in the queue; if exceeded, requests get 503 at once",
     )
     inline_run_us: int = Field(
         default=2000,
@@ -238,32 +242,32 @@ class Settings(BaseSettings):
         default=0.0,
         ge=0,
         le=3600,
-        description="time after SIGTERM to accept new requests while /health/ready says 503, for load balancers",
+        description="time after SIGTERM to accept new requests while /health/ready returns 503, for load balancers",
     )
     shutdown_timeout_s: int = Field(
         default=30,
         ge=1,
         le=86400,
-        description="time limit for requests in flight after SIGTERM and that delay",
+        description="time limit for requests in flight after SIGTERM and shutdown_delay_s",
     )
     stuck_run_s: float = Field(
         default=120.0,
         ge=0,
         le=86400,
-        description="a longer run of a model fails the liveness check, and with several workers "
+        description="time after which a running model fails the liveness check, and with several workers "
         "its worker is replaced; 0 disables it",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe level logged"
+        default="info", description="minimum severity of log records"
     )
     tracing: Literal["none", "otlp"] = Field(
         default="none",
-        description="otlp sends OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra otel",
+        description="otlp sends OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; requires the extra otel",
     )
-    log_format: Literal["console", "json"] = Field(default="console", description="form of a log line")
+    log_format: Literal["console", "json"] = Field(default="console", description="format of a log line")
 
     access_log: bool = Field(
-        default=False, description="log a line for each request: method, path, status and time, never its content"
+        default=False, description="log one line per request: method, path, status and time, never its content"
     )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -296,7 +300,7 @@ class Settings(BaseSettings):
     @field_validator("predict_keys", "control_keys", mode="before")
     @classmethod
     def _joined(cls, value: Any) -> Any:
-        # A file may have a list of them.
+        # A file may give a list.
         return ",".join(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
 
     @field_validator("cors_origins")
@@ -308,7 +312,7 @@ class Settings(BaseSettings):
         return value
 
     def required(self) -> tuple[str, ...] | None:
-        """The models without which the server is not ready; None for those that are there at the start."""
+        """Models that must be served for readiness; None for those in the folder at the start."""
         if self.required_models is None:
             return None
         names = [name.strip() for name in self.required_models.split(",")]
@@ -323,9 +327,9 @@ class Settings(BaseSettings):
         return value
 
     def control_hosts(self) -> tuple[str, ...]:
-        """Host names allowed for control requests, besides loopback and IP addresses.
+        """Additional host names allowed for control requests; loopback and IP addresses are always allowed.
 
-        A page that reaches the server by DNS rebinding has no API key, so that keys are protection enough.
+        A page that reaches the server by DNS rebinding has no API key, so keys are sufficient protection.
         """
         if self.allowed_hosts is not None:
             return (self.host, *(part.strip() for part in self.allowed_hosts.split(",")))
@@ -333,11 +337,18 @@ class Settings(BaseSettings):
         return (self.host,) if all(key is None for key in keys) else ("*",)
 
     def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may ask; none where CORS is off."""
+        """The origins of pages that may send requests; empty without CORS."""
         return tuple(part.strip() for part in self.cors_origins.split(",")) if self.cors_origins else ()
 
+    def socket_threads(self) -> int:
+        """Threads for long bodies."""
+        if self.body_threads is not None:
+            return self.body_threads
+        cores = available_cores() // self.workers
+        return 0 if cores < _CORES_FOR_THREADS else min(_MOST_BODY_THREADS, cores // 2)
+
     def threads(self) -> int:
-        """Threads of one onnxruntime session, always a definite number."""
+        """Number of threads of one onnxruntime session, never automatic."""
         return self.num_threads or max(1, available_cores() // self.workers)
 
 
@@ -345,12 +356,12 @@ def read_settings(arguments: Sequence[str] | None = None, *, program: str = "pyt
     """Read the settings; the command line before the environment before the file before the defaults.
 
     Args:
-        arguments: the command line without the program's name; None reads no command line.
-        program: its name, for ``--help``.
-        values: settings given by name, stronger than the environment.
+        arguments: The command line without the program's name; None reads no command line.
+        program: Name of the program, for ``--help``.
+        values: Settings by name, which override the environment.
 
     Raises:
-        SettingsError: a value breaks its rule, or a flag or a key of the file is not known; names the variable, flag or
+        SettingsError: A value breaks its rule, or a flag or key is unknown; the message names the variable, flag or
             key, the value and the rule.
         SystemExit: ``--help``.
     """
@@ -391,7 +402,7 @@ def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
 
 
 def ignored_variables() -> list[str]:
-    """A line for each variable of the environment that looks like a misspelt setting."""
+    """A line for each environment variable that looks like a misspelt setting."""
     names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     lines = []
     for given in sorted(os.environ):
@@ -407,7 +418,7 @@ def _flag(name: str) -> str:
 
 
 def _origins(arguments: Sequence[str], values: dict[str, Any]) -> dict[str, str]:
-    """What was set other than by the file, and where."""
+    """Settings from other sources than the file, with their source."""
     flags = {argument.partition("=")[0].replace("--no-", "--", 1) for argument in arguments}
     variables = {name.upper() for name, value in os.environ.items() if value}
     found: dict[str, str] = {}
@@ -430,7 +441,7 @@ def _explain(item: Any, origins: dict[str, str]) -> str:
         where = f"{name} in the settings file"
     field = Settings.model_fields.get(name)
     shown = MASK if field is not None and "SecretStr" in str(field.annotation) else shortened(_shown(item["input"]))
-    return f"{where}: {shown} is not accepted: {rule}"
+    return f"{where}: {shown} is not valid: {rule}"
 
 
 def _shown(value: Any) -> str:
@@ -443,5 +454,5 @@ def _explain_command_line(message: str) -> str:
     if unknown and rest.startswith("--"):
         like = nearest(rest.split()[0].partition("=")[0].removeprefix("--"), Settings.model_fields)
         hint = f"did you mean {_flag(like)}? " if like else ""
-        return f"unknown flag {rest.split()[0]}; {hint}--help lists those there are"
-    return f"{message}; --help lists the flags"
+        return f"unknown flag {rest.split()[0]}; {hint}--help lists all flags"
+    return f"{message}; --help lists all flags"

@@ -1,4 +1,4 @@
-"""A TOML file of settings: one table, one key for each setting, by the names of ``Settings``."""
+"""A TOML file of settings: one table, one key per setting, with the names of ``Settings``."""
 
 import difflib
 import tomllib
@@ -12,11 +12,11 @@ from app.errors import AppError, shortened
 
 
 class SettingsError(AppError):
-    """A setting has a value that can't be used."""
+    """A setting has an invalid value."""
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that a mistyped one is most like; None where none is."""
+    """The known name most similar to a mistyped one; None if none is similar."""
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
@@ -25,7 +25,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
     """Parse the bytes of a TOML file, without a leading byte order mark.
 
     Raises:
-        ValueError: it is no TOML; says where and why.
+        ValueError: The text is not TOML; the message says where and why.
     """
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
@@ -39,11 +39,11 @@ def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
     """The settings in a file.
 
     Args:
-        path: of the file.
-        known: names that may be in it.
+        path: Path of the file.
+        known: Allowed keys.
 
     Raises:
-        SettingsError: it can't be read, is no TOML, or holds a key that is not known; names the nearest that is.
+        SettingsError: The file is unreadable, not TOML, or has an unknown key; the message names the most similar one.
     """
     try:
         document = parse_toml(path.read_bytes())
@@ -61,16 +61,16 @@ def read_file(path: Path, known: Iterable[str]) -> dict[str, Any]:
 
 
 class FileSource(TomlConfigSettingsSource):
-    """The file that the setting ``config`` names, which stronger sources have given by then."""
+    """The file in the setting ``config``; sources with higher precedence have set it before."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls, toml_file=None)  # its name is not known yet
+        super().__init__(settings_cls, toml_file=None)  # its path is not known yet
 
     def __call__(self) -> dict[str, Any]:
-        """All settings of the file; none where no file is named."""
+        """All settings of the file; empty without a file."""
         config = self.current_state.get("config")
         return self._read_file(Path(config)) if config else {}
 
     def _read_file(self, file_path: Any) -> dict[str, Any]:
-        # A file that names another would make it hard to say where a value came from.
+        # A file that names another file would obscure the origin of a value.
         return read_file(file_path, set(self.settings_cls.model_fields) - {"config"})

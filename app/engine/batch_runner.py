@@ -1,4 +1,4 @@
-"""Runs batches of inference requests: concatenated, in pieces, and one by one where one of them fails."""
+"""Runs batches of inference requests: concatenated, in pieces, and one by one after a failure."""
 
 import logging
 import time
@@ -14,6 +14,7 @@ from app.engine.request import Timings
 from app.engine.results import BatchResult, InferenceResult
 from app.errors import AppError, InferenceFailedError, OverloadedError
 from app.runtime.batching import Batching, rows_between
+from app.runtime.instance import ModelInstance
 from app.runtime.model import OnnxModel
 from app.runtime.runner import Meanwhile, Parts, RunResult
 from app.runtime.tensors import Array
@@ -24,7 +25,7 @@ Outcome = InferenceResult | AppError
 
 
 RunRecord = tuple[int, int, Timings]
-"""A run that succeeded: rows, time with its copies, and the timings of its first request, which all of it share."""
+"""A successful run: rows, time including copies, and the timings of its first request, shared by all requests."""
 
 
 @dataclass(slots=True)
@@ -32,9 +33,9 @@ class BatchOutcome:
     """Outcome of a batch.
 
     Attributes:
-        outcomes: the result or the error of each request, in the order of the batch.
-        runs: those that succeeded; more than one where the requests ran one by one.
-        mismatched: whether an output did not have the rows that went in, so that the model is not batched any more.
+        outcomes: The result or the error of each request, in the order of the batch.
+        runs: The successful runs; more than one if the requests ran one by one.
+        mismatched: Whether an output had a different number of rows than the input, which ends batching of the model.
     """
 
     outcomes: list[Outcome]
@@ -43,26 +44,31 @@ class BatchOutcome:
 
 
 class BatchRunner:
-    """Runs batches of one model, on any thread; it keeps nothing between two batches.
+    """Runs batches of one model, on any thread; it keeps no state between batches.
 
     Args:
-        model: the model to run.
-        max_rows: most rows in one run; a request with more is run in pieces.
+        model: The model to run.
+        max_rows: Maximum number of rows in one run; a larger request runs in pieces.
+        instance: Instance of the model that runs them; None for its first one.
+
+    Attributes:
+        instance: Runs the batches.
     """
 
-    def __init__(self, model: OnnxModel, max_rows: int) -> None:
+    def __init__(self, model: OnnxModel, max_rows: int, instance: ModelInstance | None = None) -> None:
         self._model = model
         self._max_rows = max_rows
+        self.instance: OnnxModel | ModelInstance = instance or model
 
     def run(
         self, batch: list[QueueEntry], options: ort.RunOptions | None = None, meanwhile: Meanwhile | None = None
     ) -> BatchOutcome:
-        """Run a batch; no exception leaves it.
+        """Run a batch. It never raises an exception.
 
         Args:
-            batch: requests of the same key.
-            options: of the run; setting its ``terminate`` stops it.
-            meanwhile: work for the host while a device is busy; it may be called or not.
+            batch: Requests with the same key.
+            options: Run options; setting ``terminate`` stops the run.
+            meanwhile: Work for the host while a device is busy; may remain uncalled.
         """
         began_ns = time.perf_counter_ns()
         try:
@@ -72,7 +78,7 @@ class BatchRunner:
                 return self._run_one_by_one(batch, options)
             failure = self._failure(error)
         except Exception as error:  # a defect of the server must not leave clients waiting forever
-            log.exception("a batch of model %s failed", self._model.name)
+            log.exception("running a batch of model %s failed", self._model.name)
             failure = self._failure(error)
         for entry in batch:
             entry.timings.queue_ns = began_ns - entry.timings.queued_ns
@@ -89,13 +95,13 @@ class BatchRunner:
         batching, names = model.batching, first.output_names
         feeds: Mapping[str, Parts] = self._concatenated(batch, batching) if several else first.feeds
         rows = sum([entry.request.rows for entry in batch]) if several else first.rows
-        ready_ns = time.perf_counter_ns()
+        ready_ns = time.perf_counter_ns() if several else began_ns
         if rows > self._max_rows and batching.batched:
             run = self._run_in_pieces(feeds, names, rows, options)
         elif meanwhile is None:
-            run = model.run(feeds, names, options)
+            run = self.instance.run(feeds, names, options)
         else:
-            run = model.run(feeds, names, options, meanwhile)
+            run = self.instance.run(feeds, names, options, meanwhile)
         run_ns = time.perf_counter_ns() - ready_ns - run.meanwhile_ns
         mismatched = False
         axes = batching.cut(names) if batching.batched else None
@@ -106,9 +112,9 @@ class BatchRunner:
                 mismatched = True
         if several and mismatched:
             return replace(self._run_one_by_one(batch, options), mismatched=True)
-        # A request alone is never cut.
+        # A single request is never cut.
         whole = BatchResult(model, names, run.arrays, axes if several else None)
-        # Copies to and from a device are not time of the model.
+        # Copies to and from a device do not count as model time.
         input_ns, output_ns = ready_ns - began_ns + run.input_ns, run.output_ns
         infer_ns = run_ns - run.input_ns - output_ns
         outcomes: list[Outcome] = []
@@ -125,29 +131,29 @@ class BatchRunner:
         return BatchOutcome(outcomes, [(rows, run_ns, batch[0].timings)], mismatched)
 
     def _run_one_by_one(self, batch: list[QueueEntry], options: ort.RunOptions | None) -> BatchOutcome:
-        """Isolate the request that made the batch fail: each runs by itself, so that it fails alone."""
+        """Isolate the request that made the batch fail by running each one separately."""
         found = [self.run([entry], options) for entry in batch]
         return BatchOutcome(
             [outcome for each in found for outcome in each.outcomes], [run for each in found for run in each.runs]
         )
 
     def _failure(self, error: Exception) -> AppError:
-        """The error that clients are told, without the frames of the run: they refer to the tensors of the batch."""
+        """The error for clients, without the frames of the run, which refer to the tensors of the batch."""
         if isinstance(error, InferenceFailedError):
             return InferenceFailedError(*error.args)
         if isinstance(error, MemoryError):
-            return OverloadedError(f"model {self._model.name!r} has no memory for this request now")
+            return OverloadedError(f"model {self._model.name!r} has not enough memory for this request")
         return InferenceFailedError(f"model {self._model.name!r} failed")
 
     def _concatenated(self, batch: list[QueueEntry], batching: Batching) -> Mapping[str, Parts]:
-        """The rows of several requests, or the tensors one by one where the model's runner gathers them."""
+        """The concatenated rows of several requests, or a list of tensors if the model's runner gathers them."""
         first = batch[0].request.feeds
-        if self._model.gathers:
+        if self.instance.gathers:
             return {name: [entry.request.feeds[name] for entry in batch] for name in first}
         if batching.rows_first:
             return {name: np.concatenate([entry.request.feeds[name] for entry in batch]) for name in first}
         axes = batching.input_axes
-        # Requests of one key give the inputs that all rows share alike.
+        # Requests with the same key have equal values for inputs that all rows share.
         joined = {}
         for name, array in first.items():
             axis = axes[name]
@@ -158,7 +164,7 @@ class BatchRunner:
     def _run_in_pieces(
         self, feeds: Mapping[str, Parts], output_names: tuple[str, ...], rows: int, options: ort.RunOptions | None
     ) -> RunResult:
-        """Run more rows than a run may have."""
+        """Run more rows than the maximum of a run."""
         batching = self._model.batching
         axes = batching.cut(output_names)
         optional = {spec.name for spec in self._model.optional_inputs}  # one value for all rows
@@ -171,13 +177,13 @@ class BatchRunner:
                 )
                 for name, array in feeds.items()
             }
-            runs.append(self._model.run(piece, output_names, options))
+            runs.append(self.instance.run(piece, output_names, options))
             sizes.append(until - at)
         if any(
             _row_mismatch(output_names, run.arrays, axes, size) for run, size in zip(runs, sizes, strict=True)
         ) or not all(map(_joinable, zip(*[run.arrays for run in runs], strict=True), axes)):
-            # The shape of an output depends on what is in the rows: only all together have one.
-            return self._model.run(feeds, output_names, options)
+            # The shape of an output depends on the data: only a run of all rows determines it.
+            return self.instance.run(feeds, output_names, options)
         outputs = zip(zip(*[run.arrays for run in runs], strict=True), axes, strict=True)
         return RunResult(
             [parts[0] if axis is None else np.concatenate(parts, axis) for parts, axis in outputs],
@@ -187,7 +193,7 @@ class BatchRunner:
 
 
 def _row_mismatch(names: Sequence[str], arrays: Sequence[Array], axes: Sequence[int | None], rows: int) -> str | None:
-    """Which output does not have the rows that went in, or None."""
+    """Which output has a different number of rows than the input, or None."""
     for index, axis in enumerate(axes):
         if axis is not None:
             shape = arrays[index].shape
@@ -197,6 +203,6 @@ def _row_mismatch(names: Sequence[str], arrays: Sequence[Array], axes: Sequence[
 
 
 def _joinable(parts: Sequence[Array], axis: int | None) -> bool:
-    """Whether outputs of several runs have one shape, their rows apart."""
+    """Whether outputs of several runs have the same shape apart from the rows."""
     shapes = {part.shape if axis is None else part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
     return len(shapes) == 1

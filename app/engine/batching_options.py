@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BatchingOptions:
-    """How a model's requests are batched and queued.
+    """Batching and queue options of one model.
 
     Attributes:
-        max_rows: most rows in one run; a request with more is run in pieces.
-        inline_ns: a run expected to take no longer than this happens in the event loop.
-        together: whether requests may share a run; if not, each has its own.
-        delay_ns: how long the first request of a batch may wait for others.
-        max_queue_rows: rows that may be queued; 0 for no limit.
-        max_queue_bytes: bytes of tensors that may be queued; 0 for no limit.
-        max_wait_ns: how long a request may be expected to wait; 0 for no limit.
+        max_rows: Maximum number of rows in one run; a larger request runs in pieces.
+        inline_ns: Runs with at most this expected duration execute on the event loop.
+        together: Whether requests may share a run; otherwise each has a separate run.
+        delay_ns: Maximum time that the first request of a batch waits for others.
+        max_queue_rows: Maximum number of queued rows; 0 for no limit.
+        max_queue_bytes: Maximum size of queued tensors; 0 for no limit.
+        max_wait_ns: Maximum expected waiting time of a request; 0 for no limit.
     """
 
     max_rows: int

@@ -13,13 +13,13 @@ class QueueEntry:
     """An inference request in the queue or in a run, with its completion.
 
     Attributes:
-        request: the request.
-        completion: takes the result or the error.
-        timings: of the request.
-        nbytes: bytes of the feeds; 0 for a request that runs without a queue.
-        deadline_ns: moment by which the run has to begin; 0 for none.
-        timer: ends the request at its deadline; None without one.
-        cancelled: whether its client has left.
+        request: The request.
+        completion: Receives the result or the error.
+        timings: Timings of the request.
+        nbytes: Size of the feeds; 0 for a request that runs without queuing.
+        deadline_ns: Time by which the run must start; 0 for none.
+        timer: Fails the request at its deadline; None without one.
+        cancelled: Whether its client has disconnected.
     """
 
     __slots__ = ("cancelled", "completion", "deadline_ns", "nbytes", "request", "timer", "timings")
@@ -35,16 +35,16 @@ class QueueEntry:
 
 
 class RequestQueue:
-    """Inference requests in the order of their arrival, those of a higher priority first.
+    """Inference requests in order of arrival, higher priorities first.
 
     Args:
-        max_rows: rows that may be queued; 0 for no limit.
-        max_bytes: bytes of tensors that may be queued; 0 for no limit.
+        max_rows: Maximum number of queued rows; 0 for no limit.
+        max_bytes: Maximum size of queued tensors; 0 for no limit.
 
     Attributes:
-        rows: rows in the queue; 0 too where all its requests have none.
-        nbytes: bytes of tensors in the queue.
-        timed: whether an entry may have a deadline.
+        rows: Rows in the queue; also 0 if no request has rows.
+        nbytes: Size of the tensors in the queue.
+        timed: Whether an entry may have a deadline.
     """
 
     def __init__(self, max_rows: int = 0, max_bytes: int = 0) -> None:
@@ -62,18 +62,18 @@ class RequestQueue:
         return iter(self._entries)
 
     def why_full(self, rows: int, nbytes: int = 0) -> str | None:
-        """Why there is no room for a request, or None; an empty queue has room for any.
+        """The exceeded limit if a request does not fit, or None; an empty queue accepts any request.
 
         Args:
-            rows: of the request.
-            nbytes: of its feeds.
+            rows: Rows of the request.
+            nbytes: Size of its feeds.
         """
         if not self._entries:
             return None
         if self.max_rows and self.rows + rows > self.max_rows:
-            return f"{self.rows + rows} rows would wait, more than max_queue_rows ({self.max_rows})"
+            return f"{self.rows + rows} rows would be queued, more than max_queue_rows ({self.max_rows})"
         if self.max_bytes and self.nbytes + nbytes > self.max_bytes:
-            return f"{self.nbytes + nbytes} bytes would wait, more than max_queue_bytes ({self.max_bytes})"
+            return f"{self.nbytes + nbytes} bytes would be queued, more than max_queue_bytes ({self.max_bytes})"
         return None
 
     def append(self, entry: QueueEntry) -> None:
@@ -88,7 +88,7 @@ class RequestQueue:
             self.timed = True
 
     def discard(self, entry: QueueEntry) -> bool:
-        """Take an entry out; whether it was there."""
+        """Remove an entry. Return whether it was in the queue."""
         try:
             self._entries.remove(entry)
         except ValueError:
@@ -102,19 +102,19 @@ class RequestQueue:
         return next((entry for entry in self._entries if entry.completion is completion), None)
 
     def late(self, now_ns: int) -> list[QueueEntry]:
-        """Entries whose deadline has passed; they stay."""
+        """Entries with a passed deadline; they stay in the queue."""
         timed = [entry for entry in self._entries if entry.deadline_ns]
         self.timed = bool(timed)
         return [entry for entry in timed if entry.deadline_ns <= now_ns]
 
     def take(self, limit: int) -> tuple[list[QueueEntry], int]:
-        """Take the next batch: the first entry, and all of the same key that fit beside it.
+        """Take the next batch: the first entry, and all others with the same key that fit.
 
         Args:
-            limit: rows of a batch.
+            limit: Maximum rows of a batch.
 
         Returns:
-            The batch, and its rows.
+            The batch, and its number of rows.
         """
         entries = self._entries
         if self._urgent:

@@ -10,15 +10,15 @@ from app.runtime.tensors import Array
 
 
 class InferenceRequest(NamedTuple):
-    """A decoded request, as a model runs it; a tuple, since one is made for each request.
+    """A decoded request. It is a tuple for speed, because each HTTP request makes one.
 
     Attributes:
-        feeds: input name to array.
-        output_names: outputs to compute, in order.
-        rows: rows of the batch dimension; 1 for a model that is not batched.
-        key: only requests of the same key may share a run.
-        priority: 1 is the highest; 0 is no priority and comes last.
-        timeout_us: how long the request may be on its way before its run begins; 0 for no limit.
+        feeds: Input name to array.
+        output_names: Outputs to compute, in order.
+        rows: Rows of the batch dimension; 1 for a model that is not batched.
+        key: Only requests with the same key may share a run.
+        priority: 1 is the highest; 0 means no priority and comes last.
+        timeout_us: Maximum time from arrival to the start of the run; 0 for no limit.
     """
 
     feeds: dict[str, Array]
@@ -30,26 +30,26 @@ class InferenceRequest(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the feeds."""
+        """Size of the feeds."""
         nbytes = 0
-        for array in self.feeds.values():  # of one or two, which sum() would take longer for
+        for array in self.feeds.values():  # one or two arrays, for which sum() is slower
             nbytes += array.nbytes
         return nbytes
 
 
 class Timings:
-    """The times of one inference request, written as it passes each stage.
+    """The times of one inference request, written at each stage.
 
-    Moments are of ``time.perf_counter_ns``; 0 where the stage was not reached.
+    Moments are values of ``time.perf_counter_ns``; 0 if the stage was not reached.
 
     Attributes:
-        began_ns: moment of its arrival.
-        decoded_ns: moment when it was decoded.
-        queued_ns: moment when it was submitted.
-        queue_ns: time in the queue.
-        input_ns: time to concatenate the batch, and to copy it to a device.
-        infer_ns: time of the run, without copies.
-        output_ns: time to copy the outputs from a device.
+        began_ns: Moment of arrival.
+        decoded_ns: Moment after decoding.
+        queued_ns: Moment of submission.
+        queue_ns: Time in the queue.
+        input_ns: Time to concatenate the batch, and to copy it to a device.
+        infer_ns: Time of the run, without copies.
+        output_ns: Time to copy the outputs from a device.
     """
 
     __slots__ = ("began_ns", "decoded_ns", "infer_ns", "input_ns", "output_ns", "queue_ns", "queued_ns")
@@ -60,33 +60,33 @@ class Timings:
 
     @property
     def compute_ns(self) -> int:
-        """Time of the whole run, with its copies; 0 where it did not run."""
+        """Time of the whole run, including copies; 0 if it did not run."""
         return self.input_ns + self.infer_ns + self.output_ns if self.infer_ns else 0
 
 
 class Completion(Protocol):
-    """Receives the end of one inference request: exactly one call, in the event loop; none after a cancellation.
+    """Receives the outcome of one inference request: exactly one call, on the event loop; none after a cancellation.
 
-    The engine refers to the completion while the request is queued or runs. A completion never refers to the request
-    or to the engine's entry of it (a client that leaves is cancelled by its completion, see ``Batcher.cancel``), so
-    that no reference cycle keeps tensors alive.
+    The engine refers to the completion while the request is queued or running. A completion never refers to the request
+    or to the engine's entry for it (instead, it cancels the request of a disconnected client, ``Batcher.cancel``),
+    so no reference cycle keeps tensors alive.
     """
 
     def completed(self, result: InferenceResult) -> None:
-        """Take the result."""
+        """Receive the result."""
         ...
 
     def failed(self, error: AppError) -> None:
-        """Take the error."""
+        """Receive the error."""
         ...
 
 
 class FutureCompletion:
-    """A completion that ends a future.
+    """A completion that resolves a future.
 
     Args:
-        future: takes the result or the error, unless it is cancelled before.
-        keep: kept for as long as the engine refers to the completion.
+        future: Receives the result or the error, unless it was cancelled.
+        keep: Object to keep alive as long as the engine refers to the completion.
     """
 
     __slots__ = ("_future", "_keep")
@@ -96,11 +96,11 @@ class FutureCompletion:
         self._keep = keep
 
     def completed(self, result: InferenceResult) -> None:
-        """Take the result."""
+        """Resolve the future with the result."""
         if not self._future.done():
             self._future.set_result(result)
 
     def failed(self, error: AppError) -> None:
-        """Take the error."""
+        """Resolve the future with the error."""
         if not self._future.done():
             self._future.set_exception(error)

@@ -1,4 +1,4 @@
-"""Results: the outputs of one run, shared by its batch, and the rows of them that belong to one inference request."""
+"""Results: the outputs of one run, shared by its batch, and the rows of each inference request."""
 
 import math
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from app.runtime.tensors import Array, bfloat16_values
 if TYPE_CHECKING:
     from app.runtime.model import OnnxModel
 
+_FLOAT32 = np.dtype(np.float32)
 _FEW = 64  # scores
 _DIGITS = 7
-_SMALL = 4096  # numbers whose text is sure to find room
-_MOST_CHARACTERS = 26  # of a number and what separates it from the next
+_SMALL = 4096  # text of so few numbers certainly fits in memory
+_MOST_CHARACTERS = 26  # per number with its separator
 
 
 @dataclass(slots=True)
@@ -26,8 +27,8 @@ class InferenceResult:
     """The result of one inference request: its rows of the outputs of a run.
 
     Attributes:
-        batch: the outputs of the whole run.
-        start, stop: the rows of this request.
+        batch: The outputs of the whole run.
+        start, stop: The rows of this request.
     """
 
     batch: "BatchResult"
@@ -40,13 +41,16 @@ class InferenceResult:
 
 
 class BatchResult:
-    """The outputs of one run of a model; text that several requests need is made once.
+    """The outputs of one run of a model; text for several requests is made once.
 
     Args:
-        model: what ran.
-        output_names: its outputs that were computed.
-        arrays: these outputs.
-        axes: the axis of the rows in each, which several requests share; None where the whole run is of one request.
+        model: The model.
+        output_names: Names of the computed outputs.
+        arrays: The computed outputs.
+        axes: The axis of the rows in each output, split between requests; None if the run has a single request.
+
+    Attributes:
+        whole: Whether the outputs belong to a single request, which gets them unchanged.
     """
 
     def __init__(
@@ -59,76 +63,77 @@ class BatchResult:
         self.model = model
         self.output_names = output_names
         self.arrays = arrays
+        self.whole = axes is None
         self._axes = axes
-        self._texts: dict[int, list[bytes]] = {}
+        self._texts: dict[int, list[bytes] | None] = {}
         self._best: list[tuple[int, bytes]] | None = None
 
-    @property
-    def whole(self) -> bool:
-        """Whether the outputs belong to one request, which gets them as they are."""
-        return self._axes is None
-
     def array(self, index: int, start: int, stop: int) -> Array:
-        """One output's rows of one request."""
+        """Rows of one output that belong to one request."""
         array = self.arrays[index]
         return array if self._axes is None else rows_between(array, self._axes[index], start, stop)
 
     def values(self, index: int, start: int, stop: int) -> Array:
-        """Values as numbers that JSON can express: bfloat16 as float32."""
+        """Values in a type that JSON can express: bfloat16 as float32."""
         array = self.array(index, start, stop)
         is_bfloat16 = self.model.output_by_name[self.output_names[index]].datatype == "BF16"
         return bfloat16_values(array) if is_bfloat16 else array
 
     def nested_json(self, index: int, start: int, stop: int) -> bytes:
         """One output's rows as nested JSON lists."""
-        array = self.arrays[index]
-        if self._axes is None and array.ndim == 2 and array.dtype.kind == "f":
-            return self._dump(index, array)
-        if self._by_rows(index):
-            return self._finite(index, b"[[" + b"],[".join(self._rows(index)[start:stop]) + b"]]")
+        if self.whole:
+            array = self.arrays[index]
+            if array.ndim == 2 and array.dtype.kind == "f":
+                return self._finite(index, _json_of(np.ascontiguousarray(array)))
+        else:
+            rows = self._rows(index)
+            if rows is not None:
+                return self._finite(index, b"[[" + b"],[".join(rows[start:stop]) + b"]]")
         return self._dump(index, self.values(index, start, stop))
 
     def flat_json(self, index: int, start: int, stop: int) -> bytes:
         """One output's rows as one flat JSON list, row-major."""
-        if self._by_rows(index):
-            return self._finite(index, b"[" + b",".join(self._rows(index)[start:stop]) + b"]")
+        rows = self._rows(index)
+        if rows is not None:
+            return self._finite(index, b"[" + b",".join(rows[start:stop]) + b"]")
         return self._dump(index, self.values(index, start, stop).reshape(-1))
 
-    def _by_rows(self, index: int) -> bool:
-        array = self.arrays[index]
-        shared = self._axes is not None and self._axes[index] == 0
-        return shared and array.ndim == 2 and array.size > 0 and array.dtype.kind in "fiu"
+    def _rows(self, index: int) -> list[bytes] | None:
+        """The text of each row of a table of numbers that several requests share; None for any other output."""
+        if index not in self._texts:
+            self._texts[index] = self._row_texts(index)
+        return self._texts[index]
 
-    def _rows(self, index: int) -> list[bytes]:
-        rows = self._texts.get(index)
-        if rows is None:
-            whole = np.ascontiguousarray(self.values(index, 0, len(self.arrays[index])))
-            text = _json_of(whole)
-            rows = self._texts[index] = text[2:-2].split(b"],[")
-        return rows
+    def _row_texts(self, index: int) -> list[bytes] | None:
+        array = self.arrays[index]
+        if self._axes is None or self._axes[index] != 0:
+            return None
+        if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
+            return None
+        return _json_of(np.ascontiguousarray(self.values(index, 0, len(array))))[2:-2].split(b"],[")
 
     def _dump(self, index: int, array: Array) -> bytes:
         if array.dtype.kind == "O":
             return orjson.dumps(array.tolist())
         text = _json_of(np.ascontiguousarray(array))
         if not array.ndim:
-            text = text[1:-1]  # numpy has made one element of the scalar
+            text = text[1:-1]  # numpy made a list of one element
         return self._finite(index, text) if array.dtype.kind == "f" else text
 
     def _finite(self, index: int, text: bytes) -> bytes:
-        # orjson writes null for NaN and infinity, which would be a lie.
+        # orjson would silently write null for NaN and infinity.
         if b"null" in text:
             raise InferenceFailedError(
-                f"output {self.output_names[index]!r} holds NaN or infinity, which JSON can't express; "
-                "ask for binary data to receive it"
+                f"output {self.output_names[index]!r} holds NaN or infinity, which JSON does not support; "
+                "request binary data instead"
             )
         return text
 
     @cached_property
     def probabilities(self) -> Array | None:
-        """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
-        scores = self._scores
-        if scores is None or not self._are_logits:
+        """(rows, labels) float32 of the labelled output, or None if the card has no labels."""
+        scores, are_logits = self._labelled_scores()
+        if scores is None or not are_logits:
             return scores
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
@@ -140,10 +145,9 @@ class BatchResult:
         return self._best
 
     def _find_best(self) -> list[tuple[int, bytes]]:
-        scores = self._scores
+        scores, are_logits = self._labelled_scores()
         if scores is None:
             return []
-        are_logits = self._are_logits
         if scores.size <= _FEW:
             # numpy's calls would take longer than the arithmetic
             found = []
@@ -157,32 +161,27 @@ class BatchResult:
         indices = scores.argmax(axis=1)
         top = scores[np.arange(len(indices)), indices]
         if are_logits:
-            # The likeliest label's exp(0), over the sum.
+            # exp(0) of the most likely label, divided by the sum.
             top = 1 / np.exp(scores - top[:, None]).sum(axis=1)
         texts = orjson.dumps(top.astype(np.float64).round(_DIGITS), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
         return list(zip(indices.tolist(), texts, strict=True))
 
-    @property
-    def _are_logits(self) -> bool:
-        labelled = self.model.labelled
-        return labelled is not None and labelled.kind == "logits"
-
-    @property
-    def _scores(self) -> Array | None:
-        """(rows, labels) float32 of the labelled output, or None where the card has no labels."""
+    def _labelled_scores(self) -> tuple[Array | None, bool]:
+        """(rows, labels) float32 of the labelled output, or None without labels; whether they are logits."""
         labelled = self.model.labelled
         if labelled is None or labelled.name not in self.output_names:
-            return None
-        return self.arrays[self.output_names.index(labelled.name)].astype(np.float32, copy=False)
+            return None, False
+        scores = self.arrays[self.output_names.index(labelled.name)]
+        return scores if scores.dtype is _FLOAT32 else scores.astype(np.float32), labelled.kind == "logits"
 
 
 def _json_of(array: Array) -> bytes:
-    """An array as JSON.
+    """Encode an array as JSON.
 
     Raises:
-        MemoryError: there may not be enough memory. orjson would end the process, so it is allocated for a try first.
+        MemoryError: Memory may be insufficient. orjson would abort the process, so a trial allocation comes first.
     """
     if array.size > _SMALL:
-        # A buffer that grows to twice its size is there beside the one before; pages that are not touched cost nothing.
+        # A buffer that doubles exists beside the previous one; untouched pages cost no memory.
         np.empty(3 * _MOST_CHARACTERS * array.size, np.uint8)
     return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)

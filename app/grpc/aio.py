@@ -82,7 +82,7 @@ class AioTransport:
         try:
             server.add_insecure_port(address)
         except RuntimeError as error:
-            raise GrpcStartError(f"can't listen on {address} for gRPC: {error}") from None
+            raise GrpcStartError(f"cannot listen on {address} for gRPC: {error}") from None
         await server.start()
         self._server = server
 

@@ -18,45 +18,45 @@ from app.grpc.typed_contents import array_of
 from app.runtime.tensors import Array
 from app.service.decode_worker import Job
 
-_SIZE = "binary_data_size"  # of HTTP's JSON header; here a tensor's bytes have their own length
+_SIZE = "binary_data_size"  # member of HTTP's JSON header; gRPC bytes carry their length
 
 
 @dataclass(frozen=True)
 class GrpcJob(Job):
-    """A message that another process reads.
+    """A message for decoding in another process.
 
     Attributes:
-        deadline_us: how long the client waits in all; 0 for no limit.
+        deadline_us: Time until the client's deadline; 0 for no limit.
     """
 
     deadline_us: int
 
     def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
-        """Read the message; see ``Job``."""
+        """Decode the message; see ``Job``."""
         return Reader().read(parse(ModelInferRequest, bytes(body)), self.model, self.deadline_us)
 
 
 def is_heavy(nbytes: int, model: DescribedModel) -> bool:
-    """Whether reading a message of so many bytes may hold up a process for long; numbers cost next to nothing."""
+    """Whether decoding a message of this size may block a process for long; numbers are cheap to decode."""
     return nbytes > MOST_INLINE_BYTES and any(spec.datatype == "BYTES" for spec in model.inputs)
 
 
 class Reader:
-    """Message reader; caches the parts around the tensors of raw requests, which clients repeat."""
+    """Message decoder; caches the parts around the tensors of raw requests, which clients repeat."""
 
     def __init__(self) -> None:
         self._heads: WeakKeyDictionary[DescribedModel, dict[bytes, Head]] = WeakKeyDictionary()
 
     def read(self, request: Any, model: DescribedModel, deadline_us: int) -> tuple[InferenceRequest, GrpcForm]:
-        """Read a ``ModelInferRequest``.
+        """Decode a ``ModelInferRequest``.
 
         Args:
-            request: the message; its raw contents are taken out of it.
-            model: the model that it is for.
-            deadline_us: how long the client waits in all; 0 for no limit.
+            request: The message; its raw contents are removed from it.
+            model: The model of the request.
+            deadline_us: Time until the client's deadline; 0 for no limit.
 
         Raises:
-            InvalidRequestError: names what is wrong and what is expected.
+            InvalidRequestError: The request is invalid; the message names the place and the rule.
         """
         raw: list[bytes] = list(request.raw_input_contents)
         feeds: dict[str, Array] = {}
@@ -92,13 +92,13 @@ class Reader:
 
 
 def _read_head(request: Any, model: DescribedModel) -> Head:
-    """All of a message but its tensors, checked as the JSON header of HTTP is."""
+    """All of a message but its tensors, validated like the JSON header of HTTP."""
     if not request.inputs:
         names = ", ".join(model.input_by_name)
-        raise InvalidRequestError(f"the request has no inputs; model {model.name!r} takes: {names}")
+        raise InvalidRequestError(f"the request has no inputs; model {model.name!r} has: {names}")
     document: dict[str, Any] = {
         "inputs": [_input(item) for item in request.inputs],
-        # Of outputs without typed contents, too: what the answer comes as is decided by the form of the request.
+        # Applies to outputs without typed contents, too: the form of the request decides the form of the response.
         "parameters": {"binary_data_output": True, **_parameters(request.parameters)},
     }
     if request.id:
@@ -114,24 +114,24 @@ def _check_raw(request: Any) -> None:
     raw, inputs = request.raw_input_contents, request.inputs
     if len(raw) != len(inputs):
         raise InvalidRequestError(
-            f"raw_input_contents has {len(raw)} tensors, and the request {len(inputs)} inputs; give one for each"
+            f"raw_input_contents has {len(raw)} tensors, but the request has {len(inputs)} inputs; give one per input"
         )
     for item in inputs:
         if item.HasField("contents"):
             raise InvalidRequestError(
-                f"input {item.name[:40]!r} has contents, and the request raw_input_contents; give all inputs one way"
+                f"input {item.name[:40]!r} has contents, but the request has raw_input_contents; use one form"
             )
 
 
 def _input(item: Any) -> dict[str, Any]:
-    """An input as the JSON of HTTP has it, its values aside."""
+    """An input in the JSON form of HTTP, without its values."""
     parameters = _parameters(item.parameters)
-    parameters[_SIZE] = 0  # that the values come apart from it; their number is checked where they are read
+    parameters[_SIZE] = 0  # the values are separate; their decoder checks their number
     return {"name": item.name, "datatype": item.datatype, "shape": list(item.shape), "parameters": parameters}
 
 
 def _parameters(found: Any) -> dict[str, Any]:
-    """Parameters as the values of JSON; those without a value are null."""
+    """Parameters as JSON values; those without a value are null."""
     parameters = {}
     for name, parameter in found.items():
         kind = parameter.WhichOneof("parameter_choice")

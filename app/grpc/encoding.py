@@ -15,18 +15,18 @@ from app.runtime.tensors import Array
 
 @dataclass(frozen=True)
 class GrpcForm(OwnForm):
-    """How a request wants its answer.
+    """Response format of a gRPC request.
 
     Attributes:
-        asked: what it asks for.
-        raw: whether tensors are bytes in ``raw_output_contents``; they are too where one of them has no typed form.
+        asked: The response options.
+        raw: Whether tensors are bytes in ``raw_output_contents``; also true if one of them has no typed form.
     """
 
     asked: Asked
     raw: bool
 
     def encode(self, model: DescribedModel, result: InferenceResult) -> tuple[HeaderList, bytes]:
-        """The answer as a ``ModelInferResponse``, serialized."""
+        """Encode the response as a serialized ``ModelInferResponse``."""
         asked = self.asked
         tensors = [self._tensor(model, result, index) for index in range(len(asked.output_names))]
         as_raw = self.raw or any(datatype not in FIELDS for datatype, _ in tensors)

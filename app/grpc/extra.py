@@ -1,4 +1,4 @@
-"""The way to the gRPC server, which needs the extra ``grpc``: nothing of this folder is imported without it."""
+"""Entry to the gRPC server, which requires the extra ``grpc``: without it no other module here is imported."""
 
 import os
 from importlib.util import find_spec
@@ -15,33 +15,33 @@ _PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
 
 class MissingExtraError(AppError):
-    """gRPC was asked for, and its packages are not installed."""
+    """gRPC is enabled, but its packages are not installed."""
 
 
 def require_extra(settings: Settings) -> None:
     """Check that the packages of the extra are installed if a gRPC port is set.
 
     Raises:
-        MissingExtraError: names the extra, and the first package that is missing.
+        MissingExtraError: A package is missing; the message names it and the extra.
     """
     if settings.grpc_port is None:
         return
     for package in (*_PACKAGES, *(("ngh2",) if settings.grpc_transport == "nghttp2" else ())):
         if not _is_installed(package):
             raise MissingExtraError(
-                f"grpc_port={settings.grpc_port} needs the extra 'grpc' (pip install 'panther-sketch[grpc]'): "
+                f"grpc_port={settings.grpc_port} requires the extra 'grpc' (pip install 'panther-sketch[grpc]'): "
                 f"package {package!r} is not installed"
             )
 
 
 def grpc_server(state: AppState) -> "GrpcServer":
-    """The gRPC server of an application, which is yet to be started.
+    """Make the gRPC server of an application; the caller starts it.
 
     Raises:
-        MissingExtraError: see ``require_extra``.
+        MissingExtraError: See ``require_extra``.
     """
     require_extra(state.settings)
-    # gRPC's own lines on standard error are not those of the log; what a client does wrong its answer says.
+    # Silence gRPC's own lines on standard error, which are not in the log format; clients get errors in responses.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from app.grpc.server import GrpcServer
 
@@ -51,5 +51,5 @@ def grpc_server(state: AppState) -> "GrpcServer":
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # of its package
+    except ModuleNotFoundError:  # a package of the extra
         return False

@@ -39,7 +39,7 @@ class Health:
             service = parse(health_pb2.HealthCheckRequest, message or b"").service
             if service not in _SERVICES:
                 known = " and ".join(repr(name) for name in _SERVICES)
-                raise StatusError(grpc.StatusCode.NOT_FOUND, f"there is no service {service[:80]!r}; there are {known}")
+                raise StatusError(grpc.StatusCode.NOT_FOUND, f"unknown service {service[:80]!r}; known: {known}")
         except AppError as error:
             return error, [], b""
         return None, [], self._answer(self._status())

@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from typing import Any
 
 from app.engine.codec import Body, HeaderList, Headers
 from app.engine.results import InferenceResult
@@ -46,8 +47,8 @@ class _Answer:
                 self.reservation.release()
             answered(outcome)
 
-    def succeed(self, _: int, headers: HeaderList, message: bytes) -> None:
-        """Give a success, see ``Respond``."""
+    def succeed(self, _: int, headers: HeaderList, message: Any) -> None:
+        """Give a success, see ``Respond``; the message is of ``GrpcForm`` and so always bytes."""
         self.give((None, headers, message))
 
     def drop(self) -> None:

@@ -50,5 +50,5 @@ def parse(message: type, data: Body) -> Any:
         return message.FromString(data)  # type: ignore[attr-defined]
     except DecodeError:
         raise InvalidRequestError(
-            f"the {len(data)} bytes of the request are no {message.__name__} in Protocol Buffers' encoding"
+            f"the {len(data)} bytes of the request are not a valid protobuf message {message.__name__}"
         ) from None

@@ -1,6 +1,6 @@
 """Methods of the protocol besides inference: metadata of the server and its models, and model control.
 
-They need the keys that the same requests need over HTTP.
+Each method requires the same API key as the corresponding HTTP request.
 """
 
 import logging
@@ -19,7 +19,7 @@ from app.service.state import AppState
 log = logging.getLogger(__name__)
 
 Answer = Callable[[AppState, Any], Awaitable[dict[str, Any]]]
-"""Answers a request: the message as the JSON of HTTP has it."""
+"""Makes the response: the message in the JSON form of HTTP."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Method:
     """One method.
 
     Attributes:
-        request, response: classes of its messages.
-        same_as: method and path of the request over HTTP that needs the same key.
-        answer: see ``Answer``.
+        request, response: Classes of its messages.
+        same_as: HTTP method and path that require the same key.
+        answer: See ``Answer``.
     """
 
     request: Any
@@ -38,10 +38,10 @@ class Method:
     answer: Answer
 
     async def __call__(self, state: AppState, request: Any) -> Any:
-        """Answer a request.
+        """Make the response.
 
         Raises:
-            AppError: says what is wrong.
+            AppError: The request failed; the message gives the reason.
         """
         document = await self.answer(state, request)
         return json_format.ParseDict(document, self.response(), ignore_unknown_fields=True)
@@ -87,9 +87,9 @@ async def _load(state: AppState, request: Any) -> dict[str, Any]:
     parameters = {name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
                   for name, value in request.parameters.items()}  # fmt: skip
     wanted = load_request({"parameters": parameters})
-    await state.control.request("load", request.model_name, wanted.policy)
+    await state.control.request("load", request.model_name, wanted.policy, wanted.placement)
     if wanted.warning:
-        log.warning("load of model %s: %s", request.model_name, wanted.warning)  # the message has no place for it
+        log.warning("load of model %s: %s", request.model_name, wanted.warning)  # the response has no field for it
     return {}
 
 
@@ -123,7 +123,7 @@ _TABLE: dict[str, tuple[str, str, Answer]] = {
 
 
 def served_methods() -> dict[str, Method]:
-    """The methods that are served, by name."""
+    """The served methods, by name."""
     described = methods()
     return {
         name: Method(

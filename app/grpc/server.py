@@ -53,7 +53,7 @@ class GrpcServer:
         stopping = asyncio.ensure_future(transport.stop(timeout_s + _CUT_S))
         await asyncio.wait({stopping}, timeout=timeout_s)
         if not stopping.done():
-            log.error("%d gRPC requests were not done after shutdown_timeout_s: they are cut off", len(calls))
+            log.error("%d gRPC requests are unfinished after shutdown_timeout_s and are cancelled", len(calls))
             for call in list(calls):
                 call.fail(ModelUnavailableError("the server is shutting down"))
             end = time.monotonic() + _CUT_S

@@ -84,7 +84,7 @@ class Services:
 
 
 def _unserved(name: str) -> Refused:
-    why = f"{name} is not served; see docs/grpc.md for what is"
+    why = f"{name} is not served; docs/grpc.md lists the served methods"
     if name == "ModelStreamInfer":
-        why = "ModelStreamInfer is not served: each request has one answer; call ModelInfer"
+        why = "ModelStreamInfer is not served: each request has one response; call ModelInfer"
     return Refused(StatusError(grpc.StatusCode.UNIMPLEMENTED, why))

@@ -23,35 +23,35 @@ FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""The field of each datatype; FP16 and BF16 have none."""
+"""The field for each datatype; FP16 and BF16 have none."""
 _WIDE = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
 
 
 def array_of(contents: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """A tensor from typed contents.
+    """Decode a tensor from typed contents.
 
     Args:
-        contents: an ``InferTensorContents``.
-        spec: the input that it is for.
-        shape: as the request gives it.
+        contents: An ``InferTensorContents``.
+        spec: Spec of the input.
+        shape: Shape in the request.
 
     Raises:
-        InvalidRequestError: the datatype has no field, the values lie in another one or are not as many as the shape
-            takes, or the type can't hold one of them.
+        InvalidRequestError: The datatype has no field, the values are in a wrong field or do not match the
+            shape, or the type cannot hold one of them.
     """
     name = FIELDS.get(spec.datatype)
     if name is None:
-        raise InvalidRequestError(f"input {spec.name!r} is {spec.datatype}, which travels in raw_input_contents only")
+        raise InvalidRequestError(f"input {spec.name!r} is {spec.datatype}, which must be sent in raw_input_contents")
     for field, others in contents.ListFields():
         if field.name != name:
             raise InvalidRequestError(
-                f"input {spec.name!r} has {len(others)} values in {field.name}; {spec.datatype} belongs in {name}"
+                f"input {spec.name!r} has {len(others)} values in {field.name}; expected {spec.datatype} in {name}"
             )
     values = getattr(contents, name)
     expected = binary.element_count(shape)
     if len(values) != expected:
         raise InvalidRequestError(
-            f"input {spec.name!r} has {len(values)} values in {name}; shape {list(shape)} takes {expected}"
+            f"input {spec.name!r} has {len(values)} values in {name}; shape {list(shape)} needs {expected}"
         )
     if spec.datatype == "BYTES":
         array = np.empty(expected, dtype=object)
@@ -77,11 +77,11 @@ def _narrowed(array: Array, spec: TensorSpec, name: str) -> Array:
 
 
 def contents_of(array: Array, datatype: str) -> Any:
-    """An ``InferTensorContents`` with the values of a tensor.
+    """Encode the values of a tensor as an ``InferTensorContents``.
 
     Args:
-        array: the tensor.
-        datatype: one that has a field.
+        array: The tensor.
+        datatype: A datatype that has a field.
     """
     values: list[Any] = array.reshape(-1).tolist()
     if datatype == "BYTES":

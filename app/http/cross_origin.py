@@ -5,24 +5,24 @@ from collections.abc import Iterable, Mapping
 
 from app.errors import AccessForbiddenError
 
-_OWN_PAGES = (b"same-origin", b"none")  # none: the user typed the address
+_OWN_PAGES = (b"same-origin", b"none")  # none: the user entered the URL
 _SHOWN = 100
 
 
 class CrossOriginGuard:
     """Refuses control requests that a page of another origin may have sent.
 
-    A browser sends some requests for any page without asking, to a server on its own machine too; it only keeps the
-    answer from the page. It says whose page it is by ``Sec-Fetch-Site``, where the server is local or behind TLS, and
-    by ``Origin``. Clients that are no browsers send neither.
+    A browser sends some requests for any page without a preflight, even to a server on the same machine; it only hides
+    the response from the page. It names the page's origin in ``Sec-Fetch-Site`` (on local servers and over TLS), and
+    in ``Origin``. Clients other than browsers send neither.
 
-    A page whose host name was pointed at this server's address after it was loaded (DNS rebinding) is of the same
-    origin for the browser; only ``Host`` gives it away. So this has to be an IP address, a loopback name, or a name of
+    After DNS rebinding (a page's host name resolves to this server after the page was loaded) the page has the same
+    origin for the browser; only ``Host`` reveals it. So this must be an IP address, a loopback name, or a name of
     the allow list.
 
     Args:
-        origins: origins whose pages may change what is served (CORS); ``*`` for all.
-        hosts: names that ``Host`` may have besides; ``*.`` before a name allows the names below it, ``*`` allows all.
+        origins: Origins of pages that may change the served models (CORS); ``*`` for all.
+        hosts: Additional names allowed in ``Host``; ``*.`` before a name allows its subdomains, ``*`` allows all.
     """
 
     def __init__(self, origins: Iterable[str] = (), hosts: Iterable[str] = ()) -> None:
@@ -34,19 +34,19 @@ class CrossOriginGuard:
         """Check that a control request is allowed.
 
         Raises:
-            AccessForbiddenError: it comes from a page of another origin, or with a host name that is not allowed.
+            AccessForbiddenError: The request is from a page of another origin, or its host name is not allowed.
         """
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if host and not self.allows_host(host):
             raise AccessForbiddenError(
-                f"a request for the host {host[:_SHOWN]!r} may not change what is served; "
-                "PANTHER_ALLOWED_HOSTS names the hosts that may"
+                f"a request for the host {host[:_SHOWN]!r} may not change the served models; "
+                "add the host to PANTHER_ALLOWED_HOSTS to allow it"
             )
         if not self._allows_page(headers, host):
             origin = headers.get(b"origin", b"").decode("latin-1")
             raise AccessForbiddenError(
-                f"a page of {origin[:_SHOWN] or 'another origin'} may not change what is served; "
-                "PANTHER_CORS_ORIGINS names those that may"
+                f"a page of {origin[:_SHOWN] or 'another origin'} may not change the served models; "
+                "add the origin to PANTHER_CORS_ORIGINS to allow it"
             )
 
     def allows_host(self, host: str) -> bool:
@@ -67,7 +67,7 @@ class CrossOriginGuard:
             return True
         if origin == "null":
             return False
-        # Behind a proxy the page's origin is not the address of the server; the browser knows better.
+        # Behind a proxy the page's origin differs from the address of the server; trust the browser.
         return site == b"same-origin" or origin.partition("://")[2].lower() == host
 
 

@@ -1,4 +1,4 @@
-"""The inference service as an ASGI endpoint, answered in front of FastAPI's middleware."""
+"""The inference service as an ASGI endpoint, in front of FastAPI's middleware."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
@@ -25,12 +25,12 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
         body = await read_body(service, headers, receive, reservation)
     except AppError as error:
         reservation.release()
-        await _send(send, _refused(service, target, headers, error), close=True)  # the rest of the body is not read
+        await _send(send, _refused(service, target, headers, error), close=True)  # the rest of the body stays unread
         return
     if body is None:
         return
     inferring = service.infer(target, headers, scope["query_string"], body, reservation)
-    del body  # a run that reads it keeps it
+    del body  # a run that reads it holds a reference
     found = await _unless_disconnected(inferring, receive)
     if found is None:
         return
@@ -50,11 +50,11 @@ async def _send(send: Send, found: Answer, *, close: bool = False) -> None:
     if close:
         fields.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": content})
+    await send({"type": "http.response.body", "body": bytes(content)})
 
 
 async def _unless_disconnected(inferring: Coroutine[Any, Any, Answer], receive: Receive) -> Answer | None:
-    """The answer; None where the client disconnects before: then its request is cancelled."""
+    """The response; None if the client disconnects before, which cancels its request."""
     infer = asyncio.ensure_future(inferring)
     leave = asyncio.ensure_future(_disconnected(receive))
     try:
@@ -73,12 +73,12 @@ async def _disconnected(receive: Receive) -> None:
 async def read_body(
     service: InferenceService, headers: dict[bytes, bytes], receive: Receive, reservation: Reservation
 ) -> Body | None:
-    """The whole body; None when the client disconnected.
+    """The whole body; None if the client disconnected.
 
     Raises:
-        UnauthorizedError: see ``InferenceService.admit``; nothing of it is read.
-        BodyTooLargeError: it is over the limit; the rest of it is left unread.
-        OverloadedError: too much is in flight.
+        UnauthorizedError: See ``InferenceService.admit``; the body is not read.
+        BodyTooLargeError: The body exceeds the limit; its rest is not read.
+        OverloadedError: The byte budget is exhausted.
     """
     service.admit(headers)
     body: Body = b""
@@ -104,5 +104,5 @@ class Responder(Response):
         self._target = target
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request."""
+        """Send the response."""
         await answer(self._service, self._target, scope, receive, send)

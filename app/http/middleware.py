@@ -39,7 +39,7 @@ READ_BY_BROWSERS = (
 
 
 def error_response(error: AppError) -> JSONResponse:
-    """The answer for an error."""
+    """The response for an error."""
     response = JSONResponse({"error": str(error)}, status_of(error))
     response.raw_headers += error_headers(error)
     return response
@@ -48,15 +48,15 @@ def error_response(error: AppError) -> JSONResponse:
 class RequestGate:
     """ASGI middleware in front of the application.
 
-    Inference requests are answered at once, others by the application behind it once their key is seen to be right.
+    It serves inference requests directly, and passes on others after checking their key.
 
     Args:
-        behind: the application for all else.
-        service: answers inference requests, and checks API keys.
-        guard: checks requests that change what is served.
-        has_route: whether the application has a route for a request; where it has none, nothing is changed.
-        origins: origins whose pages may read answers (CORS).
-        access_log: whether each request gets a line in the log.
+        behind: The application for all other requests.
+        service: The inference service, which also checks API keys.
+        guard: Checks requests that change the served models.
+        has_route: Whether the application has a route for a request; without one, the request changes nothing.
+        origins: Origins of pages that may read responses (CORS).
+        access_log: Whether to log each request.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RequestGate:
             self._infer, self._other = _with_cors(self._infer, origins), _with_cors(self._other, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self._behind(scope, receive, send)
             return
@@ -114,11 +114,11 @@ class RequestGate:
             self._service.check_length(headers)
         except AppError as error:
             response = error_response(error)
-            response.headers["connection"] = "close"  # what comes of a body is not read
+            response.headers["connection"] = "close"  # the body is not read
             await response(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            # As GET is; the server beneath knows what was asked and leaves the body out.
+            # Handle HEAD like GET; the server below leaves out the body.
             scope = {**scope, "method": "GET"}
         reservation = Reservation(self._service.admission)
         try:
@@ -127,9 +127,9 @@ class RequestGate:
             reservation.release()
 
     def _whole_body(self, receive: Receive, reservation: Reservation) -> Receive:
-        """The same messages, but those of the body in one; a body over its limit is refused.
+        """The same messages, with the body in a single one; a body over the limit is refused.
 
-        Read piece by piece, a body of small pieces would take many times its length.
+        Buffered piece by piece, a body of small pieces would take many times its length.
         """
         most = min(OTHER_BODY_BYTES, self._service.max_body_bytes)
         read = False
@@ -144,7 +144,7 @@ class RequestGate:
             while True:
                 piece = message.get("body", b"")
                 if len(body) + len(piece) > most:
-                    said = f"the body is larger than {most} bytes, the most for what is no inference"
+                    said = f"the body is larger than {most} bytes, the limit for requests other than inference"
                     raise HTTPException(413, said, {"connection": "close"})
                 try:
                     body = join(body, piece, reservation)

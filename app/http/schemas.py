@@ -9,14 +9,14 @@ class Liveness(BaseModel):
     """Response of the liveness probe."""
 
     live: bool
-    error: str | None = Field(None, description="why the server is not live")
+    error: str | None = Field(None, description="the reason why the server is not live")
 
 
 class Readiness(BaseModel):
     """Response of the readiness probe."""
 
     ready: bool
-    error: str | None = Field(None, description="why the server is not ready")
+    error: str | None = Field(None, description="the reason why the server is not ready")
 
 
 class ErrorBody(BaseModel):
@@ -26,15 +26,15 @@ class ErrorBody(BaseModel):
 
 
 class PredictBody(BaseModel):
-    """Rows for a model: a nested list for its only input, or one for each input by name."""
+    """Rows for a model: a nested list for its only input, or one per input by name."""
 
     model_config = ConfigDict(extra="forbid")
 
     inputs: list[Any] | dict[str, list[Any]] = Field(
-        description="rows of numbers, or a list of rows for each input by name"
+        description="rows of numbers, or a list of rows per input, by name"
     )
     outputs: list[str] | None = Field(None, description="outputs to return, in this order; default: all")
-    top_k: int | None = Field(None, ge=1, description="number of labels to rank for each row")
+    top_k: int | None = Field(None, ge=1, description="number of labels to rank per row")
 
 
 class RankedLabel(BaseModel):
@@ -45,13 +45,13 @@ class RankedLabel(BaseModel):
 
 
 class Prediction(RankedLabel):
-    """The most likely label of one row, with the ranking where ``top_k`` asks for it."""
+    """The most likely label of one row, with a ranking if ``top_k`` requests it."""
 
     top_k: list[RankedLabel] | None = None
 
 
 class PredictAnswer(BaseModel):
-    """Response of the plain API: outputs by name, and predictions where the model's card has labels."""
+    """Response of the plain API: outputs by name, and predictions if the model's card has labels."""
 
     model: str
     version: str
@@ -60,12 +60,12 @@ class PredictAnswer(BaseModel):
 
 
 class InferTensor(BaseModel):
-    """A tensor of the Open Inference Protocol; ``data`` is absent where it follows as binary."""
+    """A tensor of the Open Inference Protocol; ``data`` is missing if it follows as binary data."""
 
     name: str
     shape: list[int]
     datatype: str = Field(description="BOOL, UINT8 … INT64, FP16, FP32, FP64, BF16 or BYTES")
-    parameters: dict[str, Any] | None = Field(None, description="binary_data_size: bytes that follow for this tensor")
+    parameters: dict[str, Any] | None = Field(None, description="binary_data_size: size of the data that follows")
     data: list[Any] | None = Field(None, description="row-major, nested or flat")
 
 
@@ -79,10 +79,10 @@ class InferOutput(BaseModel):
 
 
 class InferBody(BaseModel):
-    """A request of the Open Inference Protocol; members that it does not know are ignored."""
+    """A request of the Open Inference Protocol; unknown members are ignored."""
 
-    model_name: str | None = Field(None, description="the model that the address leads to, or nothing")
-    model_version: str | None = Field(None, description="its version, or nothing")
+    model_name: str | None = Field(None, description="the model in the URL, or omitted")
+    model_version: str | None = Field(None, description="the version in the URL, or omitted")
     id: str | None = None
     parameters: dict[str, Any] | None = Field(
         None, description="priority (1 is highest), timeout (microseconds), binary_data_output"

@@ -1,4 +1,4 @@
-"""Accepting connections: all that wait together, and none is reset when the sockets close.
+"""Accepting connections: all waiting ones at once, and none is reset when the sockets close.
 
 See docs/decisions/0011-accept-connections-in-batches.md.
 See docs/decisions/0012-drain-the-backlog-on-shutdown.md.
@@ -14,31 +14,31 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 AT_ONCE = 128
-"""Connections that are accepted during one turn of the event loop, beside the loop's own."""
+"""Maximum number of connections accepted per turn of the event loop, in addition to the loop's own."""
 HANDSHAKE_S = 0.01
-"""How long a handshake that has begun may take once no other begins."""
+"""Time for a handshake in progress to finish if no other one starts."""
 _SO_ATTACH_FILTER = 26
 # A program of the kernel's classic packet filter (struct sock_filter): operation, jumps if true and if false, operand.
 _DROP_SYN = (
     (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
     (0x54, 0, 0, 0x12),  # keep SYN and ACK of them
     (0x15, 0, 1, 0x02),  # SYN alone?
-    (0x06, 0, 0, 0),  # drop the packet: it begins a connection
+    (0x06, 0, 0, 0),  # drop the packet: it starts a connection
     (0x06, 0, 0, 0xFFFFFFFF),  # pass any other
 )
 LOOK_S = 0.002
-"""How long after a connection was made others are accepted; where turns are shorter the loop itself keeps up."""
+"""Delay from a new connection to accepting the others; with shorter turns the event loop itself keeps up."""
 
 
 class Acceptor:
-    """Accepts from the listening sockets of a process, beside the event loop.
+    """Accepts connections from the listening sockets of a process, in addition to the event loop.
 
-    libuv accepts one connection in a turn of the loop. While the loop is busy a turn takes tens of milliseconds, and a
-    health check would wait for seconds behind other new connections. So each new connection has all others accepted
-    that wait.
+    libuv accepts one connection per turn of the loop. While the loop is busy a turn takes tens of milliseconds, and a
+    health check would wait for seconds behind other new connections. So with each new connection, all other waiting
+    ones are accepted too.
 
     Args:
-        serve: has the event loop serve a connection; returns once its protocol knows of it.
+        serve: Lets the event loop serve a connection; returns once its protocol is connected.
     """
 
     def __init__(self, serve: Callable[[socket.socket], Coroutine[Any, Any, None]]) -> None:
@@ -49,15 +49,15 @@ class Acceptor:
 
     @property
     def pending(self) -> bool:
-        """Whether a connection was accepted that is not yet among the server's."""
+        """Whether an accepted connection is not yet registered with the server."""
         return bool(self._accepted)
 
     def start(self, sockets: Iterable[socket.socket]) -> None:
-        """Accept from these sockets from now on."""
+        """Start accepting from these sockets."""
         self._sockets = list(sockets)
 
     def connection_made(self) -> None:
-        """A connection was opened, and others may wait: accept them, at most once in a turn of the loop."""
+        """Accept other waiting connections after one was opened, at most once per turn of the loop."""
         if self._sockets and not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_later(LOOK_S, self._accept)
@@ -74,12 +74,12 @@ class Acceptor:
             task.add_done_callback(self._accepted.discard)
 
     async def close(self, servers: Iterable[asyncio.Server]) -> None:
-        """Accept the connections that wait, then close the sockets: the kernel resets those that were not accepted.
+        """Accept waiting connections, then close the sockets; the kernel resets connections that were not accepted.
 
-        New connections are not begun meanwhile, see ``drop_syn``.
+        New connections do not start meanwhile, see ``drop_syn``.
 
         Args:
-            servers: of the event loop, on the same sockets.
+            servers: Servers of the event loop on the same sockets.
         """
         for sock in self._sockets:
             drop_syn(sock)
@@ -93,11 +93,11 @@ class Acceptor:
             sock.close()
         while self._accepted:
             await asyncio.wait(self._accepted)
-        await asyncio.sleep(0)  # what the loop itself has accepted it makes known in the turn that follows
+        await asyncio.sleep(0)  # the loop registers its accepted connections in the next turn
 
 
 def accept_all(sock: socket.socket, most: int = sys.maxsize) -> list[socket.socket]:
-    """The connections that wait at a listening socket."""
+    """Accept the waiting connections of a listening socket."""
     accepted: list[socket.socket] = []
     sock.settimeout(0)
     with contextlib.suppress(OSError):
@@ -109,8 +109,8 @@ def accept_all(sock: socket.socket, most: int = sys.maxsize) -> list[socket.sock
 def drop_syn(sock: socket.socket) -> None:
     """Make the kernel drop SYN packets at a listening socket; handshakes in progress go on.
 
-    A client that connects after the last ``accept`` and before ``close`` would be reset. Unanswered, it sends its SYN
-    again after a second, and is refused, or served by another socket on the port. Where the kernel has no such filter
+    A client that connects between the last ``accept`` and ``close`` would be reset. Without a response it sends its SYN
+    again after a second, and is refused, or served by another socket on the port. On a kernel without such a filter
     nothing changes.
     """
     if sys.platform == "linux":

@@ -15,20 +15,20 @@ log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal ends it.
+    """Serve until a signal ends the process.
 
     Returns:
         The exit status.
 
     Raises:
-        BindError: the address can't be listened on.
-        MissingExtraError: gRPC is asked for, or models by URL, and the packages are not installed.
+        BindError: The address is not available.
+        MissingExtraError: gRPC or models by URL are enabled, but their packages are not installed.
     """
     ignore_stray_signals()
     grpc_extra.require_extra(settings)
     if isinstance(settings.model_dir, ModelUrl):
         remote_extra.require_extra(settings.model_dir)
-    # gRPC listens by itself, in each process, on an address that is held for it here.
+    # gRPC listens separately in each process, on an address that is reserved here.
     grpc = None if settings.grpc_port is None else Address(settings.host, settings.grpc_port, "grpc_port")
     if settings.workers == 1:
         sock = bind(settings.host, settings.port)

@@ -1,4 +1,4 @@
-"""Graceful shutdown of a serving process: not ready at once, requests in flight are answered, nothing is reset.
+"""Graceful shutdown of a serving process: not ready at once, in-flight requests complete, no connection is reset.
 
 See docs/decisions/0013-graceful-shutdown.md.
 """
@@ -26,31 +26,31 @@ from app.process.acceptor import Acceptor
 log = logging.getLogger(__name__)
 
 IDLE_GRACE_S = 1.0
-"""How long a connection may still bring a request once no new ones are accepted."""
+"""Time for an open connection to send another request after the listening sockets are closed."""
 CUT_S = 2.0
-"""How long a process may take to end once its time for requests in flight is over."""
+"""Time for a process to end after its time for requests in flight is over."""
 _TURN_S = 0.02
 
 
 class Phase(Enum):
-    """Phase of a server's life; each is followed by the next."""
+    """Phase of a server's life, in order."""
 
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
-    """Not ready, and each answer is the last of its connection; new connections are accepted for shutdown_delay_s."""
+    """Not ready, and each response closes its connection; new connections are accepted for shutdown_delay_s."""
     CLOSING = "closing"
-    """No new connections; requests in flight are answered for shutdown_timeout_s."""
+    """No new connections; in-flight requests may complete within shutdown_timeout_s."""
 
 
 class ConnectionState(ServerState):
-    """uvicorn's state of a server, which its connections see.
+    """uvicorn's state of a server, shared with its connections.
 
     Args:
-        connected: called when a connection was opened.
+        connected: Called when a connection was opened.
 
     Attributes:
-        draining: whether each answer is the last one of its connection.
+        draining: Whether each response is the last one of its connection.
     """
 
     def __init__(self, connected: Callable[[], None]) -> None:
@@ -60,7 +60,7 @@ class ConnectionState(ServerState):
 
 
 async def _nothing_else(*_: float) -> None:
-    """Where HTTP alone is served."""
+    """Open or close nothing, for a server with HTTP only."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Hooks:
     """Callbacks from the server to the application.
 
     Attributes:
-        stuck_because: why the engine can't be called alive, or None.
-        drain: called when a graceful shutdown begins.
-        reread: called on SIGHUP, in the event loop.
-        open: opens what else listens, once connections are accepted.
-        close: has that accept nothing more, and ends when it has answered all, within the seconds that it is given.
+        stuck_because: Returns the reason why the server is not live, or None.
+        drain: Called at the start of a graceful shutdown.
+        reread: Called on SIGHUP, on the event loop.
+        open: Opens other listeners, once connections are accepted.
+        close: Closes them, and returns when their requests are complete, within the given seconds.
     """
 
     stuck_because: Callable[[], str | None]
@@ -85,16 +85,16 @@ class Hooks:
 class GracefulServer(uvicorn.Server):
     """uvicorn's server, with a shutdown that loses no request.
 
-    The first SIGTERM or SIGINT makes readiness false at once. For ``shutdown_delay_s`` new connections are still taken,
-    so that load balancers can notice. Then none is accepted; each answer says ``connection: close``, and a connection
-    that is idle is closed once it had the time to bring a request that was under way. After ``shutdown_timeout_s``
-    what is left is answered with 503. The second signal ends the process where it stands.
+    The first SIGTERM or SIGINT ends readiness at once. For ``shutdown_delay_s`` it still accepts connections,
+    so that load balancers can react. Then it accepts none; each response has ``connection: close``, and an idle
+    connection is closed after a time for a request in transit. After ``shutdown_timeout_s`` the
+    remaining requests get 503. A second signal ends the process immediately.
 
     Args:
-        config: of uvicorn.
-        settings: of the server.
-        hooks: of the application.
-        supervised: whether a parent passes signals on; the terminal's SIGINT, which reaches both, is then ignored.
+        config: Configuration of uvicorn.
+        settings: Settings of the server.
+        hooks: Callbacks to the application.
+        supervised: Whether a parent passes signals on; then a SIGINT from the terminal, which reaches both, is ignored.
     """
 
     def __init__(self, config: uvicorn.Config, settings: Settings, hooks: Hooks, *, supervised: bool = False) -> None:
@@ -115,13 +115,13 @@ class GracefulServer(uvicorn.Server):
         return self._drained_at > 0
 
     def problem(self) -> str | None:
-        """Why this process had better be replaced, or None; may be called in any thread."""
+        """The reason to replace this process, or None; may be called from any thread."""
         if self._phase is not Phase.SERVING:
             return None
         limit_s = self._settings.stuck_run_s
         late_s = time.monotonic() - self._ticked_at
         if limit_s and late_s > limit_s:
-            return f"its event loop has not come round for {late_s:.0f} s"
+            return f"its event loop has been blocked for {late_s:.0f} s"
         return self._hooks.stuck_because()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's signature
@@ -132,7 +132,7 @@ class GracefulServer(uvicorn.Server):
             os._exit(128 + sig)
         self.drain()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # The kernel does it then, even where the interpreter is stuck; not for the first process of a container.
+            # Then the kernel handles the signal, even if the interpreter is stuck; not for process 1 of a container.
             if os.getpid() != 1 and not (self._supervised and number == signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, _give_up)
@@ -177,13 +177,13 @@ class GracefulServer(uvicorn.Server):
         problem = self._hooks.stuck_because()
         if (problem is None) != (self._stuck is None):
             if problem is not None:
-                log.error("not alive: %s", problem)
+                log.error("not live: %s", problem)
             else:
-                log.warning("alive again: the run has ended")
+                log.warning("live again: the run has ended")
         self._stuck = problem
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Accept nothing more, answer the requests in flight, and end."""
+        """Accept no more connections, complete the requests in flight, and end."""
         self.drain()
         self._phase = Phase.CLOSING
         log.info("shutting down; %d connections are open", len(self.server_state.connections))
@@ -215,7 +215,7 @@ class GracefulServer(uvicorn.Server):
     async def _cut(self) -> None:
         left = self._connections()
         log.error(
-            "%d connections and %d tasks were not done after shutdown_timeout_s (%d): they are cut off",
+            "%d connections and %d tasks are unfinished after shutdown_timeout_s (%d) and are cancelled",
             len(left), len(self.server_state.tasks), self._settings.shutdown_timeout_s,
         )  # fmt: skip
         for task in list(self.server_state.tasks):
@@ -223,7 +223,7 @@ class GracefulServer(uvicorn.Server):
         for connection in left:
             connection.cut()
         await asyncio.sleep(0.1)
-        for connection in self._connections():  # those that don't read what they are sent
+        for connection in self._connections():  # clients that do not read their responses
             connection.transport.abort()
         await asyncio.sleep(0)
 
@@ -232,13 +232,13 @@ class GracefulServer(uvicorn.Server):
 
 
 def ignore_stray_signals() -> None:
-    """Ignore signals without a meaning for the server; SIGHUP gets one once it serves."""
+    """Ignore signals without a meaning for the server; SIGHUP gets a handler once it serves."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.SIG_IGN)
 
 
 def _give_up(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
-    log.error("a run of a model did not end in time; exiting without it")
+    log.error("a run of a model did not end in time; exiting anyway")
     logging.shutdown()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Listening sockets: one for one process, or one for each worker on the same port.
+"""Listening sockets: one for a single process, or one per worker on the same port.
 
 See docs/decisions/0009-one-socket-per-worker.md.
 """
@@ -13,32 +13,32 @@ BACKLOG = 2048
 
 
 class BindError(AppError):
-    """The address can't be listened on."""
+    """The address is not available for listening."""
 
 
 def authority(host: str) -> str:
-    """A host as URLs have it: an IPv6 address in brackets."""
+    """A host in the form of URLs: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def bind(host: str, port: int, *, shared: bool = False, setting: str = "port") -> socket.socket:
-    """A listening socket.
+    """Open a listening socket.
 
     Args:
-        host: an address or name of this machine.
-        port: 0 for a free one.
-        shared: allow other sockets of the same user on the same port.
-        setting: that the port comes from, for messages.
+        host: An address or name of this machine.
+        port: The port; 0 for a free one.
+        shared: Whether other sockets of the same user may use the same port.
+        setting: Name of the port's setting, for messages.
 
     Raises:
-        BindError: the port is taken, or the host is not one of this machine; says what to do.
+        BindError: The port is taken, or the host is not an address of this machine; the message gives the remedy.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     place = f"{authority(host)}:{port}"
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared)
-    except TypeError:  # so Python says that no host can have this name
-        raise BindError(f"can't listen on {place!r}: a host's name holds no null character") from None
+    except TypeError:  # Python's error for an impossible host name
+        raise BindError(f"can't listen on {place!r}: a host name must not contain a null character") from None
     except OSError as error:
         known = error.errno is not None and error.errno > 0
         reason = os.strerror(error.errno) if known and error.errno else error.strerror or str(error)
@@ -50,22 +50,22 @@ def bind(host: str, port: int, *, shared: bool = False, setting: str = "port") -
 
 
 class Address:
-    """An address that the workers share, held for them by a socket that is bound and does not listen.
+    """An address that the workers share, reserved by a socket that is bound but does not listen.
 
-    With a socket each (``SO_REUSEPORT``) the kernel spreads connections over the workers; those that share one socket
-    race for its connections, and the quickest takes most of them.
+    With a socket per worker (``SO_REUSEPORT``) the kernel spreads connections over the workers. Workers that share a
+    socket race for its connections, and the fastest one takes most of them.
 
     Args:
-        host: an address or name of this machine.
-        port: 0 for a free one.
-        setting: that the port comes from, for messages.
+        host: An address or name of this machine.
+        port: The port; 0 for a free one.
+        setting: Name of the port's setting, for messages.
 
     Raises:
-        BindError: see ``bind``.
+        BindError: See ``bind``.
     """
 
     def __init__(self, host: str, port: int, setting: str = "port") -> None:
-        # Sockets that share a port would share it with another server's too: first see that it is free.
+        # Shared sockets would also share the port with another server: first check that it is free.
         with bind(host, port, setting=setting) as probe:
             self._family = probe.family
             self._address: tuple[Any, ...] = probe.getsockname()
@@ -81,10 +81,10 @@ class Address:
         return f"{authority(self._address[0])}:{self.port}"
 
     def open(self, *, listening: bool) -> socket.socket:
-        """A socket for one worker; it gets connections once it listens.
+        """Open a socket for one worker; it receives connections once it listens.
 
         Raises:
-            OSError: no descriptor is left.
+            OSError: No file descriptor is free.
         """
         sock = self._bind()
         if listening:
@@ -92,7 +92,7 @@ class Address:
         return sock
 
     def close(self) -> None:
-        """Give the address up."""
+        """Release the address."""
         self._held.close()
 
     def _bind(self) -> socket.socket:

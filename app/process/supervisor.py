@@ -1,4 +1,4 @@
-"""The parent of several workers behind one port: it starts them, replaces those that die or hang, and ends them.
+"""The parent of several workers behind one port: starts them, replaces those that die or hang, and ends them.
 
 See docs/decisions/0010-own-supervisor.md.
 """
@@ -24,9 +24,9 @@ from app.telemetry.aggregate import merge
 log = logging.getLogger(__name__)
 
 HUNG_S = 30.0
-"""A worker that says nothing for so long is replaced."""
+"""A worker without a report for this time is replaced."""
 START_S = 120.0
-"""The same before its first word: importing takes long where many start at once."""
+"""The same limit before the first report: imports are slow when many workers start at once."""
 _LOOK_S = 0.05
 _PING_S = 1.0
 _SHORT_LIFE_S = 10.0
@@ -34,26 +34,26 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class Worker:
-    """A worker process, as its parent sees it; started by its constructor.
+    """A worker process, as its parent sees it; the constructor starts it.
 
     Args:
-        options: it is started with.
-        sock: to listen on; closed here, so that it goes with the worker.
-        listens: whether the socket listens already.
+        options: Start options of the worker.
+        sock: Listening socket; closed in the parent, so it is closed when the worker ends.
+        listens: Whether the socket already listens.
 
     Attributes:
-        listens: whether clients can connect to it.
-        channel: this end of what connects it to the other workers.
-        member: the worker in the hub, once it is counted in.
+        listens: Whether clients can connect to it.
+        channel: The parent's end of the channel to the other workers.
+        member: The worker in the hub, once it is registered.
     """
 
     def __init__(self, options: WorkerOptions, sock: socket.socket, *, listens: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.channel, far = socket.socketpair()
-        # As a daemon it would be ended at once, and not by SIGTERM, should the parent fail.
+        # If the parent fails, a daemon process would be ended at once, and not by SIGTERM.
         self.process = context.Process(target=run_worker, args=(options, sock, far, theirs))
-        # SIGHUP would end it until it has a handler, so it is born with the signal blocked.
+        # SIGHUP would end it until it has a handler, so it starts with the signal blocked.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             self.process.start()
@@ -73,12 +73,12 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Process id."""
         return self.process.pid or 0
 
     @property
     def exitcode(self) -> int | None:
-        """How it ended; None while it lives."""
+        """Exit status; None while it is running."""
         return self.process.exitcode
 
     def problem(self) -> str | None:
@@ -94,11 +94,11 @@ class Worker:
                 self._asked_at = now
                 self._pipe.send(b"how are you")
         if found is None and now - self._heard_at > (HUNG_S if self._heard else START_S):
-            return f"it has said nothing for {now - self._heard_at:.0f} s"
+            return f"it has not reported for {now - self._heard_at:.0f} s"
         return found
 
     def send_signal(self, number: int) -> None:
-        """Pass a signal on; SIGTERM once."""
+        """Forward a signal; SIGTERM only once."""
         if self.exitcode is None and not (self._told_to_end and number == signal.SIGTERM):
             self._told_to_end = self._told_to_end or number == signal.SIGTERM
             with contextlib.suppress(ProcessLookupError):
@@ -113,14 +113,14 @@ class Worker:
 
 @dataclass(slots=True)
 class Slot:
-    """The place of one worker, for one after the other.
+    """The place of one worker, taken by one after the other.
 
     Attributes:
-        sock: for the first one; it listens from the start, so that clients can wait.
-        worker: the one that lives, or None.
-        succeeds: whether the next one replaces another.
-        start_at: when it is started.
-        pause_s: how long that was put off the last time.
+        sock: Socket of the first worker; it listens from the start, so clients can wait.
+        worker: The live worker, or None.
+        succeeds: Whether the next worker replaces another.
+        start_at: Time of the next start.
+        pause_s: Last delay of a start.
     """
 
     number: int
@@ -134,13 +134,13 @@ class Slot:
 class Supervisor:
     """Starts workers, replaces those that die or hang, and ends them all.
 
-    The socket of a worker that died goes with it, so that its share of connections falls to the others; its successor
+    The socket of a dead worker is closed, so its share of connections falls to the others; its successor
     listens once its models are loaded.
 
     Args:
-        settings: of the server.
-        address: that the workers share.
-        grpc: the same for gRPC; None without it.
+        settings: Settings of the server.
+        address: Shared address of the workers.
+        grpc: Shared address for gRPC; None without it.
     """
 
     def __init__(self, settings: Settings, address: Address, grpc: Address | None = None) -> None:
@@ -153,7 +153,7 @@ class Supervisor:
         self._failed = False
 
     def run(self) -> int:
-        """Serve until a signal ends it; the exit status."""
+        """Serve until a signal ends the process; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_end)
         signal.signal(signal.SIGHUP, self._on_hangup)
@@ -201,7 +201,7 @@ class Supervisor:
             log.error("worker %d could not start", pid)
             self._failed = True
             return
-        # One that dies again and again is started less and less often.
+        # A worker that keeps dying is started with growing delays.
         short = time.monotonic() - worker.began_at <= _SHORT_LIFE_S
         slot.pause_s = min(_LONGEST_PAUSE_S, max(0.5, 2 * slot.pause_s)) if short else 0.0
         slot.start_at = time.monotonic() + slot.pause_s
@@ -209,18 +209,18 @@ class Supervisor:
 
     async def _start(self, slot: Slot) -> None:
         try:
-            # Where no other listens, clients wait for this one instead of being refused.
+            # If no other worker listens, clients wait for this one instead of being refused.
             listens = slot.sock is not None or not any(worker.listens for worker in self._workers())
             sock, slot.sock = slot.sock or self._address.open(listening=listens), None
             grpc = None if self._grpc is None else str(self._grpc)
             options = WorkerOptions(self._settings, slot.number, slot.succeeds, grpc)
             worker = Worker(options, sock, listens=listens)
         except (OSError, ValueError) as error:
-            log.error("can't start a worker: %s", error)
+            log.error("cannot start a worker: %s", error)
             slot.start_at = time.monotonic() + 1
             return
         slot.worker, slot.succeeds = worker, True
-        if self._signals:  # which came while it was not yet among those that they are passed on to
+        if self._signals:  # signals that arrived before the worker was registered
             worker.send_signal(signal.SIGTERM)
         worker.member = await self._hub.connect(worker.pid, worker.channel)
 
@@ -237,7 +237,7 @@ class Supervisor:
                 if time.monotonic() > end and worker.exitcode is None:
                     log.error("worker %d did not end in time; killing it", worker.pid)
                     worker.process.kill()
-            self._failed = self._failed or worker.exitcode not in (0, -signal.SIGTERM)  # the latter before it served
+            self._failed = self._failed or worker.exitcode not in (0, -signal.SIGTERM)  # SIGTERM before it served
         if len(self._signals) > 1:
             return 128 + self._signals[-1]
         return 1 if self._failed else 0

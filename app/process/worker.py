@@ -1,4 +1,4 @@
-"""One serving process: the only one, or a worker beside others."""
+"""One serving process: a single process, or one of several workers."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 START_FAILED = 3
-"""Status of a worker that would fail in the same way each time."""
+"""Exit status of a worker that would fail again in the same way."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class WorkerOptions:
     """Start options of a worker.
 
     Attributes:
-        settings: of the server.
-        slot: its number among the workers, from 0.
-        succeeds: whether it replaces another; it then loads its models before it listens.
-        grpc_address: where it listens for gRPC; None without it.
+        settings: Settings of the server.
+        slot: Its number among the workers, from 0.
+        succeeds: Whether it replaces another worker; it then loads its models before it listens.
+        grpc_address: Address for gRPC; None without it.
     """
 
     settings: Settings
@@ -52,11 +52,11 @@ class WorkerOptions:
 
 
 def make_config(application: Any, settings: Settings) -> uvicorn.Config:
-    """How uvicorn runs the application."""
+    """Configuration of uvicorn for the application."""
     return uvicorn.Config(
         application,
         loop="uvloop",
-        http=cast("type[asyncio.Protocol]", Connection),  # uvicorn makes it and asks no more of it
+        http=cast("type[asyncio.Protocol]", Connection),  # uvicorn only constructs it
         ws="none",
         log_config=None,
         access_log=False,
@@ -72,12 +72,12 @@ def make_config(application: Any, settings: Settings) -> uvicorn.Config:
 def make_server(
     application: Application, settings: Settings, *, supervised: bool = False, grpc_address: str | None = None
 ) -> GracefulServer:
-    """The server of an application.
+    """Make the server of an application.
 
     Args:
-        application, settings: what it serves, and how.
-        supervised: whether a parent passes signals on.
-        grpc_address: where it listens for gRPC; None without it.
+        application, settings: The application and its settings.
+        supervised: Whether a parent passes signals on.
+        grpc_address: Address for gRPC; None without it.
     """
     state = application.state.panther
     hooks = Hooks(state.stuck_because, state.drain, application.lifecycle.reread_keys)
@@ -87,7 +87,7 @@ def make_server(
 
 
 def serve_alone(settings: Settings, sock: socket.socket, grpc_address: str | None = None) -> int:
-    """Serve in this process until a signal ends it; the exit status."""
+    """Serve in this process until a signal ends it; return the exit status."""
     _prepare(settings)
     server = make_server(create_app(settings, on_loaded=freeze_collector), settings, grpc_address=grpc_address)
     server.run([sock])
@@ -98,13 +98,13 @@ def run_worker(options: WorkerOptions, sock: socket.socket, others: socket.socke
     """Main function of a worker process.
 
     Args:
-        options: of the worker.
-        sock: to listen on.
-        others: connects it to the other workers, by way of the parent.
-        pipe: to the parent, which asks how it fares.
+        options: Start options of the worker.
+        sock: Socket to listen on.
+        others: Connects it to the other workers, through the parent.
+        pipe: Connects it to the parent, which requests its status.
     """
     ignore_stray_signals()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the parent blocked it until it would end nothing
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the parent blocked it until a handler was installed
     settings = options.settings
     configure_logging(settings.log_level, settings.log_format)
     _prepare(settings)
@@ -122,7 +122,7 @@ def _prepare(settings: Settings) -> None:
 
 
 def _answer_parent(server: GracefulServer, pipe: "Pipe[Any, Any]", settings: Settings) -> None:
-    """Say how the worker fares, and end it with its parent; in a thread, which runs where the event loop does not."""
+    """Report the worker's status, and end it with its parent. Runs in a thread, even while the event loop is stuck."""
     with contextlib.suppress(OSError, EOFError):
         while True:
             pipe.recv()
@@ -131,4 +131,4 @@ def _answer_parent(server: GracefulServer, pipe: "Pipe[Any, Any]", settings: Set
         return
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(settings.shutdown_delay_s + settings.shutdown_timeout_s + 2 * CUT_S)
-    os._exit(1)  # it is stuck, and no parent is left to see that
+    os._exit(1)  # the process is stuck, and no parent can replace it

@@ -20,7 +20,7 @@ def _mean_ms(duration: Duration | Histogram) -> float | None:
 
 
 class Percentiles(StatsPart):
-    """Milliseconds that 50, 90 and 99% of the requests did not exceed; null before the first request."""
+    """50th, 90th and 99th percentile in milliseconds; null before the first request."""
 
     p50: float | None
     p90: float | None
@@ -34,22 +34,22 @@ class Percentiles(StatsPart):
 
 
 class Buckets(StatsPart):
-    """The buckets of a histogram that are not empty."""
+    """The non-empty buckets of a histogram."""
 
     total_ms: float
-    upper_bounds_ms: list[float | None] = Field(description="null: no bound")
+    upper_bounds_ms: list[float | None] = Field(description="null: unbounded")
     counts: list[int]
 
     @classmethod
     def of(cls, histogram: Histogram) -> Self:
-        """Take the filled buckets with their upper bounds."""
+        """The non-empty buckets with their upper bounds."""
         filled = histogram.filled()
         bounds = [BOUNDS_NS[index] / 1e6 if index < len(BOUNDS_NS) else None for index, _ in filled]
         return cls(total_ms=histogram.ns / 1e6, upper_bounds_ms=bounds, counts=[count for _, count in filled])
 
 
 class Times(StatsPart, Generic[Part]):
-    """Distribution of the whole request, of its time in the queue, and of the run of its batch."""
+    """Distribution of the whole request time, the queue time, and the run time of the batch."""
 
     request: Part
     queue: Part
@@ -57,13 +57,13 @@ class Times(StatsPart, Generic[Part]):
 
 
 class LiveStats(StatsPart):
-    """Counters over all workers since the server began, a field for each; times are null before a request."""
+    """Counters over all workers since the start of the server; times are null before the first request."""
 
     requests: int
     succeeded: int
     failed: int
     failures_by_reason: dict[str, int]
-    waiting: int = Field(description="requests in the queue at this moment")
+    waiting: int = Field(description="requests in the queue now")
     rows: int
     executions: int
     executed_rows: int
@@ -75,15 +75,15 @@ class LiveStats(StatsPart):
     mean_compute_output_ms: float | None
     percentiles_ms: Times[Percentiles]
     last_inference_ms: int | None = Field(description="milliseconds since 1970")
-    histograms: Times[Buckets] | None = Field(default=None, description="only where histograms=true asks for them")
+    histograms: Times[Buckets] | None = Field(default=None, description="only with histograms=true")
 
     @classmethod
     def of(cls, counters: Statistics, waiting: int) -> Self:
-        """Work out means and percentiles.
+        """Compute means and percentiles.
 
         Args:
-            counters: of the version, over all workers.
-            waiting: requests in its queues.
+            counters: Counters of the version, over all workers.
+            waiting: Number of requests in its queues.
         """
         times = {"request": counters.success, "queue": counters.queue, "compute_infer": counters.compute_infer}
         means = times | {"compute_input": counters.compute_input, "compute_output": counters.compute_output}

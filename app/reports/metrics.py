@@ -1,11 +1,12 @@
-"""Prometheus metrics, made from the counters at each scrape; docs/metrics.md lists them.
+"""Prometheus metrics, computed from the counters at each scrape; docs/metrics.md lists them.
 
-Metrics cost nothing between scrapes. With several workers each metric covers all of them, whichever worker answers.
+Metrics cost nothing between scrapes. With several workers each metric covers all of them, whichever worker responds.
 
 See docs/decisions/0025-metrics-from-counters-at-scrape.md.
 See docs/decisions/0026-own-metric-names.md.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 import onnxruntime as ort
@@ -33,7 +34,7 @@ _PROCESS_HELP = {
     "process_virtual_memory_bytes": "Virtual memory of all workers in bytes.",
     "process_open_fds": "Open file descriptors of all workers.",
     "process_max_fds": "Limit of open file descriptors of all workers.",
-    "process_start_time_seconds": "Start of the first worker in seconds since 1970.",
+    "process_start_time_seconds": "Start time of the first worker in seconds since 1970.",
 }
 _TIMES = (
     (
@@ -77,8 +78,8 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
     ready = state.not_ready_because() is None
     yield GaugeMetricFamily("panther_ready", "Whether the server is ready, 0 or 1.", ready)
     live = state.stuck_because() is None
-    yield GaugeMetricFamily("panther_live", "Whether the models run without getting stuck, 0 or 1.", live)
-    yield GaugeMetricFamily("panther_workers", "Workers that answered this scrape.", counters.workers)
+    yield GaugeMetricFamily("panther_live", "Whether the server is live, 0 or 1.", live)
+    yield GaugeMetricFamily("panther_workers", "Number of workers that responded to this scrape.", counters.workers)
     yield GaugeMetricFamily("panther_workers_wanted", "Configured number of workers.", state.settings.workers)
     yield CounterMetricFamily(
         "panther_log_lines_dropped",
@@ -86,7 +87,7 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
         counters.dropped_log_lines,
     )
     failing = state.mirroring is not None and state.mirroring.problem is not None
-    yield GaugeMetricFamily("panther_mirror_failing", "Whether models of a URL can't be mirrored, 0 or 1.", failing)
+    yield GaugeMetricFamily("panther_mirror_failing", "Whether mirroring models from a URL fails, 0 or 1.", failing)
     unrouted = CounterMetricFamily(
         "panther_unrouted_requests", "Failed requests for unknown models or paths.", labels=["protocol", "outcome"]
     )
@@ -107,7 +108,7 @@ def server_metrics(state: AppState, counters: ServerCounters) -> Iterable[Metric
 
 
 def model_metrics(state: AppState) -> Iterable[Metric]:
-    """Metrics of each version: state, file and savings, where they are known."""
+    """Metrics of each version: state, file and savings, if known."""
     states = GaugeMetricFamily(
         "panther_model_state", "1 for the current state, 0 for the others.", labels=[*_MODEL, "state"]
     )
@@ -115,16 +116,19 @@ def model_metrics(state: AppState) -> Iterable[Metric]:
     gauges = {
         name: GaugeMetricFamily(f"panther_model_{name}", text, labels=_MODEL)
         for name, text in (
-            ("file_bytes", "Bytes on disk."),
-            ("dense_twin_weight_bytes", "Bytes of the dense twin's weights."),
-            ("saved_bytes", "Bytes of the dense twin's weights less those on disk."),
-            ("resident_bytes", "Increase of one worker's resident memory by loading the model."),
-            ("load_seconds", "Load time."),
-            ("loaded_timestamp_seconds", "Load time stamp in seconds since 1970."),
+            ("file_bytes", "Size on disk in bytes."),
+            ("dense_twin_weight_bytes", "Size of the dense twin's weights in bytes."),
+            ("saved_bytes", "Size of the dense twin's weights minus the size on disk, in bytes."),
+            ("resident_bytes", "Increase of one worker's resident memory by loading the model, in bytes."),
+            ("load_seconds", "Duration of the load in seconds."),
+            ("loaded_timestamp_seconds", "Time of the load in seconds since 1970."),
         )
     }
     parameters = GaugeMetricFamily(
-        "panther_model_parameters", "Parameters of the whole model by way of counting.", labels=[*_MODEL, "count"]
+        "panther_model_parameters", "Parameters of the whole model, by way of counting.", labels=[*_MODEL, "count"]
+    )
+    instances = GaugeMetricFamily(
+        "panther_model_instances", "Instances of a loaded version in one worker.", labels=[*_MODEL, "device"]
     )
     failing = GaugeMetricFamily(
         "panther_model_load_failing", "Whether the version in the folder fails to load, 0 or 1.", labels=_MODEL
@@ -146,13 +150,15 @@ def model_metrics(state: AppState) -> Iterable[Metric]:
                     "default": str(item.version == entry.served).lower(),
                 },
             )
+            for device, number in Counter(instance.device for instance in model.instances).items():
+                instances.add_metric([*labels, device], number)
             for name, value in {**_sizes(item.serving), "loaded_timestamp_seconds": item.loaded_at}.items():
                 if value is not None:
                     gauges[name].add_metric(labels, value)
             if model.card is not None:
                 for count, value in model.card.totals.model:
                     parameters.add_metric([*labels, count], value)
-    yield from (states, failing, info, *gauges.values(), parameters)
+    yield from (states, failing, info, instances, *gauges.values(), parameters)
 
 
 def _sizes(serving: Serving) -> dict[str, float | None]:
@@ -180,7 +186,7 @@ def live_metrics(counters: ServerCounters, loaded: Iterable[tuple[str, str]]) ->
     failed = CounterMetricFamily("panther_failed_request_seconds", "Time spent on failed requests.", labels=_MODEL)
     depth = GaugeMetricFamily("panther_queue_depth", "Requests in the queue.", labels=_MODEL)
     mismatched = CounterMetricFamily(
-        "panther_mismatched_runs", "Runs whose outputs have another number of rows than their inputs.", labels=_MODEL
+        "panther_mismatched_runs", "Runs with a different number of rows in outputs and inputs.", labels=_MODEL
     )
     batches = HistogramMetricFamily("panther_batch_rows", "Rows of each run of the model.", labels=_MODEL)
     times = [HistogramMetricFamily(name, text, labels=_MODEL) for name, _, text in _TIMES]

@@ -15,9 +15,9 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
     """Describe one model.
 
     Args:
-        repository: where its served version is looked up.
-        entry: of the model.
-        default: name of the model that answers requests without a name.
+        repository: The repository of the served version.
+        entry: The model.
+        default: Name of the model for requests without a name.
     """
     summary: dict[str, Any] = {
         "name": entry.name,
@@ -36,7 +36,7 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
     card = model.card
     inputs = {item.name: item for item in card.inputs} if card else {}
     outputs = {item.name: item for item in card.outputs} if card else {}
-    if model.labelled is not None:  # a classifier of scikit-learn has labels without a card
+    if model.labelled is not None:  # a scikit-learn classifier has labels without a card
         outputs[model.labelled.name] = model.labelled
     return {
         **summary,
@@ -54,7 +54,7 @@ def model_summary(repository: Repository, entry: Entry, default: str | None) -> 
 
 
 def _savings(model: OnnxModel) -> dict[str, Any]:
-    """What the file takes, against the weights and the time of its dense twin; None where the card says nothing."""
+    """File size and latency compared with the dense twin; None without a measurement in the card."""
     twin = model.card.dense_twin.weight_bytes if model.card else None
     latency = LatencyStats.of(model.card.latency) if model.card else None
     return {

@@ -1,11 +1,13 @@
-"""Metadata, configuration and statistics of the Open Inference Protocol, as JSON objects; gRPC sends the same."""
+"""Metadata, configuration and statistics of the Open Inference Protocol, as JSON objects; gRPC returns the same."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import app
 from app.repository.served_model import Serving
 from app.repository.versions import Entry, State
+from app.runtime.model import OnnxModel
 from app.service.state import AppState
 from app.telemetry.statistics import DURATIONS, Statistics
 
@@ -30,7 +32,7 @@ def model_metadata(state: AppState, name: str, version: str | None) -> dict[str,
     """Inputs and outputs of a model.
 
     Raises:
-        ModelNotFoundError, ModelUnavailableError: see ``Repository.get``.
+        ModelNotFoundError, ModelUnavailableError: See ``Repository.get``.
     """
     model = state.repository.get(name, version).model
     return {
@@ -44,10 +46,10 @@ def model_metadata(state: AppState, name: str, version: str | None) -> dict[str,
 
 
 def is_model_ready(state: AppState, name: str, version: str | None) -> bool:
-    """Whether a model can answer.
+    """Whether a model is ready.
 
     Raises:
-        ModelNotFoundError: there is no such model.
+        ModelNotFoundError: There is no such model.
     """
     entry = state.repository.entry(name)
     item = entry.versions.get(version if version is not None else entry.served or "")
@@ -55,19 +57,19 @@ def is_model_ready(state: AppState, name: str, version: str | None) -> bool:
 
 
 def model_config(state: AppState, name: str, version: str | None) -> dict[str, Any]:
-    """The model's configuration in the form that Triton gives it.
+    """The model's configuration in Triton's format.
 
     Raises:
-        ModelNotFoundError, ModelUnavailableError: see ``Repository.get``.
+        ModelNotFoundError, ModelUnavailableError: See ``Repository.get``.
     """
     return _config(state.repository.get(name, version), state.settings.version_policy)
 
 
 async def model_statistics(state: AppState, name: str, version: str | None) -> dict[str, Any]:
-    """Statistics of a model's loaded versions, or of one of them.
+    """Statistics of a model's loaded versions, or of one version.
 
     Raises:
-        ModelNotFoundError, ModelUnavailableError: see ``Repository.get``.
+        ModelNotFoundError, ModelUnavailableError: See ``Repository.get``.
     """
     if version is not None:
         state.repository.get(name, version)
@@ -91,7 +93,7 @@ async def repository_index(state: AppState, *, only_ready: bool) -> list[dict[st
 
 
 def _config(serving: Serving, policy: str) -> dict[str, Any]:
-    """A loaded model as Triton's ``ModelConfig``; with batching, ``dims`` leave out the batch dimension."""
+    """A loaded model as Triton's ``ModelConfig``; with batching, ``dims`` omit the batch dimension."""
     model = serving.model
     batched = model.batched and model.batching.rows_first  # Triton batches along the first axis
     skip = 1 if batched else 0
@@ -116,15 +118,29 @@ def _config(serving: Serving, policy: str) -> dict[str, Any]:
             {"name": s.name, "data_type": types.get(s.datatype, f"TYPE_{s.datatype}"), "dims": s.wire_shape[skip:]}
             for s in model.outputs
         ],
-        "instance_group": [
-            {"name": model.name, "kind": "KIND_GPU" if "CUDA" in model.provider else "KIND_CPU", "count": 1}
-        ],
+        "instance_group": _instance_groups(model),
         "parameters": {"execution_provider": {"string_value": model.provider}},
     }
     if batched and serving.batcher.together:
         delay_us = serving.batcher.options.delay_ns // 1000
         config["dynamic_batching"] = {"preferred_batch_size": [], "max_queue_delay_microseconds": delay_us}
     return config
+
+
+def _instance_groups(model: OnnxModel) -> list[dict[str, Any]]:
+    """A group for each number of instances that devices have."""
+    counts = Counter(instance.device for instance in model.instances)
+    groups: list[dict[str, Any]] = []
+    for count in dict.fromkeys(counts.values()):
+        devices = [device for device, found in counts.items() if found == count and device != "cpu"]
+        gpus = [int(device.removeprefix("cuda:")) for device in devices]
+        if gpus:
+            groups.append({"kind": "KIND_GPU", "count": count, "gpus": gpus})
+    if "cpu" in counts:
+        groups.append({"kind": "KIND_CPU", "count": counts["cpu"]})
+    return [
+        {"name": model.name if not index else f"{model.name}_{index}", **group} for index, group in enumerate(groups)
+    ]
 
 
 async def _stats(state: AppState, entry: Entry, version: str | None = None) -> list[dict[str, Any]]:

@@ -9,18 +9,18 @@ from app.runtime.card import Card, Latency, Layer, Parameters
 
 
 class StatsPart(BaseModel):
-    """Base of the objects in ``/stats``; a field that can be null is null where its value is not known."""
+    """Base of the objects in ``/stats``; an unknown value is null."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 def reduction_percent(dense: int, ours: int) -> float | None:
-    """Reduction against dense in percent; negative where ``ours`` is larger, None where there is nothing to reduce."""
+    """Reduction against dense in percent; negative if ``ours`` is larger, None if there is nothing to reduce."""
     return None if dense == 0 else round(100 * (1 - ours / dense), 2)
 
 
 class ParameterReduction(StatsPart):
-    """Reduction against dense in percent, by each way of counting; negative where there are more."""
+    """Reduction against dense in percent, by each way of counting; negative for an increase."""
 
     learnable: float | None
     learnable_and_fixed: float | None
@@ -50,7 +50,7 @@ class LayerStats(Layer):
 
     model_config = ConfigDict(extra="forbid")
 
-    plan: str = Field(description="two_products: (x·A)·B; dense: x·W; merged: within the layer that merged_into names")
+    plan: str = Field(description="two_products: (x·A)·B; dense: x·W; merged: part of the layer in merged_into")
     parameters: ParameterStats
 
     @classmethod
@@ -84,7 +84,7 @@ class MultiplyAddStats(StatsPart):
 
 
 class LatencyStats(Latency):
-    """The export's measurement against the dense twin; lists have one entry for each batch size."""
+    """The export's measurement against the dense twin; lists have one entry per batch size."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -92,7 +92,7 @@ class LatencyStats(Latency):
 
     @classmethod
     def of(cls, latency: Latency | None) -> Self | None:
-        """Add the ratios; None without a measurement, or with one whose ratios no float holds."""
+        """Add the ratios; None without a measurement, or if a ratio exceeds the range of a float."""
         if latency is None:
             return None
         times = zip(latency.median_us, latency.dense_twin_median_us, strict=True)
@@ -103,22 +103,20 @@ class LatencyStats(Latency):
 
 
 class OutputStats(StatsPart):
-    """How to read an output, from the card."""
+    """Interpretation of an output, from the card."""
 
     name: str
     kind: str | None = Field(default=None, description="logits, probabilities, multilabel or regression")
-    unit: str | None = Field(
-        default=None, description="of the numbers of a regression, and of their errors in training"
-    )
+    unit: str | None = Field(default=None, description="unit of a regression's numbers and of their errors in training")
 
 
-_COPIED = ("schema_version", "created_at", "check", "storage", "training", "versions")
+_COPIED = ("schema_version", "created_at", "check", "storage", "compression_curve", "training", "versions")
 _LAYERS = ("quantized_layers", "convolutions", "embeddings")
 _WORKED_OUT = ("outputs", "layers", "totals", "multiply_adds_per_row", "latency")
 
 
 def card_fields(card: Card | None) -> dict[str, Any]:
-    """The fields of ``LoadedStats`` from the card; all None without one."""
+    """The fields of ``LoadedStats`` from the card; all None without a card."""
     if card is None:
         return dict.fromkeys(_COPIED + _LAYERS + _WORKED_OUT)
     totals = card.totals

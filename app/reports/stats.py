@@ -1,6 +1,6 @@
 """The response of ``/stats``: savings, runtime and live counters of every model version, and the server itself.
 
-A field that can be null is null where its value is not known, never 0. docs/stats.md explains every field.
+An unknown value is null, never 0. docs/stats.md explains every field.
 """
 
 import time
@@ -26,7 +26,7 @@ from app.reports.savings import (
 from app.repository.served_model import Serving
 from app.repository.versions import Entry, State, Version
 from app.runtime.batching import Batching
-from app.runtime.card import Check, Convolution, Embedding, QuantizedLayer, Storage, Training
+from app.runtime.card import Check, CompressionCurve, Convolution, Embedding, QuantizedLayer, Storage, Training
 from app.runtime.cuda.accelerate import CudaReport
 from app.runtime.cuda.cudart import Gpu
 from app.runtime.placement import Node
@@ -38,15 +38,15 @@ from app.telemetry.aggregate import ServerCounters
 class ByteStats(StatsPart):
     """Bytes on disk and in memory."""
 
-    file_bytes: int = Field(description="the file and its external data")
+    file_bytes: int = Field(description="size of the file and its external data")
     dense_twin_weight_bytes: int | None
-    reduction_percent: float | None = Field(description="of file_bytes against dense_twin_weight_bytes")
-    loaded_weight_bytes: int | None = Field(description="all constants once the file is loaded, by the export")
+    reduction_percent: float | None = Field(description="reduction of file_bytes against dense_twin_weight_bytes")
+    loaded_weight_bytes: int | None = Field(description="size of all constants after loading, from the export")
     resident_bytes: int | None = Field(description="growth of the process while the model was loaded and warmed up")
 
     @classmethod
     def of(cls, serving: Serving) -> Self:
-        """Set the bytes of a loaded version beside those of its dense twin."""
+        """Compare the size of a loaded version with that of its dense twin."""
         model, card = serving.model, serving.model.card
         twin = card.dense_twin.weight_bytes if card else None
         return cls(
@@ -63,8 +63,8 @@ class PlacementStats(StatsPart):
 
     provider: str
     nodes: int
-    op_types: dict[str, int] = Field(description="nodes by type")
-    node_names: list[str] | None = Field(default=None, description="only where nodes=true asks for them")
+    op_types: dict[str, int] = Field(description="number of nodes by type")
+    node_names: list[str] | None = Field(default=None, description="only with nodes=true")
 
     @classmethod
     def of(cls, nodes: Sequence[Node]) -> list[Self]:
@@ -88,7 +88,7 @@ class BatchingStats(StatsPart):
     decided_by: Literal["proof", "trial", "settings", "run"]
     verdict: Literal["independent", "mixed", "unknown"]
     reason: str
-    node: str | None = Field(description="the node that decides")
+    node: str | None = Field(description="the deciding node")
     op_type: str | None
     input_axes: dict[str, int | None]
     output_axes: dict[str, int | None]
@@ -108,11 +108,11 @@ class BatchingStats(StatsPart):
 
 
 class SessionStats(StatsPart):
-    """Session options from the model's own settings."""
+    """Session options from the model's settings."""
 
     graph_optimization: Optimization = Field(description="as the session reports it")
-    wanted_providers: list[str] = Field(description="of panther.toml; none: those of the server's device")
-    custom_ops: list[str] = Field(description="libraries of operators, in the model's folder")
+    wanted_providers: list[str] = Field(description="providers in panther.toml; empty: those of the server's device")
+    custom_ops: list[str] = Field(description="custom operator libraries in the model's folder")
 
     @classmethod
     def of(cls, serving: Serving) -> Self:
@@ -125,6 +125,20 @@ class SessionStats(StatsPart):
         )
 
 
+class InstanceStats(StatsPart):
+    """One instance of a model: a session on one device."""
+
+    device: str = Field(description="cpu, or cuda: and the number of the device")
+    runs: int = Field(description="since the model was loaded, in the worker that answers")
+    cuda: CudaReport | None
+
+    @classmethod
+    def of(cls, serving: Serving) -> list[Self]:
+        """Describe the instances of a loaded model."""
+        counted = zip(serving.model.instances, serving.batcher.runs_by_instance, strict=True)
+        return [cls(device=instance.device, runs=runs, cuda=instance.cuda) for instance, runs in counted]
+
+
 class RuntimeStats(StatsPart):
     """Execution providers and options of the session, read back from it."""
 
@@ -132,8 +146,9 @@ class RuntimeStats(StatsPart):
     providers: list[str]
     device_reason: str | None
     placement: list[PlacementStats] | None = Field(description="nodes by provider; null: not reported")
-    cuda: CudaReport | None
-    num_threads: int
+    cuda: CudaReport | None = Field(description="of the first instance")
+    instances: list[InstanceStats] = Field(description="what takes batches from the model's queue")
+    num_threads: int = Field(description="of each instance")
     session: SessionStats
     batched: bool
     batching: BatchingStats
@@ -150,6 +165,7 @@ class RuntimeStats(StatsPart):
             device_reason=model.device_reason,
             placement=None if model.placement is None else PlacementStats.of(model.placement),
             cuda=model.cuda,
+            instances=InstanceStats.of(serving),
             num_threads=model.num_threads,
             session=SessionStats.of(serving),
             batched=model.batched,
@@ -170,24 +186,24 @@ class VersionStats(StatsPart):
 
 
 class LiveVersionStats(VersionStats):
-    """Live counters of a loaded version, which a page reads every few seconds."""
+    """Live counters of a loaded version, for a page that polls them every few seconds."""
 
     loaded_at_s: float | None = Field(description="seconds since 1970")
     live: LiveStats
 
 
 class LoadedStats(VersionStats):
-    """A version that is loaded, a field for each figure; those from its card are null where it has none."""
+    """A loaded version; fields from its card are null without a card."""
 
     has_card: bool
     card_problem: str | None
     outputs: list[OutputStats] | None = None
     layers: list[LayerStats] | None
     quantized_layers: list[QuantizedLayer] | None = Field(
-        description="linear layers, embeddings and convolutions in few bits"
+        description="quantized linear layers, embeddings and convolutions"
     )
     convolutions: list[Convolution] | None = Field(description="sketched convolutions")
-    embeddings: list[Embedding] | None = Field(description="embeddings of low rank")
+    embeddings: list[Embedding] | None = Field(description="low-rank embeddings")
     totals: TotalStats | None
     multiply_adds_per_row: MultiplyAddStats | None
     bytes: ByteStats
@@ -195,6 +211,7 @@ class LoadedStats(VersionStats):
     created_at: str | None
     check: Check | None
     storage: Storage | None
+    compression_curve: CompressionCurve | None = Field(description="models that a compression to a budget considered")
     latency: LatencyStats | None
     training: Training | None
     versions: dict[str, str] | None
@@ -207,9 +224,9 @@ def version_stats(entry: Entry, version: Version, counters: ServerCounters, *, l
     """Describe one version of a model.
 
     Args:
-        entry, version: from the repository.
-        counters: of all workers.
-        live_only: leave out what stays the same for as long as the version is loaded.
+        entry, version: Entry and version in the repository.
+        counters: Counters of all workers.
+        live_only: Leave out fields that are constant while the version is loaded.
     """
     common: dict[str, Any] = {
         "name": entry.name,
@@ -272,9 +289,9 @@ class ServerStats(StatsPart):
     model_control: str
     workers: int
     num_threads: int
-    resident_bytes: int | None = Field(description="of all workers, libraries included")
+    resident_bytes: int | None = Field(description="resident memory of all workers, including libraries")
     cpu_seconds: float | None
-    failures_without_model: dict[str, int] = Field(description="failed requests that reached no model, by reason")
+    failures_without_model: dict[str, int] = Field(description="failed requests that matched no model, by reason")
     onnxruntime: str
 
     @classmethod
@@ -318,7 +335,7 @@ class StatsAnswer(StatsPart):
 def stats_document(
     answer: StatsAnswer | ModelStatsAnswer, *, histograms: bool = False, nodes: bool = False
 ) -> dict[str, Any]:
-    """The answer as JSON; histograms of the times and names of nodes only where the request asks for them."""
+    """The response as JSON; histograms and node names only if the request includes them."""
     version: dict[str, Any] = {}
     if not histograms:
         version["live"] = {"histograms"}

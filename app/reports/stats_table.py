@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 
 
 def stats_table(answer: StatsAnswer | ModelStatsAnswer) -> str:
-    """Render the stats as text; a value that is null reads ``unknown``."""
+    """Render the stats as text; null reads ``unknown``."""
     stream = io.StringIO()
     console = Console(file=stream, width=_WIDTH, no_color=True, force_terminal=False, highlight=False, markup=False)
     if isinstance(answer, StatsAnswer):
@@ -94,7 +94,7 @@ def _layers(version: LoadedStats) -> Table:
 
 
 def _counts(parameters: ParameterStats) -> list[str]:
-    # From the counts, not from the rounded reduction: rounding twice is off by a tenth now and then.
+    # Computed from the counts: rounding the rounded reduction again is sometimes off by a tenth.
     dense, learnable, both = parameters.dense, parameters.learnable, parameters.learnable_and_fixed
     return [f"{dense:,}", f"{learnable:,}", _saved(learnable, dense), f"{both:,}", _saved(both, dense)]
 
@@ -104,7 +104,7 @@ def _saved(ours: int, dense: int) -> str:
 
 
 def _bytes(value: int | None) -> str:
-    """A size in the unit that suits it, of 1,000 bytes each."""
+    """A size in a suitable unit, with factors of 1,000."""
     if value is None:
         return UNKNOWN
     size, unit = float(value), "B"
@@ -151,7 +151,7 @@ def _latency(latency: LatencyStats | None) -> str:
 
 
 def _runtime(runtime: RuntimeStats) -> str:
-    """What the model's own settings chose, and why it is not batched."""
+    """Choices in the model's settings, and the reason why it is not batched."""
     session, parts = runtime.session, []
     if session.graph_optimization != "all":
         parts.append(f"graph optimization {session.graph_optimization}")

@@ -1,4 +1,4 @@
-"""The model folder on disk: ``NAME/VERSION/model.onnx``, and entries whose names are not allowed."""
+"""The model folder on disk: ``NAME/VERSION/model.onnx``, and entries with invalid names."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ class ModelFolder:
     """A folder of models.
 
     Args:
-        root: the folder.
+        root: The folder.
 
     Attributes:
-        skipped: what looks like a model in a wrong place, by (name, version), with the way out; of the last scan.
+        skipped: Misplaced or misnamed models by (name, version), with the remedy, from the last scan.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,10 +31,10 @@ class ModelFolder:
         self._told: set[tuple[str, str]] = set()
 
     def scan(self) -> dict[str, list[str]]:
-        """Names and versions on disk, whether loaded or not; skipped entries are logged once.
+        """Names and versions on disk, loaded or not; skipped entries are logged once.
 
         Raises:
-            OSError: the folder can't be read, as where no file descriptor is left.
+            OSError: The folder is not readable, for example because the process has no free file descriptor.
         """
         found: dict[str, list[str]] = {}
         skipped: dict[tuple[str, str], str] = {}
@@ -56,7 +56,7 @@ class ModelFolder:
         """The versions of a model, the oldest first.
 
         Raises:
-            OSError: its folder can't be read for now, as where no file descriptor is left.
+            OSError: The folder is temporarily unreadable, for example because the process has no free file descriptor.
         """
         folder = self.root / name
         try:
@@ -66,26 +66,26 @@ class ModelFolder:
                 if valid_version(item.name) and _may_be_file(self.file(name, item.name))
             ]
         except PermissionError as error:
-            reason = f"{process_user()} may not read its folder {folder}"
+            reason = f"{process_user()} has no permission to read its folder {folder}"
             log.error("model %s is skipped: %s: %s", name, reason, error.strerror)
             return []
-        except (FileNotFoundError, NotADirectoryError):  # or gone since it was seen
+        except (FileNotFoundError, NotADirectoryError):  # or removed since the scan
             return []
         return sorted(versions, key=int)
 
     def file(self, name: str, version: str) -> Path:
-        """Path of the file of a version."""
+        """Path of the ONNX file of a version."""
         return self.root / name / version / MODEL_FILE
 
 
 def require_model_file(name: str, version: str, path: Path) -> None:
-    """Check that a model is a regular file: onnxruntime would block on a FIFO.
+    """Check that a model file is a regular file: onnxruntime would block on a FIFO.
 
     Raises:
-        LoadError: it is no regular file, or this process may not read it.
+        LoadError: It is not a regular file, or this process has no permission to read it.
     """
     where = f"model {name!r} version {version}"
-    shown = f"{name}/{version}/{path.name}"  # not where the folder is: clients see this
+    shown = f"{name}/{version}/{path.name}"  # without the path of the model folder, because clients see it
     try:
         found = require_regular(path)
         if os.access(path, os.R_OK):
@@ -95,11 +95,11 @@ def require_model_file(name: str, version: str, path: Path) -> None:
         mode = ""
     except OSError as error:
         raise LoadError(f"{where}: {path.name} can't be read: {error.strerror}") from None
-    raise LoadError(f"{where}: {process_user()} may not read {shown}{mode}")
+    raise LoadError(f"{where}: {process_user()} has no permission to read {shown}{mode}")
 
 
 def _may_be_file(path: Path) -> bool:
-    """Whether a version is there. Of one that is shut off, or no regular file, the load says why it can't be read."""
+    """Whether a version exists. If its file is unreadable or not regular, the load reports the reason."""
     try:
         return path.exists()
     except PermissionError:
@@ -107,32 +107,32 @@ def _may_be_file(path: Path) -> bool:
 
 
 def _misplaced(item: Path) -> dict[tuple[str, str], str]:
-    """What in a part of the model folder looks like a model and is none: (name, version) and why."""
+    """Find misplaced or misnamed models in a part of the model folder: (name, version) and the reason."""
     if item.name.startswith("."):
         return {}
     if item.suffix == ".onnx" and not item.is_dir():
-        return {(item.name, ""): f"a model needs folders of its name and version: {item.stem}/1/{MODEL_FILE}"}
+        return {(item.name, ""): f"a model requires folders with its name and version: {item.stem}/1/{MODEL_FILE}"}
     try:
         parts = sorted(part for part in item.iterdir() if _holds_onnx(part))
         if parts and not valid_name(item.name):
-            return {(item.name, ""): f"its name can't be a model's: {NAME_RULE}"}
+            return {(item.name, ""): f"its name is not a valid model name: {NAME_RULE}"}
         reasons = {(item.name, part.name): _why_no_version(part) for part in parts}
-    except OSError:  # no folder, shut off, or gone since it was seen
+    except OSError:  # not a folder, not readable, or removed since the scan
         return {}
     return {key: why for key, why in reasons.items() if why is not None}
 
 
 def _why_no_version(part: Path) -> str | None:
-    """Why something with an ONNX file is no version of a model; None where it is one."""
+    """The reason why an entry with an ONNX file is not a version of a model; None if it is one."""
     if not part.is_dir():
-        return f"the file needs a folder for its version: {part.parent.name}/1/{MODEL_FILE}"
+        return f"the file must be in a folder for its version: {part.parent.name}/1/{MODEL_FILE}"
     if not valid_version(part.name):
-        return f"its name is no version: {VERSION_RULE}"
-    return None if _may_be_file(part / MODEL_FILE) else f"it holds no file of the name {MODEL_FILE}"
+        return f"its name is not a version: {VERSION_RULE}"
+    return None if _may_be_file(part / MODEL_FILE) else f"it has no file {MODEL_FILE}"
 
 
 def _holds_onnx(part: Path) -> bool:
-    """Whether this is an ONNX file, or a folder with one."""
+    """Whether a path is an ONNX file, or a folder with one."""
     if part.name.startswith("."):
         return False
     if not part.is_dir():

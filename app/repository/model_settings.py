@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from app.config.settings_file import parse_toml
 from app.config.version_policy import check_policy
 from app.errors import LoadError, shortened
+from app.repository.placement import PlacementSettings
 from app.system.files import read_regular, require_regular
 
 SETTINGS_FILE = "panther.toml"
@@ -18,12 +19,12 @@ MAX_SETTINGS_BYTES = 256 * 1024
 
 
 class SessionSettings(BaseModel):
-    """The table ``[session]``: how onnxruntime runs the model.
+    """The table ``[session]``: session options of onnxruntime.
 
     Attributes:
-        threads: of the runtime; None for the server's.
-        graph_optimization: how far the graph is optimised; None for onnxruntime's default, ``all``.
-        providers: execution providers in the order of preference; none for those of the server's device.
+        threads: Threads of the runtime; None for the server's setting.
+        graph_optimization: Graph optimization level; None for onnxruntime's default, ``all``.
+        providers: Execution providers in order of preference; empty for those of the server's device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -37,14 +38,15 @@ class ModelSettings(BaseModel):
     """Settings of one model; None means the server's setting.
 
     Attributes:
-        batching: whether rows of several requests may run together: ``auto`` where the graph proves that they are
-            independent, ``on`` where you know it, ``off`` never. true is read as ``auto`` and false as ``off``.
-        max_batch_rows: most rows that are run together.
-        batch_delay_us: how long a request may wait for others to run with, in microseconds.
-        version_policy: versions to serve: ``latest``, ``all``, or numbers such as ``1,3``.
-        custom_ops: shared libraries with operators, by their paths in the model's folder; the server has to allow them.
-        default: whether requests that name no model go to this one, where the server's settings name none.
-        session: how onnxruntime runs the model.
+        batching: Whether rows of several requests may run together: ``auto`` if the graph proves that they are
+            independent, ``on`` if the operator knows it, ``off`` never. true means ``auto`` and false means ``off``.
+        max_batch_rows: Maximum number of rows that run together.
+        batch_delay_us: Maximum time in microseconds that a request waits for others to run with.
+        version_policy: Versions to serve: ``latest``, ``all``, or numbers such as ``1,3``.
+        custom_ops: Shared libraries with operators, as paths in the model's folder; the server must allow them.
+        default: Whether requests without a model name use this model, unless the server's settings name one.
+        session: Session options of onnxruntime.
+        placement: Devices of the model, and the number of its instances on each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,6 +58,7 @@ class ModelSettings(BaseModel):
     custom_ops: Annotated[list[str], Field(max_length=16)] = []
     default: bool = False
     session: SessionSettings = SessionSettings()
+    placement: PlacementSettings = PlacementSettings()
 
     @field_validator("batching", mode="before")
     @classmethod
@@ -69,14 +72,14 @@ class ModelSettings(BaseModel):
 
 
 def read_model_settings(name: str, folder: Path) -> ModelSettings:
-    """Read a model's own settings; the defaults where it has no such file.
+    """Read a model's settings; the defaults if it has no settings file.
 
     Args:
-        name: of the model.
-        folder: of the model.
+        name: Name of the model.
+        folder: Folder of the model.
 
     Raises:
-        LoadError: the file can't be read, is not TOML, or a value breaks its rule; says which.
+        LoadError: The file is not readable, is not TOML, or a value breaks its rule; the message says which.
     """
     where = f"model {name!r}: {SETTINGS_FILE}"
     try:
@@ -94,29 +97,29 @@ def read_model_settings(name: str, folder: Path) -> ModelSettings:
 
 
 def custom_libraries(name: str, folder: Path, settings: ModelSettings, *, allowed: bool) -> tuple[str, ...]:
-    """The paths of a model's libraries of operators.
+    """Paths of a model's custom operator libraries.
 
     Args:
-        name: of the model.
-        folder: of the model, which they have to lie in.
-        settings: of the model.
-        allowed: whether the server's settings permit such libraries, which run as part of the server.
+        name: Name of the model.
+        folder: Folder of the model, which must contain the libraries.
+        settings: Settings of the model.
+        allowed: Whether the server's settings permit such libraries, which run inside the server.
 
     Raises:
-        LoadError: they are not allowed, or one lies elsewhere or is no regular file.
+        LoadError: Libraries are not allowed, or one is outside the folder or not a regular file.
     """
     where = f"model {name!r}: {SETTINGS_FILE}: custom_ops"
     if settings.custom_ops and not allowed:
         raise LoadError(
-            f"{where}: this server allows no libraries of a model; "
-            "set PANTHER_ALLOW_CUSTOM_OPS=true if you trust what is in the model folder"
+            f"{where}: this server does not allow models to load libraries; "
+            "set PANTHER_ALLOW_CUSTOM_OPS=true if you trust the model folder"
         )
     found = []
     for library in settings.custom_ops:
         path = (folder / library).resolve()
         shown = shortened(library)
         if not path.is_relative_to(folder.resolve()):
-            raise LoadError(f"{where}: {shown!r} is not in the model's own folder")
+            raise LoadError(f"{where}: {shown!r} is not in the folder of the model")
         try:
             require_regular(path)
         except OSError as error:
@@ -125,10 +128,13 @@ def custom_libraries(name: str, folder: Path, settings: ModelSettings, *, allowe
     return tuple(found)
 
 
+_TABLES: dict[str, type[BaseModel]] = {"session": SessionSettings, "placement": PlacementSettings}
+
+
 def _explain(item: Any) -> str:
     key = shortened(".".join(str(part) for part in item["loc"]))
     if item["type"] == "extra_forbidden":
-        known = SessionSettings if key.startswith("session.") else ModelSettings
-        return f"{key} is no setting of a model; there are {', '.join(known.model_fields)}"
+        known = _TABLES.get(key.partition(".")[0], ModelSettings) if "." in key else ModelSettings
+        return f"{key} is not a setting of a model; known settings: {', '.join(known.model_fields)}"
     rule = str(item["msg"]).removeprefix("Value error, ")
-    return f"{key}: {shortened(repr(item['input']))} is not accepted: {rule[:1].lower()}{rule[1:]}"
+    return f"{key}: {shortened(repr(item['input']))} is not valid: {rule[:1].lower()}{rule[1:]}"

@@ -1,4 +1,4 @@
-"""Readiness: which models the server owes its clients, and which of those it can't serve."""
+"""Readiness: the models that the server must serve, and those of them that are not served."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -11,14 +11,14 @@ UNLOADED = "unloaded"
 
 
 class Readiness:
-    """The models that the server as a whole is not ready without.
+    """The models that must be served for the server to be ready.
 
-    Those are the ``required`` ones, or else those of the folder when the server started, and every one that was served
-    once. A model that a client unloads, or whose folder goes, is owed no longer, unless it is required.
+    These are the ``required`` ones, otherwise those in the folder at the start of the server, plus every model that was
+    served once. A model that a client unloads, or with a removed folder, no longer counts, unless it is required.
 
     Args:
-        required: models to serve, whatever else there is; None for those that are there at the start.
-        strict: every model of the folder counts, whenever it came.
+        required: Models that must be served; None for those in the folder at the start.
+        strict: Whether every model of the folder counts, whenever it was added.
     """
 
     def __init__(self, required: Collection[str] | None = None, *, strict: bool = False) -> None:
@@ -41,8 +41,8 @@ class Readiness:
         """Update the served models, and log changes of their readiness.
 
         Args:
-            entries: what is known, by name.
-            starting: not all of it has been loaded yet, so that nothing can be said.
+            entries: Known models by name.
+            starting: Whether models are still loading, so their readiness is unknown.
         """
         served = {name for name, entry in entries.items() if entry.served is not None}
         gone = {name for name in self._owed if name not in entries or entries[name].reason == UNLOADED}
@@ -57,10 +57,10 @@ class Readiness:
             self._told = problems
 
     def problems(self, entries: Mapping[str, Entry]) -> list[str]:
-        """Reasons why the server is not ready, a line for each model; empty if it is ready."""
+        """Reasons why the server is not ready, one line per model; empty if it is ready."""
         missing = [f"{name}: it is not in the model folder" for name in self.required or () if name not in entries]
         if not entries and not missing:
-            return ["no model was found; the model folder needs NAME/VERSION/model.onnx"]
+            return ["no model was found; the model folder must contain NAME/VERSION/model.onnx"]
         served_any = any(entry.served is not None for entry in entries.values())
         all_count = self.strict or not (served_any or self.owed)
         return missing + [

@@ -1,4 +1,4 @@
-"""One load of a model: versions to load, to keep, and failures.
+"""One load of a model: versions to load, versions to keep, and failures.
 
 See docs/decisions/0002-load-models-off-the-event-loop.md.
 """
@@ -15,12 +15,12 @@ class Load:
     """One load of a model.
 
     Args:
-        before: what is known of the model.
-        load_version: loads a version or raises LoadError.
-        changed: versions whose files have changed since they were loaded; others are kept as they are. None for all.
+        before: The known state of the model.
+        load_version: Loads a version or raises LoadError.
+        changed: Versions with files that changed since they were loaded; others are kept. None for all.
 
     Attributes:
-        failure: of the first version that could not be loaded.
+        failure: Error of the first version that failed to load.
     """
 
     def __init__(self, before: Entry, load_version: Callable[[str], Serving], changed: Collection[str] | None) -> None:
@@ -33,7 +33,7 @@ class Load:
     def announced(self, wanted: Sequence[str]) -> Entry:
         """Intermediate state: new versions as LOADING beside the served ones."""
         loading = {
-            version: Version(version, State.LOADING, "being loaded")
+            version: Version(version, State.LOADING, "loading")
             for version in wanted
             if version not in self.before.versions or self.before.versions[version].serving is None
         }
@@ -43,12 +43,12 @@ class Load:
         """Load the wanted versions.
 
         Args:
-            wanted: versions, the oldest first.
-            on_disk: all that there are.
-            fall_back: where nothing is served otherwise, go on to the newest version that can be loaded.
+            wanted: Versions, the oldest first.
+            on_disk: All versions on disk.
+            fall_back: If no version is served otherwise, continue with the newest version that loads.
 
         Returns:
-            What is served from now on.
+            The versions that are served from now on.
         """
         for version in wanted:
             self._one(version)
@@ -64,7 +64,7 @@ class Load:
         return make_entry(self.before.name, self._fresh)
 
     def _one(self, version: str) -> None:
-        """Load a version, or keep it where nothing about it has changed; does nothing the second time."""
+        """Load a version, or keep it if nothing about it has changed; does nothing the second time."""
         if version in self._fresh:
             return
         known = self.before.versions.get(version)
@@ -81,11 +81,11 @@ class Load:
         self._fresh[version] = Version(version, State.READY, "", serving, time.time())
 
     def _any_ready(self) -> bool:
-        """Whether something is served after this load."""
+        """Whether any version is served after this load."""
         return any(item.state is State.READY for item in self._fresh.values())
 
     def _keep_served(self) -> None:
-        """Nothing new works: go on with what was served."""
+        """Keep the served versions, because no new version loaded."""
         for item in self.before.ready():
             if self._changed is not None and item.version in self._changed:
                 self._one(item.version)

@@ -1,4 +1,4 @@
-"""The folder of models, ``NAME/VERSION/model.onnx``, and which of them are served."""
+"""The folder of models, ``NAME/VERSION/model.onnx``, and the served versions."""
 
 import logging
 from collections import Counter
@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from app.errors import AppError, LoadError, ModelNotFoundError, ModelUnavailableError
 from app.repository.folder import MODEL_FILE, ModelFolder, require_model_file
 from app.repository.model_settings import ModelSettings, read_model_settings
+from app.repository.placement import PlacementSettings
 from app.repository.readiness import UNLOADED, Readiness
 from app.repository.reload import Load
 from app.repository.served_model import Serving
@@ -32,31 +33,32 @@ from app.telemetry.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
-LOADING = "models are being loaded"
-_AT_ONCE = 8
-"""Models that are loaded at the same time when the server starts: one that takes long keeps few others waiting."""
+LOADING = "models are loading"
+_AT_ONCE = 8  # models that load concurrently at the start, so a slow one delays few others
 
 Loader = Callable[[str, str, Path, ModelSettings], Serving]
+Changed = Collection[str] | None
+Placement = PlacementSettings | None
 
 
 class Repository:
-    """Models on disk, loaded versions, and the version for a request.
+    """Models on disk, loaded versions, and the lookup for a request.
 
-    Loading may happen in other threads than looking things up, and in several at once: of one model one load follows
-    the other, and those of different models don't wait for one another.
+    Threads other than the one for lookups may load, even several at once: loads of one model run
+    one after the other, and those of different models do not wait for one another.
 
     Args:
-        root: the folder of models.
-        policy: versions to serve, see ``selected``, where a model's own settings don't say.
-        loader: makes a Serving of a name, a version, a file and the model's settings.
-        readiness: which models count for the readiness of the whole; by default those there at the start.
+        root: The folder of models.
+        policy: Versions to serve, see ``selected``, unless a model's settings select them.
+        loader: Makes a Serving from a name, a version, a file and the model's settings.
+        readiness: The models that count for readiness; by default those in the folder at the start.
 
     Attributes:
-        loads: how many loads of a model went well (``success``) or did not (``failure``).
-        starting: not every model of the folder has had its turn yet, so that one that is not known may still come.
-        folder: the models on disk.
-        names: of the models that are served.
-        defaults: names of the models whose own settings make them the default, served or not.
+        loads: Number of loads that succeeded (``success``) or failed (``failure``).
+        starting: Whether the first loads are unfinished, so an unknown model may still be loaded.
+        folder: The models on disk.
+        names: Names of the served models.
+        defaults: Names of the models with ``default`` in their settings, served or not.
     """
 
     def __init__(self, root: Path, policy: str, loader: Loader, readiness: Readiness | None = None) -> None:
@@ -82,21 +84,23 @@ class Repository:
         policies: Mapping[str, str] | None = None,
         owed: Collection[str] | None = None,
         names: Collection[str] | None = None,
+        placements: Mapping[str, PlacementSettings] | None = None,
     ) -> None:
-        """Load every model of the folder except those ``unloaded`` by request; failures keep their reason.
+        """Load every model of the folder except ``unloaded`` ones; failed models keep the reason.
 
         Args:
-            unloaded: models not to load.
-            policies: policies of some models that override theirs; missing versions are skipped.
-            owed: models that count for readiness where the server began before this process; None for all there are.
-            names: the only models to look at; None for all of the folder.
+            unloaded: Models not to load.
+            policies: Version policies of some models that override theirs; missing versions are skipped.
+            owed: Models that count for readiness if the server started before this process; None for all in the folder.
+            names: The only models to load; None for all of the folder.
+            placements: Placements of some models that override theirs.
 
         Raises:
-            OSError: the folder can't be read, as where no file descriptor is left.
+            OSError: The folder is not readable, for example because the process has no free file descriptor.
         """
         found = {name: versions for name, versions in self.folder.scan().items() if names is None or name in names}
         pending = {
-            name: Entry(name, {version: Version(version, State.LOADING, "being loaded") for version in versions})
+            name: Entry(name, {version: Version(version, State.LOADING, "loading") for version in versions})
             for name, versions in found.items()
         }
         self.readiness.start(name for name in found if owed is None or name in owed)
@@ -105,63 +109,65 @@ class Repository:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="load") as pool:
             for name in found:
                 if name not in unloaded:
-                    pool.submit(self._load_at_start, self.entries[name], (policies or {}).get(name))
+                    policy, placement = (policies or {}).get(name), (placements or {}).get(name)
+                    pool.submit(self._load_at_start, self.entries[name], policy, placement)
         for name in found:
             if name in unloaded:
                 self.unload(name)
 
-    def _load_at_start(self, before: Entry, policy: str | None) -> None:
-        """Load a model unless a client has loaded or unloaded it meanwhile; what fails is logged."""
+    def _load_at_start(self, before: Entry, policy: str | None, placement: Placement) -> None:
+        """Load a model unless a client has loaded or unloaded it meanwhile; log failures."""
         name = before.name
         if self._ending:
             return
-        with suppress(OSError):  # which the load meets, too
+        with suppress(OSError):  # the load reports it
             if policy is not None and not selected(policy, self.folder.versions(name)):
                 policy = None
         try:
             with self._lock_of(name):
                 if self.entries.get(name) is before:
-                    self._load(name, policy, None)
+                    self._load(name, policy, None, placement)
         except AppError as error:
             if not self._ending:
                 log.error("%s", error)
-        except Exception:  # a defect with one model must not keep the others out
+        except Exception:  # a defect with one model must not stop the others
             log.exception("loading model %s failed", name)
 
     def started(self) -> None:
-        """Every model of the folder has had its turn."""
+        """Record that the first load of every model has finished."""
         with self._changing:
             self.starting = False
             self._set(self.entries)
 
     def end(self) -> None:
-        """Load nothing more, and end the trials under way: the server ends."""
+        """Load no more models, and end running trials, because the server shuts down."""
         self._ending = True
         trials.abort()
 
-    def load(self, name: str, policy: str | None = None, changed: Collection[str] | None = None) -> None:
+    def load(self, name: str, policy: str | None = None, changed: Changed = None, placement: Placement = None) -> None:
         """Load the versions that the policy selects, swap them in, and drop the others.
 
-        A version that fails leaves what is served as it was. Where nothing is served yet, ``latest`` then goes on to
-        the newest version that can be loaded.
+        A version that fails to load leaves the served versions unchanged. If none is served yet, ``latest`` continues
+        with the newest version that loads.
 
         Args:
-            name: of the model.
-            policy: instead of the model's own or the server's.
-            changed: versions whose files have changed; others that are loaded are kept as they are. None for all.
+            name: Name of the model.
+            policy: Overrides the version policy of the model and the server.
+            changed: Versions with changed files; other loaded versions are kept. None for all.
+            placement: Overrides the placement of the model.
 
         Raises:
-            ModelNotFoundError: no such folder, or no version in it that the policy selects.
-            LoadError: a version that was to be loaded can't be.
+            ModelNotFoundError: The model has no folder, or no version that the policy selects.
+            LoadError: A selected version failed to load.
         """
         with self._lock_of(name):
-            self._load(name, policy, changed)
+            self._load(name, policy, changed, placement)
 
     def _lock_of(self, name: str) -> Lock:
         with self._changing:
             return self._model_locks.setdefault(name, Lock())
 
-    def _load(self, name: str, policy: str | None, changed: Collection[str] | None) -> None:
+    def _load(self, name: str, policy: str | None, changed: Changed, placement: Placement) -> None:
         try:
             on_disk = self.folder.versions(name) if valid_name(name) else []
         except OSError as error:
@@ -169,12 +175,14 @@ class Repository:
             self._refuse(name, list(self.entries.get(name, Entry(name)).versions), policy, problem)
             raise problem from error
         if not on_disk:
-            raise ModelNotFoundError(f"model {name!r} is not in the repository; it needs NAME/VERSION/{MODEL_FILE}")
+            raise ModelNotFoundError(f"model {name!r} is not in the repository; add NAME/VERSION/{MODEL_FILE}")
         try:
             settings = read_model_settings(name, self.folder.root / name)
         except LoadError as error:
             self._refuse(name, on_disk, policy, error)
             raise
+        if placement is not None:
+            settings = settings.model_copy(update={"placement": placement})
         with self._changing:
             (self._defaults.add if settings.default else self._defaults.discard)(name)
             self._set(self.entries)
@@ -185,7 +193,7 @@ class Repository:
             before = self.entries.get(name)
             if before is not None and before.served is None:
                 self._put(make_entry(name, {version: unselected(version) for version in on_disk}))
-            raise ModelNotFoundError(f"model {name!r} has no version of version_policy {policy!r}; there are: {there}")
+            raise ModelNotFoundError(f"model {name!r} has no version of version_policy {policy!r}; available: {there}")
         load = Load(
             self.entries.get(name, Entry(name)), partial(self._load_version, name=name, settings=settings), changed
         )
@@ -195,7 +203,7 @@ class Repository:
             raise load.failure
 
     def _refuse(self, name: str, on_disk: list[str], policy: str | None, error: LoadError) -> None:
-        """The model's settings can't be used: what is served stays, and its versions tell why."""
+        """Handle invalid settings: the served versions stay, and all versions show the reason."""
         before = self.entries.get(name, Entry(name))
         fresh = {version: Version(version) for version in on_disk}
         fresh |= {item.version: item for item in before.ready()}
@@ -225,7 +233,7 @@ class Repository:
             self._set({**self.entries, entry.name: entry})
 
     def _set(self, entries: dict[str, Entry]) -> None:
-        # A new dict, since the event loop may be going through the old one.
+        # A new dict, because the event loop may be iterating over the old one.
         self.entries = entries
         self.names = tuple(name for name, entry in entries.items() if entry.served is not None)
         self.defaults = tuple(name for name in entries if name in self._defaults)
@@ -236,10 +244,10 @@ class Repository:
             self.loads[name, outcome] += 1
 
     def unload(self, name: str) -> None:
-        """Stop serving a model; waits for a load of it that is under way.
+        """Stop serving a model; waits for a running load of it.
 
         Raises:
-            ModelNotFoundError: the model is not known.
+            ModelNotFoundError: The model is unknown.
         """
         with self._lock_of(name):
             before = self.entry(name)
@@ -248,7 +256,7 @@ class Repository:
         log.info("unloaded model %s", name)
 
     def forget(self, name: str) -> None:
-        """Stop serving a model whose folder is gone, and remove its entry; waits as ``unload`` does."""
+        """Stop serving a model with a removed folder, and remove its entry; waits like ``unload``."""
         with self._lock_of(name), self._changing:
             before = self.entries.get(name)
             if before is None:
@@ -258,14 +266,14 @@ class Repository:
             self._counted = {key: item for key, item in self._counted.items() if key[0] != name}
             for outcome in ("success", "failure"):
                 self.loads.pop((name, outcome), None)
-        log.info("unloaded model %s: its folder is gone", name)
+        log.info("unloaded model %s: its folder was removed", name)
 
     def get(self, name: str, version: str | None = None) -> Serving:
-        """The model that answers a request.
+        """The model for a request.
 
         Raises:
-            ModelNotFoundError: unknown name or version.
-            ModelUnavailableError: known, but not loaded.
+            ModelNotFoundError: The name or version is unknown.
+            ModelUnavailableError: The model or version is not loaded.
         """
         entry = self.entries.get(name) or self.entry(name)
         if version is None:
@@ -275,7 +283,7 @@ class Repository:
         item = entry.versions.get(version)
         if item is None:
             raise ModelNotFoundError(
-                f"model {name!r} has no version {version[:40]!r}; there are: {', '.join(entry.versions)}"
+                f"model {name!r} has no version {version[:40]!r}; available: {', '.join(entry.versions)}"
             )
         if item.serving is None:
             raise ModelUnavailableError(f"model {name!r} version {version} is not ready: {item.reason}")
@@ -289,17 +297,20 @@ class Repository:
                     yield item.serving
 
     def take_retired(self) -> list[Serving]:
-        """Versions replaced or unloaded since the last call; their owner drains and closes them."""
+        """Versions replaced or unloaded since the last call; the caller drains and closes them."""
         with self._changing:
             retired, self._retired = self._retired, []
         return retired
 
     def statistics(self) -> dict[tuple[str, str], Statistics]:
-        """Live figures of every loaded version, by name and version."""
-        return {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+        """Live counters of every loaded version, by name and version."""
+        found = {(item.model.name, item.model.version): item.batcher.statistics for item in self.servings()}
+        for statistics in found.values():
+            statistics.settle()
+        return found
 
     def counted(self) -> dict[tuple[str, str], Statistics]:
-        """Counters of every version ever loaded and still known; a reloaded version continues its counts."""
+        """Counters of every known version that was ever loaded; a reloaded version continues its counts."""
         return {**self._counted, **self.statistics()}
 
     def index(self) -> list[Entry]:
@@ -321,7 +332,7 @@ class Repository:
         return [listed[name] for name in sorted(listed)]
 
     def to_retry(self) -> dict[str, frozenset[str]]:
-        """The versions that could not be loaded since memory, time or file descriptors were short, by model."""
+        """Versions that failed to load because memory, time or file descriptors were short, by model."""
         found = {
             name: frozenset(item.version for item in entry.versions.values() if item.may_recover)
             for name, entry in self.entries.items()
@@ -329,24 +340,24 @@ class Repository:
         return {name: versions for name, versions in found.items() if versions}
 
     def starved(self) -> list[str]:
-        """The models that are not served because memory or file descriptors were short."""
+        """Models that are not served because memory or file descriptors were short."""
         short, entries = self.to_retry(), self.entries
         return [name for name in short if name in entries and entries[name].served is None]
 
     def serving_versions(self) -> dict[str, str]:
-        """The versions served of each model, as a policy that selects just them."""
+        """The served versions of each model, as a policy that selects exactly them."""
         return {name: ",".join(item.version for item in entry.ready()) for name, entry in self.entries.items()}
 
     def problems(self) -> list[str]:
-        """Why the repository as a whole is not ready; empty when it is."""
+        """Reasons why the repository is not ready; empty if it is."""
         return self.readiness.problems(self.entries)
 
     def entry(self, name: str) -> Entry:
         """The entry of a model.
 
         Raises:
-            ModelNotFoundError: nothing is.
-            ModelUnavailableError: nothing is yet.
+            ModelNotFoundError: The model is unknown.
+            ModelUnavailableError: No version of the model is served yet.
         """
         entry = self.entries.get(name)
         if entry is None and self.starting:
@@ -357,10 +368,10 @@ class Repository:
         return entry
 
     def _load_version(self, version: str, name: str, settings: ModelSettings) -> Serving:
-        """Load one version beside what is served.
+        """Load one version beside the served ones.
 
         Raises:
-            LoadError: it can't be.
+            LoadError: The load failed.
         """
         ending = LoadError(f"model {name!r} version {version} is not loaded: the server is shutting down")
         if self._ending:
@@ -375,12 +386,12 @@ class Repository:
             self._count(name, "failure")
             raise
         except OSError as error:
-            # A file that vanished or, as where no file descriptor is left, can't be read for now.
+            # A file that was removed, or is temporarily unreadable, for example without a free file descriptor.
             self._count(name, "failure")
             problem = error.strerror or type(error).__name__
             raise LoadError(f"model {name!r} version {version} can't be read: {problem}") from error
         except Exception as error:
-            # Out of memory, a defect: whatever it is, what is served stays.
+            # Out of memory, or a defect: in any case the served versions stay.
             self._count(name, "failure")
             log.exception("loading model %s version %s failed", name, version)
             raise LoadError(f"model {name!r} version {version} can't be loaded: {type(error).__name__}") from error

@@ -10,11 +10,13 @@ from app.config.settings import Settings
 from app.engine.batcher import Batcher
 from app.engine.batching_options import BatchingOptions
 from app.engine.codec.model_codec import ModelCodec
+from app.engine.instance_batcher import InstanceBatcher
 from app.errors import DeviceError, LoadError
 from app.repository.model_settings import SETTINGS_FILE, ModelSettings, custom_libraries
+from app.repository.placement import devices_of
 from app.repository.trial_load import trials
 from app.repository.trial_process import Passed, Trial
-from app.runtime.device import CPU, CUDA, CudaOptions, Device, find_device
+from app.runtime.device import CPU, CudaOptions, Device, find_device
 from app.runtime.model import OnnxModel
 from app.runtime.session_choices import SessionChoices, known_providers
 from app.system.memory import growth, resident_bytes
@@ -24,15 +26,15 @@ log = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _PATIENCE_S = 1.0
 _TRIAL_BYTES_A_SECOND = 32_000_000
-"""What a trial has to read and lay out in a second, beside its time limit; a slow disk does more."""
+"""Assumed speed of reading and preparing a file, for the time limit of its trial; even slow disks are faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
     """A served model: model, codec and batcher.
 
-    ``resident_bytes`` is what the process grew by while the model was loaded and warmed up, None where that is unknown.
-    ``settings`` are the model's own.
+    ``resident_bytes`` is the growth of the process while the model was loaded and warmed up, None if unknown.
+    ``settings`` are the settings of the model.
     """
 
     model: OnnxModel
@@ -43,15 +45,15 @@ class Serving:
 
 
 class Loader:
-    """Loads model files by the settings; finding out about the device happens once.
+    """Loads model files with the server's settings; the device is selected once.
 
     Args:
-        settings: of the server.
-        slot: the number of this worker, from 0; the workers take the devices of CUDA in turn.
+        settings: Settings of the server.
+        slot: Number of this worker, from 0; the workers take the CUDA devices in turn.
 
     Attributes:
-        device: what can be had, or None where the device that was asked for can't.
-        device_problem: why it can't, or None.
+        device: The available device, or None if the requested one is not available.
+        device_problem: The reason why it is not available, or None.
     """
 
     def __init__(self, settings: Settings, slot: int = 0) -> None:
@@ -60,7 +62,7 @@ class Loader:
         self.device: Device | None = None
         self.device_problem: str | None = None
         self._measuring = Lock()
-        self._unmeasured = 0  # loads that went on beside the measured one
+        self._unmeasured = 0  # number of loads that ran during the measured one
         try:
             self.device = find_device(settings.device, _cuda_options(settings), settings.cuda_devices, slot)
         except DeviceError as error:
@@ -68,7 +70,7 @@ class Loader:
 
     @property
     def lost(self) -> str | None:
-        """Why nothing runs any more in this process, or None."""
+        """The reason why no run can succeed in this process, or None."""
         runtime = None if self.device is None else self.device.runtime
         if runtime is None or runtime.lost is None:
             return None
@@ -78,12 +80,12 @@ class Loader:
         """Load one version, in a separate process first, and warm it up.
 
         Args:
-            name, version: of the model.
-            path: of its file.
-            own: the model's own settings, stronger than the server's.
+            name, version: Name and version of the model.
+            path: Path of its file.
+            own: Settings of the model, which override the server's.
 
         Raises:
-            LoadError: the file or the device can't be used.
+            LoadError: The file or the device is not usable.
         """
         if self.device is None:
             raise DeviceError(str(self.device_problem))
@@ -100,21 +102,21 @@ class Loader:
             serving = self._load(name, version, path, own, choices, passed)
             if _print(path) == seen:
                 return serving
-        raise LoadError(f"model {name!r} version {version} is not loaded: its files change while they are read")
+        raise LoadError(f"model {name!r} version {version} is not loaded: its files changed during the load")
 
     def _try(self, name: str, version: str, path: Path, own: ModelSettings, choices: SessionChoices) -> Passed:
         limit_s = self.settings.trial_load_s
         if limit_s == 0 or self.device is None or not sys.platform.startswith("linux"):
             return Passed()
-        # What runs on CUDA may be too much for the CPU, or unknown to it: there only the making of a session is tried.
-        elsewhere = CUDA in self.device.providers or (choices.providers and choices.providers[0] != CPU)
+        # A model for CUDA may be too large for the CPU, or unsupported there: its trial only makes a session.
+        elsewhere = self._devices(name, own)[0].has_cuda or (choices.providers and choices.providers[0] != CPU)
         max_rows = None if elsewhere else own.max_batch_rows or self.settings.max_batch_rows
         extra_s = sum(size for _, size, _, _ in _print(path)) // _TRIAL_BYTES_A_SECOND
         trial = Trial(
             name,
             version,
             str(path.absolute()),
-            self._threads(own),
+            self._threads(name, own),
             max_rows,
             limit_s,
             float(extra_s),
@@ -123,13 +125,28 @@ class Loader:
         )
         return trials.run(trial)
 
-    def _threads(self, own: ModelSettings) -> int:
-        return own.session.threads or self.num_threads
+    def _devices(self, name: str, own: ModelSettings) -> list[Device]:
+        if self.device is None:
+            raise DeviceError(str(self.device_problem))
+        where = f"model {name!r}"
+        if own.session.providers and own.placement.devices is not None:
+            raise LoadError(f"{where}: placement.devices and session.providers exclude each other; give one of them")
+        try:
+            return devices_of(own.placement, self.device)
+        except LoadError as error:
+            raise LoadError(f"{where}: {error}") from None
+
+    def _threads(self, name: str, own: ModelSettings) -> int:
+        """Threads of each instance: the model's own number, or the server's, divided among those on the CPU."""
+        if own.session.threads is not None:
+            return own.session.threads
+        on_cpu = sum(not device.has_cuda for device in self._devices(name, own))
+        return self.num_threads // on_cpu or 1 if on_cpu else self.num_threads
 
     def _load(
         self, name: str, version: str, path: Path, own: ModelSettings, choices: SessionChoices, passed: Passed
     ) -> Serving:
-        # Loads follow one another here so that each one's memory can be measured, unless one takes long.
+        # Loads run one after another so the memory of each can be measured, unless one takes long.
         measured = self._measuring.acquire(timeout=_PATIENCE_S)
         try:
             beside, before = self._unmeasured, resident_bytes()
@@ -147,7 +164,10 @@ class Loader:
     ) -> Serving:
         if self.device is None:
             raise DeviceError(str(self.device_problem))
-        model = OnnxModel(name, version, path, self.device, self._threads(own), own.batching, choices)
+        first, *others = self._devices(name, own)
+        model = OnnxModel(name, version, path, first, self._threads(name, own), own.batching, choices)
+        for device in others:
+            model.add_instance(device)
         model.takes_no_rows = passed.takes_no_rows and model.takes_empty
         if model.device_reason is not None and self.device.reason is None:
             log.warning("model %s version %s runs on the CPU, because %s", name, version, model.device_reason)
@@ -162,19 +182,19 @@ class Loader:
             max_queue_bytes=self.settings.max_queue_bytes,
             max_wait_ns=1_000_000 * self.settings.max_queue_ms,
         )
-        batcher = Batcher(model, options)
+        batcher = InstanceBatcher(model, options) if others else Batcher(model, options, model.instances[0])
         batcher.warm_up()
         return Serving(model, ModelCodec(model, self.settings.max_request_rows), batcher, settings=own)
 
 
 def _print(path: Path) -> list[tuple[str, int, int, int]]:
-    """What the files of a version look like, to see whether they changed."""
+    """Identity of the files of a version, to detect changes."""
     found = []
     try:
         for file in sorted(path.parent.iterdir()):
             status = file.stat()
             found.append((file.name, status.st_size, status.st_mtime_ns, status.st_ino))
-    except OSError:  # gone meanwhile: loading says so
+    except OSError:  # removed meanwhile: the load reports it
         return []
     return found
 

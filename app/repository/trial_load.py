@@ -1,8 +1,8 @@
-"""Trial loads: each model is loaded in a separate process first, so that a bad file can't end the server.
+"""Trial loads: each model is loaded in a separate process first, so a bad file cannot crash the server.
 
-onnxruntime is native code: a well-formed graph can ask for more memory than there is or loop forever, and no exception
-comes of it. A helper process that holds no model forks for each trial. The first helper is forked while the server
-starts, which spares it all imports; further ones are spawned when needed. Idle helpers end after a while.
+onnxruntime is native code: a well-formed graph can exhaust memory or loop forever without raising an
+exception. A helper process without models forks for each trial. The first helper is forked while the server
+starts, which saves the imports; further ones are spawned when needed. Idle helpers end after a while.
 
 See docs/decisions/0020-trial-load-in-a-subprocess.md.
 """
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _IDLE_S = 20.0
 _START_S = 120.0
 _PATIENCE_S = 1.0
-"""How long a trial waits for the helper that another one occupies before a further helper is started."""
+"""Time that a trial waits for a busy helper before a further helper is started."""
 
 
 class Helper:
@@ -46,25 +46,25 @@ class Helper:
         self.process: BaseProcess = context.Process(target=serve_trials, args=(theirs,), name="trial-helper")
         self.process.start()
         theirs.close()
-        # At exit multiprocessing waits for its children: this ends them first.
+        # At exit multiprocessing waits for its children; end them first.
         self.close = Finalize(self, _end, (self.process, self._connection), exitpriority=1)
 
     @property
     def alive(self) -> bool:
-        """Whether it can take a trial."""
+        """Whether it can run a trial."""
         return self.process.is_alive()
 
     def ask(self, trial: Trial) -> Outcome:
-        """Try a model.
+        """Run a trial.
 
         Raises:
-            OSError: the process ended, or does not answer.
+            OSError: The process ended, or does not respond.
         """
         try:
             self._connection.send(trial)
-            # The helper keeps the time limit itself; this is for one that is stopped.
+            # The helper enforces the time limit; this limit is for a stopped helper.
             if not self._connection.poll(_START_S + 2 * trial.limit_s):
-                raise OSError("the helper process does not answer")
+                raise OSError("the helper process does not respond")
             outcome: Outcome = self._connection.recv()
         except EOFError:
             raise OSError("the helper process has ended") from None
@@ -73,12 +73,12 @@ class Helper:
 
 def _end(process: "BaseProcess", connection: "Connection[Any, Any]") -> None:
     connection.close()
-    process.kill()  # it has nothing to tidy up
+    process.kill()  # it has nothing to clean up
     process.join()
 
 
 class Trials:
-    """The helper processes of a server. One is enough unless a trial takes long: then others get a further helper."""
+    """The helper processes of a server. One is enough unless a trial takes long; then another one is started."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -87,7 +87,7 @@ class Trials:
         self._timer: threading.Timer | None = None
 
     def prepare(self) -> None:
-        """Fork the first helper: before there are threads, sessions or a CUDA context, and after all is imported."""
+        """Fork the first helper after all imports, but before there are threads, sessions or a CUDA context."""
         if not self._idle:
             self._idle.append(Helper("fork"))
 
@@ -95,33 +95,33 @@ class Trials:
         """Load a model in another process, and return the findings.
 
         Raises:
-            LoadTimeoutError: that takes too long.
-            LoadError: that fails, ends the process, or needs too much memory.
+            LoadTimeoutError: The trial timed out.
+            LoadError: The trial failed, crashed, or exceeded its memory limit.
         """
         try:
             with self._helper() as helper:
                 outcome = helper.ask(trial)
         except OSError as error:
-            raise LoadError(f"{trial.what} can't be tried: {error.strerror or error}") from error
+            raise LoadError(f"{trial.what} cannot be loaded in a trial: {error.strerror or error}") from error
         if isinstance(outcome, Problem):
             raise (LoadTimeoutError if outcome.timed_out else LoadError)(outcome.problem)
         return outcome
 
     def close(self) -> None:
-        """End all helpers and their trials; callers that wait for one get an error."""
+        """End all helpers and their trials; waiting callers get an error."""
         self.abort()
         with self._changed:
             self._close_idle()
 
     def abort(self) -> None:
-        """End the trials under way; callers that wait for one get an error."""
+        """End running trials; waiting callers get an error."""
         with self._changed:
             for helper in self._busy:
                 helper.process.kill()
 
     @contextmanager
     def _helper(self) -> Iterator[Helper]:
-        """A helper for one trial; it is reused afterwards, if it lives."""
+        """A helper for one trial; it is reused afterwards if it is alive."""
         with self._changed:
             if self._timer is not None:
                 self._timer.cancel()
@@ -154,7 +154,7 @@ class Trials:
     def _close_later(self) -> None:
         self._timer = threading.Timer(_IDLE_S, self._time_out)
         self._timer.daemon = True
-        with contextlib.suppress(RuntimeError):  # no thread can be started: the helper stays
+        with contextlib.suppress(RuntimeError):  # a thread cannot be started: the helper stays
             self._timer.start()
 
     def _time_out(self) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a trial load: a helper that forks, and its child that loads one model within limits.
+"""Processes of a trial load: a helper that forks, and its child, which loads one model within limits.
 
 See docs/decisions/0020-trial-load-in-a-subprocess.md.
 """
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     from app.runtime.model import OnnxModel
 
-_SHARE = 0.9  # of the memory that is available; the rest is for the server meanwhile
+_SHARE = 0.9  # share of available memory; the rest stays for the server
 _LONG_RUN_S = 0.25
 _NO_ROWS_S = 5.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A model to try.
+    """The trial load of one model.
 
     Attributes:
-        name, version, path: of the model.
-        num_threads: of the runtime.
-        max_rows: the largest batch that it is warmed up with; None to make a session only, and run nothing.
-        limit_s: time limit of the whole trial.
-        extra_s: what comes on top for the size of its files.
-        choices, batching: what the model's own settings say.
+        name, version, path: Name, version and path of the model.
+        num_threads: Threads of the runtime.
+        max_rows: Largest batch for the warm-up; None to make a session only, without a run.
+        limit_s: Time limit of the whole trial.
+        extra_s: Additional time for the size of its files.
+        choices, batching: Options from the model's settings.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a trial failed; a trial that timed out may pass another time."""
+    """The reason why a trial failed; a trial that timed out may succeed later."""
 
     problem: str
     timed_out: bool = False
@@ -69,10 +69,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Passed:
-    """A trial that passed.
+    """Result of a successful trial.
 
     Attributes:
-        takes_no_rows: whether a batch of no rows was run, and gave no rows.
+        takes_no_rows: Whether a batch without rows was run, and returned no rows.
     """
 
     takes_no_rows: bool = False
@@ -83,10 +83,10 @@ Outcome = Problem | Passed
 
 def serve_trials(connection: "Connection[Any, Any]") -> None:
     """Main function of a helper: a trial in, its outcome out, until the other side closes the connection."""
-    os.setsid()  # Ctrl-C is not for it
+    os.setsid()  # ignore Ctrl-C in the terminal
     _keep_only(connection.fileno())
-    os.nice(10)  # requests come first
-    # Imported once, here, so that each trial begins with all of it.
+    os.nice(10)  # requests have priority
+    # Imported once, here, so each forked trial has it.
     import app.runtime.model  # noqa: F401
 
     with contextlib.suppress(EOFError, OSError):
@@ -95,7 +95,7 @@ def serve_trials(connection: "Connection[Any, Any]") -> None:
 
 
 def _keep_only(descriptor: int) -> None:
-    """Close what was inherited from the server, its sockets above all: they must not outlive it here."""
+    """Close inherited resources of the server, especially sockets: they must not stay open here."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
@@ -104,7 +104,7 @@ def _keep_only(descriptor: int) -> None:
 
 
 def _try(trial: Trial, server: "Connection[Any, Any]") -> Outcome:
-    """Load in a child process with limits of memory and time; the child does not outlive the server."""
+    """Load in a child process within limits of memory and time; the child does not outlive the server."""
     limits = [limit for limit in (_share(available_bytes()), data_limit()) if limit is not None]
     limit = min(limits, default=None)
     context = multiprocessing.get_context("fork")
@@ -130,23 +130,23 @@ def judge(
     reader: "Connection[Any, Any]",
     server: "Connection[Any, Any] | None" = None,
 ) -> Outcome:
-    """Wait for a child and say how its trial went.
+    """Wait for a child and return the outcome of its trial.
 
     Args:
-        trial: what it tries.
-        limit: bytes that it may have; None for no limit.
-        child: the process.
-        reader: receives the problem that it met, or None.
-        server: becomes readable during a trial only when the server is gone.
+        trial: The trial.
+        limit: Memory limit in bytes; None for no limit.
+        child: The process.
+        reader: Receives the problem that the child found, or None.
+        server: Becomes readable during a trial only when the server has ended.
 
     Raises:
-        EOFError: the server is gone.
+        EOFError: The server has ended.
     """
     ends = wait([reader] if server is None else [reader, server], trial.limit_s + trial.extra_s)
     if ends and reader not in ends:
         child.kill()
         child.join()
-        raise EOFError("the server is gone")
+        raise EOFError("the server has ended")
     if not ends:
         child.kill()
         child.join()
@@ -165,7 +165,7 @@ def judge(
 
 
 def _second_word(reader: "Connection[Any, Any]") -> bool:
-    """Whether the model took no rows; a child that says nothing more was ended by them, or hangs."""
+    """Whether the model accepts a batch without rows; a child without a second message crashed or hangs."""
     try:
         return reader.poll(_NO_ROWS_S) and bool(reader.recv())
     except (EOFError, OSError):
@@ -179,18 +179,18 @@ def _time_limit(trial: Trial) -> str:
 
 def _too_little(limit: int) -> str:
     if limit == data_limit():
-        return f"a trial needed more memory than the server's RLIMIT_DATA ('ulimit -d') allows ({limit} bytes)"
-    return f"a trial needed more memory than there is ({limit} bytes)"
+        return f"a trial exceeded the server's RLIMIT_DATA ('ulimit -d') of {limit} bytes"
+    return f"a trial exceeded the available memory ({limit} bytes)"
 
 
 def _ended(exitcode: int) -> str:
-    """What the end of a child that told nothing means."""
+    """The meaning of the exit status of a child that sent no message."""
     if exitcode == -signal.SIGKILL:
-        return "a trial was killed, as the kernel does where it is out of memory"
-    ended, limit = f"a trial ended the process ({_name(exitcode)})", data_limit()
+        return "a trial was killed, probably because the machine ran out of memory"
+    ended, limit = f"a trial crashed ({_name(exitcode)})", data_limit()
     if limit is not None:
         return (
-            f"{ended}; RLIMIT_DATA ('ulimit -d') allows the server {limit} bytes, which may be too few; "
+            f"{ended}; RLIMIT_DATA ('ulimit -d') allows the server {limit} bytes, which may be too little; "
             "raise it, or the file is damaged or hostile"
         )
     return f"{ended}; the file is damaged or hostile"
@@ -208,7 +208,7 @@ def _load_within(trial: Trial, limit: int | None, writer: "Connection[Any, Any]"
     problem, model = _load(trial)
     writer.send(problem)
     if problem is None:
-        # Last: kernels that are given nothing may end the process.
+        # Last, because kernels may crash on empty inputs.
         writer.send(model is not None and _takes_no_rows(model))
 
 
@@ -217,7 +217,7 @@ def _takes_no_rows(model: "OnnxModel") -> bool:
         return False
     try:
         arrays = model.run(model.random_feeds(0), model.output_names).arrays
-    except Exception:  # noqa: BLE001 - whatever it is, it does not take them
+    except Exception:  # noqa: BLE001 - any exception means that the model rejects empty batches
         return False
     axes = model.batching.cut(model.output_names)
     return all(axis is None or array.shape[axis] == 0 for array, axis in zip(arrays, axes, strict=True))
@@ -233,19 +233,19 @@ def _limit_process(limit: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    with contextlib.suppress(OSError):  # where memory runs out after all, this process is the one to go
+    with contextlib.suppress(OSError):  # if memory runs out anyway, the kernel should kill this process
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _load(trial: Trial) -> tuple[str | None, "OnnxModel | None"]:
-    """Load and warm up; what went wrong, and the model."""
+    """Load and warm up. Return the problem, or None, and the model."""
     from app.runtime.device import CPU, Device, open_session
     from app.runtime.model import OnnxModel
 
     device = Device("cpu", (CPU,))
     try:
         if trial.max_rows is None:
-            with contextlib.suppress(Exception):  # what the CPU can't do another device may
+            with contextlib.suppress(Exception):  # another device may support a model that the CPU does not
                 open_session(trial.path, device, trial.num_threads, choices=replace(trial.choices, providers=()))
             return None, None
         path = Path(trial.path)
@@ -256,17 +256,17 @@ def _load(trial: Trial) -> tuple[str | None, "OnnxModel | None"]:
             if time.monotonic() - began > _LONG_RUN_S:
                 break
     except InferenceFailedError as error:
-        # Random input is not always to a model's liking.
+        # Some models reject random input.
         return (str(error) if is_short(str(error)) else None), None
     except LoadError as error:
         return str(error), None
     except MemoryError as error:
         return f"MemoryError: {error}", None
-    except Exception:  # noqa: BLE001 - the load that follows meets it again, and logs what it is
+    except Exception:  # noqa: BLE001 - the load that follows fails in the same way, and logs it
         return None, None
     return None, model
 
 
 def _batches(max_rows: int) -> list[int]:
-    """As the model will be warmed up; the least and the most show what there is to see."""
+    """Batch sizes of the trial, as in the warm-up; the smallest and largest reveal most problems."""
     return sorted({1, min(64, max_rows), max_rows})

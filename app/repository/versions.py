@@ -1,4 +1,4 @@
-"""Versions of a model, and which of them are served.
+"""Versions of a model, and the selection of served versions.
 
 See docs/decisions/0017-immutable-entries.md.
 """
@@ -11,16 +11,16 @@ from app.errors import LoadError, LoadTimeoutError
 from app.repository.served_model import Serving
 from app.system.memory import is_transient
 
-# As the exporter has it (panther/export/publish/repository.py).
+# Must match panther/export/publish/repository.py.
 MAX_NAME_LENGTH = 128
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
-NAME_RULE = "at most 128 letters, digits, '.', '_' and '-', beginning with a letter, a digit or '_'"
+NAME_RULE = "at most 128 letters, digits, '.', '_' and '-', starting with a letter, a digit or '_'"
 VERSION_RULE = "versions are whole numbers without leading zeros, such as 1"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}\Z|0\Z")
 
 
 class State(StrEnum):
-    """State of a version, in the words of the repository extension."""
+    """State of a version, in the terms of the model repository extension."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -29,10 +29,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a model: its state, the reason of that, and the loaded model when it is READY.
+    """One version of a model: its state, the reason for it, and the loaded model if it is READY.
 
-    ``failed`` says that the version in the folder could not be loaded; a READY version then is the one from before.
-    ``may_recover`` says that memory, time or file descriptors were short, so that it may go well another time.
+    ``failed``: the version in the folder failed to load; a READY version is then the previous one.
+    ``may_recover``: memory, time or file descriptors were short, so a later load may succeed.
     """
 
     version: str
@@ -48,8 +48,8 @@ class Version:
 class Entry:
     """A model of the folder with its versions, the oldest first.
 
-    Replaced as a whole when something changes: who holds one sees one moment, whichever thread it was made in.
-    ``served`` is the version that answers requests which name none: the newest that is ready.
+    An immutable snapshot, replaced atomically; safe to read from any thread.
+    ``served`` is the version for requests that name none: the newest ready version.
     """
 
     name: str
@@ -61,22 +61,22 @@ class Entry:
         object.__setattr__(self, "served", newest)
 
     def ready(self) -> list[Version]:
-        """The versions that are served, the oldest first."""
+        """The served versions, the oldest first."""
         return [item for item in self.versions.values() if item.state is State.READY]
 
     @property
     def failing(self) -> bool:
-        """Whether a version in the folder could not be loaded."""
+        """Whether a version in the folder failed to load."""
         return any(item.failed for item in self.versions.values())
 
     @property
     def reason(self) -> str:
-        """Why the newest version is not served; empty when it is."""
+        """The reason why the newest version is not served; empty if it is."""
         return next((item.reason for item in reversed(self.versions.values()) if item.state is not State.READY), "")
 
 
 def selected(policy: str, versions: list[str]) -> list[str]:
-    """The versions that a policy (``latest``, ``all``, ``1,3``) takes from those there are, the oldest first."""
+    """The versions that a policy (``latest``, ``all``, ``1,3``) selects, the oldest first."""
     ordered = sorted(versions, key=int)
     if policy == "latest":
         return ordered[-1:]
@@ -87,12 +87,12 @@ def selected(policy: str, versions: list[str]) -> list[str]:
 
 
 def valid_name(name: str) -> bool:
-    """Whether a name may be a model's: no separator, no leading dot or hyphen, not too long."""
+    """Whether a model may have this name: no separator, no leading dot or hyphen, not too long."""
     return len(name) <= MAX_NAME_LENGTH and _NAME.match(name) is not None
 
 
 def valid_version(version: str) -> bool:
-    """Whether a folder's name is a version: digits, with no leading zero."""
+    """Whether a folder's name is a version: digits, without a leading zero."""
     return _VERSION.match(version) is not None
 
 
@@ -102,12 +102,12 @@ def make_entry(name: str, versions: dict[str, Version]) -> Entry:
 
 
 def unselected(version: str) -> Version:
-    """A version on disk that is not wanted."""
+    """A version on disk that the policy does not select."""
     return Version(version, reason="not selected by the version policy")
 
 
 def failed(before: Entry, version: str, error: LoadError) -> Version:
-    """State of a version that could not be loaded: unchanged if it is served, else unavailable."""
+    """State of a version that failed to load: unchanged if it is served, else unavailable."""
     known = before.versions.get(version)
     short = isinstance(error, LoadTimeoutError) or is_transient(f"{error}: {error.__cause__!r}")
     if known is not None and known.state is State.READY:

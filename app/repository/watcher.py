@@ -1,7 +1,7 @@
 """Watcher: notice changes in the model folder by polling.
 
-Looking works on any file system: a bind mount, a volume, NFS, a folder that is a link to be swapped; notifications of
-the kernel don't.
+Polling works on any file system: a bind mount, a volume, NFS, a symbolic link that is replaced. Kernel notifications
+do not.
 
 See docs/decisions/0016-watch-the-repository-by-polling.md.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _Stat = tuple[str, int, int, int]
 Prints = Mapping[str, tuple[_Stat, ...]]
-"""What a model's files look like: of each version by its number, and of the model's own settings by ''."""
+"""Identity of a model's files: of each version by its number, and of the model's settings by ''."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Change:
 class Watcher:
     """Finds changes in a model folder since it was loaded.
 
-    A change is told once it looked the same in two polls, one after the other: a file that is still being copied is
-    left alone. One that only paused for as long is told twice, the second time when it is whole.
+    A change is reported once two consecutive polls find the same state: a file that is still being copied is
+    ignored. If a copy pauses for that long, the change is reported twice, the second time for the complete file.
 
     Args:
-        root: the folder; its contents count as loaded.
+        root: The folder; its contents count as loaded.
     """
 
     def __init__(self, root: Path) -> None:
@@ -61,7 +61,7 @@ class Watcher:
             self._say_lost(error.strerror or type(error).__name__)
             return []
         if not now and self._told and before != self._device:
-            # Where a volume was taken away an empty folder is left; that is no wish to unload everything.
+            # A removed volume leaves an empty folder; it must not unload all models.
             self._device = before
             self._say_lost("another file system is mounted there, and it is empty")
             return []
@@ -105,7 +105,7 @@ def _prints(folder: Path) -> dict[str, tuple[_Stat, ...]]:
     try:
         with os.scandir(folder) as items:
             names = [item.name for item in items]
-    except OSError:  # no folder, or gone since it was seen
+    except OSError:  # not a folder, or removed since the scan
         return {}
     found = {"": tuple(_stat(folder, SETTINGS_FILE))}
     for name in names:

@@ -1,4 +1,4 @@
-"""Whether requests may share a run of a model: proven from its graph, and held to a trial that may only forbid it.
+"""Whether requests may share a run of a model: proven from its graph; a trial run may only forbid it.
 
 See docs/decisions/0003-batch-only-independent-rows.md.
 """
@@ -14,7 +14,7 @@ from app.runtime.independence import Proof
 from app.runtime.tensors import Array, TensorSpec, bfloat16_values
 
 _ROWS = 3
-_SMALLEST = 1e-5  # outputs below this may be nothing but rounding
+_SMALLEST = 1e-5  # outputs below this may be rounding errors only
 
 Wanted = Literal["auto", "on", "off"]
 Axes = Mapping[str, int | None]
@@ -24,18 +24,18 @@ Run = Callable[[Mapping[str, Array]], Sequence[Array]]
 
 @dataclass(frozen=True)
 class Batching:
-    """Whether rows of several requests may run together, and who decided it.
+    """The decision whether rows of several requests may run together, with its reason.
 
     Attributes:
-        batched: whether they may.
-        decided_by: ``proof``: the graph; ``trial``: random rows came out differently together than alone; ``settings``:
-            a person; ``run``: a run returned another number of rows than went in.
-        verdict: what is proven of the rows: ``independent``, ``mixed``, or ``unknown`` where nothing is.
-        reason: a sentence that names the node that decides.
-        node, op_type: that node; empty where no single one decides.
-        input_axes: the axis of the rows in each input; None for one that all rows share.
-        output_axes: the same for each output; None for one that does not depend on the rows.
-        rows_first: whether the rows are the first axis of every input and output.
+        batched: Whether they may.
+        decided_by: ``proof``: the graph; ``trial``: random rows, run together and one by one; ``settings``:
+            the operator; ``run``: a run returned a different number of rows than its input had.
+        verdict: The proven property of the rows: ``independent``, ``mixed``, or ``unknown`` if nothing is proven.
+        reason: A sentence that names the deciding node.
+        node, op_type: The deciding node; empty if no single node decides.
+        input_axes: The axis of the rows in each input; None for one that all rows share.
+        output_axes: The axis of the rows in each output; None for one that does not depend on the rows.
+        rows_first: Whether the rows are the first axis of every input and output.
     """
 
     batched: bool
@@ -49,12 +49,12 @@ class Batching:
     rows_first: bool = False
 
     def rows_of(self, feeds: Mapping[str, Array]) -> int:
-        """Rows of the inputs of a run; 1 where no input has an axis of rows."""
+        """Number of rows in the inputs of a run; 1 if no input has a row axis."""
         sizes: list[int] = [feeds[name].shape[axis] for name, axis in self.input_axes.items() if axis is not None]
         return sizes[0] if sizes else 1
 
     def cut(self, output_names: Sequence[str]) -> tuple[int | None, ...]:
-        """The axis of the rows in each of these outputs."""
+        """The axis of the rows in each of the given outputs."""
         return (0,) * len(output_names) if self.rows_first else tuple(map(self.output_axes.__getitem__, output_names))
 
 
@@ -69,14 +69,14 @@ def find_batching(
     """Decide whether a model may be batched.
 
     Args:
-        proof: what the graph says of its rows.
-        inputs, outputs: of the graph.
-        wanted: ``auto`` batches what is proven, ``on`` what a person says is independent, ``off`` nothing.
-        make_feeds: makes inputs of so many rows along the axes given for each input.
-        run: runs the model and returns all outputs; raises ``InferenceFailedError`` where it fails.
+        proof: The result of the analysis of the graph.
+        inputs, outputs: Tensors of the graph.
+        wanted: ``auto`` batches proven models, ``on`` batches on the operator's word, ``off`` never batches.
+        make_feeds: Makes inputs with a number of rows along the given axis of each input.
+        run: Runs the model and returns all outputs; raises ``InferenceFailedError`` on failure.
     """
     if wanted == "off":
-        # Where they are known, rows are still counted along their axes.
+        # Rows are still counted along their axes if these are known.
         axes = (proof.input_axes, proof.output_axes) if proof.verdict == "independent" else ({}, {})
         off = "batching is off in panther.toml"
         return _decision(proof, "settings", off, batched=False, input_axes=axes[0], output_axes=axes[1])
@@ -92,7 +92,7 @@ def find_batching(
 
 
 def _by_request(proof: Proof, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Batching:
-    """Batch along the first axes because a person says so, where all of them are dynamic."""
+    """Batch along the first axes on the operator's word, if all of them are dynamic."""
     for spec in (*inputs, *outputs):
         if not spec.shape or spec.shape[0] is not None:
             reason = (
@@ -135,15 +135,15 @@ def _decision(
 def why_rows_depend(
     batching: Batching, outputs: Sequence[TensorSpec], feeds: Mapping[str, Array], run: Run
 ) -> str | None:
-    """Why a trial forbids batching, or None: random rows give the same outputs together as one by one.
+    """The reason why a trial run forbids batching, or None if random rows give equal outputs together and one by one.
 
-    A model that fails on random inputs is not forbidden: what is proven holds for every input.
+    A model that fails on random inputs is not forbidden, because a proof covers every input.
 
     Args:
-        batching: the axes of the rows.
-        outputs: of the graph.
-        feeds: inputs of several rows.
-        run: see ``find_batching``.
+        batching: The axes of the rows.
+        outputs: Outputs of the graph.
+        feeds: Inputs of several rows.
+        run: See ``find_batching``.
     """
     rows = batching.rows_of(feeds)
     try:
@@ -158,14 +158,14 @@ def why_rows_depend(
                 if axis is not None and (whole.ndim <= axis or whole.shape[axis] != rows):
                     return f"{rows} random rows gave output {spec.name!r} of shape {list(whole.shape)}"
                 if not _are_close(rows_between(whole, axis, row, row + 1), single, spec):
-                    return f"random rows gave another output {spec.name!r} together than one by one"
+                    return f"random rows gave a different output {spec.name!r} together than one by one"
     except InferenceFailedError:
         return None
     return None
 
 
 def rows_between(array: Array, axis: int | None, start: int, stop: int) -> Array:
-    """Rows of a tensor as a view; the whole tensor where it has no axis of rows."""
+    """Rows of a tensor as a view; the whole tensor if it has no row axis."""
     if axis == 0:
         return array[start:stop]
     return array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
@@ -178,7 +178,7 @@ def _are_close(left: Array, right: Array, spec: TensorSpec) -> bool:
         left, right = bfloat16_values(left), bfloat16_values(right)
     elif spec.dtype.kind != "f":
         return bool(np.array_equal(left, right))
-    # Kernels may add in another order for another number of rows; mixed rows differ by far more, small numbers too.
+    # Kernels may add in a different order for another number of rows; mixed rows differ by far more, even small ones.
     left, right = np.atleast_1d(left).astype(np.float64), np.atleast_1d(right).astype(np.float64)
     largest = np.abs(left[np.isfinite(left)]).max(initial=_SMALLEST)
     return bool(np.allclose(left, right, rtol=0.05, atol=min(0.01, 0.05 * largest), equal_nan=True))

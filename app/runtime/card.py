@@ -9,12 +9,12 @@ from app.errors import CardError
 
 METADATA_KEY = "panther.card"
 SUPPORTED_MAJOR = 1
-# Every reader of JSON holds whole numbers up to here.
+# Every JSON reader represents whole numbers exactly up to this limit.
 _LARGEST = 2**53 - 1
 
 
 def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON Schema."""
+    """Accept 1.0 as an integer, as JSON Schema does."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -24,13 +24,13 @@ Size = Annotated[Whole, Field(ge=1, le=_LARGEST)]
 
 
 class _Part(BaseModel):
-    """Unknown fields are tolerated, so that a newer minor version can be read; a known one must be of its type."""
+    """A part of the card. Unknown fields are ignored, so newer minor versions load; known fields are validated."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class Parameters(_Part):
-    """The three counts of DESIGN: never mixed up, always named."""
+    """Parameter counts in the three ways of docs/counting.md."""
 
     dense: Count
     learnable: Count
@@ -38,7 +38,7 @@ class Parameters(_Part):
 
 
 class MultiplyAdds(_Part):
-    """Multiply-adds for one row: of the dense twin and of the graph as planned."""
+    """Multiply-adds for one row: of the dense twin and of the planned graph."""
 
     dense: Count
     planned: Count
@@ -66,12 +66,12 @@ class Layer(_Part):
         bias = self.out_features * (self.biases or 1) if self.bias else 0
         sketched = self.num_terms * self.low_rank * (self.in_features + self.out_features)
         dense = self.in_features * self.out_features + bias
-        # Unchecked: of sizes that lie the product may be larger than a count can be.
+        # Not validated: the product of invalid sizes may exceed the range of a count.
         return Parameters.model_construct(dense=dense, learnable=sketched + bias, fixed=sketched)
 
 
 class QuantizedLayer(_Part):
-    """One linear layer, embedding or convolution in few bits."""
+    """One quantized linear layer, embedding or convolution."""
 
     name: str
     kind: str
@@ -84,7 +84,7 @@ class QuantizedLayer(_Part):
 
 
 class ConvolutionShape(_Part):
-    """The sizes of a convolution; lists have one entry for each spatial axis."""
+    """The sizes of a convolution; lists have one entry per spatial axis."""
 
     in_channels: Size
     out_channels: Size
@@ -94,7 +94,7 @@ class ConvolutionShape(_Part):
 
 
 class Convolution(_Part):
-    """One sketched convolution; multiply-adds are those of one position of its output."""
+    """One sketched convolution; multiply-adds are per position of its output."""
 
     name: str
     shape: ConvolutionShape
@@ -111,7 +111,7 @@ class Convolution(_Part):
 
 
 class Embedding(_Part):
-    """One embedding of low rank; multiply-adds are those of a row that is looked up, or of a bag."""
+    """One embedding of low rank; multiply-adds are of a row that is looked up, or a bag, and of a row in each head."""
 
     name: str
     num_embeddings: Size
@@ -121,10 +121,11 @@ class Embedding(_Part):
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
     uses: list[str] | None = None
+    heads: list[str] | None = None
 
     def counted(self) -> Parameters:
-        """The counts by the formulas: dense V·d, learnable r·(V + d), no fixed ones."""
-        # Unchecked, as those of layers.
+        """The counts by the formulas: dense V·d, learnable r·(V + d), none fixed."""
+        # Not validated, like those of layers.
         return Parameters.model_construct(
             dense=self.num_embeddings * self.embedding_dim,
             learnable=self.rank * (self.num_embeddings + self.embedding_dim),
@@ -133,7 +134,7 @@ class Embedding(_Part):
 
 
 class Column(_Part):
-    """A column of an input whose rows are those of a table; a category is put in as its place among the categories."""
+    """A column of a tabular input; a category is encoded as its index in ``categories``."""
 
     name: str = Field(min_length=1)
     type: Literal["number", "integer", "boolean", "category"] = "number"
@@ -144,14 +145,14 @@ class Column(_Part):
     @model_validator(mode="after")
     def _categories_of_a_category(self) -> "Column":
         if (self.categories is None) == (self.type == "category"):
-            raise ValueError(f"column {self.name!r}: categories belong to the type category, and to no other")
+            raise ValueError(f"column {self.name!r}: exactly the columns of type 'category' must have categories")
         if self.categories is not None and len(set(self.categories)) < len(self.categories):
-            raise ValueError(f"column {self.name!r}: two categories are the same")
+            raise ValueError(f"column {self.name!r}: each category must occur once")
         return self
 
 
 class Input(_Part):
-    """An input of the graph and its meaning, the names of its columns and sample rows of them."""
+    """An input of the graph: its meaning, column names and sample rows."""
 
     name: str
     description: str | None = None
@@ -162,12 +163,12 @@ class Input(_Part):
     def _names_differ(self) -> "Input":
         names = [column.name for column in self.columns or ()]
         if len(set(names)) < len(names):
-            raise ValueError(f"input {self.name!r}: two columns have the same name")
+            raise ValueError(f"input {self.name!r}: each column name must occur once")
         return self
 
 
 class Output(_Part):
-    """An output of the graph, its meaning, and the labels of its last axis."""
+    """An output of the graph: its meaning, and the labels of its last axis."""
 
     name: str
     description: str | None = None
@@ -186,13 +187,13 @@ class Totals(_Part):
 
 
 class DenseTwin(_Part):
-    """Counts and figures of the same model with dense layers."""
+    """Counts and measurements of the same model with dense layers."""
 
     weight_bytes: Count
 
 
 class OutputError(_Part):
-    """The errors of one output."""
+    """Errors of one output."""
 
     name: str
     max_absolute_error: float = Field(ge=0)
@@ -201,7 +202,7 @@ class OutputError(_Part):
 
 
 class Check(_Part):
-    """The comparison that the file passed before it was published."""
+    """The comparison with the PyTorch model, made before the file was published."""
 
     reference: str
     runtime: str
@@ -214,7 +215,7 @@ class Check(_Part):
 
 
 class Storage(_Part):
-    """How the weights are kept, and their bytes once the file is loaded."""
+    """Storage format of the weights, and their size in memory."""
 
     precision: str
     u_storage: str
@@ -223,7 +224,7 @@ class Storage(_Part):
 
 
 class Latency(_Part):
-    """Median times of one run of the file and of its dense twin, one for each batch size."""
+    """Median run times of the file and of its dense twin, one per batch size."""
 
     device: str
     num_threads: Size
@@ -234,12 +235,38 @@ class Latency(_Part):
     @model_validator(mode="after")
     def _as_many_times_as_sizes(self) -> "Latency":
         if not len(self.batch_sizes) == len(self.median_us) == len(self.dense_twin_median_us):
-            raise ValueError("batch_sizes, median_us and dense_twin_median_us must be of one length")
+            raise ValueError("batch_sizes, median_us and dense_twin_median_us must have the same length")
+        return self
+
+
+class CurvePoint(_Part):
+    """One model that a compression considered: its bytes and the error of its outputs."""
+
+    bytes: Count
+    error: float = Field(ge=0)
+    measured: bool
+    chosen: bool = False
+    metric: float | None = None
+
+
+class CompressionCurve(_Part):
+    """The models that a compression to a budget considered, of which one is in the file."""
+
+    budget: str
+    original_bytes: Count
+    original_metric: float | None = None
+    points: list[CurvePoint] = Field(min_length=1, max_length=32)
+
+    @model_validator(mode="after")
+    def _one_is_chosen(self) -> "CompressionCurve":
+        chosen = sum(point.chosen for point in self.points)
+        if chosen != 1:
+            raise ValueError(f"exactly one of the points must be chosen, not {chosen}")
         return self
 
 
 class Training(_Part):
-    """Data and accuracy of the training."""
+    """Data and accuracy of training."""
 
     dataset: str | None = None
     train_rows: Count | None = None
@@ -252,7 +279,7 @@ class Training(_Part):
 
 
 class Card(_Part):
-    """The model card of a file; its many fields are the keys of ``docs/model-card.schema.json``."""
+    """The model card of a file; the fields are the keys of ``docs/model-card.schema.json``."""
 
     schema_version: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
     name: str = Field(min_length=1)
@@ -267,6 +294,7 @@ class Card(_Part):
     quantized_layers: list[QuantizedLayer] | None = Field(default=None, min_length=1)
     convolutions: list[Convolution] | None = Field(default=None, min_length=1)
     embeddings: list[Embedding] | None = Field(default=None, min_length=1)
+    compression_curve: CompressionCurve | None = None
     totals: Totals
     dense_twin: DenseTwin
     check: Check
@@ -276,7 +304,7 @@ class Card(_Part):
     versions: dict[str, str]
 
     def contradictions(self) -> list[str]:
-        """Contradictions between the card's counts and the formulas, as text; empty if all agree."""
+        """Contradictions between the card's counts and the formulas, as text; empty if there are none."""
         found = []
         tables = self.embeddings or []
         of_names: list[tuple[str, Layer | Embedding]] = [
@@ -286,7 +314,7 @@ class Card(_Part):
         for name, layer in of_names:
             counted = layer.counted()
             found += [
-                f"{name}: the card says {field} {said}, the formula gives {right}"
+                f"{name}: the card has {field} {said}, the formula gives {right}"
                 for field, said in layer.parameters
                 if said != (right := getattr(counted, field))
             ]
@@ -295,7 +323,7 @@ class Card(_Part):
             for field, said in getattr(self.totals, name) or ():
                 right = sum(getattr(layer.parameters, field) for layer in layers)
                 if said != right:
-                    found.append(f"totals.{name}: the card says {field} {said}, its layers add up to {right}")
+                    found.append(f"totals.{name}: the card has {field} {said}, the sum over its layers is {right}")
         return found
 
 
@@ -303,7 +331,7 @@ def parse_card(text: str) -> Card:
     """Read a card from its JSON.
 
     Raises:
-        CardError: not JSON, a newer major version, or a field missing or wrong.
+        CardError: The text is not JSON, has a newer major version, or a field is missing or invalid.
     """
     try:
         raw: Any = orjson.loads(text)
@@ -315,8 +343,8 @@ def parse_card(text: str) -> Card:
     major = version.partition(".")[0]
     if major.isdecimal() and (len(major) > 9 or int(major) > SUPPORTED_MAJOR):
         raise CardError(
-            f"schema_version ({version[:40]}) of the card is newer than the {SUPPORTED_MAJOR}.x that this server "
-            "reads; upgrade the server"
+            f"schema_version ({version[:40]}) of the card is newer than {SUPPORTED_MAJOR}.x, the newest version that "
+            "this server reads; upgrade the server"
         )
     try:
         return Card.model_validate(raw)

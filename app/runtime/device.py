@@ -1,6 +1,5 @@
-"""Which execution provider can be had, found out before a session is made and checked after."""
+"""Select an execution provider before a session is made, and check it afterwards."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +17,7 @@ from app.runtime.rewriting import ends_in_maps, lacks_locale, with_locale, witho
 from app.runtime.session_choices import AS_IT_COMES, SessionChoices
 from app.system.files import read_regular
 
-_FATAL = 4  # onnxruntime's severity: what is less comes as an exception too, and its own log can block
+_FATAL = 4  # severity of onnxruntime: lower ones also arrive as exceptions, and its own log can block
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 ARENAS = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsRequested"}
@@ -26,14 +25,14 @@ ARENAS = {"next_power_of_two": "kNextPowerOfTwo", "same_as_requested": "kSameAsR
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """How CUDA is to be used.
+    """Options for CUDA.
 
     Attributes:
-        device_id: the device, as CUDA counts those that the process sees.
-        graphs: whether runs may be recorded as CUDA graphs.
-        tf32: whether products of float32 may be computed in TF32.
-        memory_limit_bytes: of one model's arena; None for all there is.
-        arena: how an arena grows.
+        device_id: The device, numbered among the visible devices.
+        graphs: Whether runs may be captured as CUDA graphs.
+        tf32: Whether float32 products may be computed in TF32.
+        memory_limit_bytes: Limit of one model's arena; None for all of the device memory.
+        arena: Growth policy of an arena.
     """
 
     device_id: int = 0
@@ -43,10 +42,10 @@ class CudaOptions:
     arena: Literal["next_power_of_two", "same_as_requested"] = "next_power_of_two"
 
     def provider_options(self, stream: int | None = None) -> dict[str, str]:
-        """The options of onnxruntime's CUDA provider; ``stream`` is where it shall queue its work."""
+        """The options of onnxruntime's CUDA provider; the session queues its work on ``stream``."""
         options = {
             "device_id": str(self.device_id),
-            # onnxruntime's own choice is TF32, which is off by 3e-4 of the largest output.
+            # The default of onnxruntime is TF32, with errors of 3e-4 of the largest output.
             "use_tf32": "1" if self.tf32 else "0",
             "arena_extend_strategy": ARENAS[self.arena],
         }
@@ -62,9 +61,10 @@ class Device:
     """The requested device (``auto``, ``cpu``, ``cuda``), the available one, and the reason for a difference.
 
     Attributes:
-        cuda: how CUDA is used, where it can be had.
-        runtime, streams: to run on CUDA from own buffers; None where ``runtime_problem`` says why not.
-        bodies: what long request bodies are received into; None where there is no memory for it.
+        cuda: CUDA options, if CUDA is available.
+        runtime, streams: For runs on CUDA from fixed buffers; None if ``runtime_problem`` is set.
+        bodies: Pinned memory for long request bodies; None if it cannot be allocated.
+        count: Number of CUDA devices that the process sees; None if unknown.
     """
 
     requested: str
@@ -75,9 +75,10 @@ class Device:
     streams: Streams | None = field(default=None, compare=False)
     runtime_problem: str | None = field(default=None, compare=False)
     bodies: Bodies | None = field(default=None, compare=False)
+    count: int | None = field(default=None, compare=False)
 
     def gpu(self) -> Gpu | None:
-        """The device as CUDA reports it now; None without one, or where it does not answer."""
+        """The device as CUDA reports it now; None without a device, or if it does not answer."""
         if self.runtime is None:
             return None
         try:
@@ -85,21 +86,30 @@ class Device:
         except CudaError:
             return None
 
+    @property
+    def has_cuda(self) -> bool:
+        """Whether sessions are opened on CUDA."""
+        return CUDA in self.providers
+
+    def on_cuda(self, device_id: int) -> "Device":
+        """A copy for another device of CUDA, without the CPU in its place."""
+        return replace(self, requested="cuda", cuda=replace(self.cuda, device_id=device_id))
+
     def without_tf32(self) -> "Device":
-        """A copy that computes float32 without TF32."""
+        """A copy of the device that computes float32 without TF32."""
         return replace(self, cuda=replace(self.cuda, tf32=False))
 
 
 def choose_device_id(setting: str, count: int | None, slot: int) -> int:
-    """The device of one worker: the workers take the devices of the setting in turn.
+    """The device of one worker: workers take the devices of the setting in turn.
 
     Args:
         setting: ``all``, or numbers such as ``0,2``.
-        count: devices that the process sees; None where that is not known.
-        slot: the worker's number, from 0.
+        count: Number of visible devices; None if unknown.
+        slot: Number of the worker, from 0.
 
     Raises:
-        DeviceError: the setting names a device that is not there.
+        DeviceError: The setting names a device that does not exist.
     """
     if setting == "all":
         return slot % (count or 1)
@@ -108,21 +118,21 @@ def choose_device_id(setting: str, count: int | None, slot: int) -> int:
     if missing:
         there = "none" if not count else "0" if count == 1 else f"0 to {count - 1}"
         raise DeviceError(
-            f"cuda_devices={setting} is not available: there is no device {missing[0]}; there are: {there}"
+            f"cuda_devices={setting} is not available: there is no device {missing[0]}; available: {there}"
         )
     return wanted[slot % len(wanted)]
 
 
 def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = "0", slot: int = 0) -> Device:
-    """Turn the settings into the list of execution providers to ask for.
+    """Translate the settings to a list of execution providers.
 
     Args:
         requested: ``auto``, ``cpu`` or ``cuda``.
-        cuda: how CUDA is to be used; its device is chosen here.
-        devices, slot: see ``choose_device_id``.
+        cuda: CUDA options; the device is chosen here.
+        devices, slot: See ``choose_device_id``.
 
     Raises:
-        DeviceError: CUDA was asked for and this build of onnxruntime has none.
+        DeviceError: CUDA is requested, but this build of onnxruntime does not have it.
     """
     if requested == "cpu":
         return Device(requested, (CPU,))
@@ -135,9 +145,9 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
         if requested == "cuda":
             raise DeviceError(f"device=cuda is not available: {reason}")
         return Device(requested, (CPU,), reason)
-    # It warns of each session that no plug-in serves CUDA, which the package does by itself.
+    # Otherwise onnxruntime warns in each session that no plug-in serves CUDA, although the package supports it.
     ort.set_default_logger_severity(_FATAL)
-    # The CUDA and cuDNN libraries of the pip packages lie where the loader does not look.
+    # The pip packages install the CUDA and cuDNN libraries in folders that the loader does not search.
     preload = getattr(ort, "preload_dlls", None)
     if preload is not None:
         preload()
@@ -155,32 +165,30 @@ def find_device(requested: str, cuda: CudaOptions | None = None, devices: str = 
         return Device(requested, (CPU,), str(error))
     if runtime is None:
         return Device(requested, (CUDA, CPU), None, chosen, runtime_problem=problem)
-    bodies = None
-    with contextlib.suppress(CudaError):
-        bodies = Bodies(runtime, chosen.device_id)
-    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies)
+    bodies = Bodies(runtime, chosen.device_id)
+    return Device(requested, (CUDA, CPU), None, chosen, runtime, Streams(runtime), bodies=bodies, count=count)
 
 
 def open_session(
     path: str, device: Device, num_threads: int, stream: int | None = None, choices: SessionChoices = AS_IT_COMES
 ) -> tuple[ort.InferenceSession, str | None]:
-    """Make a session on the device, and read back its actual providers.
+    """Open a session on the device, and read back its actual providers.
 
-    A model that onnxruntime can't take as it is, or that ends in a sequence of maps, is rewritten in memory.
+    A model that onnxruntime cannot load unchanged, or that ends in a sequence of maps, is rewritten in memory.
 
     Args:
-        path: of the model.
-        device: see ``find_device``.
-        num_threads: of the runtime's pool, for what runs on the CPU.
-        stream: of CUDA, where the session shall queue its work.
-        choices: what the model's own settings say.
+        path: Path of the model.
+        device: See ``find_device``.
+        num_threads: Threads of the runtime's pool, for nodes on the CPU.
+        stream: CUDA stream of the session.
+        choices: Session options from the model's settings.
 
     Returns:
-        The session, and the reason why ``auto`` came down to the CPU (None when it did not).
+        The session, and the reason why ``auto`` fell back to the CPU (None if it did not).
 
     Raises:
-        DeviceError: CUDA was asked for and the session did not get it.
-        ValueError: a provider or a library that the model asks for can't be used.
+        DeviceError: CUDA is requested, but the session did not get it.
+        ValueError: A provider or library that the model's settings name is not usable.
     """
     open_source = partial(_open, device=device, num_threads=num_threads, stream=stream, choices=choices, path=path)
     content = None
@@ -201,7 +209,7 @@ def _open(
     source: str | bytes, *, path: str, device: Device, num_threads: int, stream: int | None, choices: SessionChoices
 ) -> tuple[ort.InferenceSession, str | None]:
     options = ort.SessionOptions()
-    # Left to itself onnxruntime sizes its pool by the host's cores and pins threads, whatever the cgroup or mask says.
+    # By default onnxruntime sizes its pool by the host's cores and pins threads, ignoring the cgroup and the CPU mask.
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -210,7 +218,7 @@ def _open(
     choices.apply(options)
     take_files = getattr(options, "add_external_initializers_from_files_in_memory", None)
     files = external_files(Path(path)) if callable(take_files) else {}
-    if callable(take_files) and files:  # an older onnxruntime maps them
+    if callable(take_files) and files:  # older versions of onnxruntime memory-map them
         take_files(list(files), list(files.values()), [len(content) for content in files.values()])
     if choices.providers:
         return choices.open(source, options), None
@@ -221,7 +229,7 @@ def _open(
         session = _session(source, options, [(CUDA, device.cuda.provider_options(stream)), CPU])
         if CUDA in session.get_providers():
             return session, None
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds; with CUDA it may be any of them
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds; with CUDA any of them can occur
         why = f": {error}"
     reason = f"{CUDA} could not be started{why}; check the NVIDIA driver and the CUDA and cuDNN libraries"
     if device.requested == "cuda":

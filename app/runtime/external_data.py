@@ -1,7 +1,7 @@
-"""Weights that an ONNX file keeps in files beside it, read into memory.
+"""External data: weights that an ONNX model keeps in separate files, read into memory.
 
-Left to itself onnxruntime maps such a file, and a file that is shortened while it is mapped ends the process (SIGBUS)
-as soon as a run reaches what is gone. Source: onnx.proto3, ``TensorProto.external_data``.
+By default onnxruntime memory-maps such a file. If the file is truncated meanwhile, the process dies (SIGBUS)
+as soon as a run reads beyond the new end. Source: onnx.proto3, ``TensorProto.external_data``.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def external_files(path: Path) -> dict[str, bytes]:
     """Contents of the external data files of a model, by the names in the model.
 
     Raises:
-        ValueError: see ``external_paths``; or a file can't be read, or grows meanwhile.
+        ValueError: See ``external_paths``; or a file is not readable, or grows meanwhile.
     """
     found = {}
     for name, file in external_paths(path).items():
@@ -29,13 +29,13 @@ def external_files(path: Path) -> dict[str, bytes]:
 
 
 def external_paths(path: Path) -> dict[str, Path]:
-    """The files of weights that a model names, by the name that it gives them.
+    """Paths of the external data files of a model, by the names in the model.
 
-    A name that leads out of the model's folder is left out: onnxruntime refuses the model for it. So does it where a
-    file is missing, or the model is none.
+    A name that leads outside the model's folder is omitted: onnxruntime refuses such a model, as it does if a
+    file is missing or the model is invalid.
 
     Raises:
-        ValueError: a name is that of a FIFO, a device or the like, which onnxruntime would open and wait for.
+        ValueError: A name refers to a FIFO, a device or the like, which would block onnxruntime.
     """
     folder = path.parent.resolve()
     if not any(item != path for item in path.parent.iterdir()):
@@ -60,7 +60,7 @@ def external_paths(path: Path) -> dict[str, Path]:
 
 
 def _refusal(name: str, error: OSError) -> str:
-    return f"the file of weights {shortened(name)!r} can't be read: {error.strerror}"
+    return f"the external data file {shortened(name)!r} can't be read: {error.strerror}"
 
 
 def _locations(model: bytes) -> set[str]:

@@ -14,8 +14,8 @@ class GraphTensors:
     """The tensors of a graph.
 
     Attributes:
-        inputs, outputs: in the order of the graph.
-        optional: inputs that have a value in the file, which a request may replace.
+        inputs, outputs: In the order of the graph.
+        optional: Inputs that have a default in the file, which a request may replace.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -27,17 +27,17 @@ def graph_tensors(session: Any, path: Path) -> GraphTensors:
     """The tensors of a session.
 
     Args:
-        session: of onnxruntime.
-        path: of the model, which tells tensors without a shape from scalars; onnxruntime does not.
+        session: Session of onnxruntime.
+        path: Path of the model. Unlike onnxruntime, it distinguishes a tensor without a shape from a scalar.
 
     Raises:
-        ValueError: one is no tensor, or of a type that the protocol has no name for.
+        ValueError: A value is not a tensor, or the protocol has no name for its type.
     """
     inputs = tuple(tensor_spec(node) for node in session.get_inputs())
     outputs = tuple(tensor_spec(node) for node in session.get_outputs())
     optional = []
     for node in session.get_overridable_initializers():
-        with contextlib.suppress(ValueError):  # what can't be served need not be given
+        with contextlib.suppress(ValueError):  # requests may omit an optional input that cannot be served
             optional.append(tensor_spec(node))
     if all(spec.shape for spec in (*inputs, *outputs)):
         return GraphTensors(inputs, outputs, tuple(optional))

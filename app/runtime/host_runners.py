@@ -1,4 +1,4 @@
-"""Runners that give onnxruntime arrays of the host: on the CPU, and on CUDA where nothing faster is possible."""
+"""Runners on arrays in host memory: on the CPU, and on CUDA if nothing faster is possible."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from app.runtime.cuda.cudart import CudaRuntime
 from app.runtime.runner import Meanwhile, Parts, Runner, RunResult
 from app.runtime.tensors import TensorSpec
 
@@ -19,8 +20,8 @@ class CpuRunner:
     gathers = False
 
     def __init__(self, session: Any) -> None:
-        # The session of the extension module: its Python class checks each input again, which decoding has done, and
-        # falls back to another provider after an error, which is switched off here.
+        # Use the session of the extension module: its Python wrapper checks each input again, after the decoder, and
+        # falls back to another provider after an error, which is disabled here.
         self._run = getattr(session, "_sess", session).run
 
     def run(
@@ -28,18 +29,18 @@ class CpuRunner:
         feeds: Mapping[str, Parts],
         output_names: Sequence[str],
         options: ort.RunOptions | None = None,
-        meanwhile: Meanwhile | None = None,  # noqa: ARG002 - the host itself is at work
+        meanwhile: Meanwhile | None = None,  # noqa: ARG002 - the host is busy with the run
     ) -> RunResult:
         """Run the graph; see ``Runner``."""
         return RunResult(self._run(output_names, feeds, options))
 
 
 class OrtValueRunner:
-    """Runs a session with bfloat16 tensors, which numpy can't express: their bits travel as uint16.
+    """Runs a session with bfloat16 tensors, which numpy lacks: their bits travel as uint16.
 
     Args:
-        session: of onnxruntime.
-        inputs, outputs: of the graph.
+        session: Session of onnxruntime.
+        inputs, outputs: Tensors of the graph.
     """
 
     gathers = False
@@ -53,7 +54,7 @@ class OrtValueRunner:
         feeds: Mapping[str, Parts],
         output_names: Sequence[str],
         options: ort.RunOptions | None = None,
-        meanwhile: Meanwhile | None = None,  # noqa: ARG002 - the host itself is at work
+        meanwhile: Meanwhile | None = None,  # noqa: ARG002 - the host is busy with the run
     ) -> RunResult:
         """Run the graph; see ``Runner``."""
         values = {}
@@ -74,8 +75,36 @@ class OrtValueRunner:
         return RunResult(arrays)
 
 
+class DeviceRunner:
+    """Runs a session on CUDA from host arrays, after its device became that of the calling thread.
+
+    A thread runs instances on several devices, and cuBLAS fails where another device is the current one.
+
+    Args:
+        host: Runs the session.
+        runtime, device_id: The device of the session.
+    """
+
+    gathers = False
+
+    def __init__(self, host: Runner, runtime: CudaRuntime, device_id: int) -> None:
+        self._host, self._runtime, self._device_id = host, runtime, device_id
+
+    def run(
+        self,
+        feeds: Mapping[str, Parts],
+        output_names: Sequence[str],
+        options: ort.RunOptions | None = None,
+        meanwhile: Meanwhile | None = None,
+    ) -> RunResult:
+        """Run the graph; see ``Runner``."""
+        if self._runtime.several:
+            self._runtime.set_device(self._device_id)
+        return self._host.run(feeds, output_names, options, meanwhile)
+
+
 def host_runner(session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Runner:
-    """The runner that a session's tensors need."""
+    """The runner for the tensor types of a session."""
     if any(spec.datatype == "BF16" for spec in (*inputs, *outputs)):
         return OrtValueRunner(session, inputs, outputs)
     return CpuRunner(session)

@@ -1,7 +1,7 @@
-"""Shared libraries of operators, which stay in memory once they are loaded.
+"""Shared libraries of custom operators, which stay loaded until the process ends.
 
-onnxruntime unloads a library with the last session that uses it, and not every library survives that: where a program
-has imported onnxruntime-extensions 0.15 itself, loading a second copy after the first was unloaded ends the process
+onnxruntime unloads a library together with the last session that uses it, and some libraries do not survive that: in a
+program that imports onnxruntime-extensions 0.15, loading a second copy after the first was unloaded crashes the process
 (SIGSEGV).
 """
 
@@ -14,18 +14,18 @@ _loaded: dict[str, tuple[int, int, int]] = {}
 
 
 def keep_loaded(path: str) -> None:
-    """Load a library for as long as the process runs.
+    """Load a library for the rest of the process.
 
     Raises:
-        OSError: it can't be loaded.
-        ValueError: the file was replaced after this process loaded it; the loader would return what it was before.
+        OSError: The library cannot be loaded.
+        ValueError: The file was replaced after this process loaded it; the loader would return the old library.
     """
     with _lock:
         found = Path(path).stat()
         identity = found.st_size, found.st_mtime_ns, found.st_ino
         if _loaded.get(path, identity) != identity:
             raise ValueError(
-                "the file was replaced after it was loaded; restart the server, or give the new library another path"
+                "the file was replaced after it was loaded; restart the server, or use another path for the new one"
             )
-        ctypes.CDLL(path)  # which is never unloaded, even where the object is deleted
+        ctypes.CDLL(path)  # never unloaded, even after the object is deleted
         _loaded[path] = identity

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 RECORD = "session.record_ep_graph_assignment_info"
-"""The entry of a session's configuration that makes it remember."""
+"""Session configuration entry that makes the session record its placement."""
 
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 _FEW = 3
@@ -13,7 +13,7 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the graph that runs."""
+    """A node of the executed graph."""
 
     name: str
     op_type: str
@@ -32,14 +32,14 @@ def find_placement(session: Any) -> tuple[Node, ...] | None:
 
 
 def elsewhere(nodes: Sequence[Node], provider: str) -> list[Node]:
-    """The nodes that another provider runs."""
+    """The nodes that run on a different provider."""
     return [node for node in nodes if node.provider != provider]
 
 
 def why_not_captured(nodes: Sequence[Node] | None, provider: str) -> str | None:
-    """Reason why a graph can't be captured as one CUDA graph; None if its nodes allow it."""
+    """The reason why a graph cannot be captured as one CUDA graph; None if its nodes allow it."""
     if nodes is None:
-        return "this version of onnxruntime does not tell where nodes run"
+        return "this version of onnxruntime does not report the provider of each node"
     others = elsewhere(nodes, provider)
     if others:
         many = "1 node runs" if len(others) == 1 else f"{len(others)} nodes run"

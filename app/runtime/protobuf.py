@@ -1,7 +1,7 @@
-"""Protocol buffers without a schema: enough to change a graph where the onnx package is not installed.
+"""Protocol buffers without a schema: enough to edit a graph without the onnx package.
 
-A message is a list of its fields in order; a field is (number, wire type, value), the value an integer for varints, the
-bytes for everything else. What is not understood is kept as it is. Source: the encoding guide of Protocol Buffers.
+A message is the list of its fields in order; a field is (number, wire type, value). The value is an integer for
+varints, and bytes otherwise. Unknown fields are preserved. Source: the encoding guide of Protocol Buffers.
 """
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -14,24 +14,24 @@ def parse(data: bytes | memoryview) -> Message:
     """The fields of a message.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The bytes are not a valid message.
     """
     view = memoryview(data)
     fields: Message = []
     at = 0
     while at < len(view):
-        tag, at = _varint(view, at)
+        tag, at = varint(view, at)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
-            value, at = _varint(view, at)
+            value, at = varint(view, at)
             fields.append((number, wire, value))
             continue
         if wire == BYTES:
-            length, at = _varint(view, at)
+            length, at = varint(view, at)
         elif wire in {FIXED32, FIXED64}:
             length = 4 if wire == FIXED32 else 8
         else:
-            raise ValueError(f"wire type {wire} is none of protocol buffers")
+            raise ValueError(f"wire type {wire} is not valid in protocol buffers")
         if at + length > len(view):
             raise ValueError("the message ends within a field")
         fields.append((number, wire, bytes(view[at : at + length])))
@@ -40,7 +40,7 @@ def parse(data: bytes | memoryview) -> Message:
 
 
 def serialise(fields: Message) -> bytes:
-    """The message of fields."""
+    """Encode fields as a message."""
     parts: list[bytes] = []
     for number, wire, value in fields:
         parts.append(_varint_bytes(number << 3 | wire))
@@ -54,7 +54,7 @@ def serialise(fields: Message) -> bytes:
 
 
 def submessages(fields: Message, number: int) -> list[Message]:
-    """The messages of a field."""
+    """The submessages of a field."""
     return [parse(value) for value in raw(fields, number)]
 
 
@@ -79,15 +79,20 @@ def integers(fields: Message, number: int) -> list[int]:
             continue
         at = 0
         while at < len(value):
-            one, at = _varint(memoryview(value), at)
+            one, at = varint(memoryview(value), at)
             found.append(one)
     return found
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """A number of variable length at a place, and where the next field begins.
+
+    Raises:
+        ValueError: it has no end.
+    """
     value = shift = 0
-    while at < len(view) and shift < 70:
-        byte = view[at]
+    while at < len(data) and shift < 70:
+        byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:

@@ -1,4 +1,4 @@
-"""Random inputs, to try a model with."""
+"""Random inputs for trial runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,21 +6,21 @@ import numpy as np
 
 from app.runtime.tensors import Array, TensorSpec
 
-_SIZE = 2  # of a dynamic dimension other than the first
+_SIZE = 2  # size of a dynamic dimension other than the rows
 
 
 def random_feeds(
     inputs: Sequence[TensorSpec], rows: int, axes: Mapping[str, int | None] | None = None
 ) -> dict[str, Array]:
-    """Inputs of so many rows by a fixed seed; other dynamic dimensions are 2.
+    """Random inputs with a fixed seed; dynamic dimensions other than the rows have size 2.
 
     Args:
-        inputs: of the graph.
-        rows: how many.
-        axes: the axis of the rows in each input; None for the first one where it is dynamic.
+        inputs: Inputs of the graph.
+        rows: Number of rows.
+        axes: The axis of the rows in each input; None selects the first axis if it is dynamic.
 
     Raises:
-        MemoryError, OverflowError, ValueError: an input of that shape can't be made.
+        MemoryError, OverflowError, ValueError: An input of that shape cannot be made.
     """
     rng = np.random.default_rng(0)
     return {spec.name: _random_tensor(spec, rows, 0 if axes is None else axes[spec.name], rng) for spec in inputs}
@@ -37,5 +37,5 @@ def _random_tensor(spec: TensorSpec, rows: int, axis: int | None, rng: np.random
         return rng.standard_normal(shape).astype(spec.dtype)
     numbers = rng.integers(0, 2, shape)
     if axis == 0 and shape and shape[0] > 1:
-        numbers[0] = 1 - numbers[1]  # rows that came out alike would not show whether the model mixes them
+        numbers[0] = 1 - numbers[1]  # equal rows would hide that the model mixes them
     return numbers.astype(str).astype(object) if spec.datatype == "BYTES" else numbers.astype(spec.dtype)

@@ -1,4 +1,4 @@
-"""Recognize files that are no ONNX models, and say how to fix them."""
+"""Recognize files that are not ONNX models, and say how to fix them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from app.runtime import protobuf
 from app.system.files import read_regular
 
 _HEAD_BYTES = 4096
-_LARGEST = 1 << 28  # bytes of a file that is looked through for its end
+_LARGEST = 1 << 28  # largest file in bytes that is parsed to find a truncated end
 _EXPORT = "export the model to ONNX instead"
 _KINDS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (
@@ -15,9 +15,9 @@ _KINDS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ),
     (
         (b"<!doctype html", b"<html", b"<head", b"<?xml"),
-        "the file is an HTML page, as a download gives that needs a login or another address; download it again",
+        "the file is an HTML page, not the model; the download may require a login or a different URL",
     ),
-    ((b"PK\x03\x04",), f"the file is a ZIP archive, as torch.save writes it; {_EXPORT}"),
+    ((b"PK\x03\x04",), f"the file is a ZIP archive, probably written by torch.save; {_EXPORT}"),
     ((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), f"the file is a Python pickle; {_EXPORT}"),
     ((b"\x1f\x8b",), "the file is compressed by gzip; unpack it"),
     ((b"{", b"["), f"the file is JSON; {_EXPORT}"),
@@ -25,7 +25,7 @@ _KINDS: tuple[tuple[tuple[bytes, ...], str], ...] = (
 
 
 def why_no_model(path: Path) -> str | None:
-    """Why a file can't be an ONNX model, for a message; None where it may be one, or can't be read."""
+    """The reason why a file is not an ONNX model; None if it may be one, or is not readable."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -40,7 +40,7 @@ def why_no_model(path: Path) -> str | None:
     except OSError:
         return None
     except ValueError as error:
-        if "the message ends within" in str(error) and head[0] == 0x08:  # as every model begins: ir_version
+        if "the message ends within" in str(error) and head[0] == 0x08:  # every model starts with ir_version
             return f"the file ends after {size} bytes, in the middle of the model; copy or download it again"
     return None
 

@@ -1,8 +1,8 @@
-"""Models that onnxruntime or the protocol can't take as they are, rewritten in memory while they are loaded.
+"""Rewrite models in memory if onnxruntime or the protocol does not support them unchanged.
 
-- Classifiers of scikit-learn, LightGBM and CatBoost end in ``ZipMap``, whose output is a sequence of maps: it becomes
-  the tensor of probabilities that went in, and the names of the classes go into the metadata.
-- ``StringNormalizer`` asks for the locale en_US.UTF-8, which slim images lack: it gets C.UTF-8, which maps the same
+- Classifiers of scikit-learn, LightGBM and CatBoost end in ``ZipMap``, which outputs a sequence of maps. The output
+  becomes the tensor of probabilities, and the names of the classes go into the metadata.
+- ``StringNormalizer`` requires the locale en_US.UTF-8, which slim images lack. It gets C.UTF-8, which maps the same
   letters.
 
 Source: onnx.proto3, onnx-ml.proto3.
@@ -22,7 +22,7 @@ _LOCALE = b"C.UTF-8"
 _NO_LOCALE = "Failed to construct locale"
 _MAPS = "seq(map("
 
-# Fields of ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto and their parts.
+# Field numbers of ModelProto, GraphProto, NodeProto, AttributeProto, ValueInfoProto and their parts.
 _GRAPH, _OPSETS, _METADATA = 7, 8, 14
 _NODES, _INPUTS, _OUTPUTS, _INITIALIZERS = 1, 11, 12, 5
 _NODE_INPUTS, _NODE_OUTPUTS, _OP_TYPE, _ATTRIBUTES, _DOMAIN = 1, 2, 4, 5, 7
@@ -30,7 +30,7 @@ _ATTRIBUTE_NAME, _STRING, _INTS, _STRINGS, _KIND = 1, 4, 8, 9, 20
 _NAME, _TYPE = 1, 2
 _TENSOR_TYPE, _ELEMENT, _SHAPE, _DIMENSIONS, _SIZE, _SYMBOL = 1, 1, 2, 1, 1, 2
 _FLOAT, _IS_STRING = 1, 3
-_OPSET = 13  # of the default domain, where a model names none
+_OPSET = 13  # of the default domain, if a model declares none
 
 
 def ends_in_maps(session: Any) -> bool:
@@ -39,25 +39,25 @@ def ends_in_maps(session: Any) -> bool:
 
 
 def lacks_locale(error: Exception) -> bool:
-    """Whether a session failed since this machine lacks the locale that the model asks for."""
+    """Whether a session failed because this machine lacks the locale that the model requires."""
     return _NO_LOCALE in str(error)
 
 
 def with_locale(content: bytes) -> bytes:
-    """A model whose ``StringNormalizer`` nodes ask for a locale that every glibc has.
+    """Rewrite ``StringNormalizer`` nodes to a locale that every glibc has.
 
     Raises:
-        ValueError: it is no model.
+        ValueError: The bytes are not a model.
     """
     model = protobuf.parse(content)
     return _with_graph(model, [_normalized(field) for field in _graph(model)])
 
 
 def without_maps(content: bytes) -> bytes:
-    """A model whose ``ZipMap`` nodes pass on the tensor that they are given.
+    """Rewrite ``ZipMap`` nodes to pass on their input tensor.
 
     Raises:
-        ValueError: it is no model, or a ``ZipMap`` names no classes.
+        ValueError: The bytes are not a model, or a ``ZipMap`` names no classes.
     """
     model = protobuf.parse(content)
     graph, classes = _graph(model), {}
@@ -68,7 +68,7 @@ def without_maps(content: bytes) -> bytes:
         if protobuf.texts(node, _OP_TYPE) == ["ZipMap"]:
             (output,) = protobuf.texts(node, _NODE_OUTPUTS)
             classes[output] = _class_names(node)
-            value = protobuf.serialise(_identity(node))  # noqa: PLW2901 - the field in its new form
+            value = protobuf.serialise(_identity(node))  # noqa: PLW2901 - the rewritten field
         fields.append((number, wire, value))
     fields = [_tensor_output(field, classes, first) for field in fields]
     entry: Message = [(1, BYTES, CLASSES_KEY.encode()), (2, BYTES, json.dumps(classes).encode())]
@@ -77,15 +77,15 @@ def without_maps(content: bytes) -> bytes:
 
 
 def class_names(metadata: str | None) -> dict[str, list[str]]:
-    """The names of the classes by output, as ``without_maps`` wrote them; none where it was not needed."""
+    """The names of the classes by output, as ``without_maps`` wrote them; empty if nothing was rewritten."""
     return {} if metadata is None else dict(json.loads(metadata))
 
 
 def unranked(path: Path) -> frozenset[str]:
-    """The inputs and outputs of a model that have no shape at all; onnxruntime shows them as scalars.
+    """Inputs and outputs of a model without any shape; onnxruntime reports them as scalars.
 
     Raises:
-        OSError, ValueError: the file can't be read or is no model.
+        OSError, ValueError: The file is not readable or not a model.
     """
     graph = _graph(protobuf.parse(read_regular(path)))
     found = set()
@@ -110,7 +110,7 @@ def _with_graph(model: Message, graph: Message) -> bytes:
 
 
 def _with_default_domain(model: Message) -> Message:
-    """With a version of the default domain, in which ``Identity`` is."""
+    """Add a version of the default domain, which ``Identity`` requires."""
     domains = [protobuf.texts(opset, 1) for opset in protobuf.submessages(model, _OPSETS)]
     if [""] in domains or [] in domains or ["ai.onnx"] in domains:
         return model
@@ -118,13 +118,13 @@ def _with_default_domain(model: Message) -> Message:
 
 
 def _identity(node: Message) -> Message:
-    """A node as ``Identity`` of its input."""
+    """A node rewritten to the ``Identity`` of its input."""
     kept = [field for field in node if field[0] not in {_OP_TYPE, _ATTRIBUTES, _DOMAIN}]
     return [*kept, (_OP_TYPE, BYTES, b"Identity")]
 
 
 def _class_names(node: Message) -> list[str]:
-    """The names in the attributes of a ``ZipMap``; integers as their digits."""
+    """The class names in the attributes of a ``ZipMap``; integers as decimal strings."""
     for attribute in protobuf.submessages(node, _ATTRIBUTES):
         (name,) = protobuf.texts(attribute, _ATTRIBUTE_NAME)
         if name == "classlabels_strings":
@@ -143,7 +143,7 @@ def _tensor_types(value_info: Message) -> list[Message]:
 
 
 def _dimension(value_info: Message) -> Message:
-    """The first dimension of an input, if it is dynamic; else one without a size or a name."""
+    """The first dimension of an input if it is dynamic; otherwise an unnamed dynamic dimension."""
     for tensor in _tensor_types(value_info):
         for shape in protobuf.submessages(tensor, _SHAPE):
             for dimension in protobuf.submessages(shape, _DIMENSIONS):
@@ -170,7 +170,7 @@ def _tensor_output(
 
 
 def _normalized(field: tuple[int, int, int | bytes]) -> tuple[int, int, int | bytes]:
-    """A node with a locale that is there, if it is a ``StringNormalizer``."""
+    """A node with an available locale, if it is a ``StringNormalizer``."""
     number, wire, value = field
     if number != _NODES or not isinstance(value, bytes):
         return field

@@ -16,13 +16,13 @@ Meanwhile = Callable[[], None]
 
 @dataclass(slots=True)
 class RunResult:
-    """The outputs of one run, and its times beside those of the model.
+    """The outputs of one run, and the times that do not belong to the model.
 
     Attributes:
-        arrays: the outputs, in the order of the names that were asked for.
-        input_ns: time to copy the inputs to a device; 0 on the CPU.
-        output_ns: time to copy the outputs from there; 0 on the CPU.
-        meanwhile_ns: by how much the run took longer because of the work done meanwhile.
+        arrays: The outputs, in the order of the requested names.
+        input_ns: Time to copy the inputs to a device; 0 on the CPU.
+        output_ns: Time to copy the outputs from a device; 0 on the CPU.
+        meanwhile_ns: Extra duration of the run due to the work in ``meanwhile``.
     """
 
     arrays: list[Array]
@@ -32,15 +32,15 @@ class RunResult:
 
 
 class Runner(Protocol):
-    """Runs one model from arrays of the host.
+    """Runs one model on arrays in host memory.
 
     Attributes:
-        gathers: whether a feed may be a list of arrays, which the runner concatenates itself.
+        gathers: Whether a feed may be a list of arrays, which the runner concatenates.
     """
 
     @property
     def gathers(self) -> bool:
-        """Whether the runner concatenates requests itself; see above."""
+        """Whether a feed may be a list of arrays, which the runner concatenates."""
         ...
 
     def run(
@@ -53,9 +53,9 @@ class Runner(Protocol):
         """Run the graph.
 
         Args:
-            feeds: input name to array; to a list of arrays where the runner gathers.
-            output_names: outputs to compute, in order.
-            options: of this run; setting its ``terminate`` stops the run between two nodes.
-            meanwhile: called while a device is at work, or not at all.
+            feeds: Input name to array, or to a list of arrays if the runner gathers.
+            output_names: Outputs to compute, in order.
+            options: Run options; setting ``terminate`` stops the run between two nodes.
+            meanwhile: Called while a device is busy, or not at all.
         """
         ...

@@ -10,23 +10,23 @@ from app.runtime.session_choices import AS_IT_COMES, SessionChoices
 
 
 class Session:
-    """An open session; its CUDA stream goes back to the device's pool with it.
+    """An open session; closing it returns its CUDA stream to the device's pool.
 
     Args:
-        path: of the model.
-        device: to open it on.
-        num_threads: of the runtime's pool, for nodes that run on the CPU.
-        choices: what the model's own settings say.
+        path: Path of the model.
+        device: Device to open it on.
+        num_threads: Threads of the runtime's pool, for nodes on the CPU.
+        choices: Session options from the model's settings.
 
     Attributes:
-        ort: the session of onnxruntime.
-        stream: of CUDA; None without one.
-        device_reason: why it runs on the CPU although ``auto`` prefers CUDA, or None.
-        providers: execution providers, as read back from the session.
-        placement: which provider runs which node; None where this onnxruntime does not report it.
+        ort: The session of onnxruntime.
+        stream: The CUDA stream; None without one.
+        device_reason: The reason why it runs on the CPU although ``auto`` prefers CUDA, or None.
+        providers: Execution providers, as read back from the session.
+        placement: Which provider runs which node; None if this onnxruntime does not report it.
 
     Raises:
-        DeviceError: see ``open_session``.
+        DeviceError: See ``open_session``.
     """
 
     def __init__(self, path: Path, device: Device, num_threads: int, choices: SessionChoices = AS_IT_COMES) -> None:
@@ -43,6 +43,6 @@ class Session:
         self.placement: tuple[Node, ...] | None = find_placement(self.ort)
 
     def check_device(self) -> None:
-        """After a run that failed: find out whether the device is lost."""
+        """Check after a failed run whether the device is lost."""
         if self.device.runtime is not None and self.stream is not None:
             self.device.runtime.check_device(self.stream)

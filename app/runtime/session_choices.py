@@ -1,4 +1,4 @@
-"""Session options from a model's own settings: optimization, providers, custom operators."""
+"""Session options from a model's settings: optimization, providers, custom operators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _LEVELS: dict[Optimization, ort.GraphOptimizationLevel] = {
 
 @dataclass(frozen=True)
 class SessionChoices:
-    """Choices for one session.
+    """Options of one session.
 
     Attributes:
-        optimization: of the graph; None for onnxruntime's default, which is all.
-        providers: execution providers in the order of preference; none for those of the server's device.
-        custom_ops: paths of shared libraries with operators to register.
+        optimization: Graph optimization level; None for onnxruntime's default, which is all.
+        providers: Execution providers in order of preference; empty for those of the server's device.
+        custom_ops: Paths of shared libraries with operators to register.
     """
 
     optimization: Optimization | None = None
@@ -36,10 +36,10 @@ class SessionChoices:
     custom_ops: tuple[str, ...] = ()
 
     def apply(self, options: ort.SessionOptions) -> None:
-        """Set the options of a session.
+        """Apply the options to a session.
 
         Raises:
-            ValueError: a library can't be loaded, or was replaced after it was loaded.
+            ValueError: A library cannot be loaded, or was replaced after it was loaded.
         """
         if self.optimization is not None:
             options.graph_optimization_level = _LEVELS[self.optimization]
@@ -53,15 +53,15 @@ class SessionChoices:
 
     @staticmethod
     def level_of(session: ort.InferenceSession) -> Optimization:
-        """How far the graph of a session was optimized, as the session reports it."""
+        """The optimization level of a session's graph, as the session reports it."""
         level = session.get_session_options().graph_optimization_level
         return next(name for name, known in _LEVELS.items() if known == level)
 
     def open(self, source: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
-        """A session on the chosen providers, and on the CPU for the nodes that they can't run.
+        """Open a session on the chosen providers, and on the CPU for nodes that they do not support.
 
         Raises:
-            ValueError: the first provider could not be started.
+            ValueError: The first provider failed to start.
         """
         wanted = [*self.providers, *([] if CPU in self.providers else [CPU])]
         session = ort.InferenceSession(source, options, providers=wanted)
@@ -77,13 +77,13 @@ AS_IT_COMES = SessionChoices()
 
 
 def known_providers(names: Sequence[str]) -> tuple[str, ...]:
-    """Execution providers by their full names.
+    """Full names of execution providers.
 
     Args:
-        names: full, or without "ExecutionProvider", in any case: ``openvino``, ``CPU``.
+        names: Full, or without "ExecutionProvider", in any case: ``openvino``, ``CPU``.
 
     Raises:
-        ValueError: one is not installed; lists those that are.
+        ValueError: A provider is not installed; the message lists the installed ones.
     """
     installed = ort.get_available_providers()
     by_name = {provider.removesuffix(_SUFFIX).lower(): provider for provider in installed}

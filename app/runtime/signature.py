@@ -1,4 +1,4 @@
-"""The tensors that a graph takes and gives."""
+"""The input and output tensors of a graph."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,11 +10,11 @@ class Signature:
     """Inputs and outputs of a graph.
 
     Attributes:
-        inputs, outputs: in the order of the graph.
-        optional_inputs: inputs that have a value in the file, which a request may replace.
-        input_by_name, output_by_name: the same by name, optional inputs among them.
-        output_names: in the order of the graph.
-        fixed_rows: whether all dimensions of the inputs after the first are fixed.
+        inputs, outputs: In the order of the graph.
+        optional_inputs: Inputs that have a default in the file, which a request may replace.
+        input_by_name, output_by_name: The tensors by name, including optional inputs.
+        output_names: In the order of the graph.
+        fixed_rows: Whether all dimensions of the inputs after the first are fixed.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Signature:
 
 
 class HasSignature(Protocol):
-    """A model with a signature, whose parts are properties of the model too; the request path reads the signature."""
+    """A model with a signature, whose parts are also properties of the model; the request path reads the signature."""
 
     signature: Signature
 
@@ -41,7 +41,7 @@ class HasSignature(Protocol):
 
     @property
     def optional_inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs that a request may leave out, since the file has values for them."""
+        """Inputs that a request may omit, because the file has defaults for them."""
         return self.signature.optional_inputs
 
     @property
@@ -51,7 +51,7 @@ class HasSignature(Protocol):
 
     @property
     def input_by_name(self) -> dict[str, TensorSpec]:
-        """Inputs by name, optional ones among them."""
+        """Inputs by name, including optional ones."""
         return self.signature.input_by_name
 
     @property

@@ -1,4 +1,4 @@
-"""Tensor types and shapes as the runtime, numpy and the inference protocol name them."""
+"""Tensor types and shapes: the names used by the runtime, numpy and the inference protocol."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# onnxruntime's type: (protocol datatype, numpy dtype). bfloat16 has no numpy type; its bits travel as uint16.
+# onnxruntime type: (protocol datatype, numpy dtype). numpy has no bfloat16; its bits travel as uint16.
 ELEMENTS: dict[str, tuple[str, np.dtype[Any]]] = {
     "tensor(bool)": ("BOOL", np.dtype(np.bool_)),
     "tensor(uint8)": ("UINT8", np.dtype(np.uint8)),
@@ -43,7 +43,7 @@ class TensorSpec:
 
     @property
     def wire_shape(self) -> list[int]:
-        """The shape as the protocol writes it: -1 for a dynamic dimension, and alone where no shape is declared."""
+        """The shape in the protocol's form: -1 for a dynamic dimension, and [-1] if no shape is declared."""
         if self.any_rank:
             return [-1]
         return [-1 if size is None else size for size in self.shape]
@@ -59,7 +59,7 @@ class TensorSpec:
         return "(" + ", ".join(parts) + ("," if len(parts) == 1 else "") + ")"
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this shape fits."""
+        """Whether a tensor of this shape matches."""
         return self.any_rank or (
             len(shape) == len(self.shape)
             and all(want is None or want == size for want, size in zip(self.shape, shape, strict=True))
@@ -81,10 +81,10 @@ def tensor_spec(node: Any) -> TensorSpec:
     """The spec of one onnxruntime ``NodeArg``.
 
     Raises:
-        ValueError: a type that is no tensor or that the protocol has no name for.
+        ValueError: The value is not a tensor, or the protocol has no name for its type.
     """
     if node.type not in ELEMENTS:
-        raise ValueError(f"{node.name!r} is a {node.type}, which can't be served")
+        raise ValueError(f"{node.name!r} has the type {node.type}, which the inference protocol does not support")
     datatype, dtype = ELEMENTS[node.type]
     shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape)
     names = tuple(size if isinstance(size, str) else None for size in node.shape)

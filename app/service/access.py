@@ -1,7 +1,7 @@
 """API keys: access to inference and statistics, and to model control.
 
-Only digests of keys are compared, each with every known one and in constant time, so that neither the time nor the
-memory of the comparison tells how much of a guess was right.
+Only digests of keys are compared, each with every known one and in constant time, so neither the time nor the
+memory of the comparison reveals how much of a guess was right.
 
 See docs/decisions/0015-deny-by-default-access.md.
 """
@@ -29,24 +29,24 @@ MIN_KEY_LENGTH = 16
 REREAD_S = 5.0
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})\Z")
 _HOW = "send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
-# The page and the description of the interface hold no figure of this server.
+# The page and the interface description contain no data of this server.
 _OPEN_PATHS = {"/", "/docs", "/openapi.json"}
 _OPEN_FOLDERS = ("/health/", "/v2/health/", "/docs/", "/dashboard/")
 _READING = {"GET", "HEAD", "OPTIONS"}
-_INDEX = "/v2/repository/index"  # reads, though it is a POST
+_INDEX = "/v2/repository/index"  # a POST that only reads
 Need = Literal["none", "predict", "control"]
 
 
 class Keys:
-    """The keys that open one thing: those of a setting, and those of a file, which is read again when it changes.
+    """The keys of one scope: those of a setting, and those of a file, which is read again when it changes.
 
     Args:
-        setting: name of the setting, for messages.
-        given: its value, keys separated by commas.
-        file: one key a line; empty lines and those that begin with # don't count.
+        setting: Name of the setting, for messages.
+        given: Its value, keys separated by commas.
+        file: File with one key per line; empty lines and lines that start with # are ignored.
 
     Raises:
-        SettingsError: a key is too short, the file can't be read, or there is none; keys are never in the message.
+        SettingsError: A key is too short, the file is not readable, or there is no key; messages never contain keys.
     """
 
     def __init__(self, setting: str, given: str | None, file: Path | None) -> None:
@@ -58,23 +58,23 @@ class Keys:
         if file is not None:
             self._digests = self._given | self._read(file)
             if not self._digests:
-                raise SettingsError(f"{str(file)!r} ({setting}_file) holds no keys; it needs one a line")
+                raise SettingsError(f"{str(file)!r} ({setting}_file) holds no keys; add one per line")
         elif not self._digests:
             raise SettingsError(
-                f"{setting} holds no keys, so every request would be refused; leave it out to need no keys"
+                f"{setting} holds no keys, which refuses every request; remove the setting to allow access without keys"
             )
 
     def has(self, digest: bytes) -> bool:
-        """Whether a key of that digest is one of these."""
+        """Whether the digest of a key is known."""
         found = False
         for known in self._digests:
             found |= hmac.compare_digest(known, digest)
         return found
 
     def refresh(self) -> bool:
-        """Read the file again if it has changed; whether the keys are others now.
+        """Read the file again if it has changed. Return whether the keys changed.
 
-        A file that can't be used leaves the keys as they are; one without keys takes away all that came from it.
+        An unusable file leaves the keys unchanged; a file without keys removes all keys that came from it.
         """
         if self._file is None:
             return False
@@ -94,7 +94,7 @@ class Keys:
     def _read(self, file: Path) -> frozenset[bytes]:
         try:
             self._stamp = _stamp(file)
-            lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a file with a mark
+            lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors write a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise SettingsError(f"the file of keys {str(file)!r} can't be read: {reason}") from None
@@ -107,12 +107,12 @@ class Keys:
 
 
 class Access:
-    """Checks the key of a request.
+    """Checks the API keys of requests.
 
     Args:
-        predict: keys that may ask models and read what is served; None lets everybody.
-        control: keys that may, besides, load, unload and measure models.
-        protect_metrics: ask for a key for ``/metrics`` too.
+        predict: Keys for inference and statistics; None allows access without a key.
+        control: Keys that may also load, unload and benchmark models.
+        protect_metrics: Whether ``/metrics`` requires a key, too.
     """
 
     def __init__(self, predict: Keys | None, control: Keys | None, *, protect_metrics: bool = False) -> None:
@@ -125,7 +125,7 @@ class Access:
         """Access rules from the settings; None without keys.
 
         Raises:
-            SettingsError: see ``Keys``.
+            SettingsError: See ``Keys``.
         """
         predict = _keys("predict_keys", settings)
         control = _keys("control_keys", settings)
@@ -136,8 +136,8 @@ class Access:
     def needed(self, method: str, path: str) -> Need:
         """Key scope for a request that is not inference.
 
-        What changes nothing needs a key for predicting, but for probes, the page, the description of the interface, and
-        mostly metrics, which answer everybody. All else needs a key for control, whatever it may be.
+        Requests that change nothing require a key of the predict scope. Health checks, the dashboard, the interface
+        description and, by default, metrics require none. All other requests require a key of the control scope.
         """
         if changes_something(method, path):
             return "control"
@@ -149,7 +149,7 @@ class Access:
         """Check that a request other than inference is allowed.
 
         Raises:
-            UnauthorizedError, AccessForbiddenError: see below.
+            UnauthorizedError, AccessForbiddenError: See below.
         """
         need = self.needed(method, path)
         if need == "predict":
@@ -161,7 +161,7 @@ class Access:
         """Check that a request may use inference and read statistics.
 
         Raises:
-            UnauthorizedError: it brings no key, or none that is known.
+            UnauthorizedError: The request has no key, or an unknown one.
         """
         if self._predict is None:
             return
@@ -170,29 +170,29 @@ class Access:
         if self._control is not None:
             known |= self._control.has(digest)
         if not known:
-            raise UnauthorizedError(f"the API key is not known; {_HOW}", key_sent=True)
+            raise UnauthorizedError(f"the API key is unknown; {_HOW}", key_sent=True)
 
     def check_control(self, headers: Mapping[bytes, bytes]) -> None:
         """Check that a request may control models.
 
         Raises:
-            UnauthorizedError: it brings no key, or none that is known.
-            AccessForbiddenError: its key may only ask models.
+            UnauthorizedError: The request has no key, or an unknown one.
+            AccessForbiddenError: The key only allows inference.
         """
         if self._control is None:
             self.check_predict(headers)
             raise AccessForbiddenError(
-                "no API key may load, unload or measure models; set PANTHER_CONTROL_KEYS_FILE or PANTHER_CONTROL_KEYS"
+                "no API key may load, unload or benchmark models; set PANTHER_CONTROL_KEYS_FILE or PANTHER_CONTROL_KEYS"
             )
         digest = _sent(headers)
         if self._control.has(digest):
             return
         if self._predict is not None and self._predict.has(digest):
-            raise AccessForbiddenError("this API key may ask models, but not load, unload or measure them")
-        raise UnauthorizedError(f"the API key is not known; {_HOW}", key_sent=True)
+            raise AccessForbiddenError("this API key allows inference, but not to load, unload or benchmark models")
+        raise UnauthorizedError(f"the API key is unknown; {_HOW}", key_sent=True)
 
     def refresh(self) -> bool:
-        """Read files of keys again where they changed; whether any key is another now."""
+        """Read changed key files again. Return whether any key changed."""
         changed = [keys.refresh() for keys in (self._predict, self._control) if keys is not None]
         return any(changed)
 
@@ -209,7 +209,7 @@ def changes_something(method: str, path: str) -> bool:
 
 
 def describe_access(schema: dict[str, Any], access: Access | None) -> None:
-    """Add to an OpenAPI schema how a key is sent, and which operations need one on this server."""
+    """Add the authentication schemes and the key scope of each operation to an OpenAPI schema."""
     schema.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
         "key": {
@@ -227,17 +227,17 @@ def describe_access(schema: dict[str, Any], access: Access | None) -> None:
             need = access.needed_by_operation(method, path)
             if need != "none":
                 operation["security"] = [{"bearer": []}, {"key": []}]
-                operation["responses"]["401"] = {"description": "an API key is needed", "content": content}
+                operation["responses"]["401"] = {"description": "an API key is required", "content": content}
             if need == "control":
-                operation["responses"]["403"] = {"description": "the API key is not for this", "content": content}
+                operation["responses"]["403"] = {"description": "the API key does not allow this", "content": content}
 
 
 async def watch_keys(access: Access | None, on_change: Callable[[], None]) -> None:
     """Reread the key files while they change, until cancelled.
 
     Args:
-        access: the keys; None where no key is set.
-        on_change: called in the event loop after the set of keys changed.
+        access: The keys; None without keys.
+        on_change: Called on the event loop after the set of keys changed.
     """
     while access is not None:
         await asyncio.sleep(REREAD_S)
@@ -253,7 +253,7 @@ def warn_of_open_doors(settings: Settings) -> None:
             mode = file.stat().st_mode if file is not None else 0
             if mode & stat.S_IROTH:
                 log.warning(
-                    "%r (%s) can be read by every user of this machine (mode %o); take that away with: chmod o-r",
+                    "%r (%s) is readable by every user of this machine (mode %o); fix with: chmod o-r",
                     str(file),
                     name,
                     stat.S_IMODE(mode),
@@ -264,13 +264,13 @@ def warn_of_open_doors(settings: Settings) -> None:
     control = settings.control_keys is not None or settings.control_keys_file is not None
     if not predict:
         log.warning(
-            "listening on %s without API keys: whoever reaches the port may ask models and read figures; "
-            "set PANTHER_PREDICT_KEYS_FILE, or see that the network keeps others away",
+            "listening on %s without API keys: all clients that reach the port may use inference and statistics; "
+            "set PANTHER_PREDICT_KEYS_FILE, or restrict access to the port",
             settings.host,
         )
     if settings.model_control == "explicit" and not control and not predict:
         log.warning(
-            "model_control is explicit without API keys on %s: whoever reaches the port may load and unload models; "
+            "model_control is explicit without API keys on %s: all clients of the port may load and unload models; "
             "set PANTHER_CONTROL_KEYS_FILE",
             settings.host,
         )
@@ -294,20 +294,20 @@ def _digest(entry: str, where: str) -> bytes:
     if entry.startswith("sha256:"):
         match = _DIGEST.match(entry)
         if match is None:
-            raise SettingsError(f"{where}: a digest must be sha256: and 64 hexadecimal digits")
+            raise SettingsError(f"{where}: a digest must be 'sha256:' and 64 hexadecimal digits")
         return bytes.fromhex(match[1])
     if len(entry) < MIN_KEY_LENGTH:
         raise SettingsError(
-            f"{where}: a key has {len(entry)} characters; it needs at least {MIN_KEY_LENGTH}. "
-            "Make one with: openssl rand -hex 24"
+            f"{where}: a key has {len(entry)} characters; at least {MIN_KEY_LENGTH} are required. "
+            "Generate one with: openssl rand -hex 24"
         )
     if not entry.isascii() or not entry.isprintable() or " " in entry:
-        raise SettingsError(f"{where}: a key must be of visible ASCII characters without spaces")
+        raise SettingsError(f"{where}: a key must consist of printable ASCII characters without spaces")
     return hashlib.sha256(entry.encode()).digest()
 
 
 def _sent(headers: Mapping[bytes, bytes]) -> bytes:
-    """The digest of the key that a request brings."""
+    """The digest of the key in a request."""
     key = headers.get(KEY_HEADER)
     if key is None:
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
@@ -315,7 +315,7 @@ def _sent(headers: Mapping[bytes, bytes]) -> bytes:
             key = b""
     key = key.strip()
     if not key:
-        raise UnauthorizedError(f"an API key is needed; {_HOW}")
+        raise UnauthorizedError(f"an API key is required; {_HOW}")
     return hashlib.sha256(key).digest()
 
 

@@ -12,29 +12,29 @@ from app.engine.codec import Body
 from app.errors import OverloadedError
 
 SLICE_NS = 10_000_000
-"""How long requests are decoded before the loop looks at its sockets again."""
+"""Time for decoding requests before the event loop polls its sockets again."""
 
 
 class AdmissionControl:
     """A byte budget for in-flight bodies, and a time budget for decoding in each turn of the event loop.
 
-    Decoding happens in the event loop: if everything that arrived in one turn were decoded at once, a health check
-    would wait for all of it.
+    Decoding happens on the event loop: if everything that arrived in one turn were decoded at once, a health check
+    would have to wait for all of it.
 
     Args:
-        max_bytes: budget for bodies, from their arrival to their answer.
-        slice_ns: time to spend on decoding in one turn.
+        max_bytes: Budget for bodies, from their arrival to their response.
+        slice_ns: Time for decoding in one turn.
 
     Attributes:
-        reserved_bytes: bytes that in-flight requests hold.
+        reserved_bytes: Bytes reserved by in-flight requests.
     """
 
     def __init__(self, max_bytes: int, slice_ns: int = SLICE_NS) -> None:
         self.max_bytes = max_bytes
         self.reserved_bytes = 0
         self._slice_ns = slice_ns
-        self._turn_ns = 0  # when this turn's first request came; 0 before it
-        self._scheduled = False  # whether the next turn will be noticed
+        self._turn_ns = 0  # arrival of this turn's first request; 0 before it
+        self._scheduled = False  # whether a callback for the next turn is scheduled
         self._waiting: deque[Callable[[], None]] = deque()
 
     @property
@@ -43,7 +43,7 @@ class AdmissionControl:
         return len(self._waiting)
 
     def may_start(self) -> bool:
-        """Whether a request may be decoded at once: then call ``started`` after it; otherwise pass it to ``later``."""
+        """Whether a request may be decoded at once: call ``started`` afterwards; otherwise pass it to ``later``."""
         if self._waiting:
             return False
         if self._turn_ns:
@@ -77,14 +77,14 @@ class AdmissionControl:
 class Reservation:
     """The bytes of the budget that one request holds.
 
-    They are released by ``release``, or when the last reference to the reservation is gone: what a run still reads
-    stays counted until the run ends, although its client has disconnected.
+    ``release`` or the end of the last reference releases them. A body that a run still reads
+    stays counted until the run ends, even if its client has disconnected.
 
     Args:
-        admission: whose budget.
+        admission: The budget.
 
     Attributes:
-        nbytes: bytes held.
+        nbytes: Reserved bytes.
     """
 
     __slots__ = ("_admission", "nbytes")
@@ -94,10 +94,10 @@ class Reservation:
         self.nbytes = 0
 
     def reserve(self, count: int) -> None:
-        """Hold ``count`` more bytes; a negative count gives some back.
+        """Reserve ``count`` more bytes; a negative count releases some.
 
         Raises:
-            OverloadedError: they would exceed the budget.
+            OverloadedError: The budget would be exceeded.
         """
         admission = self._admission
         if admission.reserved_bytes + count > admission.max_bytes:
@@ -109,7 +109,7 @@ class Reservation:
         self.nbytes += count
 
     def release(self) -> None:
-        """Give all bytes back; more than once does no harm."""
+        """Release all bytes; repeated calls have no effect."""
         self._admission.reserved_bytes -= self.nbytes
         self.nbytes = 0
 
@@ -121,10 +121,10 @@ class Reservation:
 def join(body: Body, piece: bytes, reservation: Reservation) -> Body:
     """Append a piece to a body, and reserve its bytes.
 
-    Pieces are joined as they come: kept as they are, those of two bytes would take 28 times their length.
+    Pieces are joined on arrival: a list of pieces of two bytes would take 28 times their length.
 
     Raises:
-        OverloadedError: see ``Reservation.reserve``.
+        OverloadedError: See ``Reservation.reserve``.
     """
     if not body:
         reservation.reserve(len(piece))

@@ -1,4 +1,4 @@
-"""Loading and unloading models while the server runs: on request, with the other workers, or as the folder changes."""
+"""Model control at run time: load and unload on request, with the other workers, or when the folder changes."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from app.cluster.control_log import Action, Applied, Command, History
 from app.cluster.link import Link
 from app.config.settings import Settings
 from app.errors import STATUS, AppError, ControlForbiddenError, LoadError, ModelNotFoundError, ModelUnavailableError
+from app.repository.placement import PlacementSettings
 from app.repository.repository import Repository
 from app.repository.retries import Retries
 from app.repository.served_model import Serving
@@ -29,13 +30,13 @@ class ModelControl:
     """Loads and unloads models, one change at a time.
 
     Args:
-        settings: of the server.
-        repository: what is changed.
-        link: to the other workers; None where there are none.
-        mirroring: keeps the model folder like a remote one; None where it is a local one.
+        settings: Settings of the server.
+        repository: The repository to change.
+        link: Link to the other workers; None without any.
+        mirroring: Keeps the model folder in sync with a remote one; None for a local folder.
 
     Attributes:
-        behind: why this worker does not serve what a command of the log asks for, by the model's name.
+        behind: Why this worker does not yet serve the result of a command in the log, by model name.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ModelControl:
         self._following: set[asyncio.Task[None]] = set()
         self._told_owed: frozenset[str] | None = None
         self._policies: dict[str, str] = {}
+        self._placements: dict[str, PlacementSettings] = {}
         self._releases: set[asyncio.Task[None]] = set()
         self._overdue: dict[str, Command] = {}
         self.behind: dict[str, str] = {}
@@ -63,19 +65,19 @@ class ModelControl:
         """Check that clients may control models.
 
         Raises:
-            ControlForbiddenError: the settings don't allow it.
+            ControlForbiddenError: The settings do not allow it.
         """
         if self._settings.model_control != "explicit":
             raise ControlForbiddenError(
                 f"model_control is {self._settings.model_control}; "
-                "set PANTHER_MODEL_CONTROL=explicit to load, unload and measure models over HTTP"
+                "set PANTHER_MODEL_CONTROL=explicit to load, unload and benchmark models over HTTP"
             )
 
     async def load_all(self, history: History | None = None) -> None:
         """Load all models of the folder.
 
         Args:
-            history: what the other workers serve, where this one starts later.
+            history: The models that other workers serve, if this worker starts later.
         """
         history = history or History()
         owed = history.owed
@@ -83,11 +85,15 @@ class ModelControl:
             history = History()
         unloaded = {command.name for command in history.commands if command.action == "unload"}
         self._policies = {command.name: command.versions for command in history.commands if command.versions}
-        await asyncio.to_thread(self._repository.load_all, unloaded, self._policies, owed, history.names)
+        found = {command.name: _placement(command) for command in history.commands}
+        self._placements = {name: placement for name, placement in found.items() if placement is not None}
+        await asyncio.to_thread(
+            self._repository.load_all, unloaded, self._policies, owed, history.names, self._placements
+        )
         self.tell_loaded()
 
     def tell_loaded(self) -> None:
-        """Report the served models to the other workers; with ``watch`` each worker follows the folder by itself."""
+        """Report the served models to the other workers; with ``watch`` each worker watches the folder separately."""
         if self._link is not None:
             watching = self._settings.model_control == "watch"
             self._link.tell_loaded({} if watching else self._repository.serving_versions())
@@ -100,50 +106,56 @@ class ModelControl:
             self._link.tell_owed(sorted(owed))
 
     def _lock_of(self, name: str) -> asyncio.Lock:
-        """The lock of a model: its changes follow one another; those of different models don't wait."""
+        """The lock of a model: its changes run one after the other; different models do not wait for one another."""
         return self._locks.setdefault(name, asyncio.Lock())
 
     def _log_lock_of(self, name: str) -> asyncio.Lock:
-        """The lock of a command of the log from its first change to its last, which takes the other one for each."""
+        """The lock of a command in the log, from its first change to its last; each change takes the model's too."""
         return self._log_locks.setdefault(name, asyncio.Lock())
 
     async def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def request(self, action: Action, name: str, policy: str | None = None) -> None:
+    async def request(
+        self, action: Action, name: str, policy: str | None = None, placement: PlacementSettings | None = None
+    ) -> None:
         """Load or unload a model for a client, in every worker.
 
         Args:
-            action: what to do.
-            name: of the model.
-            policy: versions to load, instead of those that the settings select.
+            action: The action.
+            name: Name of the model.
+            policy: Version policy that overrides the settings.
+            placement: Placement of the model's instances that overrides the settings.
 
         Raises:
-            ControlForbiddenError: the settings don't allow it.
-            ModelNotFoundError, LoadError: see ``Repository``; also where a worker has not applied it.
-            ModelUnavailableError: the server ends before it is done, or the remote repository can't be mirrored.
+            ControlForbiddenError: The settings do not allow it.
+            ModelNotFoundError, LoadError: See ``Repository``; LoadError also if a worker has not applied it.
+            ModelUnavailableError: The server shuts down first, or the remote repository cannot be mirrored.
         """
         self.check_allowed()
         if action == "load" and self._mirroring is not None:
             await self._mirroring.refresh()
         if self._link is None:
-            await self.apply(action, name, policy)
+            await self.apply(action, name, policy, placement)
             return
-        outcome = await self._link.submit(action, name, policy)
+        plain = None if placement is None else placement.model_dump(mode="json")
+        outcome = await self._link.submit(Command(0, action, name, policy, placement=plain))
         if outcome is None:
             raise ModelUnavailableError("the server is shutting down")
         if outcome.error is not None:
             raise _ERRORS.get(outcome.kind or "", LoadError)(outcome.error)
         if outcome.behind:
             late = "; ".join(f"{worker}: {reason}" for worker, reason in sorted(outcome.behind.items()))
-            raise LoadError(f"{action} of model {name!r} is not applied by every worker yet: {late}")
+            raise LoadError(f"{action} of model {name!r} is not yet applied by every worker: {late}")
 
-    async def apply(self, action: Action, name: str, policy: str | None = None) -> None:
+    async def apply(
+        self, action: Action, name: str, policy: str | None = None, placement: PlacementSettings | None = None
+    ) -> None:
         """Load or unload a model in this process; a replaced version finishes its requests first."""
         async with self._lock_of(name):
             try:
                 if action == "load":
-                    await self._in_thread(self._repository.load, name, policy)
+                    await self._in_thread(self._repository.load, name, policy, None, placement)
                 else:
                     await self._in_thread(self._repository.unload, name)
             finally:
@@ -163,7 +175,7 @@ class ModelControl:
         before = self._served(command.name)
         error: AppError | None = None
         try:
-            await self.apply(command.action, command.name, command.policy)
+            await self.apply(command.action, command.name, command.policy, _placement(command))
         except AppError as problem:
             error = problem
         except Exception as problem:
@@ -183,14 +195,14 @@ class ModelControl:
         )
 
     async def _come_to(self, command: Command, error: AppError | None) -> AppError | None:
-        """See that this worker serves what was decided; why it does not, or None."""
+        """Make this worker serve the decided versions. Return the reason if it does not, or None."""
         name, wanted = command.name, command.versions
         told = self.behind.get(name)
         self._settle(name)
         if self._versions(name) != wanted:
             try:
                 if wanted:
-                    await self.apply("load", name, wanted)
+                    await self.apply("load", name, wanted, _placement(command))
                 elif self._versions(name):
                     await self.apply("unload", name)
             except AppError as problem:
@@ -212,22 +224,22 @@ class ModelControl:
         self.behind.pop(name, None)
 
     async def retry(self) -> None:
-        """Retry failures of this worker and loads that lacked resources at the start, until cancelled.
+        """Retry failures of this worker, and loads that lacked resources at the start, until cancelled.
 
-        With ``watch``, the watch of the folder sees to the latter.
+        With ``watch``, the folder watch retries the latter.
         """
         pause_s = _FIRST_RETRY_S
         while True:
             await asyncio.sleep(pause_s)
             try:
                 missing = await self.retry_once()
-            except Exception:  # whatever a file system may come up with: try again
+            except Exception:  # a file system can raise anything: try again
                 log.exception("retrying to load models failed")
                 missing = True
             pause_s = min(2 * pause_s, _LONGEST_RETRY_S) if missing else _FIRST_RETRY_S
 
     async def retry_once(self) -> bool:
-        """Try once; whether something is missing still."""
+        """Try once. Return whether something is still missing."""
         for name in list(self._overdue):
             async with self._log_lock_of(name):
                 command = self._overdue.get(name)
@@ -238,7 +250,7 @@ class ModelControl:
             async with self._log_lock_of(name):
                 if name in self._repository.starved():
                     with contextlib.suppress(AppError):
-                        await self.apply("load", name, self._policies.get(name))
+                        await self.apply("load", name, self._policies.get(name), self._placements.get(name))
         if starved:
             self.tell_loaded()
         return bool(self._overdue or starved)
@@ -251,19 +263,19 @@ class ModelControl:
         return self._repository.serving_versions().get(name, "")
 
     async def watch(self, watcher: Watcher, retries: Retries) -> None:
-        """Follow changes of the folder, until cancelled."""
+        """Watch the folder for changes, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.watch_interval_s)
             try:
                 await self.poll(watcher, retries)
-            except Exception:  # whatever a file system may come up with: look again
+            except Exception:  # a file system can raise anything: scan again
                 log.exception("scanning the model folder failed")
 
     async def poll(self, watcher: Watcher, retries: Retries) -> list[asyncio.Task[None]]:
         """Start loads for changes of the folder, and retries for lack of memory or time.
 
         Returns:
-            A task for each model: one that takes long to load keeps no other waiting.
+            One task per model, so a slow load does not delay the others.
         """
         changes = [*await asyncio.to_thread(watcher.poll), *retries.due(self._repository.to_retry())]
         tasks = [asyncio.create_task(self.follow(change)) for change in changes]
@@ -273,7 +285,7 @@ class ModelControl:
         return tasks
 
     async def follow(self, change: Change) -> None:
-        """Apply a change of the folder; failures are logged and shown, and the old version stays."""
+        """Apply a change of the folder; failures are logged and shown, and the served version stays."""
         async with self._lock_of(change.name):
             try:
                 if change.gone:
@@ -303,12 +315,16 @@ class ModelControl:
 
     @property
     def releasing(self) -> bool:
-        """Whether something that was replaced has yet to finish."""
+        """Whether a replaced model is not yet drained."""
         return bool(self._releases)
+
+
+def _placement(command: Command) -> PlacementSettings | None:
+    return None if command.placement is None else PlacementSettings.model_validate(command.placement)
 
 
 async def _release(retired: list[Serving]) -> None:
     while any(not serving.batcher.idle for serving in retired):
         await asyncio.sleep(0.05)
-    retired.clear()  # with the last reference the session goes
+    retired.clear()  # the last reference frees the session
     await asyncio.to_thread(trim_memory)

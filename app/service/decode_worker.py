@@ -1,6 +1,6 @@
-"""The process that reads large request bodies: jobs in by one pipe, results out by another.
+"""Process that decodes large request bodies: receives jobs through one pipe, sends results through another.
 
-It imports neither the server nor onnxruntime, and ends when nothing came for a while or when the server is gone.
+It imports neither the server nor onnxruntime, and ends after an idle period or when the server ends.
 """
 
 import os
@@ -24,18 +24,18 @@ from app.errors import AppError
 IDLE_S = 60.0
 LENGTH = struct.Struct("<Q")
 _MEMORY_PER_BYTE = 48
-"""A JSON value of two bytes becomes an object of 56 and a place in a list, at worst."""
+"""At worst, a JSON value of two bytes becomes an object of 56 bytes and a list entry."""
 _BASE_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """A body to read; it goes to the process pickled.
+    """A body to decode; sent to the process by pickle.
 
     Attributes:
-        model: whose request it is.
-        max_body_bytes: limit of the body when decompressed.
-        max_rows: maximum rows of a request.
+        model: Model of the request.
+        max_body_bytes: Limit of the decompressed body.
+        max_rows: Maximum rows of a request.
     """
 
     model: ModelDescription
@@ -44,10 +44,10 @@ class Job(ABC):
 
     @abstractmethod
     def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
-        """Read a body, in this process.
+        """Decode a body, in this process.
 
         Raises:
-            AppError: says what is wrong with it.
+            AppError: The body is invalid; the message says why.
         """
 
 
@@ -56,8 +56,8 @@ class HttpJob(Job):
     """The body of a request over HTTP.
 
     Attributes:
-        headers, query: of the request.
-        api: how it is written.
+        headers, query: Headers and query of the request.
+        api: API of the request.
     """
 
     headers: Headers
@@ -65,7 +65,7 @@ class HttpJob(Job):
     api: Api
 
     def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
-        """Read the body; see ``Job``."""
+        """Decode the body; see ``Job``."""
         encoding = self.headers.get(b"content-encoding")
         if encoding is not None:
             body = decompress(body, encoding, self.max_body_bytes)
@@ -74,11 +74,11 @@ class HttpJob(Job):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a body can't be read.
+    """The reason why a body cannot be decoded.
 
     Attributes:
-        kind: name of the class of the error.
-        message: for the client.
+        kind: Name of the error's class.
+        message: Message for the client.
     """
 
     kind: str
@@ -89,7 +89,7 @@ Reply = tuple[InferenceRequest, AnswerForm] | Refusal
 
 
 def write_message(stream: IO[bytes], message: object, body: Body | None = None) -> None:
-    """Write an object, its tensors apart, and a body."""
+    """Write an object, its tensors out of band, and a body."""
     tensors: list[pickle.PickleBuffer] = []
     text = pickle.dumps(message, protocol=5, buffer_callback=tensors.append)
     parts: list[Body] = [text, *(tensor.raw() for tensor in tensors)]
@@ -105,7 +105,7 @@ def read_message(stream: IO[bytes]) -> list[bytearray]:
     """The parts of a message: the object, its tensors, and the body.
 
     Raises:
-        EOFError: the other side is gone.
+        EOFError: The other side has closed the connection.
     """
     (count,) = LENGTH.unpack(_exactly(stream, LENGTH.size))
     sizes = [LENGTH.unpack(_exactly(stream, LENGTH.size))[0] for _ in range(count)]
@@ -118,13 +118,13 @@ def _exactly(stream: IO[bytes], size: int) -> bytearray:
     while at < size:
         count = stream.readinto(view[at:])  # type: ignore[attr-defined]
         if not count:
-            raise EOFError("the other process is gone")
+            raise EOFError("the other process has ended")
         at += count
     return data
 
 
 def main() -> None:
-    """Read bodies until idle for a while, or until the server is gone."""
+    """Decode bodies until idle for a while, or until the server ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
@@ -133,7 +133,7 @@ def main() -> None:
             text, body = read_message(incoming)
         except EOFError:
             return
-        job: Job = pickle.loads(text)  # noqa: S301 - from the server, by a pipe of ours  # nosec B301
+        job: Job = pickle.loads(text)  # noqa: S301 - from the server, through a private pipe  # nosec B301
         limit = _BASE_BYTES + _MEMORY_PER_BYTE * job.max_body_bytes
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
@@ -143,7 +143,7 @@ def main() -> None:
         except AppError as error:
             reply = Refusal(type(error).__name__, str(error))
         except MemoryError:
-            reply = Refusal("OverloadedError", "there is no memory for this request now")
+            reply = Refusal("OverloadedError", "not enough memory for this request; try again later")
         del body
         write_message(outgoing, reply)
         del reply

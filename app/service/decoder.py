@@ -1,7 +1,7 @@
-"""Reads large request bodies in another process, so that no body holds up the event loop.
+"""Decodes large request bodies in another process, so that no body blocks the event loop.
 
-Parsers hold Python's lock for as long as a body takes: a thread would hold up the loop like a call. The process starts
-with the first large body and ends after a minute without one; bodies are read one after the other.
+Parsers hold Python's lock for the whole body, so a thread would block the event loop too. The process starts
+with the first large body and ends after a minute without one; it decodes one body at a time.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from app.service.decode_worker import Job, Refusal, Reply, read_message, write_m
 log = logging.getLogger(__name__)
 
 LIMIT_S = 60.0
-"""A body that takes longer to read ends the process, and gets 503."""
+"""Time limit for decoding one body; beyond it the process ends, and the request gets 503."""
 
 
 class Decoder:
@@ -38,15 +38,15 @@ class Decoder:
         self._turn = asyncio.Lock()
 
     async def read(self, job: Job, body: Body) -> tuple[InferenceRequest, AnswerForm]:
-        """Read a body; the task that waits may be cancelled, and then keeps nothing of it before its turn.
+        """Decode a body. The waiting task may be cancelled; before its turn, that frees the body.
 
         Raises:
-            AppError: says what is wrong with it, or that it can't be read now.
+            AppError: The body is invalid, or cannot be decoded now.
         """
         async with self._turn:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
-            # Shielded: the pipes must not be left in the middle of a message.
+            # Shielded, because an interrupted message would leave the pipes out of sync.
             future = asyncio.get_running_loop().run_in_executor(self._thread, self._ask, job, body)
             del body
             try:
@@ -60,25 +60,25 @@ class Decoder:
         return reply
 
     def close(self) -> None:
-        """End the process; a body that it is at gets 503."""
+        """End the process; the body that it is decoding gets 503."""
         self._kill()
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
     def _ask(self, job: Job, body: Body) -> Reply:
-        """Have the process read a body; in the thread."""
+        """Let the process decode a body; runs in the thread."""
         for attempt in range(2):
             try:
                 return self._exchange(self._running(), job, body)
             except (BrokenPipeError, EOFError, ValueError) as error:
                 ended = self._kill()
                 if attempt == 0 and ended == 0:
-                    continue  # it had just ended for want of work
+                    continue  # it had just ended because it was idle
                 log.error("the decoding process ended (%s): %s", ended, error)
-                return Refusal("OverloadedError", "this body could not be read; it may need more memory than there is")
+                return Refusal("OverloadedError", "this body could not be decoded; memory may be insufficient")
             except TimeoutError:
                 self._kill()
-                return Refusal("OverloadedError", f"reading this body took longer than {LIMIT_S:g} s")
+                return Refusal("OverloadedError", f"decoding this body took longer than {LIMIT_S:g} s, the limit")
         raise AssertionError
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -86,7 +86,7 @@ class Decoder:
         if process is not None and process.poll() is None:
             return process
         program = f"import sys; sys.path[:] = {sys.path!r}; from app.service.decode_worker import main; main()"
-        self._process = subprocess.Popen(  # noqa: S603 - our own program  # nosec B603
+        self._process = subprocess.Popen(  # noqa: S603 - a module of this package  # nosec B603
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -99,7 +99,7 @@ class Decoder:
     @staticmethod
     def _exchange(process: subprocess.Popen[bytes], job: Job, body: Body) -> Reply:
         if process.stdin is None or process.stdout is None:
-            raise EOFError("it has no pipes")
+            raise EOFError("the process has no pipes")
         write_message(process.stdin, job, body)
         del body
         end = time.monotonic() + LIMIT_S
@@ -107,11 +107,11 @@ class Decoder:
             if time.monotonic() >= end:
                 raise TimeoutError
         text, *tensors = read_message(process.stdout)
-        reply: Reply = pickle.loads(text, buffers=tensors)  # noqa: S301 - from our own process  # nosec B301
+        reply: Reply = pickle.loads(text, buffers=tensors)  # noqa: S301 - from the child process  # nosec B301
         return reply
 
     def _kill(self) -> int | None:
-        """End the process; its exit status, None where there is none."""
+        """End the process. Return its exit status, None without one."""
         process, self._process = self._process, None
         if process is None:
             return None

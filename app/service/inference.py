@@ -1,18 +1,19 @@
-"""Inference service: finds the model, decodes, admits, queues and runs a request, and answers it."""
+"""Inference service: finds the model, admits, decodes, queues and runs a request, and sends the response."""
 
 import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from app.config.limits import Limits
 from app.config.settings import Settings
 from app.engine.codec import Api, Body, HeaderList, Headers
 from app.engine.codec.compression import decompress_short
+from app.engine.codec.content import Content
 from app.engine.codec.described import DescribedModel, ModelDescription
-from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm, Encode
+from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm, Encode, ModelCodec
 from app.engine.request import InferenceRequest
 from app.errors import AppError, BodyTooLargeError, ModelNotFoundError, ModelUnavailableError
 from app.repository.repository import LOADING, Repository
@@ -26,45 +27,52 @@ from app.service.inference_call import CallContext, InferenceCall, RequestIds, R
 from app.telemetry.statistics import OIP, PLAIN
 from app.telemetry.tracing import Tracing
 
-Answer = tuple[int, HeaderList, bytes]
+Answer = tuple[int, HeaderList, Content]
 """Status, headers, body."""
 
 Decoded = tuple[InferenceRequest, Encode]
-"""A request, and what encodes its result."""
+"""A request, and the encoder of its result."""
 
 Read = Callable[[DescribedModel], tuple[InferenceRequest, AnswerForm] | None]
-"""Reads a request for a model; None where that may hold up the process, so that another one should do it."""
+"""Decodes a request for a model; None if that may block the process for long, so another one must do it."""
 
 MakeJob = Callable[[ModelDescription, int, int], Job]
-"""Makes what another process is given to read a body for a model: with the limits of its bytes and its rows."""
+"""Makes the job for decoding in another process, with the limits of bytes and rows."""
 
 _PLAIN = re.compile(r"/models/([^/]+)(?:/versions/([^/]+))?/predict\Z")
 _OIP = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer\Z")
 _V1 = re.compile(r"/v1/models/([^/:]+)(?:/versions/([^/:]+))?:predict\Z")
 _MAX_TARGETS = 1024
-_MAX_PATH = 512  # a longer path is parsed for each request
+_MAX_PATH = 512  # longer paths are not cached
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Model, version and protocol of an inference path; the name is None for the default model."""
+    """Model and version of an inference path, and how its requests are written and counted.
+
+    Attributes:
+        name: of the model; None for the default model.
+        version: None for the one that is served.
+        api: how a request is written.
+        path: the whole path.
+        protocol: protocol label of its counters.
+    """
 
     name: str | None
     version: str | None
     api: Api = "plain"
     path: str = "/predict"
+    protocol: str = field(init=False)
 
-    @property
-    def protocol(self) -> str:
-        """Protocol label of its counters."""
-        return OIP if self.api == "oip" else PLAIN
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", OIP if self.api == "oip" else PLAIN)
 
 
 def choose_default(repository: Repository, default: str | None) -> str:
-    """The model of ``POST /predict``: of the settings, or whose own settings say so, served or not, or the only one.
+    """The model of ``POST /predict``: from the settings, or from a model's settings (served or not), or the only one.
 
     Raises:
-        ModelNotFoundError: none of these names one model.
+        ModelNotFoundError: None of these names one model.
     """
     if default is not None:
         return default
@@ -73,7 +81,7 @@ def choose_default(repository: Repository, default: str | None) -> str:
         return claimed[0]
     if claimed:
         raise ModelNotFoundError(
-            f"several models have 'default = true' in their panther.toml ({', '.join(claimed)}), which one may have; "
+            f"several models have 'default = true' in their panther.toml ({', '.join(claimed)}), but only one may; "
             "use /models/NAME/predict or set PANTHER_DEFAULT_MODEL"
         )
     names = repository.names
@@ -91,13 +99,13 @@ class ServiceOptions:
     """Options of the inference service; see the settings of the same names.
 
     Attributes:
-        default_model: the model of ``POST /predict``, or None.
-        max_body_bytes: limit of a body, as sent and when decompressed.
-        compression_min_bytes: answers shorter than this are never compressed.
-        max_queue_bytes: limit of the bodies of all in-flight requests.
-        limits: of connections and of rows.
-        access_log: whether each request is logged.
-        cross_origin: whether pages of other origins may send requests.
+        default_model: The model of ``POST /predict``, or None.
+        max_body_bytes: Limit of a body, compressed and decompressed.
+        compression_min_bytes: Shorter responses are not compressed.
+        max_queue_bytes: Byte budget for the bodies of all in-flight requests.
+        limits: Limits of connections and rows.
+        access_log: Whether to log each request.
+        cross_origin: Whether pages of other origins may send requests.
     """
 
     default_model: str | None
@@ -123,14 +131,14 @@ class ServiceOptions:
 
 
 class InferenceService:
-    """Answers inference requests, whatever the transport.
+    """Serves inference requests, independent of the transport.
 
     Args:
-        repository: where the models are.
-        options: see ``ServiceOptions``.
-        access: checks API keys; None where none are needed.
-        bodies: pinned memory for long bodies of binary tensors; None where there is none.
-        tracing: makes the spans of requests; None without tracing.
+        repository: The model repository.
+        options: See ``ServiceOptions``.
+        access: Checks API keys; None without keys.
+        bodies: Pinned memory for long bodies of binary tensors, or None.
+        tracing: Makes the spans of requests; None without tracing.
     """
 
     def __init__(
@@ -162,12 +170,12 @@ class InferenceService:
 
     @property
     def request_ids(self) -> RequestIds:
-        """Ids for requests that bring none."""
+        """Makes ids for requests without an id."""
         return self.context.request_ids
 
     @property
     def unrouted(self) -> Counter[tuple[str, str]]:
-        """Requests that met no model, by protocol and reason."""
+        """Number of requests that matched no model, by protocol and reason."""
         return self.context.unrouted
 
     def target(self, path: str) -> Target | None:
@@ -187,31 +195,31 @@ class InferenceService:
             return target
 
     def serving(self, target: Target) -> Serving:
-        """The loaded model for a target, see ``Repository.get``; while models are loaded, unavailable in doubt."""
+        """The loaded model for a target, see ``Repository.get``; unavailable if a loading model may match."""
         name = target.name or self.options.default_model
         if name is None:
             if self.repository.starting:
-                # Which one is the only one is not known yet.
+                # While models load, the only model is unknown.
                 raise ModelUnavailableError(LOADING)
             name = choose_default(self.repository, None)
         return self.repository.get(name, target.version)
 
     def admit(self, headers: Headers) -> None:
-        """Refuse an inference request by its head: for want of a key, or for a body that is too long.
+        """Refuse an inference request by its headers, because of a missing key or a long body.
 
         Raises:
-            UnauthorizedError: its key is missing or not known.
-            BodyTooLargeError: see ``check_length``.
+            UnauthorizedError: The key is missing or unknown.
+            BodyTooLargeError: See ``check_length``.
         """
         if self.access is not None:
             self.access.check_predict(headers)
         self.check_length(headers)
 
     def check_length(self, headers: Headers) -> None:
-        """Refuse a body by its announced length, before a byte of it is read.
+        """Refuse a body by its announced length, before reading it.
 
         Raises:
-            BodyTooLargeError: it is over the limit.
+            BodyTooLargeError: The length exceeds the limit.
         """
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.max_body_bytes:
@@ -224,36 +232,37 @@ class InferenceService:
     def start(self, target: Target, headers: Headers, query: bytes, body: Body, respond: Respond) -> InferenceCall:
         """Start an inference call; ``respond`` is called once, now or later, on the event loop.
 
-        This is the fast path, without a task or an await, for all but the largest bodies. What follows:
+        This is the fast path, without a task or an await, except for the largest bodies. Next,
         ``Batcher.submit`` queues the request and runs it in a batch, then calls ``InferenceCall.completed``, which
         encodes the result and responds.
 
         Returns:
-            The call, to be cancelled when the client leaves.
+            The call, to be cancelled if the client disconnects.
         """
         call = InferenceCall(self.context, headers, respond, target.protocol)
         try:
-            found = self._decode(call, target, headers, query, body)
+            serving = self._find(call, target)
+            found = self._decode(serving.codec, target, headers, query, body)
             if found is None:
                 call.decode_aside(self._start_aside(call, target, self._http_job(target, headers, query), body))
                 return call
             request, encode = found
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
             return call
         call.decoded(request.rows, encode)
-        call.model.batcher.submit(request, call, call.timings)
+        serving.batcher.submit(request, call, call.timings)
         return call
 
     def start_read(self, call: InferenceCall, target: Target, read: Read, make_job: MakeJob, body: Body) -> None:
-        """Start an inference call of another transport than HTTP; the rest is as with ``start``.
+        """Start an inference call of a transport other than HTTP; the rest is the same as in ``start``.
 
         Args:
-            call: made with ``context``; answers the request.
-            target: the model that is asked for.
-            read: reads the request in this process, where that takes no longer than it may.
-            make_job: what another process is given otherwise.
-            body: of the request.
+            call: Made with ``context``; responds to the request.
+            target: The requested model.
+            read: Decodes the request in this process, if that is fast enough.
+            make_job: Otherwise makes the job for another process.
+            body: Body of the request.
         """
         try:
             serving = self._find(call, target)
@@ -263,24 +272,25 @@ class InferenceService:
                 return
             request, form = found
             request, encode = self._admitted(request), serving.codec.encoder(request, form)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
             return
         call.decoded(request.rows, encode)
         serving.batcher.submit(request, call, call.timings)
 
     async def infer(self, target: Target, headers: Headers, query: bytes, body: Body, keep: object = None) -> Answer:
-        """Answer a request; cancelling the task cancels the request.
+        """Serve a request; cancelling the task cancels the request.
 
         Args:
-            target, headers, query, body: of the request.
-            keep: kept until no run reads the body any more.
+            target, headers, query, body: Parts of the request.
+            keep: Object to keep alive until no run reads the body any more.
         """
         answers: list[Answer] = []
         protocol = target.protocol
         call = InferenceCall(self.context, headers, lambda *answer: answers.append(answer), protocol)
         try:
-            found = self._decode(call, target, headers, query, body)
+            codec = self._find(call, target).codec
+            found = self._decode(codec, target, headers, query, body)
             request, encode = found or await self._decode_aside(
                 call, target, self._http_job(target, headers, query), body
             )
@@ -290,7 +300,7 @@ class InferenceService:
         except asyncio.CancelledError:
             call.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
         else:
             call.completed(result)
@@ -303,15 +313,15 @@ class InferenceService:
             await asyncio.to_thread(self.tracing.close)
 
     def refuse(self, target: Target, headers: Headers, respond: Respond, error: AppError) -> None:
-        """Answer a request with an error before its body is read, and count it."""
+        """Respond with an error before the body is read, and count it."""
         InferenceCall(self.context, headers, respond, target.protocol).failed(error)
 
     def _find(self, call: InferenceCall, target: Target) -> Serving:
-        """The model of a request that its queue has room for.
+        """The model of a request, if its queue has room.
 
         Raises:
-            ModelNotFoundError, ModelUnavailableError: see ``serving``.
-            OverloadedError: before any work is done for the request.
+            ModelNotFoundError, ModelUnavailableError: See ``serving``.
+            OverloadedError: The queue is full; raised before any work for the request.
         """
         serving = call.serving = self.serving(target)
         refusal = serving.batcher.why_full()
@@ -322,16 +332,13 @@ class InferenceService:
                 del refusal  # its traceback refers to this frame, and the caller's to the body
         return serving
 
-    def _decode(
-        self, call: InferenceCall, target: Target, headers: Headers, query: bytes, body: Body
-    ) -> Decoded | None:
-        """Find the model and decode the request; None where another process has to, see ``_decode_aside``.
+    def _decode(self, codec: ModelCodec, target: Target, headers: Headers, query: bytes, body: Body) -> Decoded | None:
+        """Decode the request; None if another process must decode it, see ``_decode_aside``.
 
         Raises:
-            AppError: says what is wrong, or why the request is not admitted.
+            AppError: The request is invalid, or is not admitted.
         """
-        codec = self._find(call, target).codec
-        if codec.is_heavy(headers, body, target.api):
+        if len(body) > MOST_INLINE_BYTES and codec.is_heavy(headers, body, target.api):
             return None
         encoding = headers.get(b"content-encoding")
         if encoding is not None:
@@ -351,7 +358,7 @@ class InferenceService:
         return partial(HttpJob, headers=headers, query=query, api=target.api)
 
     async def _decode_aside(self, call: InferenceCall, target: Target, make_job: MakeJob, body: Body) -> Decoded:
-        """Have another process decode a large request; should the model be replaced meanwhile, for the new one."""
+        """Let another process decode a large request; if the model is replaced meanwhile, for the new one."""
         while True:
             serving = call.serving = self.serving(target)
             description = ModelDescription(serving.model)
@@ -361,10 +368,10 @@ class InferenceService:
                 return self._admitted(request), serving.codec.encoder(request, form)
 
     async def _start_aside(self, call: InferenceCall, target: Target, make_job: MakeJob, body: Body) -> None:
-        """The rest of ``start`` for a large request."""
+        """Continue ``start`` for a large request."""
         try:
             request, encode = await self._decode_aside(call, target, make_job, body)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
             return
         del body

@@ -1,4 +1,4 @@
-"""One inference request in the service, from its arrival to its answer."""
+"""One inference request in the service, from its arrival to its response."""
 
 import asyncio
 import itertools
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.engine.codec import HeaderList, Headers
 from app.engine.codec.compression import accepted, compress
+from app.engine.codec.content import Content
 from app.engine.codec.model_codec import Encode
 from app.engine.codec.plain import JSON_HEADER
 from app.engine.request import Timings
@@ -28,23 +29,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Respond = Callable[[int, HeaderList, bytes], None]
-"""Takes the answer: status, headers, body."""
+Respond = Callable[[int, HeaderList, Content], None]
+"""Sends the response: status, headers, body."""
 
 CANCELLED = "Cancelled"
-"""The reason of a failure that is no ``AppError``."""
+"""Failure reason (metrics label) of an exception that is not an ``AppError``."""
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
 
 
 class RequestIds:
-    """Ids for requests that bring none: unique over workers and restarts, and cheap."""
+    """Makes ids for requests without one: unique across workers and restarts, and cheap."""
 
     def __init__(self) -> None:
         self._prefix = os.urandom(6).hex().encode() + b"-"
         self._counter = itertools.count(1)
 
     def of(self, headers: Headers) -> bytes:
-        """The client's own id where it is fit to be echoed, else a new one."""
+        """The client's id if it is valid, else a new one."""
         given = headers.get(b"x-request-id")
         if given is not None and _REQUEST_ID.match(given):
             return given
@@ -56,10 +57,10 @@ class CallContext:
     """Shared context of all inference calls of a service.
 
     Attributes:
-        compression_min_bytes: answers shorter than this are never compressed.
-        tracing: makes the spans; None without tracing.
-        request_ids: for requests that bring none.
-        unrouted: requests that met no model, by protocol and reason.
+        compression_min_bytes: Shorter responses are not compressed.
+        tracing: Makes the spans; None without tracing.
+        request_ids: Makes ids for requests without one.
+        unrouted: Number of requests that matched no model, by protocol and reason.
     """
 
     compression_min_bytes: int
@@ -69,20 +70,20 @@ class CallContext:
 
 
 class InferenceCall:
-    """One inference request and its answer; the engine completes it, see ``Completion``.
+    """One inference request and its response; the engine completes it, see ``Completion``.
 
-    It is answered once: by ``completed``, ``failed``, ``fail`` or ``end_with``, or not at all after ``cancel``.
+    It sends one response, by ``completed``, ``failed``, ``fail`` or ``end_with``, or none after ``cancel``.
 
     Args:
-        context: shared by all calls.
-        headers: of the request.
-        respond: takes the answer.
-        protocol: that it came by, see ``app.telemetry.statistics``.
+        context: Context shared by all calls.
+        headers: Headers of the request.
+        respond: Sends the response.
+        protocol: Protocol of the request, see ``app.telemetry.statistics``.
 
     Attributes:
-        serving: the model, once it is found.
-        rows: of the request, once it is decoded.
-        timings: of the request.
+        serving: The model, once it is found.
+        rows: Rows of the request, once it is decoded.
+        timings: Timings of the request.
     """
 
     __slots__ = (
@@ -106,13 +107,13 @@ class InferenceCall:
 
     @property
     def model(self) -> Serving:
-        """The model that was found for it."""
+        """The model of the request."""
         if self.serving is None:
-            raise RuntimeError("the model of this request is not known yet")
+            raise RuntimeError("the model of this request is not set yet")
         return self.serving
 
     def decode_aside(self, decoding: Coroutine[Any, Any, None]) -> None:
-        """Mark the request as being decoded in another process; it goes to the engine afterwards."""
+        """Mark the request as decoding in another process; the engine gets it afterwards."""
         self._decoding = asyncio.ensure_future(decoding)
         self._decoding.add_done_callback(self._decoded_aside)
 
@@ -120,21 +121,21 @@ class InferenceCall:
         self._decoding = None
 
     def decoded(self, rows: int, encode: Encode) -> None:
-        """Mark the request as decoded and given to the engine."""
+        """Mark the request as decoded and submitted to the engine."""
         self.rows = rows
         self._encode = encode
         self._pending = True
         self.timings.decoded_ns = time.perf_counter_ns()
 
     def completed(self, result: InferenceResult) -> None:
-        """Answer with the result of the model, and count it."""
+        """Respond with the result of the model, and count it."""
         encode_ns = time.perf_counter_ns()
         self._pending = False
         try:
             headers, body = self._encode(result)
             if self._accept_encoding is not None and len(body) >= self._context.compression_min_bytes:
                 body = _compressed(body, self._accept_encoding, headers)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             self.end_with(error)
             return
         headers.append((b"x-request-id", self.request_id))
@@ -142,10 +143,10 @@ class InferenceCall:
         if self._context.tracing is not None:
             headers.append(self._context.tracing.end(self._trace(200, None, encode_ns)))
         self._respond(200, headers, body)
-        self._count_success(encode_ns, ended_ns)  # while the client reads
+        self._count_success(encode_ns, ended_ns)  # after the response was sent
 
     def failed(self, error: AppError) -> None:
-        """Answer with an error, and count it."""
+        """Respond with an error, and count it."""
         reason = type(error).__name__
         self._count_failure(reason)
         headers: HeaderList = [(b"x-request-id", self.request_id)]
@@ -155,37 +156,37 @@ class InferenceCall:
         self._refuse(error, headers)
 
     def _refuse(self, error: AppError, headers: HeaderList) -> None:
-        """Send the answer for an error, as the transport has it."""
+        """Send the response for an error, in the form of the transport."""
         headers += [JSON_HEADER, *error_headers(error)]
         self._respond(status_of(error), headers, error_body(str(error)))
 
     def fail(self, error: AppError) -> None:
-        """End the request with an error, wherever it is."""
+        """End the request with an error, at any stage."""
         self._withdraw()
         self.failed(error)
 
     def cancel(self) -> None:
-        """The client has left: withdraw the request from the engine, and answer nothing."""
+        """Cancel the request in the engine without a response, because the client has disconnected."""
         if self._withdraw():
             self._count_failure(CANCELLED)
 
     def end_with(self, error: Exception) -> None:
-        """Answer for an exception while decoding or encoding.
+        """Respond to an exception during decoding or encoding.
 
-        An ``AppError`` is for the client; of a defect of the server the client learns nothing, the log all.
+        The client gets the message of an ``AppError``; the details of a server defect are only logged.
         """
         decoding = self.rows is None
         if isinstance(error, AppError):
             self.failed(error)
         elif isinstance(error, MemoryError):
-            self.failed(OverloadedError(f"there is no memory for this {'request' if decoding else 'answer'} now"))
+            self.failed(OverloadedError(f"not enough memory for this {'request' if decoding else 'response'}"))
         else:
-            doing = "decoding a request" if decoding else "encoding an answer"
+            doing = "decoding a request" if decoding else "encoding a response"
             log.error("%s failed", doing, exc_info=error, extra=about(self.request_id))
             self.failed(InternalError())
 
     def _withdraw(self) -> bool:
-        """Take the request back from the engine; whether it had it."""
+        """Withdraw the request from the engine. Return whether it was there."""
         if self._decoding is not None:
             self._decoding.cancel()
             self._decoding = None
@@ -206,11 +207,15 @@ class InferenceCall:
             part.success += 1
             part.rows += rows
         began_ns = timings.began_ns
-        statistics.success.add(ended_ns - began_ns)
-        statistics.queue.add(timings.queue_ns)
-        statistics.compute_input.add(timings.decoded_ns - began_ns + timings.input_ns)
-        statistics.compute_infer.add(timings.infer_ns)
-        statistics.compute_output.add(timings.output_ns + ended_ns - encode_ns)
+        statistics.succeeded(
+            (
+                ended_ns - began_ns,
+                timings.queue_ns,
+                timings.decoded_ns - began_ns + timings.input_ns,
+                timings.infer_ns,
+                timings.output_ns + ended_ns - encode_ns,
+            )
+        )
 
     def _count_failure(self, reason: str) -> None:
         if self.serving is None:
@@ -240,14 +245,14 @@ class InferenceCall:
         )
 
 
-def _compressed(body: bytes, accept_encoding: bytes, headers: HeaderList) -> bytes:
-    """The body in an encoding that the client accepts, which is added to the headers; as it is where there is none."""
+def _compressed(body: Content, accept_encoding: bytes, headers: HeaderList) -> Content:
+    """The body in a content encoding that the client accepts (added to the headers), or unchanged."""
     coding = accepted(accept_encoding)
     if coding is None:
         return body
     headers += [(b"content-encoding", coding), (b"vary", b"accept-encoding")]
-    return compress(body, coding)
+    return compress(bytes(body), coding)
 
 
-def _undecoded(_: InferenceResult) -> tuple[HeaderList, bytes]:
-    raise RuntimeError("a result came for a request that was not decoded")
+def _undecoded(_: InferenceResult) -> tuple[HeaderList, Content]:
+    raise RuntimeError("received a result for a request that was not decoded")

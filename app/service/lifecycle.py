@@ -18,11 +18,11 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 
 @dataclass(frozen=True)
 class LifecycleOptions:
-    """How an application starts.
+    """Start options of an application.
 
     Attributes:
-        load_first: whether models are loaded before connections are accepted.
-        on_loaded: called once the models are loaded.
+        load_first: Whether models are loaded before connections are accepted.
+        on_loaded: Called once the models are loaded.
     """
 
     load_first: bool = False
@@ -30,12 +30,12 @@ class LifecycleOptions:
 
 
 class Lifecycle:
-    """Background tasks: load models, watch the folder, follow the other workers, reread keys.
+    """Background tasks: load models, watch the folder, apply commands of other workers, reread keys.
 
     Args:
-        state: of the application.
-        options: of its start.
-        on_keys_changed: called in the event loop after the set of keys changed.
+        state: State of the application.
+        options: Start options.
+        on_keys_changed: Called on the event loop after the set of keys changed.
     """
 
     def __init__(self, state: AppState, options: LifecycleOptions, on_keys_changed: Callable[[], None]) -> None:
@@ -47,7 +47,7 @@ class Lifecycle:
         self._watcher: Watcher | None = None
 
     async def start(self) -> None:
-        """Begin; models load beside the event loop, so that health checks answer meanwhile."""
+        """Start the tasks; models load in threads, so health checks respond meanwhile."""
         state = self._state
         history = None if state.link is None else await state.link.start(state.counters)
         loading = asyncio.create_task(self._load(history))
@@ -57,7 +57,7 @@ class Lifecycle:
             await asyncio.wait({loading})
 
     async def stop(self) -> None:
-        """End all of it, and close the models."""
+        """End all tasks, and close the models."""
         state = self._state
         state.repository.end()
         if state.mirroring is not None:
@@ -85,7 +85,7 @@ class Lifecycle:
         log.info("SIGHUP: reloaded the key files")
 
     async def _follow(self, loading: asyncio.Task[None]) -> None:
-        """Follow the folder where that is wished, and the other workers, once the models are loaded."""
+        """Watch the folder, if enabled, and apply commands of other workers, once the models are loaded."""
         await asyncio.wait({loading})
         control, mirroring = self._state.control, self._state.mirroring
         async with asyncio.TaskGroup() as group:
@@ -104,7 +104,7 @@ class Lifecycle:
             log.warning("device=auto: running on the CPU, because %s", loader.device.reason)
         if state.mirroring is not None:
             await state.mirroring.start(self._not_yet, successor=self._options.load_first)
-        if state.settings.model_control == "watch":  # made before the models are loaded, so that no change is missed
+        if state.settings.model_control == "watch":  # made before the models load, to miss no change
             self._watcher = Watcher(state.repository.folder.root)
         await self._read_folder(history)
         state.repository.started()
@@ -116,25 +116,25 @@ class Lifecycle:
         if problem is None:
             log.info("ready: serving %s", ", ".join(state.repository.names))
         else:
-            # only the log names the folder: answers never do
+            # responses must not reveal the folder
             where = "" if state.repository.entries else f" (model_dir is {str(state.settings.model_dir)!r})"
             log.error("not ready: %s%s", problem, where)
 
     def _not_yet(self, reason: str) -> None:
-        """There is nothing to load yet: the remote repository can't be read."""
+        """Report that there is nothing to load yet, because the remote repository is not readable."""
         self._state.folder_problem = reason
 
     def _check_default_model(self) -> None:
-        """Log that the default model isn't there: ``POST /predict`` is refused until it is."""
+        """Log that the default model is missing: ``POST /predict`` is refused until it is loaded."""
         name, entries = self._state.settings.default_model, self._state.repository.entries
         if name is not None and name not in entries:
             there = ", ".join(entries) or "none"
             log.error(
-                "default_model %r is not in the model folder, which POST /predict needs; there are: %s", name, there
+                "default_model %r is not in the model folder, which POST /predict needs; available: %s", name, there
             )
 
     async def _read_folder(self, history: History | None) -> None:
-        """Load what the folder holds; where it can't be read, as where no descriptor is left, try again."""
+        """Load the models of the folder; if it is not readable, try again later."""
         state, pause_s = self._state, _FIRST_PAUSE_S
         while not state.draining:
             try:

@@ -1,4 +1,4 @@
-"""The versions that a client may ask to load: by the version policy in Triton's parameter ``config``.
+"""Versions in a load request: the version policy in Triton's parameter ``config``.
 
 See docs/decisions/0018-roll-back-through-load.md.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InvalidRequestError, shortened
+from app.repository.placement import PlacementSettings
+from app.service.instance_groups import read_groups
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,13 @@ class LoadRequest:
     """Options of a load request.
 
     Attributes:
-        policy: the versions to load; None where it asks for none in particular.
-        ignored: members of ``config`` that have no effect: what they say is set in ``panther.toml``.
+        policy: Version policy to load; None if the request has none.
+        placement: Placement of the model's instances; None for the one of ``panther.toml``.
+        ignored: Members of ``config`` without effect, because ``panther.toml`` defines them.
     """
 
     policy: str | None = None
+    placement: PlacementSettings | None = None
     ignored: tuple[str, ...] = ()
 
     @property
@@ -28,31 +32,33 @@ class LoadRequest:
         if not self.ignored:
             return None
         names = shortened(", ".join(self.ignored), 300)
-        return f"these members of 'config' have no effect, and are set in panther.toml: {names}"
+        return f"these members of 'config' have no effect; set them in panther.toml: {names}"
 
 
 def load_request(document: dict[str, Any]) -> LoadRequest:
-    """Read a request to load; of Triton's model configuration the version policy is applied.
+    """Parse a load request; of Triton's model configuration, the version policy and the instances are used.
 
     Raises:
-        InvalidRequestError: another parameter than ``config``, or that is no model configuration.
+        InvalidRequestError: There is a parameter other than ``config``, or it is not a model configuration.
     """
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, dict) or set(parameters) - {"config"}:
-        raise InvalidRequestError("load takes no parameter but 'config': models come from the folder alone")
+        raise InvalidRequestError("the only parameter of load is 'config'; models come from the model folder")
     if not parameters:
         return LoadRequest()
     rule = """must be JSON such as {"version_policy": {"specific": {"versions": [1]}}}"""
     try:
         config = json.loads(parameters["config"])
-        policy = config.pop("version_policy", None)
+        policy, groups = config.pop("version_policy", None), config.pop("instance_group", None)
         chosen = None
         if policy is not None:
             (item,) = policy.items()
             chosen = _policies(*item)
-        return LoadRequest(chosen, tuple(name for name in config if name != "name"))
+        unknown = tuple(name for name in config if name != "name")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         raise InvalidRequestError(f"parameter 'config' {rule}") from None
+    placement, ignored = (None, ()) if groups is None else read_groups(groups)
+    return LoadRequest(chosen, placement, (*unknown, *ignored))
 
 
 def _policies(kind: str, value: dict[str, Any]) -> str:
@@ -62,7 +68,7 @@ def _policies(kind: str, value: dict[str, Any]) -> str:
     if not isinstance(versions, list) or not versions:
         raise ValueError(kind)
     for version in versions:
-        # Protocol buffers write whole numbers as texts, too.
+        # JSON of protocol buffers may contain whole numbers as strings.
         if isinstance(version, bool) or (isinstance(version, float) and not version.is_integer()):
             raise ValueError(version)
     return ",".join(str(int(version)) for version in versions)

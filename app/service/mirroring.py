@@ -1,4 +1,4 @@
-"""Following a remote model repository: the mirror's blocking calls in threads, at the start, by time and on request."""
+"""Mirroring of a remote model repository: blocking calls in threads, at the start, periodically and on request."""
 
 import asyncio
 import logging
@@ -23,12 +23,12 @@ class Mirroring:
     """Keeps a mirror up to date.
 
     Args:
-        mirror: of the remote repository.
-        interval_s: time between two looks at it.
+        mirror: Mirror of the remote repository.
+        interval_s: Time between two passes.
 
     Attributes:
-        failures: passes that failed, of this process.
-        problem: why the last pass failed; None where it did not.
+        failures: Number of failed passes in this process.
+        problem: Reason for the failure of the last pass; None if it succeeded.
     """
 
     def __init__(self, mirror: Mirror, interval_s: float) -> None:
@@ -39,10 +39,10 @@ class Mirroring:
 
     @classmethod
     def of(cls, settings: Settings) -> "Mirroring | None":
-        """Make it from the settings; None where the models lie in a local folder.
+        """Mirroring from the settings; None if the models are in a local folder.
 
         Raises:
-            MissingExtraError: the packages of the URL's scheme are not installed.
+            MissingExtraError: The packages for the URL's scheme are not installed.
         """
         if not isinstance(settings.model_dir, ModelUrl):
             return None
@@ -55,8 +55,8 @@ class Mirroring:
         If the remote repository can't be read, the cached copy is used.
 
         Args:
-            not_yet: called with the reason where there is none either; it is then tried again.
-            successor: whether this process replaces another, and is to begin with what that one left.
+            not_yet: Called with the reason if there is no cached copy either; the pass is then retried.
+            successor: Whether this process replaces another one, and starts with its copy.
         """
         mirror, pause_s = self.mirror, _FIRST_PAUSE_S
         log.info("mirroring models from %s to %s", mirror.url, mirror.folder)
@@ -78,13 +78,13 @@ class Mirroring:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def refresh(self, within_s: float = 0.0) -> None:
-        """Mirror the changes; a problem is logged when it begins and when it ends.
+        """Mirror changes; a problem is logged when it occurs first and when it is solved.
 
         Args:
-            within_s: a pass by another process that began so short a time ago is as good as a new one.
+            within_s: Skip the pass if another process began one at most this many seconds ago.
 
         Raises:
-            RemoteError: a part of it failed, and is as it was before.
+            RemoteError: A part failed, and is unchanged.
         """
         asked_at = now() - within_s
         try:
@@ -102,7 +102,7 @@ class Mirroring:
         self.problem = None
 
     async def follow(self) -> None:
-        """Mirror again and again, until cancelled; less and less often while it fails."""
+        """Mirror periodically until cancelled, with growing intervals while it fails."""
         pause_s = self._interval_s
         while True:
             await asyncio.sleep(pause_s)
@@ -112,20 +112,20 @@ class Mirroring:
                 return
             except RemoteError:
                 pause_s = min(2 * pause_s, max(self._interval_s, _LONGEST_PAUSE_S))
-            except Exception:  # whatever a file system may come up with: look again
+            except Exception:  # a file system can raise anything: try again
                 log.exception("mirroring the models failed")
             else:
                 pause_s = self._interval_s
 
 
 async def _in_thread(function: Callable[[], Result]) -> Result:
-    """Call a function in a thread that the process does not wait for at its end: networks may keep it for long."""
+    """Call a function in a daemon thread, which does not delay the end of the process: networks may block for long."""
     outcome: Future[Result] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+        except BaseException as error:  # noqa: BLE001 - raised in the awaiting task
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="mirror", daemon=True).start()

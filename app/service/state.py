@@ -20,14 +20,14 @@ from app.telemetry.statistics import Statistics
 
 @dataclass
 class AppState:
-    """Settings, models and the service that answers with them.
+    """Settings, models and the inference service of one application.
 
     Attributes:
-        control: changes what is served.
-        link: to the other workers; None where there are none.
-        mirroring: keeps the model folder like a remote one; None where it is a local one.
-        draining: whether a graceful shutdown has begun.
-        folder_problem: why the model folder can't be read at the start, or None.
+        control: Model control.
+        link: Link to the other workers; None without any.
+        mirroring: Keeps the model folder in sync with a remote one; None for a local folder.
+        draining: Whether a graceful shutdown has begun.
+        folder_problem: Reason why the model folder was not readable at the start, or None.
     """
 
     settings: Settings
@@ -50,10 +50,10 @@ class AppState:
             self.mirroring.mirror.stop()
 
     def not_ready_because(self, *, alone: bool = False) -> str | None:
-        """Why the server is not ready, or None when it is; which models count, see ``Readiness``.
+        """Reasons why the server is not ready, or None if it is; see ``Readiness`` for the models that count.
 
         Args:
-            alone: look at this worker only, not at others that have yet to load their models.
+            alone: Check this worker only, not others that have yet to load their models.
         """
         if self.draining:
             return "the server is shutting down"
@@ -69,7 +69,7 @@ class AppState:
         return "; ".join(problems) if problems else None
 
     def stuck_because(self) -> str | None:
-        """Why the engine can't be called alive, or None when it can: CUDA is lost, or a run of a model does not end."""
+        """The reason why the server is not live, or None if it is: CUDA is lost, or a run of a model is stuck."""
         lost = self.loader.lost
         if lost is not None:
             return lost
@@ -84,7 +84,7 @@ class AppState:
         return None
 
     def counters(self) -> dict[str, Any]:
-        """Counters of this worker as plain data, to be sent to another one."""
+        """Counters of this worker as plain data, for sending to another one."""
         return {
             "statistics": [[*key, item.snapshot()] for key, item in self.repository.counted().items()],
             "unrouted": [[*key, count] for key, count in self.service.unrouted.items()],

@@ -1,8 +1,8 @@
-"""Slow-client (slowloris) protection: header, body and write timeouts of all connections, by one timer.
+"""Slow-client (slowloris) protection: header, body and write timeouts of all connections, with one timer.
 
-Nothing is timed for each request. Each worker checks its connections twice a second, and when the timeout of one that
-it saw is over; it ends those without progress. A wait that begins between two checks is seen half a second late at
-most, so that a timeout of ten seconds ends a connection after ten to ten and a half.
+There is no timer per request. Each worker checks its connections twice a second, and when a timeout of a
+known connection expires; it closes those without progress. A wait that starts between two checks is noticed up to half
+a second late, so a timeout of ten seconds closes a connection after ten to ten and a half.
 
 See docs/decisions/0014-limit-connections-with-a-watchdog.md.
 """
@@ -21,18 +21,18 @@ class Watched(Protocol):
     """A connection, as the watchdog sees it."""
 
     def waiting_for(self) -> tuple[Waiting, object] | None:
-        """The client action that this connection is blocked on, with a progress mark; None if the server is to act."""
+        """The client action that blocks the connection, with a progress mark; None if the server must act."""
 
     def time_out(self, waiting: Waiting) -> None:
-        """End the connection: it waited without progress for too long."""
+        """Close the connection: it was blocked without progress for too long."""
 
 
 class Watchdog:
-    """Checks the connections of a worker twice a second, for as long as there are any.
+    """Checks the connections of a worker twice a second, while there are any.
 
     Args:
-        connections: those that are open; read at each check.
-        limits: the timeouts.
+        connections: The open connections; read at each check.
+        limits: The timeouts.
     """
 
     def __init__(self, connections: Iterable[object], limits: Limits) -> None:
@@ -60,7 +60,7 @@ class Watchdog:
         self._seen = seen
         if seen or self._connections:
             ends = [since + self._limits.timeout_s(waiting) for waiting, _, since in seen.values()]
-            # Many that are over one after the other must not make it check all the time.
+            # Many timeouts in a row must not cause continuous checks.
             self._check_in(min(self._every_s, max(self._every_s / 4, min(ends, default=math.inf) - now)))
 
     def _check(self, connection: Watched, now: float, seen: dict[object, tuple[Waiting, object, float]]) -> None:
@@ -78,8 +78,8 @@ class Watchdog:
 
 
 def _progressed(waiting: Waiting, before: object, now: object) -> bool:
-    """Whether a connection has made progress since it was last seen, or is at another request."""
+    """Whether a connection has made progress since the last check, or reads another request."""
     if waiting == "headers" or not isinstance(before, int) or not isinstance(now, int):
         return before is not now
-    # Of a body more has come; of what is written less is left, or there is more to write.
+    # Progress: more of the body arrived, less output is pending, or there is more output.
     return now - before >= PROGRESS_BYTES if waiting == "body" else before - now >= PROGRESS_BYTES or now > before

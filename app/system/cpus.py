@@ -1,4 +1,4 @@
-"""How many CPU cores this process may really use."""
+"""Number of CPU cores that are available to this process."""
 
 import math
 import os
@@ -9,7 +9,7 @@ _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
 
 def cgroup_quota() -> float | None:
-    """The CPU quota of the control group in cores, or None where there is none."""
+    """The CPU quota of the control group in cores, or None without one."""
     try:
         quota, period = _CGROUP_V2.read_text().split()[:2]
         return None if quota == "max" else int(quota) / int(period)

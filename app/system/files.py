@@ -1,4 +1,4 @@
-"""Reading files that others put there: regular files alone, without blocking, and within a limit of size."""
+"""Read files from other users: only regular files, without blocking, and within a size limit."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def require_regular(path: Path) -> os.stat_result:
     """Check that a path is a regular file, or a link to one, without opening it.
 
     Raises:
-        OSError: it is something else, or is not there; ``strerror`` says what it is.
+        OSError: It is something else, or is missing; ``strerror`` gives the reason.
     """
     return _regular(path.stat(), path)
 
@@ -27,18 +27,18 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     """Read a whole file.
 
     Args:
-        path: of the file; a FIFO, a device or a socket is refused, and never waited for.
-        most_bytes: the size limit; None for none.
+        path: Path of the file; a FIFO, a device or a socket is refused without blocking.
+        most_bytes: The size limit; None for none.
 
     Raises:
-        OSError: it can't be read, is no regular file, is too large, or grows meanwhile; ``strerror`` says which.
+        OSError: It is unreadable, not a regular file, too large, or grows meanwhile; ``strerror`` gives the reason.
     """
     require_regular(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:
         size = _regular(os.fstat(descriptor), path).st_size
         if most_bytes is not None and size > most_bytes:
-            raise OSError(errno.EFBIG, f"it has {size} bytes; at most {most_bytes} are read", str(path))
+            raise OSError(errno.EFBIG, f"it has {size} bytes; the maximum is {most_bytes}", str(path))
         content = file.read(size)
         if file.read(1):
             raise OSError(errno.EBUSY, "it grows while it is read", str(path))
@@ -47,6 +47,6 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
 
 def _regular(found: os.stat_result, path: Path) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "of an unknown kind")
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
     return found

@@ -1,4 +1,4 @@
-"""Resident memory of the process, and the message for lack of memory."""
+"""Memory of the process, and recognition of out-of-memory errors."""
 
 import ctypes
 import sys
@@ -20,19 +20,19 @@ _NO_DESCRIPTORS = ("Too many open files", "system error number 24")
 
 
 def is_transient(text: str) -> bool:
-    """Whether an error says that memory or file descriptors were short, so that it may go well another time."""
+    """Whether an error means that memory or file descriptors were short, so a retry may succeed."""
     return is_short(text) or any(word in text for word in _NO_DESCRIPTORS)
 
 
 def is_short(text: str) -> bool:
-    """Whether an error says that memory was short; the runtime gives no other sign of it than its words."""
+    """Whether an error means that memory was short; the runtime signals this only by the message."""
     return any(word in text for word in _SHORT)
 
 
 def resident_bytes() -> int | None:
     """Private resident memory of the process in bytes, or None if the kernel does not report it.
 
-    Pages of program files are left out: they are shared, and come in whenever code is first run.
+    Pages of program files are excluded: they are shared, and are loaded when code first runs.
     """
     try:
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
@@ -42,7 +42,7 @@ def resident_bytes() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Bytes that a process can still have: the machine's, limited by the control group; None where that is unknown."""
+    """Memory available to a process: the machine's, limited by the control group; None if unknown."""
     found = []
     try:
         fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
@@ -54,13 +54,13 @@ def available_bytes() -> int | None:
             counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             used = int((folder / usage).read_text()) - int(counts.get(reclaimable, 0))
             found.append(max(0, int((folder / limit).read_text()) - used))
-        except (OSError, ValueError):  # no such group, or 'max'
+        except (OSError, ValueError):  # no such group, or the value 'max'
             continue
     return min(found, default=None)
 
 
 def data_limit() -> int | None:
-    """Bytes of data that the process may have by ``RLIMIT_DATA``; None where it has no such limit."""
+    """Limit of the process's data by ``RLIMIT_DATA``; None without a limit."""
     if sys.platform == "win32":
         return None
     import resource
@@ -70,15 +70,15 @@ def data_limit() -> int | None:
 
 
 def growth(before: int | None, after: int | None) -> int | None:
-    """By how much it grew; None where that is unknown, or where other things shrank meanwhile by more."""
+    """Growth since the start; None if unknown, or if other memory shrank by more meanwhile."""
     if before is None or after is None or after <= before:
         return None
     return after - before
 
 
 def trim_memory() -> None:
-    """Return freed memory to the system (malloc_trim); glibc would keep most of a model."""
+    """Return freed memory to the system (malloc_trim); glibc would keep most of it."""
     if sys.platform.startswith("linux"):
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # missing in other C libraries
         if malloc_trim is not None:
             malloc_trim(0)

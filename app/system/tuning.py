@@ -11,7 +11,7 @@ SPARE_FILES = 256
 
 
 def end_with_parent() -> None:
-    """Make the kernel end this process when its parent dies, so that no worker keeps the port."""
+    """Make the kernel end this process when its parent dies, so no worker keeps the port."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -20,12 +20,12 @@ def freeze_collector() -> None:
     """Freeze loaded objects out of the garbage collector (gc.freeze), and collect less often."""
     gc.collect()
     gc.freeze()
-    # A request leaves no cycles behind: look for them more seldom than after every few requests.
+    # Requests leave no reference cycles: collect less often than after every few requests.
     gc.set_threshold(20_000, 20, 20)
 
 
 def raise_file_limit(connections: int) -> str | None:
-    """Allow as many open files as connections need; why that can't be, or None where it can."""
+    """Raise the limit of open files for the connections. Return the reason if that fails, or None."""
     if sys.platform == "win32":
         return None
     import resource
@@ -37,5 +37,5 @@ def raise_file_limit(connections: int) -> str | None:
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
-        return f"max_connections ({connections}) needs {wanted} open files; this process may have {allowed} (ulimit -n)"
+        return f"max_connections ({connections}) requires {wanted} open files; the limit is {allowed} (ulimit -n)"
     return None

@@ -1,10 +1,10 @@
-"""The user that the process runs as, for messages about permissions."""
+"""The user of the process, for messages about permissions."""
 
 import os
 
 
 def process_user() -> str:
-    """The user's name, if it has one here, and number: ``user 'panther' (uid 10001)``."""
+    """The name, if any, and number of the user: ``user 'panther' (uid 10001)``."""
     if not hasattr(os, "geteuid"):
         return "the server's user"
     import pwd
@@ -12,5 +12,5 @@ def process_user() -> str:
     number = os.geteuid()
     try:
         return f"user {pwd.getpwuid(number).pw_name!r} (uid {number})"
-    except KeyError:  # containers run as numbers that have no name
+    except KeyError:  # containers run under numbers without a name
         return f"the user with uid {number}"

@@ -21,14 +21,14 @@ class ServerCounters:
     """Counters of all workers.
 
     Attributes:
-        statistics: by model and version.
-        unrouted: failed requests that reached no model, by protocol and reason.
-        depths: requests in the queue, by model and version.
-        loads: of models, by name and outcome.
-        process: prometheus_client's metrics of a process: sums over the running workers, the earliest start, and the
-            processor seconds of workers that have ended, too.
-        workers: how many answered.
-        dropped_log_lines: log lines that were not written: the log was not read, or could not be written.
+        statistics: Counters by model and version.
+        unrouted: Failed requests that matched no model, by protocol and reason.
+        depths: Requests in the queue, by model and version.
+        loads: Loads of models, by name and outcome.
+        process: Process metrics of prometheus_client: sums over the running workers, the earliest start time, and the
+            processor seconds including those of ended workers.
+        workers: Number of workers that responded.
+        dropped_log_lines: Log lines that were not written, because the log was not read or could not be written.
     """
 
     statistics: dict[tuple[str, str], Statistics] = field(default_factory=dict)
@@ -49,8 +49,8 @@ def aggregate(present: Iterable[dict[str, Any]], past: Iterable[dict[str, Any]] 
     """Sum the counters of workers.
 
     Args:
-        present: counters of the workers that answered.
-        past: last known counters of workers that did not: their totals stay, their queues and memory do not count.
+        present: Counters of the workers that responded.
+        past: Last known counters of the other workers: their totals count, but not their queues and memory.
     """
     total = ServerCounters()
     for counters in present:
@@ -73,7 +73,7 @@ def aggregate(present: Iterable[dict[str, Any]], past: Iterable[dict[str, Any]] 
 
 
 def merge(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    """Sum the counters of two workers that have ended, as plain data in the form in which a worker sends its own."""
+    """Sum the counters of two ended workers, as plain data in the format of a worker's report."""
     total = ServerCounters()
     for counters in (one, other):
         if counters is not None:

@@ -1,4 +1,4 @@
-"""A bounded queue between the log and its reader: a pipe that is not read, or a full disk, holds up no request."""
+"""A bounded queue between the log and its reader: an unread pipe, or a full disk, does not block requests."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from collections import deque
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
 FLUSH_S = 1.0
-"""How long the end of the process may wait for the reader."""
+"""Maximum time that the end of the process waits for the reader."""
 _MAX_WRITE_BYTES = 64 * 1024
 _PAUSE_S = 0.5
 
@@ -18,11 +18,11 @@ class LogWriter(logging.Handler):
     """Writes lines to a descriptor in a thread; lines beyond the queue's capacity are dropped and counted.
 
     Args:
-        descriptor: of the open file, such as 2 for standard error.
-        max_bytes: of the lines that wait.
+        descriptor: Descriptor of the open file, such as 2 for standard error.
+        max_bytes: Maximum size of the queued lines.
 
     Attributes:
-        dropped: lines that were not written so far.
+        dropped: Number of lines that were dropped so far.
     """
 
     def __init__(self, descriptor: int, max_bytes: int = MAX_QUEUED_BYTES) -> None:
@@ -34,7 +34,7 @@ class LogWriter(logging.Handler):
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        # Reentrant, since a signal handler may log while its thread is in here. A forked process has no thread yet.
+        # Reentrant, because a signal handler may log while its thread is in here. A forked process has no thread yet.
         self._changed = threading.Condition(threading.RLock())
         self._lines: deque[bytes] = deque()
         self._bytes = 0
@@ -46,7 +46,7 @@ class LogWriter(logging.Handler):
         """Queue the line of a record; never waits for the reader."""
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-        except Exception as error:  # noqa: BLE001 - a record that can't be formatted must not end a request
+        except Exception as error:  # noqa: BLE001 - an unformattable record must not fail a request
             line = f"a log record of {record.pathname}:{record.lineno} can't be formatted: {error!r}\n".encode()
         with self._changed:
             if self._bytes + len(line) > self._max_bytes:
@@ -61,12 +61,12 @@ class LogWriter(logging.Handler):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits to be written."""
+        """Whether the queue is empty."""
         with self._changed:
             return not (self._lines or self._writing)
 
     def flush(self) -> None:
-        """Wait until queued lines are written, for a second at most."""
+        """Wait until queued lines are written, at most one second."""
         end = time.monotonic() + FLUSH_S
         with self._changed:
             while not self.idle and (left := end - time.monotonic()) > 0:
@@ -88,7 +88,7 @@ class LogWriter(logging.Handler):
                     self._report()
                 self._changed.notify_all()
             if not written:
-                time.sleep(_PAUSE_S)  # nothing else can be done about a disk that is full, or a reader that is gone
+                time.sleep(_PAUSE_S)  # wait for space on a full disk, or for a new reader
 
     def _take(self) -> list[bytes]:
         lines = [self._lines.popleft()]
@@ -100,21 +100,21 @@ class LogWriter(logging.Handler):
         return lines
 
     def _report(self) -> None:
-        """Say at the front of the queue how many lines are missing."""
+        """Insert the number of dropped lines at the front of the queue."""
         count, self._reported = self.dropped - self._reported, self.dropped
-        text = f"{count} lines of the log were dropped: it was not read, or could not be written"
+        text = f"{count} lines of the log were dropped, because it was not read or could not be written"
         record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)
         line = self.format(record).encode() + b"\n"
         self._lines.appendleft(line)
         self._bytes += len(line)
 
     def _write(self, data: bytes) -> bool:
-        """Write all of it, for as long as that takes; whether it was written."""
+        """Write all data, however long it takes. Return whether it was written."""
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._descriptor, view) :]
-            except BlockingIOError:  # whoever shares the pipe has made it so
+            except BlockingIOError:  # another process that shares the pipe made it non-blocking
                 select.select([], [self._descriptor], [])
             except (OSError, ValueError):
                 return False

@@ -1,4 +1,4 @@
-"""Log lines: for a person at a console, or one JSON object each."""
+"""Log formats: for a person at a console, or one JSON object per line."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ from app.telemetry.log_writer import FLUSH_S, LogWriter
 log = logging.getLogger(__name__)
 requests = logging.getLogger("app.requests")
 request_id_of_task: ContextVar[str | None] = ContextVar("request_id_of_task", default=None)
-"""The request that the running task answers; what is logged meanwhile tells it."""
+"""Id of the request that the running task serves; added to its log records."""
 
 
 class WithRequestId(logging.Filter):
     """Adds the request id to log records of a request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add it; every record passes."""
+        """Add the id; accepts every record."""
         request_id = request_id_of_task.get()
         if request_id is not None and "request_id" not in (fields := getattr(record, "fields", {})):
             record.fields = {**fields, "request_id": request_id}
@@ -33,7 +33,7 @@ class WithRequestId(logging.Filter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line for a person, with the id of the request where there is one."""
+    """A line for a person, with the id of the request if there is one."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
@@ -45,9 +45,9 @@ class ConsoleFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and the exception where there is one.
+    """One JSON object per line: time (RFC 3339, UTC), level, logger, message, and the exception if there is one.
 
-    What a record carries as ``fields`` (``extra={"fields": {…}}``) is part of the object.
+    The ``fields`` of a record (``extra={"fields": {…}}``) become part of the object.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -68,13 +68,13 @@ class JsonFormatter(logging.Formatter):
 def open_standard_streams() -> None:
     """Open missing standard streams on /dev/null.
 
-    Else their numbers would go to the first sockets, and what native code writes to standard error to a client.
+    Otherwise the first sockets would get their numbers, and native code would write its error output to a client.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free is given, which is this one; workers are started with it, too.
+            # The lowest free number is assigned, which is this one; workers inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -83,7 +83,7 @@ def open_standard_streams() -> None:
 
 
 def configure_logging(level: str, form: str) -> None:
-    """Send all logs of the process to standard error in one form, by a queue: writing them never blocks.
+    """Send all logs of the process to standard error in one format, through a queue: writing never blocks.
 
     Args:
         level: debug, info, warning or error.
@@ -98,13 +98,13 @@ def configure_logging(level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("uvicorn.access").disabled = True
-    # What Python would write by itself it would wait for.
+    # Python's default handlers write synchronously.
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    log.critical("an error ends the process", exc_info=(kind, error, trace))
+    log.critical("the process ends with an error", exc_info=(kind, error, trace))
 
 
 def _log_uncaught_in_thread(problem: threading.ExceptHookArgs) -> None:
@@ -113,7 +113,7 @@ def _log_uncaught_in_thread(problem: threading.ExceptHookArgs) -> None:
 
 
 def dropped_log_lines() -> int:
-    """Lines of the log of this process that were not written."""
+    """Number of log lines of this process that were dropped."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogWriter))
 
 
@@ -130,8 +130,8 @@ def log_settings(settings: Mapping[str, tuple[Any, str | None]], warnings: Itera
     """Log the effective settings in one record.
 
     Args:
-        settings: value and origin (None for a default) of each, secrets masked; see ``app.config.settings.effective``.
-        warnings: what looks wrong about them.
+        settings: Value and origin (None for a default) of each, secrets masked; see ``app.config.settings.effective``.
+        warnings: Suspicious environment variables.
     """
     said = [
         f"{name}={'(unset)' if value is None else value}" + (f" (from {origin})" if origin else "")
@@ -154,15 +154,15 @@ def about(request_id: bytes) -> dict[str, Any]:
 def log_request(
     method: str, path: bytes, status: int, seconds: float, request_id: bytes, client: str | None = None
 ) -> None:
-    """Log an answered request; never its content, query or key.
+    """Log a completed request; never its content, query or key.
 
     Args:
-        method: as it was sent.
-        path: as it was sent, still encoded.
-        status: of the answer.
-        seconds: from the request's head to the answer's end.
-        request_id: of the answer.
-        client: address of the peer.
+        method: Method as received.
+        path: Path as received, still encoded.
+        status: Status of the response.
+        seconds: Time from the request's headers to the end of the response.
+        request_id: Id of the request.
+        client: Address of the peer.
     """
     shown = path.partition(b"?")[0][:500].decode("ascii", "backslashreplace")
     fields = {

@@ -1,41 +1,50 @@
-"""Counters of one model version: plain integers, cheap to raise and to sum over workers."""
+"""Counters of one model version: plain integers, cheap to increment and to sum over workers.
+
+The times of successful requests are kept as they come and counted in bulk.
+See docs/decisions/0095-times-are-counted-in-bulk.md.
+"""
 
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from app.telemetry.histogram import Histogram
 
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened and how long it took in all."""
+    """Number of events and their total duration."""
 
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int) -> None:
-        """One more, which took ``ns``."""
-        self.count += 1
-        self.ns += ns
+    def add(self, ns: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        """Count durations, in nanoseconds."""
+        self.count += len(ns)
+        self.ns += int(ns.sum())
 
     def plain(self) -> list[int]:
         """The duration as plain data."""
         return [self.count, self.ns]
 
     def merge(self, data: list[int]) -> None:
-        """Add one given as plain data."""
+        """Add a duration from plain data."""
         self.count += data[0]
         self.ns += data[1]
 
 
 PLAIN, OIP, GRPC = "plain", "oip", "grpc"
 PROTOCOLS = (PLAIN, OIP, GRPC)
-"""The plain API, and the Open Inference Protocol over HTTP and over gRPC."""
+"""Protocols: the plain API, and the Open Inference Protocol over HTTP and over gRPC."""
 _PARTS = (OIP, GRPC)
 SUCCESS = "success"
 HISTOGRAMS = ("success", "queue", "compute_infer")
+TIMES = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+"""Times of a request that succeeded, in the order in which ``Statistics.succeeded`` takes them."""
+_MOST_NOTED = 256
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -44,9 +53,9 @@ class ProtocolCounters:
     """Counters of a version for one protocol.
 
     Attributes:
-        success: requests that succeeded.
-        rows: of these requests.
-        failures: by reason.
+        success: Number of requests that succeeded.
+        rows: Rows of these requests.
+        failures: Number of failed requests, by reason.
     """
 
     success: int = 0
@@ -54,7 +63,7 @@ class ProtocolCounters:
     failures: Counter[str] = field(default_factory=Counter)
 
     def snapshot(self) -> list[Any]:
-        """Everything as plain data."""
+        """All counters as plain data."""
         return [self.success, self.rows, dict(self.failures)]
 
     def merge(self, data: list[Any]) -> None:
@@ -66,13 +75,14 @@ class ProtocolCounters:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counters since the start of the process; its many fields are the figures of ``/stats`` and ``/metrics``.
+    """Counters since the start of the process; the fields are the numbers of ``/stats`` and ``/metrics``.
 
     ``success`` and ``fail`` count requests from the first look at the body to the last byte of the answer; a request's
     ``compute_infer`` is the whole run of the batch that it was in. ``rows`` are rows of successful requests,
     ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests that came by
     another protocol than the plain API. ``mismatched_runs`` are runs whose outputs did not have the rows that went in.
-    ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns].
+    ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns]. ``noted`` are the times of requests that
+    succeeded and are not counted yet; ``settle`` counts them, and so does ``snapshot``.
     """
 
     success: Histogram = field(default_factory=Histogram)
@@ -89,9 +99,23 @@ class Statistics:
     parts: dict[str, ProtocolCounters] = field(default_factory=lambda: {name: ProtocolCounters() for name in _PARTS})
     batches: dict[int, list[int]] = field(default_factory=dict)
     mismatched_runs: int = 0
+    noted: list[tuple[int, ...]] = field(default_factory=list)
+
+    def succeeded(self, times: tuple[int, ...]) -> None:
+        """One request was answered, which took so many nanoseconds; see ``TIMES``."""
+        self.noted.append(times)
+        if len(self.noted) >= _MOST_NOTED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the times that were noted."""
+        if self.noted:
+            noted, self.noted = np.array(self.noted, np.int64), []
+            for name, column in zip(TIMES, noted.T, strict=True):
+                getattr(self, name).add(column)
 
     def executed(self, rows: int, input_ns: int, infer_ns: int, output_ns: int = 0) -> None:
-        """One run of the model ended."""
+        """Count a finished run of the model."""
         self.executions += 1
         self.executed_rows += rows
         self.last_inference_ms = int(time.time() * 1000)
@@ -106,7 +130,8 @@ class Statistics:
 
     def failed(self, reason: str, ns: int, protocol: str = PLAIN) -> None:
         """One request ended with an error."""
-        self.fail.add(ns)
+        self.fail.count += 1
+        self.fail.ns += ns
         self.failures[reason] += 1
         if protocol != PLAIN:
             self.parts[protocol].failures[reason] += 1
@@ -127,11 +152,12 @@ class Statistics:
         return {PLAIN: self.rows - sum(parts.values()), **parts}
 
     def _shown_parts(self) -> dict[str, ProtocolCounters]:
-        """All parts but that of gRPC where nothing came by it, as on a server without that port."""
+        """All parts, without gRPC's if it had no request, as on a server without that port."""
         return {name: part for name, part in self.parts.items() if name != GRPC or part.success or part.failures}
 
     def snapshot(self) -> dict[str, Any]:
         """Everything as plain data, to be sent to another worker."""
+        self.settle()
         data: dict[str, Any] = {name: getattr(self, name).plain() for name in DURATIONS}
         data.update(
             rows=self.rows,

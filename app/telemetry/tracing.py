@@ -1,7 +1,7 @@
-"""OpenTelemetry traces of inference requests, for those who ask for them; the extra ``otel`` brings the packages.
+"""OpenTelemetry traces of inference requests, optional; the extra ``otel`` installs the packages.
 
-A request's spans are made when it ends, out of the moments that are taken down anyway, so that nothing is paid for on
-the way. Where they go is said by OpenTelemetry's own variables (``OTEL_EXPORTER_OTLP_ENDPOINT``, …).
+A request's spans are made when it ends, from timestamps that are recorded anyway, so requests pay nothing
+before. OpenTelemetry's variables set the destination (``OTEL_EXPORTER_OTLP_ENDPOINT``, …).
 
 See docs/decisions/0029-spans-at-the-end-of-a-request.md.
 """
@@ -23,19 +23,19 @@ _CONTEXT_HEADERS = ((b"traceparent", "traceparent"), (b"tracestate", "tracestate
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """One answered inference request, as its spans show it.
+    """One completed inference request, for its spans.
 
-    Moments are of ``time.perf_counter_ns``; 0 means not reached.
+    Moments are values of ``time.perf_counter_ns``; 0 means not reached.
 
     Attributes:
         protocol: ``oip``, ``plain`` or ``grpc``.
-        parent: the context that the request came in.
-        status: HTTP status of the answer, over gRPC too.
-        error: the kind of the error, None for success.
-        model, version, rows: None where the request met no model, or was not decoded.
-        began_ns, decoded_ns, queued_ns: when it arrived, was decoded, and was queued.
-        queue_ns, compute_ns: how long it waited in the queue, and how long its run took.
-        encode_ns: when encoding of the answer began.
+        parent: Trace context of the request.
+        status: HTTP status of the response, also over gRPC.
+        error: Kind of the error, None for success.
+        model, version, rows: None if the request matched no model, or was not decoded.
+        began_ns, decoded_ns, queued_ns: Moments of arrival, decoding and queuing.
+        queue_ns, compute_ns: Time in the queue, and duration of the run.
+        encode_ns: Moment at which encoding of the response began.
     """
 
     protocol: str
@@ -55,14 +55,14 @@ class RequestTrace:
 
 
 class TracingError(AppError):
-    """Tracing was asked for and can't be started."""
+    """Tracing is enabled but cannot be started."""
 
 
 class Tracing:
     """Makes the spans of requests.
 
     Args:
-        provider: of OpenTelemetry's SDK.
+        provider: Tracer provider of OpenTelemetry's SDK.
     """
 
     def __init__(self, provider: "TracerProvider") -> None:
@@ -82,10 +82,10 @@ class Tracing:
         return self._propagator.extract(carrier, Context())
 
     def end(self, request: RequestTrace) -> tuple[bytes, bytes]:
-        """Make the spans of a request that is about to be answered.
+        """Make the spans of a request just before its response is sent.
 
         Returns:
-            The header ``traceresponse``, by which a client finds the trace.
+            The header ``traceresponse``, which lets a client find the trace.
         """
         now = time.perf_counter_ns()
         since_1970 = time.time_ns() - now
@@ -134,7 +134,7 @@ class Tracing:
 
 
 def _parts(request: RequestTrace, now: int) -> list[tuple[str, int, int]]:
-    """Name, begin and end of each stage that the request reached."""
+    """Name, start and end of each stage that the request reached."""
     if not request.decoded_ns:
         return [("decode", request.began_ns, now)]
     parts = [("decode", request.began_ns, request.decoded_ns)]
@@ -152,10 +152,10 @@ def _parts(request: RequestTrace, now: int) -> list[tuple[str, int, int]]:
 
 
 def otlp_tracing() -> Tracing:
-    """Traces that are sent by OTLP over HTTP.
+    """Tracing with export by OTLP over HTTP.
 
     Raises:
-        TracingError: the packages are not installed.
+        TracingError: The packages are not installed.
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -164,9 +164,9 @@ def otlp_tracing() -> Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracingError(
-            f"tracing=otlp needs the extra 'otel' (pip install 'panther-sketch[otel]'): {error}"
+            f"tracing=otlp requires the extra 'otel' (pip install 'panther-sketch[otel]'): {error}"
         ) from None
-    # Merged last, so that the variables of the environment are stronger.
+    # Merged last, so environment variables take precedence.
     named = Resource({SERVICE_NAME: "panther", SERVICE_VERSION: app.__version__}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create().merge(named), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -1,4 +1,4 @@
-"""One family through `sketch_`, `export_onnx`, onnxruntime and the server, with what each step has to keep."""
+"""One family through `sketch_`, `export_onnx`, onnxruntime and the server, with the checks of each step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from panther.convert import ConversionError, ConversionReport
 from panther.export import ExportError, ExportReport, export_onnx
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# of the largest value of an output
+# tolerance, relative to the largest value of an output
 TOLERANCE = 1e-4
 # budgets to try: small layers have few ranks to choose from
 RATIOS = (0.65, 0.8, 0.95)

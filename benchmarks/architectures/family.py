@@ -1,4 +1,4 @@
-"""What a family of architectures is: how a small model of it is made, and what it is called with."""
+"""A family of architectures: the factory of a small model, and its inputs."""
 
 from __future__ import annotations
 

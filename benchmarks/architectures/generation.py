@@ -73,12 +73,24 @@ FAMILIES = (
         shared_expert_intermediate_size=2 * WIDTH,
     ),
     decoder("Mixtral", "MixtralForCausalLM", "MixtralConfig", like="Qwen2-MoE", **MOE, num_local_experts=4),
+    decoder(
+        "DBRX",
+        "DbrxForCausalLM",
+        "DbrxConfig",
+        like="Qwen2-MoE",
+        d_model=WIDTH,
+        n_heads=4,
+        n_layers=1,
+        max_seq_len=64,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": WIDTH, "moe_num_experts": 4, "moe_top_k": 2},
+    ),
     decoder("Phi", "PhiForCausalLM", "PhiConfig", like="Llama"),
     decoder("Gemma", "GemmaForCausalLM", "GemmaConfig", like="Llama", **HEADS, head_dim=16),
     decoder("Falcon", "FalconForCausalLM", "FalconConfig"),
     decoder("BLOOM", "BloomForCausalLM", "BloomConfig", n_layer=1, n_head=4),
     decoder("StableLM", "StableLmForCausalLM", "StableLmConfig", like="Llama", **HEADS),
-    # its states are computed step by step in Python, so that the number of steps is the example's
+    # its states are computed step by step in Python, so the graph has the number of steps of the example
     Family(
         "Mamba",
         GROUP,

@@ -23,7 +23,7 @@ def vision(
         module, _, attribute = f"{package}.models.{kind}".rpartition(".")
         made = getattr(importlib.import_module(module), attribute)(num_classes=CLASSES, **changes)
         for parameter in made.parameters():
-            # a head that starts at zero, which a trained one is not
+            # a fresh head is zero, a trained one is not
             if parameter.dim() > 1 and not parameter.any():
                 nn.init.normal_(parameter, std=0.05)
         return made.eval()

@@ -1,4 +1,4 @@
-"""The libraries that families come from, and what to say where one is missing."""
+"""The libraries of the families, and the message for a missing one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer exported for CUDA costs to run there, beside dense and the term-by-term graph.
+"""Latency of a layer exported for CUDA, beside dense and the term-by-term graph.
 
     python benchmarks/gpu/bench_export.py --commit "$(git rev-parse HEAD)" --output benchmarks/results/gpu_export.json
 

@@ -1,4 +1,4 @@
-"""Time and peak memory of `sketch_` by the size of the model, with and without a bound on its memory.
+"""Time and peak memory of `sketch_` by model size, with and without a memory limit.
 
     python benchmarks/gpu/convert_memory.py llama-1b --memory none 8GB
     python benchmarks/gpu/convert_memory.py llama-7b --memory none 30GB

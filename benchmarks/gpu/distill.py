@@ -150,7 +150,7 @@ def main() -> None:
         for way in WAYS.values():
             way["steps"] = arguments.steps
     cells = [(arguments.folder, ratio, way, arguments.device) for ratio in arguments.ratios for way in WAYS]
-    # side by side: one of them keeps no GPU busy, since launches take longer than kernels
+    # run side by side: a single one does not keep the GPU busy, since launches take longer than kernels
     with get_context("spawn" if arguments.steps is None else "fork").Pool(len(cells)) as pool:
         rows = pool.starmap(measure, cells)
     report = {

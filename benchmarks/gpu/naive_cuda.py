@@ -1,4 +1,4 @@
-"""A model behind FastAPI and onnxruntime on CUDA as a user writes it; MODEL is the file.
+"""A model behind a typical FastAPI handler with onnxruntime on CUDA; MODEL is the file.
 
 POST /predict takes pydantic lists, POST /binary raw float32.
 """

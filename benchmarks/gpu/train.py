@@ -278,7 +278,7 @@ def bench_copy(batch: int) -> dict:
             with cuda.backend("products"):
                 return layer(x)
 
-        # the copy as it is called: in a graph it is left to the copy engine, which is slower
+        # the copy by a kernel call: a graph uses the copy engine, which is slower
         runs = {
             "copy": ten(lambda: twin.copy_(x)),
             "ours": as_graph(ten(lambda: layer(x))),
@@ -388,7 +388,7 @@ def main() -> None:
                     gc.collect()
                     torch.cuda.empty_cache()
                     torch.compiler.reset()
-            # after each part, so that a run that is cut short leaves what it has
+            # write after each part, so that an interrupted run keeps its results
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             rows = measured.rows()
             arguments.output.write_text(json.dumps({**result, "summary": summary(rows), "rows": rows}, indent=1) + "\n")

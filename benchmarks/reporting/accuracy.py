@@ -8,9 +8,9 @@ from typing import Any
 from reporting.blocks import block
 from reporting.results import percent, table
 
-# of a value that is not quantized
+# bits of an unquantized value
 _WHOLE_BITS = 32
-# that networks of one method are chosen for
+# budgets for which one network of each method is chosen
 _BUDGETS_KB = {"digits": (10, 15, 20, 30, 50, 90, 150, 300), "breast cancer": (1, 2, 5, 15, 30)}
 
 

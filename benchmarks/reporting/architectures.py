@@ -1,4 +1,4 @@
-"""The table of architectures: what each step of the way gave for each family."""
+"""The table of architectures: the result of each step for each family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md: what 'make soak' and 'make fuzz' did, and what came of it."""
+"""The tables of docs/reliability.md: runs and findings of 'make soak' and 'make fuzz'."""
 
 from __future__ import annotations
 

@@ -111,6 +111,42 @@ def gpu_twins() -> str:
     return _block("gpu_serving", make)
 
 
+def gpu_scale_source() -> str:
+    """Where the figures of large bodies and of several GPUs come from."""
+    return _block("gpu_scale", lambda result: provenance("gpu_scale", result))
+
+
+def gpu_scale() -> str:
+    """One worker with large bodies, on one GPU and on two."""
+
+    def make(result: dict[str, Any]) -> str:
+        rows = (
+            (
+                cell["model"],
+                name,
+                _us(side["rate"]),
+                f"{side['p50_us'] / 1000:.1f}",
+                f"{side['p99_us'] / 1000:.1f}",
+                _us(side["loop_user_us"] + side["loop_system_us"]),
+                " + ".join(f"{runs:,}" for runs in side["runs_by_instance"]),
+            )
+            for cell in result["cells"]
+            for name, side in cell["sides"].items()
+        )
+        head = (
+            "model",
+            "worker",
+            "requests a second",
+            "p50, ms",
+            "p99, ms",
+            "µs of the loop's core",
+            "runs by instance",
+        )
+        return table(head, rows)
+
+    return _block("gpu_scale", make)
+
+
 def gpu_train_graph() -> str:
     """Forward and backward as a CUDA graph."""
     return _block("gpu_train", lambda result: _training(result, "graph", "forward+backward"))
@@ -189,7 +225,7 @@ def _training(result: dict[str, Any], way: str, direction: str) -> str:
             key = (row["features"], row["num_terms"], row["low_rank"], row["batch"])
             us, batched, dense = row["median_us"]["ours"], row["batched_over_ours"], row["dense_over_ours"]
             cells.setdefault(key, {})[row["mode"]] = f"{us:,.0f} · {batched:.1f} · {dense:.1f}"
-            if min(batched, dense) < 1:  # one decimal is too few to see on which side of 1 it lies
+            if min(batched, dense) < 1:  # one decimal does not show on which side of 1 it lies
                 cells[key][row["mode"]] = f"{us:,.0f} · {batched:.2f} · {dense:.2f}"
     modes = [mode for mode in MODES if any(mode in cell for cell in cells.values())]
     order = sorted(cells, key=lambda key: (-key[0], -key[1] * key[2], key[3]))
@@ -217,6 +253,8 @@ BLOCKS = (
     gpu_throughput,
     gpu_precisions,
     gpu_twins,
+    gpu_scale_source,
+    gpu_scale,
     gpu_train_graph,
     gpu_train_called,
     gpu_train_forward,

@@ -1,4 +1,4 @@
-"""The tables of how long layers take, exported and in training."""
+"""The tables of layer latency, exported and in training."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ FAMILIES = (
 )
 BASE = "float32"
 _TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
-# closer than this is drawn at this: float16 would otherwise take half of the axis
+# smaller distances are drawn here: float16 would otherwise take half of the axis
 _LEAST = 1e-5
 
 

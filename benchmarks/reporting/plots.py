@@ -34,7 +34,7 @@ STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers too, so that no colour is needed
+# Okabe and Ito's palette for the color-blind; markers differ too, so that no color is needed
 SERIES = {
     "sketched": ("#D55E00", "o", "sketched"),
     "low rank": ("#0072B2", "s", "low rank, both factors learned"),
@@ -165,6 +165,6 @@ def draw(name: str, folder: Path) -> Path:
         figure = make(results)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         plt.close(figure)
-    # trailing blanks, which matplotlib leaves, are no part of the picture
+    # remove the trailing blanks that matplotlib leaves
     path.write_text("\n".join(line.rstrip() for line in path.read_text("utf-8").splitlines()) + "\n", encoding="utf-8")
     return path

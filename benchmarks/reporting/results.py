@@ -1,4 +1,4 @@
-"""The results that were committed, what they say of where they come from, and how they are set."""
+"""Committed results, their provenance, and their formatting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The floor: uvicorn reads the body and answers a constant; nothing else can be quicker on it."""
+"""The lower bound: uvicorn reads the body and answers a constant."""
 
 BODY = b'{"outputs":{"logits":[[' + b",".join([b"0.12345678"] * 10) + b"]]}}"
 START = {

@@ -1,4 +1,4 @@
-"""BentoML with numpy input. Served by `bentoml serve` of its own environment."""
+"""BentoML with numpy input, served by `bentoml serve` of a separate environment."""
 
 import os
 

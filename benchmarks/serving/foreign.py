@@ -1,4 +1,4 @@
-"""Model files of other tools: how each is made or found, and requests that fit it.
+"""Model files of other tools: the source of each, and matching requests.
 
 What is trained is trained on data that comes with scikit-learn; what is shipped is taken from its package as it is.
 """

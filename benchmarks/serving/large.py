@@ -1,4 +1,4 @@
-"""A model of gigabytes with its weights in a file of their own: seconds and memory that the server needs to load it."""
+"""A model of gigabytes with external weights: time and memory of its load."""
 
 import json
 import time

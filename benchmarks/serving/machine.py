@@ -1,4 +1,4 @@
-"""What a result must say of itself: the code, the time, the machine and the versions it comes from."""
+"""Provenance of a result: commit, time, machine and versions."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A model behind FastAPI as a user writes it: pydantic lists, one handler. NAIVE_HANDLER is def or async."""
+"""A model behind a typical FastAPI handler with pydantic lists. NAIVE_HANDLER is def or async."""
 
 import os
 

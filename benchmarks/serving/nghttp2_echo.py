@@ -15,7 +15,7 @@ import uvloop
 
 ANSWER = b"\0\0\0\0\x49" + bytes(73)  # a message of as many bytes as an answer with ten logits has
 END_STREAM, HEADERS, DATA = 1, 1, 0
-EOF, NO_END_STREAM = 1, 2  # what a source of data says to the library
+EOF, NO_END_STREAM = 1, 2  # return codes of a data source
 
 
 class Header(ctypes.Structure):

@@ -97,7 +97,7 @@ async def drive(url, body, rate, seconds):
     until = time.perf_counter() + 15
     while len(answers) < sent and time.perf_counter() < until:
         await asyncio.sleep(0.01)
-    # What was answered once sending had ended is no goodput at this load.
+    # Answers after the end of sending do not count as goodput at this load.
     good = [latency for status, latency, due in answers if status == 200 and due + latency < began + sent_s]
     times = sorted(latency for status, latency, _ in answers if status == 200)
     statuses = {}

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, asked and understood."""
+"""The compared servers: start command, request and response of each."""
 
 import json
 import os

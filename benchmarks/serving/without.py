@@ -1,4 +1,4 @@
-"""Starts the server without one of its tricks: ``python without.py TRICK [flags of the server]``; "" leaves all in.
+"""Starts the server without one optimization: ``python without.py TRICK [flags of the server]``; "" keeps all.
 
 A trick is switched off by replacing a function in this process, so that the server needs no setting for it.
 """

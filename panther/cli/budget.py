@@ -16,7 +16,7 @@ from panther.compression import KINDS, compress
 
 @dataclass(frozen=True)
 class Wanted:
-    """The budget and the eligible layers; as the arguments of `panther.compress`, metric by MODULE:FUNCTION."""
+    """The budget and the eligible layers: arguments of `panther.compress`, with the metric as MODULE:FUNCTION."""
 
     max_bytes: int | None
     max_error: float | None
@@ -75,7 +75,7 @@ def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, cons
             "sketched weights"
         )
     if files.calibration is None:
-        raise ValueError("a model is compressed to a budget by its inputs; give --calibration")
+        raise ValueError("compression to a budget needs calibration inputs; give --calibration")
     if files.curve is not None and files.curve.suffix != ".svg":
         raise ValueError(f"curve ({files.curve}) must end in .svg")
     metric = (
@@ -108,10 +108,10 @@ def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, cons
 
 
 def refuse(out: Path, options: Mapping[str, object]) -> None:
-    """Refuse options of an exported model where sketched weights are asked for.
+    """Refuse options that need an exported model when the output is sketched weights.
 
     Raises:
-        ValueError: one is given; says which.
+        ValueError: one is given; the message names it.
     """
     given = [name for name, value in options.items() if value is not None]
     if given:

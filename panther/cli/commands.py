@@ -1,4 +1,4 @@
-"""The `panther` command. torch is imported only when a command runs, so that --help answers at once."""
+"""The `panther` command. torch is imported only when a command needs it, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 @app.callback()
 def _commands() -> None:
-    """Make `panther train` a subcommand also while it is the only one."""
+    """Make `panther train` a subcommand even if it is the only one."""
 
 
 @app.command()
@@ -58,7 +58,7 @@ def train(
 ) -> None:
     """Train the tutorial's network, dense and sketched, side by side; export the sketched one.
 
-    Prints what each costs and how well it does on held-out rows, and writes NAME/<next version>/model.onnx.
+    Prints the costs and the held-out scores of both, and writes NAME/<next version>/model.onnx.
     """
     require("torch", "onnx", "onnxscript", "sklearn", extra="train")
     require("onnxruntime", extra="cpu")
@@ -102,7 +102,7 @@ def export(
         Path, typer.Option(help="The model repository, where it becomes the next version; or a path ending in .onnx.")
     ] = Path("models"),
     data: Annotated[
-        Path | None, typer.Option(help="An .npz file with real rows for each input, to check on; random if left out.")
+        Path | None, typer.Option(help="An .npz file of real rows by input, for the check; random rows if left out.")
     ] = None,
     output: Annotated[
         list[str] | None, typer.Option(help="Name of an output, in the order of forward's return.")
@@ -113,22 +113,22 @@ def export(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="How to read the first output: logits, probabilities, multilabel or regression; logits where it has "
+            help="How to read the first output: logits, probabilities, multilabel or regression; logits if it has "
             "labels."
         ),
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="Unit of the first output where it is a regression.")] = None,
-    plan: Annotated[str, typer.Option(help="auto measures; or two_products, dense.")] = "auto",
-    u_storage: Annotated[str, typer.Option(help="bits or float: how fixed sign matrices lie in the file.")] = "bits",
+    unit: Annotated[str | None, typer.Option(help="Unit of the first output if it is a regression.")] = None,
+    plan: Annotated[str, typer.Option(help="auto measures; two_products or dense sets it.")] = "auto",
+    u_storage: Annotated[str, typer.Option(help="Storage of fixed sign matrices in the file: bits or float.")] = "bits",
     precision: Annotated[str, typer.Option(help="float32, float16 (for CUDA) or int8 (weights, for CPU).")] = "float32",
-    target: Annotated[str, typer.Option(help="cpu or cuda: what the plans are measured on.")] = "cpu",
+    target: Annotated[str, typer.Option(help="Device that plans are measured on: cpu or cuda.")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the target; all cores if left out.")
     ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="A batch size to measure at; 1, 8 and 64 if left out.")
     ] = None,
-    max_weight_bytes: Annotated[int | None, typer.Option(min=1, help="Limit on the weights when loaded.")] = None,
+    max_weight_bytes: Annotated[int | None, typer.Option(min=1, help="Limit on the bytes of loaded weights.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest relative error; by precision if left out.")
     ] = None,
@@ -199,18 +199,18 @@ def compress(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="An .npz file of inputs by name, a few hundred rows. Needed but for .safetensors."),
+        typer.Option(help="An .npz file of inputs by name, a few hundred rows. Required, except for .safetensors."),
     ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Budget: bytes of the whole model.")] = None,
     max_error: Annotated[
         float | None, typer.Option(help="Budget: relative error of the outputs; of each weight without --calibration.")
     ] = None,
-    speedup: Annotated[float | None, typer.Option(help="Budget: times as fast as the original's file.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Budget: speedup over the original's file.")] = None,
     metric: Annotated[
         str | None, typer.Option(help="Budget: MODULE:FUNCTION, importable from here, that takes the model.")
     ] = None,
     at_least: Annotated[float | None, typer.Option(help="Smallest accepted result of --metric.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the exported model; that of FACTORY's module.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the exported model; FACTORY's module if left out.")] = None,
     kind: Annotated[
         list[str] | None, typer.Option(help="A kind that layers may become; repeat for several. All if left out.")
     ] = None,
@@ -218,9 +218,9 @@ def compress(
     run_size: Annotated[int, typer.Option(min=1, help="Rows in a run that --speedup is measured with.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads that --speedup is measured with.")] = 1,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also report what onnxruntime's quantize_dynamic gives.")
+        bool, typer.Option("--compare", help="Also report the result of onnxruntime's quantize_dynamic.")
     ] = False,
-    curve: Annotated[Path | None, typer.Option(help="Write bytes and errors of what was tried there, as .svg.")] = None,
+    curve: Annotated[Path | None, typer.Option(help="Write the curve of error over bytes there, as .svg.")] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="A layer to leave out, or a pattern such as '*.query'.")
     ] = None,
@@ -284,7 +284,7 @@ def compress(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An ONNX file, of any origin.")],
+    file: Annotated[Path, typer.Argument(help="An ONNX file from any exporter.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a model file: card, sizes, plan, sketched layers, and the graph that onnxruntime runs."""
@@ -308,13 +308,13 @@ def predict(
     ],
     rows: Annotated[Path | None, typer.Option("--input", help="The file of rows, where FILE is a URL.")] = None,
     url: Annotated[
-        str | None, typer.Option(envvar="PANTHER_URL", help=f"Where the server is; {_URL} if left out.")
+        str | None, typer.Option(envvar="PANTHER_URL", help=f"URL of the server; {_URL} if left out.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model; the server's default if left out.")] = None,
     version: Annotated[str | None, typer.Option(help="Its version; the server's default if left out.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="How many labels to rank.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Number of labels to rank.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write the outputs there: .npz, or .npy where there is one.")
+        Path | None, typer.Option(help="Write the outputs there: .npz, or .npy for a single one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     api_key: Annotated[
@@ -349,10 +349,10 @@ def predict(
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
-    help="Serve the models of a folder over HTTP; all flags are those of the server: panther serve --help.",
+    help="Serve a folder of models over HTTP, with the flags of the server: panther serve --help.",
 )
 def serve(context: typer.Context) -> None:
-    """Become the server: a separate program, of which this package knows only how to start it."""
+    """Replace this process by the server, which is a separate program."""
     from panther.cli import server
 
     folder = server.folder()
@@ -363,15 +363,15 @@ def serve(context: typer.Context) -> None:
         fail("onnxruntime is not installed; install it: pip install 'panther-sketch[cpu]', or [gpu] for CUDA")
     os.environ["_PANTHER_PROGRAM"] = "panther serve"
     os.environ["PYTHONPATH"] = server.python_path(folder)
-    # -P: a folder 'app' where the command is called is not the server.
+    # -P: a folder 'app' in the working directory must not shadow the server.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "app", *context.args])  # noqa: S606 - our own program  # nosec B606
 
 
 @app.command()
 def sample(
-    to: Annotated[Path, typer.Option(help="Folder of models to copy it to; made if missing.")] = Path("models"),
+    to: Annotated[Path, typer.Option(help="Folder of models to copy it to; created if missing.")] = Path("models"),
 ) -> None:
-    """Copy the sample model, which reads handwritten digits, into a folder of models, and an input beside it."""
+    """Copy the sample model, a digit classifier, into a folder of models, with a sample input beside it."""
     from panther.cli import server
 
     try:

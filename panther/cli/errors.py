@@ -1,4 +1,4 @@
-"""Errors of the `panther` command, each a line without a traceback."""
+"""Errors of the `panther` command, printed as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 @contextlib.contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Print errors that users can correct as a line, without a traceback."""
+    """Print errors that users can fix as one line, without a traceback."""
     from panther.export.errors import ExportError
 
     try:
@@ -24,7 +24,7 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def require(*modules: str, extra: str) -> None:
-    """End the command where packages of an extra are not installed."""
+    """Exit if packages of an extra are not installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -32,6 +32,6 @@ def require(*modules: str, extra: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """End the command with a line on the standard error."""
+    """Exit with a line on standard error."""
     Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`panther export`: a module from the user's own code, a checkpoint, and example inputs by a line of text."""
+"""`panther export`: a module from the user's code, a checkpoint, and example inputs given as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from panther.export.errors import ExportError, first_line
 
-# what a dynamic axis is in the example inputs; two different sizes, so that none is taken for another
+# sizes of a dynamic axis in the example inputs: two different ones, so that the axis is not taken as fixed
 _EXAMPLE_SIZES = (4, 6, 10, 14)
-# of what a checkpoint and a model differ in
+# most differences between a checkpoint and a model that are printed
 _LONGEST, _MOST_LINES = 200, 4
 _SPEC = re.compile(r"(?P<name>[A-Za-z_]\w*):(?P<dtype>\w+)\[(?P<shape>[^\]]*)\]")
 _DTYPES = {
@@ -40,7 +40,7 @@ class InputSpec:
         """Read a specification such as ``x:float32[batch,784]``.
 
         Raises:
-            ValueError: it can't be read; says what is wrong.
+            ValueError: it is malformed.
         """
         match = _SPEC.fullmatch(text.replace(" ", ""))
         if match is None:
@@ -64,7 +64,7 @@ class InputSpec:
 
 
 def load_model(factory: str, checkpoint: Path | None) -> nn.Module:
-    """Build a model by MODULE:FACTORY of the user's code and load its weights.
+    """Build a model by MODULE:FACTORY and load its weights.
 
     Args:
         factory: a module that can be imported from the current folder, and a callable in it that takes no arguments
@@ -72,7 +72,7 @@ def load_model(factory: str, checkpoint: Path | None) -> nn.Module:
         checkpoint: weights: ``.safetensors``, or a file of ``torch.save`` that holds a state_dict; none when None.
 
     Raises:
-        ExportError: any of it is missing or can't be read; says which.
+        ExportError: a part is missing or can't be read.
     """
     build = load_function(factory, "model", "MODULE:FACTORY, for example 'mynet:build'")
     try:
@@ -91,7 +91,7 @@ def load_function(path: str, argument: str, form: str) -> Callable[..., Any]:
 
     Args:
         path: module and function.
-        argument, form: what it is called, and what it must be, for an error.
+        argument, form: name and form of the option, for errors.
 
     Raises:
         ExportError: it isn't there, or is a model.
@@ -108,7 +108,7 @@ def load_function(path: str, argument: str, form: str) -> Callable[..., Any]:
         sys.path.pop(0)
     found = getattr(module, attribute, None)
     if isinstance(found, nn.Module):
-        raise ExportError(f"{path} is a model itself; name a function that returns one")
+        raise ExportError(f"{path} is a model, not a function that returns one; name a function")
     if not callable(found):
         raise ExportError(f"module {module_name!r} has no callable {attribute!r}")
     function: Callable[..., Any] = found
@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         if checkpoint.suffix == ".safetensors":
             import panther
 
-            # also what 'panther compress' writes: layers become sketched where the file's are
+            # also accepts the output of 'panther compress': layers become sketched where the file's are
             panther.restore_(model, checkpoint)
             return
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -134,8 +134,8 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         raise ExportError(f"checkpoint {checkpoint} does not exist") from None
     except pickle.UnpicklingError as error:
         raise ExportError(
-            f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: it is damaged, or holds more than "
-            "tensors, as a whole model does; write it by torch.save(model.state_dict(), ...)"
+            f"checkpoint {checkpoint} cannot be loaded into {type(model).__name__}: it is damaged, or holds other "
+            "objects than tensors, such as a whole model; write it with torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:
         raise ExportError(
@@ -144,7 +144,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 
 def _differences(error: Exception) -> str:
-    """What load_state_dict has to say; its first line is a heading."""
+    """The differences that load_state_dict reports, without its heading."""
     heading, *lines = str(error).splitlines() or [""]
     found = [line.strip().rstrip(".") for line in lines if line.strip()]
     if not (heading.startswith("Error(s) in loading") and found):

@@ -1,4 +1,4 @@
-"""Options of the `panther` command that say how a training run is computed."""
+"""Options of the `panther` command for the computation of a training run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-Device = Annotated[str, typer.Option(help="Of the training: cpu or cuda; under torchrun each process has its own GPU.")]
+Device = Annotated[str, typer.Option(help="Device of the training, cpu or cuda; under torchrun one GPU a process.")]
 Precision = Annotated[
-    str, typer.Option(help="Of the training's forward pass, by autocast: float32, bfloat16 or float16.")
+    str, typer.Option(help="Autocast type of the training's forward pass: float32, bfloat16 or float16.")
 ]
-Shard = Annotated[
-    bool, typer.Option("--shard", help="Under torchrun: share parameters and optimizer states out (FSDP2).")
-]
+Shard = Annotated[bool, typer.Option("--shard", help="Under torchrun: shard parameters and optimizer states (FSDP2).")]
 Checkpoints = Annotated[
-    Path | None, typer.Option(help="A folder for the state of the training; the same command goes on from it.")
+    Path | None, typer.Option(help="Folder for the state of the training; the same command resumes from it.")
 ]
-Resume = Annotated[bool, typer.Option(help="Go on from --checkpoints, or start over.")]
+Resume = Annotated[bool, typer.Option(help="Resume from --checkpoints, or start over.")]

@@ -14,13 +14,13 @@ _PLACE = Path(__file__).resolve().parents[2]
 
 
 def folder(place: Path = _PLACE) -> Path | None:
-    """The folder that has the server's package ``app``; None where there is none.
+    """The folder with the server's package ``app``, or None.
 
     Args:
         place: the folder of the package ``panther``.
     """
     for candidate in (place / "panther_server", place):
-        # the marker keeps another package of that name, beside ours in site-packages, from being taken for the server
+        # the marker tells our folder from another package of the same name in site-packages
         if (candidate / "app" / "application.py").is_file() and (candidate / "app" / "repository").is_dir():
             return candidate
     return None
@@ -35,7 +35,7 @@ def copy_sample(models: Path, place: Path = _PLACE) -> Path:
     """Copy the sample model into a folder of models, and an input for it beside that folder.
 
     Args:
-        models: the folder of models; made where it is missing.
+        models: the folder of models; created if missing.
         place: the folder of the package ``panther``.
 
     Returns:
@@ -49,7 +49,7 @@ def copy_sample(models: Path, place: Path = _PLACE) -> Path:
     if source is None or not (source / "models" / "digits").is_dir():
         raise ValueError("this installation has no sample model; install a wheel of panther-sketch")
     if (models / "digits").exists():
-        raise ValueError(f"{models / 'digits'} exists already; name another folder by --to")
+        raise ValueError(f"{models / 'digits'} already exists; name another folder with --to")
     shutil.copytree(source / "models" / "digits", models / "digits")
     example = models.parent / "digit.json"
     if not example.exists():

@@ -1,4 +1,4 @@
-"""`panther compress` to sketched weights: inputs from a file, the conversion, and the file that it becomes."""
+"""`panther compress` to sketched weights: inputs from a file, the conversion, and the written file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from panther.runs.processes import check_device, process_group
 
 @dataclass(frozen=True)
 class Distillation:
-    """Options of the training after a conversion, see `panther.distill_`; none where steps is None."""
+    """Options of the training after a conversion, see `panther.distill_`; no training if steps is None."""
 
     steps: int | None = None
     device: str = "cpu"
@@ -51,7 +51,7 @@ def run(
     memory: str | None,
     console: Console,
 ) -> None:
-    """Convert a model, train it where asked to, write its weights, and print the report.
+    """Convert a model, optionally train it, write its weights, and print the report.
 
     Under ``torchrun`` the processes train together; the first one alone prints and writes.
 
@@ -74,7 +74,7 @@ def run(
                 max_error=max_error, memory=memory,
             )  # fmt: skip
         except (RuntimeError, TypeError, IndexError) as error:
-            # of the model's own forward
+            # signature of the model's own forward
             raise ConversionError(f"calibration {calibration} could not be run: {error}") from error
         if rank > 0:
             return
@@ -88,7 +88,7 @@ def run(
 def _convert(
     model: nn.Module, batches: Any, distill: Distillation, console: Console, *, ratio: float | None, **options: Any
 ) -> nn.Module:
-    """The converted model, trained where asked to; prints the reports."""
+    """Convert the model, optionally train it, and print the reports."""
     how: dict[str, Any] = {
         "precision": distill.precision,
         "shard": distill.shard,
@@ -116,7 +116,7 @@ def _gain(result: DistillResult) -> str:
     return (
         f"distilled for {result.steps} steps: relative error {result.error_before:.4f} → {result.error:.4f}, "
         f"mean cosine {result.cosine_before:.4f} → {result.cosine:.4f}"
-        + (" on inputs kept out of the training" if result.held_out else " on the training inputs")
+        + (" on held-out inputs" if result.held_out else " on the training inputs")
     )
 
 
@@ -137,7 +137,7 @@ def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 def load_batches(path: Path, model: nn.Module, batch_size: int) -> Sequence[Mapping[str, Tensor] | tuple[Tensor]]:
     """Read calibration inputs: an .npz file with an array for each input of the model, rows along the first axis.
 
-    Arrays go in under their names where forward takes all of these; a single array under any name goes in first.
+    Arrays are passed by name if forward takes all of these names; a single array is passed as the first argument.
 
     Raises:
         ConversionError: the file can't be read, or its arrays don't fit.
@@ -153,7 +153,7 @@ def load_batches(path: Path, model: nn.Module, batch_size: int) -> Sequence[Mapp
     if not rows or 0 in rows.values() or len(set(rows.values())) > 1:
         raise ConversionError(f"calibration {path}: arrays must have the same number of rows, 1 at least; found {rows}")
     count = next(iter(rows.values()))
-    # the type of the model's floats; integers, such as token ids, as they are
+    # floats become the model's type; integers, such as token ids, stay
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     arrays = {key: array.to(dtype) if array.is_floating_point() else array for key, array in arrays.items()}
     parameters = inspect.signature(model.forward).parameters
@@ -165,7 +165,7 @@ def load_batches(path: Path, model: nn.Module, batch_size: int) -> Sequence[Mapp
     unknown = [] if any_name else sorted(arrays.keys() - parameters.keys())
     if unknown:
         raise ConversionError(
-            f"calibration {path}: {unknown[0]!r} is no input of {type(model).__name__}, which takes "
+            f"calibration {path}: {unknown[0]!r} is not an input of {type(model).__name__}, which takes "
             f"{', '.join(parameters)}"
         )
     return [{key: array[start : start + batch_size] for key, array in arrays.items()} for start in starts]

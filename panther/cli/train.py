@@ -121,7 +121,7 @@ def _input(dataset: Dataset) -> Input:
     description = f"rows of {dataset.train_x.shape[1]} features"
     if not dataset.columns:
         return Input("x", description)
-    # as float32 is read by people: 5.1 and not 5.099999904632568
+    # shortest float32 text: 5.1 and not 5.099999904632568
     sample = tuple(float(str(value)) for value in dataset.test_x[0].numpy())
     return Input("x", description, tuple(map(Column, dataset.columns)), (sample,))
 

@@ -1,4 +1,4 @@
-"""`compress`: the best model under one budget, whatever each of its layers becomes."""
+"""`compress`: the most accurate or smallest model under one budget, with the kind of each layer chosen jointly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from panther.quantize import embeddings
 from panther.quantize.embeddings import Table
 from panther.quantize.observe import observe, share_experts
 
-# rows of each layer's inputs that ranges are chosen on
+# rows sampled from each layer's inputs, to choose ranges
 _SAMPLE = 1024
 _SEED = 0
 _PREDICTED_POINTS = 24
@@ -64,41 +64,41 @@ def compress(
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Compressed:
-    """Compress a trained model to a budget: 8 bits, low rank or both for each layer, whichever costs the outputs least.
+    """Compress a trained model to a budget: 8 bits, low rank or both for each layer, with the least output error.
 
-    Works on a copy: the model given is as it was, also after an error.
+    Works on a copy; the given model is not changed.
 
     Args:
         model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, experts
             (docs/conversion.md says which), nn.Conv1d, nn.Conv2d, or embeddings.
-        calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
-            dict. A few hundred rows do.
-        max_bytes: budget: bytes of the whole model's parameters and buffers, which is what the exported file takes but
-            for its graph. The model of the closest outputs is sought.
-        max_error: budget: ‖y - ŷ‖ / ‖y‖ of the outputs on the calibration inputs. The smallest model is sought.
-        speedup: budget: how many times as fast the exported file is to be as the original's, in onnxruntime on this
-            machine. The model of the closest outputs is sought; the report says what was measured.
+        calibration: typical inputs: batches in a DataLoader or any iterable, or one tensor or dict. A few hundred rows
+            are enough.
+        max_bytes: budget: bytes of the whole model's parameters and buffers; the exported file has its graph besides.
+            Gives the model with the smallest output error.
+        max_error: budget: ‖y - ŷ‖ / ‖y‖ of the outputs on the calibration inputs. Gives the smallest model.
+        speedup: budget: speed of the exported file over the original's, in onnxruntime on this machine. Gives the model
+            with the smallest output error; the report has the measured speedup.
         metric: budget: a function of the model that returns a number, the higher the better, such as the accuracy on
-            labelled rows. The smallest model is sought whose metric is `at_least`; every model is evaluated whole.
-        at_least: what metric must return.
-        kinds: what layers may become, besides staying as they are.
+            labeled rows. Gives the smallest model with a metric of `at_least`; every model is evaluated whole.
+        at_least: smallest accepted value of the metric.
+        kinds: allowed kinds of layers, besides unchanged ones.
         filter_fn: (module, name) → whether to change that linear layer or convolution.
         skip: names of linear layers and convolutions to leave out, of modules that contain them, or patterns such as
             ``"*.query"``.
-        forward: (model, batch) → outputs, where the model is to be called in another way.
-        probes: backward passes for each batch, which estimate how a layer's outputs move the model's.
+        forward: (model, batch) → outputs, if the model needs a custom call.
+        probes: backward passes per batch; they estimate how a layer's outputs affect the model's.
         batch_size, threads: rows and CPU threads that speedup is measured with.
-        compare: also run what onnxruntime's `quantize_dynamic` makes of the original, for the report.
-        generator: on the CPU, of the random directions of these passes and the sampled rows; a fixed seed when None.
-        on_step: called with (what, done, all) as the work goes on.
+        compare: also report the original quantized by onnxruntime's `quantize_dynamic`.
+        generator: CPU generator of the random directions and sampled rows; a fixed seed when None.
+        on_step: called with (step, done, total) for progress.
 
     Returns:
-        The compressed model in eval mode, a report, and the curve of what was tried.
+        The compressed model in eval mode, a report, and the curve of error over bytes.
 
     Raises:
-        ValueError: an argument is out of range, or the budget can't be met; says what could.
+        ValueError: an argument is out of range, or the budget can't be met; the message has the limit.
         ConversionError: the model has nothing to compress, or calibration can't be run.
-        ExportError: of a speedup, where the model can't be exported.
+        ExportError: the budget is a speedup, and the model can't be exported.
     """
     budget = Budget(max_bytes, max_error, speedup, metric, at_least)
     _check(model, kinds, probes)
@@ -114,7 +114,9 @@ def compress(
     Swap(network, modules).do()
     units = find_units(network, filter_fn, skip, convolutions=True)
     tables = embeddings.find(network)
-    lookups = find_lookups(network)
+    lookups = find_lookups(network, units)
+    tied = {id(head) for unit in lookups for head in unit.heads}
+    units = [unit for unit in units if id(unit.places[0].module) not in tied]
     in_play = {name for table in tables for name in table.place.names}
     in_play |= {name for unit in lookups for place in unit.places for name in place.names}
     elsewhere = tuple(group for group in unreached(network, units, convolutions=True) if not in_play & set(group.names))
@@ -179,7 +181,7 @@ def _calibrate(
     random: torch.Generator,
     step: Callable[[str, int, int], None],
 ) -> Calibrated:
-    """Moments, samples and the original's outputs.
+    """Collect moments, samples and the original's outputs.
 
     Raises:
         ConversionError: the model can't be run, or returns nothing that can be compared.
@@ -197,7 +199,7 @@ def _calibrate(
     reference = Reference(model, batches, forward)
     if not reference.has_outputs:
         raise ConversionError(
-            "calibration: the model put out no finite floating-point numbers to compare; scalars are left out"
+            "calibration: the model returned no finite floating-point numbers to compare; scalars are left out"
         )
     by_unit = dict(zip(map(id, every), moments, strict=True))
     share_experts(model, linear, by_unit, seen)
@@ -279,8 +281,8 @@ def _rivals(
 def _notes(found: Trial, speed: Speed | None, speedup: float | None, reference: Reference) -> Iterable[str]:
     if speed is not None and speedup is not None and speed.speedup < speedup:
         yield (
-            f"the file is {speed.speedup:.2f} times as fast, below the {speedup:g} asked for: layers gain less "
-            "together than alone; this is the fastest that was found"
+            f"the file is {speed.speedup:.2f} times as fast, below the budget of {speedup:g}: layers gain less "
+            "together than alone; this is the fastest file found"
         )
     if not math.isfinite(found.deviation.error):
         yield "the compressed model's outputs overflow where the original's are finite"
@@ -292,13 +294,13 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
-        raise ConversionError(f"the model can't be copied, and would be changed: {error}") from error
+        raise ConversionError(f"compress works on a copy, and the model can't be copied: {error}") from error
 
 
 def _check_counts(**counts: Any) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} ({count!r}) must be an integer from 1 on")
+            raise ValueError(f"{name} ({count!r}) must be an integer of at least 1")
 
 
 def _check(model: Any, kinds: Sequence[str], probes: Any) -> None:
@@ -310,6 +312,6 @@ def _check(model: Any, kinds: Sequence[str], probes: Any) -> None:
         raise ValueError(f"model is itself an nn.{type(model).__name__}; wrap it in nn.Sequential")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds or isinstance(kinds, str):
-        raise ValueError(f"kinds ({kinds!r}) must be some of {list(KINDS)}")
+        raise ValueError(f"kinds ({kinds!r}) must be one or more of {list(KINDS)}")
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
-        raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")
+        raise ValueError(f"probes ({probes!r}) must be an integer of at least 0")

@@ -14,7 +14,7 @@ from panther.quantize.blocks import Blocks, Known
 from panther.quantize.candidates import Int8Option
 from panther.quantize.feedback import INPUT_DAMPING, OUTPUT_DAMPING
 
-# fewer bytes, or closer
+# ties go to fewer bytes, or the smaller error
 _BLOCK_SIZES = (128, 32)
 _CORRECTION_RANK = 16
 _PLAIN, _FINE = (Blocks(4, size) for size in _BLOCK_SIZES)
@@ -25,7 +25,7 @@ class BlockOptions:
     """The options of one layer.
 
     Args:
-        layer: which, and what calibration says of its input.
+        layer: the layer with its calibration statistics.
     """
 
     def __init__(self, layer: Int8Option) -> None:
@@ -40,13 +40,13 @@ class BlockOptions:
             return [self._option(kind, option, option.error) for option in (self._plain, fine)]
         option = BlockOption(self._unit, _EIGHT if kind == INT8_BLOCKS else _CORRECTED, self._known)
         if kind == INT8_BLOCKS:
-            # rounded to the nearest, which hardly differs at 8 bits
+            # round to nearest: at 8 bits GPTQ hardly differs
             return [self._option(kind, option, option.estimate)]
         d_out, d_in = self._unit.weight.shape
         return [self._option(kind, option, self._corrected())] if _CORRECTED.rank(d_out, d_in) else []
 
     def _corrected(self) -> float:
-        """The error of 4 bits, less the share of what rounding lost that the correction takes up."""
+        """The error of 4 bits, less the share of the rounding error that the correction recovers."""
         ((_, plain), *_) = self._plain.layers(final=True)
         if not isinstance(plain, BlockLinear):
             raise TypeError(f"{self._unit.name} in blocks is a {type(plain).__name__}")

@@ -13,13 +13,13 @@ Metric = Callable[[nn.Module], float]
 
 @dataclass(frozen=True)
 class Budget:
-    """Exactly one of bytes, error, speed and a metric.
+    """The budget: exactly one of bytes, error, speed and a metric.
 
     Attributes:
         max_bytes: of the whole model's parameters and buffers.
         max_error: ‖y - ŷ‖ / ‖y‖ of the outputs on the calibration inputs.
-        speedup: of the exported file, beside the one of the original.
-        metric, at_least: a function of the model, and what it must return.
+        speedup: of the exported file over the original's.
+        metric, at_least: a function of the model, and its smallest accepted value.
 
     Raises:
         ValueError: none is given, more than one, or one that is out of range.

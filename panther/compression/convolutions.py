@@ -1,4 +1,4 @@
-"""The options of convolutions: float, weights stored in 8 bits, low rank, and low rank in 8 bits.
+"""The options of convolutions: float, weights stored in 8 or 4 bits, low rank, and low rank in few bits.
 
 See docs/decisions/0089-convolutions-in-8-bits.md.
 """
@@ -6,6 +6,7 @@ See docs/decisions/0089-convolutions-in-8-bits.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from panther.compression.options import (
     FLOAT,
+    INT4,
     INT8,
     LOW_RANK,
+    LOW_RANK_INT4,
     LOW_RANK_INT8,
     Convolved,
     ConvStep,
@@ -24,20 +27,21 @@ from panther.compression.options import (
     unchanged,
 )
 from panther.compression.ranks import between, spread
-from panther.convert.calibration import Moments
 from panther.convert.candidates import weigh
 from panther.convert.conv_candidates import ConvCandidate, conv_candidates, conv_ranks
 from panther.convert.convolutions import Convolution, reason_not_factored
 from panther.convert.deviation import Reference
 from panther.convert.layers import Unit, bias_of
+from panther.convert.moments import Moments
 from panther.convert.swap import Swap
 from panther.nn.hooks import take_hooks
-from panther.nn.quantized import Int8Conv, Int8Kernel
+from panther.nn.quantized import Int4Kernel, Int8Kernel, StoredConv, StoredKernel
 from panther.nn.sketched_conv import padding_sides
 from panther.quantize.candidates import sensitivity
+from panther.quantize.kernels import four_bits, stored_bytes
 from panther.quantize.loss import weighed_loss
 
-# how many ranks are rounded to see what 8 bits cost; the cost of the others lies between
+# ranks that are rounded to measure the cost of 8 bits; costs between them are interpolated
 _ROUNDED_RANKS = 2
 
 
@@ -82,7 +86,7 @@ class ConvolutionOptions:
                 reason = _unseen(seen) or (None if bool(unit.weight.any()) else "its weight is zero")
                 options += [] if reason else self._options(unit, conv, seen)
             if len(options) == 1 and reason is None:
-                reason = "kinds leaves nothing that a convolution can become"
+                reason = "none of kinds applies to a convolution"
             shape = (unit.out_features, unit.in_features)
             names = tuple(unit.places[0].names)
             found.append(
@@ -102,8 +106,12 @@ class ConvolutionOptions:
         if INT8 in self._kinds:
             kernel = Int8Kernel.nearest(unit.weight.view(conv.weight.shape))
             error = rounding(W, kernel.weight.flatten(1))
-            found.append(_int8(unit, conv, kernel, error, weighing.mean))
-        if not {LOW_RANK, LOW_RANK_INT8} & set(self._kinds) or not conv_ranks(unit):
+            found.append(_stored(INT8, unit, conv, kernel, error, weighing.mean))
+        if INT4 in self._kinds:
+            four = four_bits(unit.weight.view(conv.weight.shape), weighing.covariance, G)
+            error = rounding(W, four.weight.flatten(1))
+            found.append(_stored(INT4, unit, conv, four, error, weighing.mean))
+        if not {LOW_RANK, LOW_RANK_INT8, LOW_RANK_INT4} & set(self._kinds) or not conv_ranks(unit):
             return found
         for candidate in conv_candidates(unit, weighing):
             if isinstance(candidate, ConvCandidate):
@@ -114,41 +122,44 @@ class ConvolutionOptions:
         self, candidate: ConvCandidate, conv: Convolution, seen: Moments, rounding: Callable[[Tensor, Tensor], float]
     ) -> list[Option]:
         unit, every = candidate.unit, spread(candidate.ranks)
-        # energies with derivatives are sums over all examples
+        # energies with derivatives are summed over all examples
         tail = candidate.tail() / (1 if seen.sensitivity is None else max(self._examples, 1))
         tried, found = spread(every, _ROUNDED_RANKS), list[Option]()
-        excess = [0.0] * len(tried)
-        if LOW_RANK_INT8 in self._kinds:
-            dense = [unit.weight.double() - candidate.lost(rank) for rank in tried]
-            excess = [
-                rounding(W, _pair(candidate, conv, rank).dense_weight().flatten(1))
-                for W, rank in zip(dense, tried, strict=True)
-            ]
+        dense = [unit.weight.double() - candidate.lost(rank) for rank in tried]
         bias = len(unit.biases) * unit.out_features
+        shapes = {rank: [tuple(kernel.shape) for kernel in candidate.kernels(rank)] for rank in every}
+        steps = {rank: _steps(conv, shapes[rank]) for rank in every}
         for rank in every:
-            steps = _steps(conv, [tuple(kernel.shape) for kernel in candidate.kernels(rank)])
-            entries = sum(candidate.stored(rank))
-            multiply_adds, error = candidate.multiply_adds(rank), tail[rank].item()
             if LOW_RANK in self._kinds and not candidate.overflows(rank):
-                size = (entries + bias) * unit.element_bytes
+                size = (sum(candidate.stored(rank)) + bias) * unit.element_bytes
                 make = partial(_sketched, candidate, rank)
-                found.append(Option(LOW_RANK, size, multiply_adds, error, make, rank, (steps,)))
-            if LOW_RANK_INT8 in self._kinds:
-                size = entries + 4 * (rank + unit.out_features + bias)
-                make = partial(_replaced, unit, partial(_pair, candidate, conv, rank))
-                cost = error + between(rank, tried, excess)
-                found.append(Option(LOW_RANK_INT8, size, multiply_adds, cost, make, rank, (steps,)))
+                adds, error = candidate.multiply_adds(rank), tail[rank].item()
+                found.append(Option(LOW_RANK, size, adds, error, make, rank, (steps[rank],)))
+        for kind, nearest in ((LOW_RANK_INT8, Int8Kernel.nearest), (LOW_RANK_INT4, four_bits)):
+            if kind not in self._kinds:
+                continue
+            pairs = {rank: _pair(candidate, conv, rank, nearest) for rank in tried}
+            excess = [rounding(W, pairs[rank].dense_weight().flatten(1)) for W, rank in zip(dense, tried, strict=True)]
+            for rank in every:
+                size = 4 * bias + sum(map(_int8_bytes if kind == LOW_RANK_INT8 else stored_bytes, shapes[rank]))
+                make = partial(_replaced, unit, partial(_pair, candidate, conv, rank, nearest))
+                error = tail[rank].item() + between(rank, tried, excess)
+                adds = candidate.multiply_adds(rank)
+                found.append(Option(kind, size, adds, error, make, rank, (steps[rank],)))
         return found
 
     def _measured(self, unit: Unit, conv: Convolution) -> list[Option]:
-        """A convolution of groups in 8 bits, its error measured on the whole model with it alone replaced."""
-        if INT8 not in self._kinds or unit.weight.is_meta:
+        """A convolution of groups in few bits, its error measured on the whole model with it alone replaced."""
+        if unit.weight.is_meta:
             return []
-        kernel = Int8Kernel.nearest(unit.weight.view(conv.weight.shape))
-        option = _int8(unit, conv, kernel, 0.0)
-        with Swap(self._model, option.make()):
-            error = self._reference.deviation(self._model).error ** 2
-        return [dataclasses.replace(option, error=error)]
+        weight, options = unit.weight.view(conv.weight.shape), list[Option]()
+        for kind, make in ((INT8, Int8Kernel.nearest), (INT4, four_bits)):
+            if kind in self._kinds:
+                option = _stored(kind, unit, conv, make(weight), 0.0)
+                with Swap(self._model, option.make()):
+                    error = self._reference.deviation(self._model).error ** 2
+                options.append(dataclasses.replace(option, error=error))
+        return options
 
 
 def conv_of(unit: Unit) -> Convolution:
@@ -159,19 +170,19 @@ def conv_of(unit: Unit) -> Convolution:
     """
     conv = unit.convolution
     if conv is None:
-        raise TypeError(f"{unit.name} is no convolution")
+        raise TypeError(f"{unit.name} is not a convolution")
     return conv
 
 
 def stored_alone(unit: Unit) -> bool:
-    """Whether a convolution's weight can be stored in 8 bits, though its groups have no low rank that pays."""
+    """Whether a convolution's weight can be stored in few bits, though it gets no low rank."""
     return unit.reason is not None and unit.reason == reason_not_factored(conv_of(unit))
 
 
 def _unseen(seen: Moments) -> str | None:
     if not seen.calls:
         return "never called in calibration: its weight may be read as a tensor, or it isn't used"
-    return None if seen.rows else "moves no output of the model in calibration, so that its error can't be weighed"
+    return None if seen.rows else "no output depends on it in calibration, so that its error can't be weighed"
 
 
 def _float(unit: Unit, conv: Convolution) -> Option:
@@ -180,19 +191,25 @@ def _float(unit: Unit, conv: Convolution) -> Option:
     return Option(FLOAT, size, unit.weights, 0.0, unchanged, products=products)
 
 
-def _int8(unit: Unit, conv: Convolution, kernel: Int8Kernel, error: float, mean: Tensor | None = None) -> Option:
-    make = partial(_replaced, unit, partial(_with_mean_kept, unit, Int8Conv(conv, kernel, bias=bias_of(conv)), mean))
+def _stored(
+    kind: str, unit: Unit, conv: Convolution, kernel: StoredKernel, error: float, mean: Tensor | None = None
+) -> Option:
+    make = partial(_replaced, unit, partial(_with_mean_kept, unit, StoredConv(conv, kernel, bias=bias_of(conv)), mean))
     size = kernel.stored_bytes + 4 * unit.out_features * len(unit.biases)
-    return Option(INT8, size, unit.weights, error, make, products=(_steps(conv, [tuple(conv.weight.shape)]),))
+    detail = f"blocks of {kernel.block_size}" if isinstance(kernel, Int4Kernel) else ""
+    products = (_steps(conv, [tuple(conv.weight.shape)]),)
+    return Option(kind, size, unit.weights, error, make, products=products, detail=detail)
 
 
-def _pair(candidate: ConvCandidate, conv: Convolution, rank: int) -> Int8Conv:
-    first, second = (Int8Kernel.nearest(kernel) for kernel in candidate.kernels(rank))
-    layer = Int8Conv(conv, first, second, bias=bias_of(conv))
+def _pair(
+    candidate: ConvCandidate, conv: Convolution, rank: int, nearest: Callable[[Tensor], StoredKernel]
+) -> StoredConv:
+    first, second = (nearest(kernel) for kernel in candidate.kernels(rank))
+    layer = StoredConv(conv, first, second, bias=bias_of(conv))
     return _with_mean_kept(candidate.unit, layer, None if candidate.weighing is None else candidate.weighing.mean)
 
 
-def _with_mean_kept(unit: Unit, layer: Int8Conv, mean: Tensor | None) -> Int8Conv:
+def _with_mean_kept(unit: Unit, layer: StoredConv, mean: Tensor | None) -> StoredConv:
     """The layer, its bias b + (W - Ŵ) μ for patches of mean μ; as it is where no bias can take that up."""
     bias = bias_of(unit.places[0].module)
     if mean is not None and layer.bias is not None and bias is not None:
@@ -201,7 +218,11 @@ def _with_mean_kept(unit: Unit, layer: Int8Conv, mean: Tensor | None) -> Int8Con
     return layer
 
 
-def _replaced(unit: Unit, make: Callable[[], Int8Conv]) -> Replacements:
+def _int8_bytes(shape: tuple[int, ...]) -> int:
+    return math.prod(shape) + 4 * shape[0]
+
+
+def _replaced(unit: Unit, make: Callable[[], StoredConv]) -> Replacements:
     place, layer = unit.places[0], make()
     take_hooks(layer, place.module)
     return [(place, layer)]

@@ -23,9 +23,9 @@ class Point:
     Attributes:
         bytes: of the model.
         predicted_error: ‖y - ŷ‖ / ‖y‖ of its outputs, from the moments.
-        output_error: the same, measured on the calibration inputs; None where it was only predicted.
-        output_cosine: the mean cosine between the outputs there; None where it was only predicted.
-        metric: what the caller's metric returned; None where there is none, or the plan was only predicted.
+        output_error: the same, measured on the calibration inputs; None if only predicted.
+        output_cosine: the mean cosine between the outputs there; None if only predicted.
+        metric: the caller's metric; None without one, and for plans that were only predicted.
     """
 
     bytes: int
@@ -36,7 +36,7 @@ class Point:
 
     @property
     def error(self) -> float:
-        """Measured, or predicted where it was not."""
+        """The measured error, or the predicted one if not measured."""
         return self.predicted_error if self.output_error is None else self.output_error
 
 
@@ -46,11 +46,23 @@ class Curve:
 
     Attributes:
         points: the smallest first.
-        chosen: the index of the one that was taken.
+        chosen: index of the chosen plan.
     """
 
     points: tuple[Point, ...]
     chosen: int
+
+    def thinned(self, count: int) -> Curve:
+        """At most count of the points: the chosen one, then measured ones, then predicted ones, evenly spread.
+
+        Other points than the chosen one need a finite error.
+        """
+        usable = [i for i, point in enumerate(self.points) if i != self.chosen and math.isfinite(point.error)]
+        measured = [i for i in usable if self.points[i].output_error is not None]
+        predicted = [i for i in usable if self.points[i].output_error is None]
+        kept = _spread(measured, count - 1)
+        kept = sorted([self.chosen, *kept, *_spread(predicted, count - 1 - len(kept))])
+        return Curve(tuple(self.points[i] for i in kept), kept.index(self.chosen))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         metric = any(point.metric is not None for point in self.points)
@@ -88,7 +100,7 @@ class Curve:
         return path
 
     def svg(self) -> str:
-        """The picture: bytes along, error upwards on a logarithmic scale; rings for predicted models."""
+        """The picture: error on a logarithmic scale over bytes; rings are predicted models."""
         shown = [(point, index) for index, point in enumerate(self.points) if 0 < point.error < math.inf]
         axes = _Axes([point.bytes for point, _ in shown], [point.error for point, _ in shown])
         parts = [
@@ -113,8 +125,16 @@ class Curve:
         return self.svg()
 
 
+def _spread(indices: Sequence[int], count: int) -> list[int]:
+    """Spread count picks over the indices, with the first and the last if count is two or more."""
+    if len(indices) <= count:
+        return list(indices)
+    last = len(indices) - 1
+    return [indices[round(last * i / max(count - 1, 1))] for i in range(count)]
+
+
 class _Axes:
-    """Where a point lies in the picture."""
+    """Maps bytes and errors to pixels."""
 
     def __init__(self, bytes_: Sequence[int], errors: Sequence[float]) -> None:
         self._megabytes = max(bytes_, default=1) / 1e6
@@ -122,7 +142,7 @@ class _Axes:
         self._low, self._high = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-9)
 
     def place(self, bytes_: float, error: float) -> tuple[float, float]:
-        """Of bytes and an error, in pixels."""
+        """Pixel position of bytes and an error."""
         x = _LEFT + bytes_ / 1e6 / self._megabytes * (_WIDTH - _LEFT - 24)
         share = (math.log10(error) - self._low) / max(self._high - self._low, 1)
         return x, _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)

@@ -24,9 +24,9 @@ class FactorOptions:
     """The options of one layer.
 
     Args:
-        layer: which, and what calibration says of its input.
-        spectrum: its weight taken apart.
-        tail: what cutting at each rank costs, as `Option.error`.
+        layer: the layer with its calibration statistics.
+        spectrum: its decomposed weight.
+        tail: error of truncation at each rank, as `Option.error`.
     """
 
     def __init__(self, layer: Int8Option, spectrum: Candidate, tail: Tensor) -> None:

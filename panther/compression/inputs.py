@@ -1,4 +1,4 @@
-"""The calibration inputs as an export and onnxruntime take them."""
+"""Calibration inputs in the form that the export and onnxruntime need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, arguments_of
 from panther.export.graph.inputs import positional_names
 
-# rows of the calibration inputs that an export is checked on
+# rows of the calibration inputs for the export's check
 _ROWS = 16
 
 
@@ -38,24 +38,24 @@ class Inputs:
             ConversionError: they are no plain tensors, or forward calls the model in another way.
         """
         if forward is not None:
-            raise ConversionError("forward calls the model in another way than a file is called; give example_inputs")
+            raise ConversionError("a custom forward calls the model differently than the file; give example_inputs")
         found, by_name = [], False
         for batch in batches:
             positional, named = arguments_of(model, batch)
             by_name = bool(named)
             given = named if named else dict(zip(positional_names(model, len(positional)), positional, strict=True))
             if not given or not all(isinstance(value, Tensor) and value.dim() for value in given.values()):
-                raise ConversionError("the calibration inputs are no plain tensors with rows; give example_inputs")
+                raise ConversionError("the calibration inputs are not plain tensors with rows; give example_inputs")
             found.append(given)
         return cls(found, by_name)
 
     def examples(self, rows: int = _ROWS) -> Sequence[Tensor] | Mapping[str, Tensor]:
-        """The first rows of the first batch, fewer where it has no more."""
+        """The first rows of the first batch, or fewer if it has no more."""
         first = {name: tensor[:rows] for name, tensor in self.batches[0].items()}
         return first if self.by_name else list(first.values())
 
     def repeated(self, rows: int) -> dict[str, npt.NDArray[Any]]:
-        """Exactly so many rows of the first batch, from its start again where it has fewer."""
+        """Exactly this many rows of the first batch, repeated if it has fewer."""
         return {
             name: np.take(tensor.numpy(), np.arange(rows) % len(tensor), axis=0)
             for name, tensor in self.batches[0].items()

@@ -26,10 +26,10 @@ from panther.compression.options import (
 from panther.compression.ranks import between, spread
 from panther.convert import plan as ranks
 from panther.convert.allocate import possible_ranks
-from panther.convert.calibration import Moments
 from panther.convert.candidates import DAMPING_FOR_FEW_ROWS, INPUT_DAMPING, Candidate
 from panther.convert.deviation import Reference
 from panther.convert.layers import Place, Unit, bias_of
+from panther.convert.moments import Moments
 from panther.linalg.whitening import damped
 from panther.quantize import low_rank
 from panther.quantize.api import ALPHAS
@@ -38,9 +38,9 @@ from panther.quantize.embeddings import Table
 from panther.quantize.observe import Observed
 from panther.quantize.plan import Quantizer
 
-# of factors in 8 bits; sketched layers have multiples of 16
+# rank step of factors in 8 bits; sketched layers have multiples of 16
 _LEAST_RANK = 8
-# of these, how many are rounded to see what 8 bits cost; the cost of the others lies between
+# ranks that are rounded to measure the cost of 8 bits; costs between them are interpolated
 _ROUNDED_RANKS = 3
 
 
@@ -66,7 +66,7 @@ class LinearOptions:
         model: in eval mode; is as it was after every method.
         units: its linear layers; those that can't be changed get their reason.
         tables: its embeddings, which are in 8 bits while strengths of smoothing are compared.
-        calibrated: what calibration says of them.
+        calibrated: their calibration statistics.
         kinds: which options are wanted.
         step: called with (what, done, all).
     """
@@ -85,7 +85,7 @@ class LinearOptions:
         found = candidates(active, calibrated.moments, calibrated.seen, ALPHAS, step)
         self._int8: dict[int, Int8Option] = {}
         if found:
-            # one strength of smoothing a layer, or one for all, whichever keeps the outputs closer
+            # one smoothing strength per layer, or one for all, whichever has the smaller error
             quantizer = Quantizer(model, tables if INT8 in kinds else (), calibrated.reference, step)
             smoothing = quantizer.best_smoothing(found, ALPHAS)
             every = [option for each in smoothing.decisions for option in each.options]
@@ -135,9 +135,9 @@ class LinearOptions:
         return found
 
     def _tail(self, spectrum: Candidate) -> Tensor:
-        """What cutting at each rank costs, as `Option.error`."""
+        """Error of truncation at each rank, as `Option.error`."""
         tail = spectrum.spectrum.tail()
-        # energies with derivatives are sums over all examples
+        # energies with derivatives are summed over all examples
         moments = self._calibrated.moments[id(spectrum.unit)]
         return tail if moments.sensitivity is None else tail / max(self._calibrated.seen.examples, 1)
 

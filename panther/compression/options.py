@@ -13,7 +13,7 @@ FLOAT, INT8, LOW_RANK, LOW_RANK_INT8 = "float", "int8", "low_rank", "low_rank_in
 INT4, INT4_CORRECTED, INT8_BLOCKS = "int4", "int4_corrected", "int8_blocks"
 LOW_RANK_INT4 = "low_rank_int4"
 IN_BLOCKS = (INT4, INT4_CORRECTED, INT8_BLOCKS)
-# a layer may always stay as it is
+# a layer may always stay unchanged
 KINDS = (INT8, LOW_RANK, LOW_RANK_INT8, LOW_RANK_INT4, *IN_BLOCKS)
 
 Replacements = Sequence[tuple[Place, nn.Module]]
@@ -62,7 +62,7 @@ class Convolved:
     """Convolutions in sequence, as they run in an exported file.
 
     Attributes:
-        steps: the first takes what the layer does.
+        steps: the first takes the input of the layer.
     """
 
     steps: tuple[ConvStep, ...]
@@ -70,17 +70,17 @@ class Convolved:
 
 @dataclass(frozen=True)
 class Option:
-    """One of the things that a layer can become.
+    """One option for a layer.
 
     Attributes:
-        kind: `FLOAT`, which leaves it as it is, or one of `KINDS`.
+        kind: `FLOAT` for unchanged, or one of `KINDS`.
         bytes: of the weight, its scales and the biases.
         multiply_adds: of a forward pass, for a row, or for a position of a convolution's output.
         error: the predicted relative squared error of the model's outputs.
         make: the modules, with the places that they go to; none for `FLOAT`.
         rank: of the factors; None where there are none.
         products: what an exported file computes.
-        detail: what else tells it from others of its kind.
+        detail: further parameters of its kind.
     """
 
     kind: str
@@ -106,11 +106,11 @@ class Part:
 
     Attributes:
         name: dotted.
-        names: of every place that the weight stands in.
+        names: of every module that holds the weight.
         layer: "linear", "convolution" or "embedding".
         shape: of its weight; of a convolution (output channels, entries of a patch).
         options: at least one; the first is `FLOAT`.
-        reason: why it can become nothing else; None where it can.
+        reason: why it has no other option; None if it has.
     """
 
     name: str

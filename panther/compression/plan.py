@@ -50,10 +50,10 @@ class Chooser:
 
     Args:
         parts: the layers.
-        other_bytes: of the model, in what is no part.
-        cost: what the budget counts.
+        other_bytes: of the model outside the parts.
+        cost: the budgeted quantity.
         kinds: the options that may be chosen of layers whose errors are predicted; all when None.
-        trust: by kind, what predictions are multiplied by.
+        trust: by kind, correction factor of the predictions.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Chooser:
         return sum(choice.costs[0] for choice in self._choices)
 
     def within(self, limit: float) -> Plan:
-        """The plan of the least predicted error whose parts cost no more than a limit.
+        """The plan with the least predicted error within a cost limit.
 
         Raises:
             ValueError: the cheapest options cost more.

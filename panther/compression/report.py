@@ -16,7 +16,7 @@ from panther.compression.options import FLOAT, Option, Part
 from panther.compression.plan import Chooser, Plan
 from panther.convert.report import Unreached
 
-# that of a terminal which shows the whole table
+# terminal width that shows the whole table
 _WIDE = 180
 _MOST_GROUPS = 8
 
@@ -29,9 +29,9 @@ class CompressedLayer:
         name: dotted.
         layer: "linear", "convolution" or "embedding".
         shape: of its weight.
-        kind: what it became: "float" for unchanged, or one of `panther.compression.KINDS`.
+        kind: its new kind: "float" for unchanged, or one of `panther.compression.KINDS`.
         rank: of its factors or correction; None where it has none.
-        detail: what else tells it from others of its kind, such as the size of its blocks.
+        detail: further parameters of its kind, such as the block size.
         reason: why.
         predicted_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs from this layer alone.
         bytes_before, bytes_after: of the weight, its scales and biases.
@@ -59,10 +59,10 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class Side:
-    """One way to make the model small, on the calibration inputs.
+    """Figures of one method on the calibration inputs.
 
     Attributes:
-        name: of the way.
+        name: of the method.
         bytes: of the weights that it stores.
         output_error, output_cosine: of its outputs from the original's.
     """
@@ -106,10 +106,10 @@ class CompressionReport:
         output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs.
         output_cosine: the mean cosine between y and ŷ there, over rows.
         measured_on: the inputs that both are measured on, in words.
-        metric: the caller's metric of the original and of the compressed model; None where the budget is another one.
-        speed: measured where the budget is a speedup; None elsewhere.
-        rivals: other ways on the same data; empty unless they were asked for.
-        notes: what else is worth knowing.
+        metric: the caller's metric of the original and of the compressed model; None for other budgets.
+        speed: measured if the budget is a speedup; else None.
+        rivals: other methods on the same data; empty unless requested.
+        notes: further remarks.
     """
 
     budget: str
@@ -200,7 +200,7 @@ def layer_reports(parts: Sequence[Part], plan: Plan, chooser: Chooser) -> tuple[
 
 
 def _why(part: Part, chosen: Option, worthwhile: Sequence[Option], chooser: Chooser) -> str:
-    """The next cheaper option and what it would do, or the next dearer one where there is none."""
+    """The next cheaper option and its effect, or the next more expensive one."""
     cost, unit, error = chooser.cost.of, chooser.cost.unit, chooser.error(part, chosen)
     cheaper = [option for option in worthwhile if cost(option) < cost(chosen)]
     if cheaper:

@@ -48,7 +48,7 @@ def quantize_dynamic(model: nn.Module, inputs: Inputs, reference: Reference) -> 
 
                 quantize(source, path, per_channel=True, weight_type=QuantType.QInt8)
         except Exception as error:
-            raise ExportError(f"onnxruntime does not quantize the file: {first_line(error)}") from error
+            raise ExportError(f"onnxruntime cannot quantize the file: {first_line(error)}") from error
         session = ort.load(path, Target("cpu", 1))
         feeds = iter([{name: tensor.numpy() for name, tensor in batch.items()} for batch in inputs.batches])
         names = [output.name for output in session.get_outputs()]

@@ -1,4 +1,4 @@
-"""The search for the plan that keeps a budget, each candidate of which is measured on the whole model."""
+"""Search for the plan that keeps a budget; candidates are measured on the whole model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from panther.compression.plan import BYTES, Chooser, Cost, Plan
 from panther.compression.trials import Trial, Trials
 
 Step = Callable[[str, int, int], None]
-# what a correction of a kind's predictions may be
+# largest factor that corrects a kind's predictions
 _MOST_TRUST = 10.0
-# relative squared error that a metric may bear: where its search starts
+# relative squared error at which the search for a metric starts
 _GUESS = 1e-2
-# plans smaller than the one that was found for a metric
+# how many smaller plans to try after one meets the metric
 _MORE_TRIALS = 8
 
 
@@ -23,13 +23,13 @@ class Search:
 
     Args:
         trials: measures plans.
-        other_bytes: of the model, in what is no part.
+        other_bytes: of the model outside the parts.
         kinds: that layers may become.
         step: called with (what, done, all).
-        cost: what the budget counts.
+        cost: the budgeted quantity.
 
     Attributes:
-        chooser: chooses plans by predictions, corrected as far as was measured.
+        chooser: chooses plans by predictions, corrected by measurements.
     """
 
     def __init__(self, trials: Trials, other_bytes: int, kinds: Sequence[str], step: Step, cost: Cost = BYTES) -> None:
@@ -42,24 +42,24 @@ class Search:
         return self._trials.parts
 
     def within_bytes(self, max_bytes: int) -> Trial:
-        """The plan whose outputs are closest to the original's, of at most so many bytes.
+        """The plan with the smallest output error of at most this many bytes.
 
         Raises:
-            ValueError: it can't be met; says what can.
+            ValueError: it can't be met; the message has the limit.
         """
         limit = max_bytes - self._other_bytes
         if limit < self.chooser.least:
             least = self._other_bytes + int(self.chooser.least)
             raise ValueError(
-                f"max_bytes ({max_bytes:,}) can't be met: the smallest options of all layers, and what can't be "
-                f"changed ({self._other_bytes:,} bytes), take {least:,} bytes, the least in reach"
+                f"max_bytes ({max_bytes:,}) can't be met: the smallest options of all layers and the parts that "
+                f"can't be changed ({self._other_bytes:,} bytes) take {least:,} bytes; give at least that"
             )
         return self.within(limit)
 
     def within(self, limit: float) -> Trial:
-        """The plan of the closest outputs whose parts cost at most so much: of one kind, or of all.
+        """The plan with the smallest output error within a cost limit, of one kind or of all.
 
-        What the plans of one kind really do corrects the predictions for that kind, by which all are weighed.
+        Measured errors of plans of one kind correct the predictions for that kind.
         """
         choosers = {kind: self._chooser(kind) for kind in self._kinds}
         singles = {kind: chooser.within(limit) for kind, chooser in choosers.items() if chooser.least <= limit}
@@ -69,19 +69,19 @@ class Search:
         return min(tried, key=lambda trial: trial.deviation.error)
 
     def within_error(self, max_error: float) -> Trial:
-        """The smallest plan found whose outputs are within an error of the original's."""
+        """The smallest plan found within an output error."""
         self._correct_at(max_error**2)
         return self._smallest(max_error**2, lambda trial: trial.deviation.error <= max_error)
 
     def within_metric(self, at_least: float) -> Trial:
-        """The smallest plan found whose metric reaches a threshold, which the original's does."""
+        """The smallest plan found with a metric of at least a threshold, which the original reaches."""
         self._correct_at(_GUESS)
 
         def keeps(trial: Trial) -> bool:
             return trial.metric is not None and trial.metric >= at_least
 
         best = self._smallest(_GUESS, keeps)
-        # a metric such as an accuracy may rise and fall along the path
+        # a metric such as an accuracy is not monotonic along the path
         below = [plan for plan in self.chooser.path() if plan.bytes < best.plan.bytes]
         for done, plan in enumerate(below[:: max(1, -(-len(below) // _MORE_TRIALS))]):
             trial = self._trials.run(plan)
@@ -91,13 +91,13 @@ class Search:
         return best
 
     def _correct_at(self, error: float) -> None:
-        """Correct the predictions for each kind by what its plan of about this relative squared error really does."""
+        """Correct the predictions of each kind by measuring its plan of about this relative squared error."""
         plans = {kind: _nearest(self._chooser(kind).path(), error) for kind in self._kinds}
         self._measured(list(plans.values()))
         self._correct(plans)
 
     def _smallest(self, guess: float, keeps: Callable[[Trial], bool]) -> Trial:
-        """The cheapest plan on the path of multipliers that keeps a condition, as far as the path is monotone."""
+        """The cheapest plan on the path of multipliers that meets a condition, assuming that the path is monotone."""
         path = self.chooser.path()
         at, steps = path.index(_nearest(path, guess)), 0
         low, high, stride = -1, len(path) - 1, max(1, len(path) // 24)
@@ -116,11 +116,11 @@ class Search:
                 at = high - stride if low < 0 else low + stride
                 stride *= 2
             at = min(max(at, low + 1), high - 1)
-        # leaving all as it is always keeps it; a plan of one kind may be smaller than those of the path
+        # the unchanged model always meets it; a plan of one kind may be smaller than those of the path
         return min((trial for trial in self._trials.all if keeps(trial)), key=lambda trial: trial.plan.bytes)
 
     def _chooser(self, kind: str) -> Chooser:
-        """Of plans of one kind."""
+        """Chooser of plans of one kind."""
         return Chooser(self._parts, self._other_bytes, cost=self._cost, kinds=[kind])
 
     def _measured(self, plans: Sequence[Plan]) -> list[Trial]:
@@ -131,7 +131,7 @@ class Search:
         return found
 
     def _correct(self, plans: Mapping[str, Plan]) -> None:
-        """Set by what predictions for each kind are multiplied, from plans of one kind each."""
+        """Set the correction factor of each kind from plans of that kind alone."""
         trust = {}
         for kind, plan in plans.items():
             predicted = others = 0.0

@@ -1,4 +1,4 @@
-"""A latency budget: layers are weighed by their time in onnxruntime, and the joint file is timed at the end."""
+"""Latency budget: options are chosen by their time in onnxruntime, and the exported file is timed at the end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from panther.compression.plan import Cost
 from panther.compression.report import Speed
 from panther.compression.search import Search, Step
 from panther.compression.trials import Trial, Trials
+from panther.convert.embeddings import is_embedding
 from panther.convert.fast_path import observing
 from panther.export import export_onnx, ort
 from panther.export.ort import Target
 from panther.export.planning.measure import clock_of, median_us, runner
 
-# how often the budget is tightened where the file is slower than its parts said
+# how often the budget is tightened if the file is slower than predicted
 _ATTEMPTS = 3
 _BUDGET_S = 2.0
 
@@ -66,12 +67,12 @@ class Timing:
 
 
 class SpeedSearch:
-    """Finds the plan of the closest outputs whose file is so many times as fast as the original's.
+    """Finds the plan with the smallest output error for a speedup over the original's file.
 
     Args:
         model: in eval mode; is as it was after every method.
         trials: measures what plans do to its outputs.
-        other_bytes: of the model, in what is no part.
+        other_bytes: of the model outside the parts.
         kinds: that layers may become.
         timing: what latencies are measured with.
         step: called with (what, done, all).
@@ -89,7 +90,7 @@ class SpeedSearch:
         """The plan, or the fastest that was found, with the speed of its file.
 
         Raises:
-            ValueError: the options of all layers together don't save enough; says what they would.
+            ValueError: the options of all layers together don't save enough; the message has the limit.
         """
         timing, least = self._timing, self.search.chooser.least
         with tempfile.TemporaryDirectory(prefix="panther-") as folder:
@@ -100,7 +101,8 @@ class SpeedSearch:
             if limit < least:
                 raise ValueError(
                     f"speedup ({speedup:g}) can't be met: with the fastest option for every layer the model takes "
-                    f"about {rest + least:,.0f} of {whole:,.0f} µs, {whole / (rest + least):.2f} times as fast"
+                    f"about {rest + least:,.0f} of {whole:,.0f} µs, {whole / (rest + least):.2f} times as fast; "
+                    "give at most that"
                 )
             found: list[tuple[Trial, Speed]] = []
             for attempt in range(_ATTEMPTS):
@@ -112,12 +114,12 @@ class SpeedSearch:
                 self._step("timing files", attempt + 1, _ATTEMPTS)
                 if speed.speedup >= speedup or limit <= least:
                     break
-                # what the file takes beyond what its layers said counts against the budget
+                # time of the file that the layers' times don't explain counts against the budget
                 limit -= speed.after_us - speed.before_us / speedup
         return max(found, key=lambda entry: entry[1].speedup)
 
     def _measure(self, calls: Mapping[str, list[tuple[int, ...]]]) -> dict[int, float]:
-        """By the id of an option the microseconds that it takes in one run of the model."""
+        """Microseconds per run of the model, by the id of the option."""
         stopwatch, found = Stopwatch(self._timing.threads, calls), dict[int, float]()
         for done, part in enumerate(self._trials.parts):
             for option in part.options:
@@ -128,7 +130,7 @@ class SpeedSearch:
 
 @torch.no_grad()
 def calls_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[str, list[tuple[int, ...]]]:
-    """By linear layer or convolution the shape of x in each of its calls when the model runs on a batch."""
+    """By part the shape of x in each call of its layers, embeddings apart, when the model runs on a batch."""
     found: dict[str, list[tuple[int, ...]]] = {}
 
     def count(calls: list[tuple[int, ...]]) -> Callable[..., None]:
@@ -140,10 +142,9 @@ def calls_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[st
 
     handles = []
     for part in parts:
-        if part.predicted:
-            calls = found.setdefault(part.name, [])
-            modules = {id(module): module for module in map(model.get_submodule, part.names)}
-            handles += [module.register_forward_hook(count(calls), with_kwargs=True) for module in modules.values()]
+        calls = found.setdefault(part.name, [])
+        modules = {id(module): module for module in map(model.get_submodule, part.names) if not is_embedding(module)}
+        handles += [module.register_forward_hook(count(calls), with_kwargs=True) for module in modules.values()]
     feeds = {name: torch.from_numpy(array) for name, array in timing.inputs.repeated(timing.batch_size).items()}
     try:
         with observing(model):

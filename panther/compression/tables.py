@@ -8,30 +8,37 @@ from functools import partial
 
 from torch import nn
 
-from panther.compression.options import FLOAT, INT4, INT8, LOW_RANK, Option, Part, Replacements, unchanged
-from panther.convert.calibration import Moments
+from panther.compression.options import FLOAT, INT4, INT8, LOW_RANK, Option, Part, Product, Replacements, unchanged
 from panther.convert.deviation import Reference
 from panther.convert.embedding_candidates import (
     EMBEDDING_RANK_STEP,
     EmbeddingCandidate,
-    embedding_candidate,
     embedding_ranks,
 )
 from panther.convert.embeddings import TABLES, is_embedding
 from panther.convert.layers import Place, Unit, find_units
+from panther.convert.moments import Moments
 from panther.convert.swap import Swap
+from panther.convert.tied import table_candidate
 from panther.nn.quantized import BlockEmbedding, Int8Embedding
 from panther.nn.quantized.bag import QuantizedBag
 from panther.quantize.embeddings import Table, too_small
 
 _BITS = {INT8: 8, INT4: 4}
-# ranks that are tried for a table, spread evenly
+# ranks tried for a table, evenly spread
 _MOST_RANKS = 6
 
 
-def find_lookups(model: nn.Module) -> list[Unit]:
-    """Every embedding and bag of embeddings, with the reason where one can't be of low rank."""
-    units = find_units(model, lambda module, _: is_embedding(module), (), embeddings=TABLES)
+def find_lookups(model: nn.Module, linear: Sequence[Unit] = ()) -> list[Unit]:
+    """Every embedding and bag of embeddings, with the reason where one can't be of low rank.
+
+    Args:
+        model: the whole.
+        linear: eligible layers; those that share the weight of an embedding go with it.
+    """
+    eligible = {id(place.module) for unit in linear for place in unit.places}
+    every = find_units(model, lambda module, _: is_embedding(module) or id(module) in eligible, (), embeddings=TABLES)
+    units = [unit for unit in every if is_embedding(unit.places[0].module)]
     for unit in units:
         if unit.reason is None and not embedding_ranks(unit):
             unit.reason = f"too small: no rank that is a multiple of {EMBEDDING_RANK_STEP} stores fewer parameters"
@@ -58,31 +65,34 @@ def embedding_parts(
         kinds: which options are wanted.
         step: called with (what, done, all).
     """
-    by_module = {id(unit.places[0].module): unit for unit in units if len(unit.places) == 1}
-    found = [*tables, *_bags(by_module.values())]
+    by_module = {id(unit.places[0].module): unit for unit in units}
+    further = {id(place.module) for unit in units for place in unit.places[1:]}
+    found = [*(table for table in tables if id(table.place.module) not in further), *_bags(units)]
     parts = []
     for done, table in enumerate(found):
         weight = table.place.module.get_parameter("weight")
-        options, reason = [Option(FLOAT, weight.nbytes, 0, 0.0, unchanged)], table.reason
-        unit = by_module.get(id(table.place.module))
+        unit, reason = by_module[id(table.place.module)], table.reason
+        options = [_float(unit, weight.nbytes)]
         every = [] if reason is not None else list(_quantized(table, kinds))
-        if unit is not None and LOW_RANK in kinds:
+        if LOW_RANK in kinds:
             every += _of_low_rank(unit, moments.get(id(unit)))
+        if unit.heads:
+            reason = unit.reason or f"{reason}; low_rank alone keeps them on one weight"
         for option, make in every:
             with Swap(model, make()):
                 error = reference.deviation(model).error ** 2
             options.append(dataclasses.replace(option, error=error))
         if every:
             step("weighing embeddings", done + 1, len(found))
-        reason = None if every else reason or "kinds leaves nothing that an embedding can become"
+        reason = None if every else reason or "none of kinds applies to an embedding"
         shape = (int(weight.shape[0]), int(weight.shape[1]))
-        names = tuple(table.place.names)
+        names = tuple(name for place in unit.places for name in place.names)
         parts.append(Part(names[0], names, "embedding", shape, tuple(options), reason))
     return parts
 
 
 def _bags(units: Iterable[Unit]) -> Iterator[Table]:
-    """The bags among units as tables; what keeps one from low rank, the maximum say, keeps it from fewer bits."""
+    """The bags among units as tables; a reason against low rank, such as mode="max", is one against fewer bits."""
     for unit in units:
         bag = unit.places[0].module
         if isinstance(bag, nn.EmbeddingBag):
@@ -92,10 +102,10 @@ def _bags(units: Iterable[Unit]) -> Iterator[Table]:
 def _quantized(table: Table, kinds: Sequence[str]) -> Iterator[tuple[Option, Callable[[], Replacements]]]:
     module = table.place.module
     bag = module if isinstance(module, nn.EmbeddingBag) else None
-    # of a bag the rows that it looks up
+    # bags: count the rows that they look up
     rows = table if bag is None else Table(Place(_rows_of(bag), []), None)
     for kind, bits in _BITS.items():
-        # a width that does not come in pairs gets 8 bits in place of 4
+        # 4-bit entries are packed in pairs, so that an odd width gets 8 bits
         if kind not in kinds or (bits == 4 and rows.embedding.embedding_dim % 2):
             continue
         chosen = dataclasses.replace(rows, bits=bits)
@@ -117,13 +127,25 @@ def _of_low_rank(unit: Unit, moments: Moments | None) -> Iterator[tuple[Option, 
     ranks = embedding_ranks(unit)
     if unit.reason is not None or not ranks or moments is None or not moments.rows:
         return
-    candidate = embedding_candidate(unit, moments)
+    candidate = table_candidate(unit, moments)
     for rank in ranks[:: max(1, len(ranks) // _MOST_RANKS)]:
         if candidate.overflows(rank):
             continue
         size = sum(candidate.stored(rank)) * unit.element_bytes
         make = partial(_made, candidate, rank)
-        yield Option(LOW_RANK, size, candidate.multiply_adds(rank), 0.0, make, rank), make
+        products = tuple(_products(unit, rank))
+        yield Option(LOW_RANK, size, candidate.multiply_adds(rank), 0.0, make, rank, products), make
+
+
+def _float(unit: Unit, size: int) -> Option:
+    products = tuple(Product(FLOAT, head.in_features, head.out_features) for head in unit.heads[:1])
+    return Option(FLOAT, size, len(unit.heads) * unit.weights, 0.0, unchanged, products=products)
+
+
+def _products(unit: Unit, rank: int) -> Iterator[Product]:
+    """Of a call of a head; that behind a lookup is not timed."""
+    for head in unit.heads[:1]:
+        yield from (Product(FLOAT, head.in_features, rank), Product(FLOAT, rank, head.out_features))
 
 
 def _made(candidate: EmbeddingCandidate, rank: int) -> Replacements:

@@ -22,9 +22,9 @@ class Trial:
     """A plan, and its measured effect on the outputs.
 
     Attributes:
-        plan: what every layer becomes.
+        plan: the option of every layer.
         deviation: of the model's outputs from the original's.
-        metric: what the caller's function makes of the model; None where there is none.
+        metric: the caller's metric; None without one.
     """
 
     plan: Plan
@@ -33,13 +33,13 @@ class Trial:
 
 
 class Trials:
-    """Puts plans into a model and takes them out again.
+    """Applies plans to a model and reverts them.
 
     Args:
         model: in eval mode; is as it was after every method but the swap's own.
         parts: the layers that plans choose for.
         reference: the original's outputs.
-        metric: the caller's function of a model; None where the budget is another one.
+        metric: the caller's function of a model; None for other budgets.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Trials:
         return self._found[plan.chosen]
 
     def swap(self, plan: Plan) -> Swap:
-        """The modules of a plan, ready to be put in."""
+        """The replacement modules of a plan."""
         replacements: list[tuple[Place, nn.Module]] = []
         for number, (part, index) in enumerate(zip(self.parts, plan.chosen, strict=True)):
             if (number, index) not in self._made:
@@ -104,7 +104,7 @@ def score(model: nn.Module, metric: Metric) -> float:
         ValueError: it is no number.
     """
     value: object = metric(model)
-    # a function that evaluates may leave another mode
+    # the metric may have left the model in training mode
     model.eval()
     try:
         return float(value)  # type: ignore[arg-type]
@@ -120,7 +120,5 @@ def reachable(model: nn.Module, metric: Metric, at_least: float) -> float:
     """
     found = score(model, metric)
     if not found >= at_least:
-        raise ValueError(
-            f"at_least ({at_least:g}) can't be met: the original itself has a metric of {found:g}, the best in reach"
-        )
+        raise ValueError(f"at_least ({at_least:g}) can't be met: the original's metric is {found:g}; lower at_least")
     return found

@@ -1,4 +1,4 @@
-"""Conversion: replace a trained model's dense layers by their best sketched approximations; distillation."""
+"""Conversion: replace a trained model's dense layers by sketched approximations, and distill the result."""
 
 from panther.convert.api import sketch_
 from panther.convert.distill import DistillResult, distill_

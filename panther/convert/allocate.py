@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# low_rank is a multiple of 8, and a layer of one term has the rank 2·low_rank
+# low_rank is a multiple of 8, and a layer of one term has rank 2·low_rank
 RANK_STEP = 16
 
 
@@ -35,15 +35,15 @@ def possible_ranks(in_features: int, out_features: int) -> tuple[int, ...]:
 
 
 def allocate(choices: Sequence[Choice], budget: float) -> list[int]:
-    """Choose for every layer, so that the sum of the errors is least and that of the costs within the budget.
+    """Choose for every layer so as to minimize the sum of the errors within the budget of costs.
 
     Starts from the cheapest choices and always takes the step that gains most for its cost, along the lower convex
     hull of each layer's (cost, error); that is the optimum for the cost at which it stops (Everett, "Generalized
-    Lagrange multiplier method for solving problems of optimum allocation of resources", 1963). What is left over goes
+    Lagrange multiplier method for solving problems of optimum allocation of resources", 1963). The rest goes
     to the best steps that still fit.
 
     Returns:
-        The index of what was chosen, for each layer.
+        The chosen index for each layer.
 
     Raises:
         ValueError: even the cheapest choices exceed the budget.
@@ -80,7 +80,7 @@ def path(choices: Sequence[Choice]) -> list[list[int]]:
     Each takes one step more than the one before: the step that gains most for its cost. (Everett, 1963, as `allocate`.)
 
     Returns:
-        For each the index of what is chosen, for each layer.
+        For each optimum the chosen index for each layer.
     """
     steps = []
     for layer, choice in enumerate(choices):
@@ -97,7 +97,7 @@ def path(choices: Sequence[Choice]) -> list[list[int]]:
 
 
 def uniform(choices: Sequence[Choice], budget: float) -> list[int]:
-    """Give every layer the same share of its largest cost, the most that the budget allows.
+    """Give every layer the same share of its largest cost, as large as the budget allows.
 
     Raises:
         ValueError: even the cheapest choices exceed the budget.
@@ -148,7 +148,7 @@ def _hull(choice: Choice) -> list[int]:
 
 
 def _fill(choices: Sequence[Choice], chosen: list[int], left: float) -> list[int]:
-    """Spend what is left on single steps, the best gain for its cost first."""
+    """Spend the rest of the budget on single steps, the best gain for its cost first."""
     while True:
         best, best_gain = None, 0.0
         for layer, choice in enumerate(choices):

@@ -1,4 +1,4 @@
-"""`sketch_`: a trained model's linear layers and convolutions replaced by sketched ones that keep its outputs best."""
+"""`sketch_`: replace a trained model's linear layers and convolutions by sketched ones."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from panther.convert.report import ConversionReport, Unreached
 from panther.convert.restore import describe_for_transformers
 from panther.convert.swap import Swap
 
-# steps of the search for the smallest budget that keeps max_error
+# steps of the bisection for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
-# what converts a layer by itself
+# layer types and their own conversion functions
 _BY_HAND: dict[type[nn.Module], str] = {
     nn.Linear: "SKLinear.from_linear",
     nn.Conv2d: "SKConv2d.from_conv",
@@ -55,45 +55,45 @@ def sketch_(
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> ConversionReport:
-    """Replace the layers of a trained model by sketched ones, in place; on any error the model is as it was.
+    """Replace the layers of a trained model by sketched ones, in place; on any error the model is unchanged.
 
-    Linear layers become `SKLinear`, and convolutions `SKConv2d` or `SKConv1d`, where that keeps the outputs best. So do
-    the projections of nn.MultiheadAttention, the matrices of packed experts and the input weights of recurrent layers:
-    such a module becomes one that calls them (docs/conversion.md says which). Without calibration
-    each layer becomes a truncated SVD of its weight, of a convolution unfolded. With calibration inputs, it becomes the
-    best matrix of its rank for the inputs that it sees and for the effect that its outputs have on the model's, and the
-    ranks are allocated by that effect too (docs/conversion.md has the mathematics).
+    Linear layers become `SKLinear`, and convolutions `SKConv2d` or `SKConv1d`. The projections of
+    nn.MultiheadAttention, the matrices of packed experts and the input weights of recurrent layers are linear layers
+    too: their module is replaced by one that calls them (docs/conversion.md lists which). Without calibration, each
+    layer becomes a truncated SVD of its (unfolded) weight. With calibration inputs, it becomes the best matrix of its
+    rank for its inputs and for the effect of its outputs on the model's, and the same effect decides the ranks
+    (docs/conversion.md has the mathematics).
 
     Args:
         model: any module that contains nn.Linear, nn.Conv2d or nn.Conv1d layers, the Conv1D of transformers, or one of
             the modules above.
         ratio: the budget as a share of the parameters of the eligible layers: stored parameters after the conversion,
-            learnable and fixed (U) together, by those before, biases on both sides. Eligible layers are those that skip
-            and filter_fn leave, also where they have to stay dense.
+            learnable and fixed (U), divided by those before, with biases on both sides. Eligible layers are all that
+            skip and filter_fn leave, including those that have to stay dense.
         max_bytes: the budget as bytes of the whole model's parameters and buffers.
-        max_error: the smallest model whose outputs on the calibration inputs keep ‖y - ŷ‖ / ‖y‖ within this; without
-            calibration, the smallest layers that keep ‖W - Ŵ‖ / ‖W‖ within it, each for itself.
-        calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
-            dict. A few hundred rows do. Labels are left out: of a tuple the model gets as many entries as its forward
-            needs, of a dict those that its forward takes.
+        max_error: the budget as ‖y - ŷ‖ / ‖y‖ of the outputs on the calibration inputs, for the smallest model; without
+            calibration, as ‖W - Ŵ‖ / ‖W‖ of each layer.
+        calibration: typical inputs: batches in a DataLoader or any iterable, or one tensor or dict. A few hundred rows
+            are enough. Labels are ignored: the model gets as many entries of a tuple as its forward needs, and the
+            entries of a dict that its forward takes.
         filter_fn: (module, name) → whether to convert that layer; ``lambda module, name: isinstance(module,
             nn.Linear)`` leaves convolutions alone.
         skip: names of layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
         embeddings: convert nn.Embedding and nn.EmbeddingBag too, to `LowRankEmbedding` and `LowRankEmbeddingBag`. When
             None, ratio counts bags alone beside the other layers, and the other budgets count all.
-        forward: (model, batch) → outputs, where the model is to be called in another way.
-        probes: backward passes for each batch, which estimate how a layer's outputs move the model's; 0 for none.
-        memory: bytes, or a text such as "8GB", that calibration may take on each device besides the model, its
-            activations and the new layers. Layers are calibrated in groups that fit, with a pass over the inputs for
-            each group; the result is the same. Half of what is free when None.
-        generator: on the CPU, of the random directions of these passes; a fixed seed when None.
-        on_step: called with (what, done, all) as the work goes on.
+        forward: (model, batch) → outputs, if the model needs a custom call.
+        probes: backward passes per batch; they estimate how a layer's outputs affect the model's. 0 for none.
+        memory: limit on calibration statistics per device: bytes, or a text such as "8GB". Layers are calibrated in
+            groups that fit, with a pass over the inputs for each group; the result is the same. Half of the free
+            memory when None.
+        generator: CPU generator of the random directions; a fixed seed when None.
+        on_step: called with (step, done, total) for progress.
 
     Returns:
-        What was done with every layer and why, with costs and errors.
+        A report of every layer with the reason, costs and errors.
 
     Raises:
-        ValueError: an argument is out of range, or the budget can't be met; says what could.
+        ValueError: an argument is out of range, or the budget can't be met; the message has the limit.
         ConversionError: the model has no layer to convert, or calibration can't be run.
     """
     _check(model, ratio, max_bytes, max_error, probes)
@@ -101,7 +101,7 @@ def sketch_(
     report_step = on_step if on_step is not None else lambda *_: None
     tables = BAGS if embeddings is None and ratio is not None else () if embeddings is False else TABLES
     attentions = opened(model, recurrent=True)
-    # undone at its end: of the attentions, those stay open that had a projection converted
+    # on exit, attentions without a converted projection are closed again
     with Swap(model, attentions):
         units = find_units(model, filter_fn, skip, convolutions=True, embeddings=tables)
         mark_pooled(model, units)
@@ -145,7 +145,7 @@ def sketch_(
                 with _swap(model, chosen):
                     deviation = reference.deviation(model)
     before = plan.model_size(model)
-    # built again, now that the modules have their own training mode and requires_grad back
+    # rebuilt: the modules have their training mode and requires_grad back
     swap = Swap(model, closed(attentions, _replacements(chosen)))
     swap.do()
     try:
@@ -170,8 +170,8 @@ def _reference(model: nn.Module, batches: Sequence[Any], forward: Forward | None
     reference = Reference(model, batches, forward)
     if not reference.has_outputs:
         raise ConversionError(
-            "calibration: the model put out no finite floating-point numbers to compare; scalars are left out, "
-            "and what is no tensor, mapping, tuple or list (forward may return others)"
+            "calibration: the model returned no finite floating-point numbers to compare; scalars are left out, "
+            "as is all but tensors, mappings, tuples and lists: let forward return one of these"
         )
     return reference
 
@@ -183,7 +183,7 @@ def _best(
     limit: float,
     report_step: Callable[[str, int, int], None],
 ) -> tuple[Plan, Deviation | None]:
-    """The allocated plan, or the uniform one where its outputs are closer."""
+    """The allocated plan, or the uniform one if its output error is smaller."""
     plans = budgets.plans(limit)
     if reference is None or len(plans) == 1:
         return min(plans, key=lambda plan: plan.predicted), None
@@ -203,7 +203,7 @@ def _within_error(
     max_error: float,
     report_step: Callable[[str, int, int], None],
 ) -> tuple[Plan, Deviation | None]:
-    """The cheapest plan found that keeps the error, by bisection over the budget."""
+    """The cheapest plan within the error, by bisection over the budget."""
     if reference is None:
         return budgets.by_weight_error(max_error), None
     low, high = float(budgets.least), float(budgets.dense)
@@ -312,7 +312,7 @@ def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) 
     if max_error is not None and not max_error >= 0:
         raise ValueError(f"max_error ({max_error}) must be at least 0")
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
-        raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")
+        raise ValueError(f"probes ({probes!r}) must be an integer of at least 0")
 
 
 def _nothing_to_convert(kinds: str, elsewhere: Sequence[Unreached], *, left_out: bool) -> str:

@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 
 
 def is_plain_attention(module: nn.Module) -> bool:
-    """Whether it is nn.MultiheadAttention itself: no subclass, not parametrised."""
+    """Whether it is exactly nn.MultiheadAttention: no subclass, not parametrized."""
     plain = type(module) is nn.MultiheadAttention and "forward" not in module.__dict__
     return plain and not parametrize.is_parametrized(module)
 
 
 def within_transformers(model: nn.Module) -> set[int]:
-    """The modules, by id, within a model of transformers, which builds and initialises its attentions by itself."""
+    """Ids of the modules within a transformers model, which builds and initializes its attentions itself."""
     library = sys.modules.get("transformers.modeling_utils")
     if library is None:
         return set()

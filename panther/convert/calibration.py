@@ -3,127 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from panther.convert.convolutions import Convolution, rows_of_outputs, sampled_patches
 from panther.convert.embeddings import Lookups, is_embedding, lookups_of
-from panther.convert.errors import ConversionError
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments, Sums, empty_moments, sums_of
 from panther.convert.precision import rounded_products
 from panther.convert.probes import draw_probe
 
-# rows kept of each layer's inputs, to look whether the sketched layer overflows on them
+# rows kept of each layer's inputs, to test sketched layers for overflow
 EXTREME_ROWS = 8
-
-
-class Sums(Protocol):
-    """Sums over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
-
-    Attributes:
-        calls, extreme, sensitivity: as of `Moments`.
-    """
-
-    calls: int
-    extreme: Tensor | None
-    sensitivity: Tensor | None
-
-    @property
-    def at_inputs(self) -> bool:
-        """Whether it sums derivatives at the inputs of the layer in place of those at its outputs."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that were added, see `Moments`."""
-
-    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
-        """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
-
-    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
-        """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
-
-        at_inputs are those at its inputs, g W of shape (n, d_in), where they are known.
-        """
-
-    def check(self, name: str) -> None:
-        """Raise a ConversionError that names the layer where a sum is not finite."""
-
-
-@dataclass
-class Moments:
-    """Sums over the rows that a layer saw in calibration; float64, on the layer's device.
-
-    A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
-    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity. A row of an embedding is
-    its output, (d_out,) in place of (d_in,).
-
-    Attributes:
-        second: (d_in, d_in), Σ x xᵀ.
-        total: (d_in,), Σ x.
-        rows: how many, those left out that move no output of the model.
-        sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
-            to the layer's output, estimated with random projections; None where there are no derivatives.
-        calls: how often the layer was called.
-        extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
-        counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
-    """
-
-    second: Tensor
-    total: Tensor
-    rows: int = 0
-    sensitivity: Tensor | None = None
-    calls: int = 0
-    extreme: Tensor | None = None
-    counts: Tensor | None = None
-    at_inputs: bool = field(default=False, init=False)
-
-    @property
-    def mean(self) -> Tensor:
-        """(d_in,)."""
-        return self.total / max(self.rows, 1)
-
-    def covariance(self, *, centred: bool) -> Tensor:
-        """(d_in, d_in), the mean of x xᵀ, about the mean of x where centred."""
-        C = self.second / max(self.rows, 1)
-        return C - torch.outer(self.mean, self.mean) if centred else C
-
-    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:  # noqa: ARG002  a protocol's
-        """Add rows, see `Sums.add`."""
-        x = (x if kept is None else x[kept]).double()
-        self.second += x.t() @ x
-        self.total += x.sum(0)
-        self.rows += len(x)
-
-    def count(self, lookups: Lookups) -> None:
-        """Count the rows that a call of a table looked up."""
-        if self.counts is not None:
-            self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
-
-    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:  # noqa: ARG002
-        """Add derivatives, see `Sums.add_gradients`."""
-        product = (g.t() @ g).double() * scale
-        self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
-
-    def check(self, name: str) -> None:
-        """Refuse sums that are not finite, see `Sums.check`."""
-        check_finite(name, self.second, self.sensitivity)
-
-
-def check_finite(name: str, of_inputs: Tensor, of_derivatives: Tensor | None) -> None:
-    """Refuse sums that are not finite.
-
-    Raises:
-        ConversionError: names the layer.
-    """
-    if not bool(torch.isfinite(of_inputs).all()):
-        raise ConversionError(f"calibration: the inputs of {name} hold values that are not finite")
-    if of_derivatives is not None and not bool(torch.isfinite(of_derivatives).all()):
-        raise ConversionError(f"calibration: the derivatives at {name} are not finite")
 
 
 @dataclass
@@ -132,13 +28,13 @@ class _Call:
     x: Tensor
     version: int
     convolution: Convolution | None = None
-    # the rows of the output that the rows of x belong to; None for all
+    # output rows that belong to the rows of x; None for all
     sampled: Tensor | None = None
     lookups: Lookups | None = None
     moves: Tensor | None = None
-    # whether its effect on the outputs can be seen; not within torch.no_grad
+    # whether its effect on the outputs can be measured; not within torch.no_grad
     watched: bool = True
-    # whether the derivatives at its inputs come by themselves; until then, those at its outputs with their scales
+    # whether autograd delivers the derivatives at its inputs; until known, those at its outputs with their scales
     own_inputs: bool = False
     pending: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -202,14 +98,14 @@ def gather(
     """
     watch = _Watch(probes=probes, generator=generator, moving=moving)
     handles = [
-        # registered after those of the module, and called after them
+        # registered after the module's hooks, and called after them
         place.module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         for unit, sums in watched
-        if sums.at_inputs
         for place in unit.places
+        if sums_of(sums, place.module).at_inputs
     ]
     handles += [
-        place.module.register_forward_hook(watch.hook(sums, unit.convolution), with_kwargs=True)
+        place.module.register_forward_hook(watch.hook(sums_of(sums, place.module), unit.convolution), with_kwargs=True)
         for unit, sums in watched
         for place in unit.places
     ]
@@ -238,9 +134,9 @@ class _Watch:
         self._probes, self._generator, self._moving = probes, generator, moving
         self._calls: list[_Call] = []
         self._anchors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        # of positions of images: apart from the generator of v, which stays the same beside convolutions
+        # samples positions of images; separate from the generator of v, which convolutions must not change
         self._positions = torch.Generator().manual_seed(0)
-        # inputs of the calls that have begun, by the id of the module
+        # inputs of the calls in progress, by the id of the module
         self._entered: dict[int, Tensor] = {}
         self.ended = False
 
@@ -258,7 +154,7 @@ class _Watch:
         return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
 
     def drop(self, convolution: Convolution) -> Callable[..., None]:
-        """A forward hook that draws the patches of a convolution for nothing."""
+        """A forward hook that draws the patches of a convolution and drops them, to keep the random state."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Tensor) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
@@ -286,7 +182,7 @@ class _Watch:
             key = (out.device, out.dtype)
             if key not in self._anchors:
                 self._anchors[key] = torch.zeros((), device=key[0], dtype=key[1], requires_grad=True)
-            # a separate tensor, whose gradient is available though the parameters are frozen and it may be overwritten
+            # a separate tensor has a gradient although the parameters are frozen, and may be overwritten
             watched = out + self._anchors[key]
             watched.register_hook(lambda gradient: self._receive(record, gradient))  # type: ignore[no-untyped-call]
             if self._entered.pop(id(module), None) is x:
@@ -298,20 +194,20 @@ class _Watch:
 
     def _receive(self, record: _Call, gradient: Tensor | None) -> None:
         if gradient is None:
-            # an operation without a derivative, such as a product with quantized weights, ends the way back
+            # an operation without a derivative, such as a product with quantized weights, stops the backward pass
             self.ended = True
             record.watched = False
         else:
             _add_sensitivity(record, gradient, self._probes)
 
     def finish(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
-        """Run the backward passes and add up what was seen."""
+        """Run the backward passes and add the statistics of all calls."""
         moved = self._moving
         if moved is None or len(moved) != len(outputs):
             moved = [y.requires_grad for y, _ in outputs]
         moving = [pair for pair, moves in zip(outputs, moved, strict=True) if moves]
         for remaining in reversed(range(self._probes if moving else 0)):
-            # drawn for all of them, so that each v is the same whichever layers are watched
+            # drawn for all outputs, so that v does not depend on the watched layers
             drawn = [(y, draw_probe(y.detach(), mask, self._generator)) for y, mask in moving]
             reached = [(y, v) for y, v in drawn if y.requires_grad]
             if not reached:
@@ -325,7 +221,7 @@ class _Watch:
                         retain_graph=remaining > 0,
                     )
                     for record in self._calls:
-                        # whose inputs lead to no watched layer
+                        # its inputs lead to no watched layer
                         _add_pending(record, None)
             except (NotImplementedError, RuntimeError) as error:
                 if "not implemented" not in str(error):
@@ -334,25 +230,12 @@ class _Watch:
                 self.ended = True
                 break
         for record in self._calls:
-            # beyond the end of the way back nothing is known of what a layer moves
+            # the sensitivity of a layer is unknown where the backward pass stops before it
             record.watched = record.watched and not (self.ended and record.moves is None)
             _add(record, moved=bool(moving))
         self._calls.clear()
         self._anchors.clear()
         self._entered.clear()
-
-
-def empty_moments(unit: Unit) -> Moments:
-    """Make moments without rows."""
-    device, d_in = unit.weight.device, unit.in_features
-    counts = None
-    if is_embedding(unit.places[0].module):
-        counts, d_in = torch.zeros(d_in, dtype=torch.int64, device=device), unit.out_features
-    return Moments(
-        torch.zeros(d_in, d_in, dtype=torch.float64, device=device),
-        torch.zeros(d_in, dtype=torch.float64, device=device),
-        counts=counts,
-    )
 
 
 def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
@@ -361,7 +244,7 @@ def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
     moves = torch.linalg.vector_norm(g, ord=1, dim=1)
     record.moves = moves if record.moves is None else record.moves + moves
-    # summed in float64; within one batch float32 is enough for a weighting, once the squares are in its range
+    # summed in float64; float32 is enough within one batch, once the squares are in its range
     size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
     record.pending = (g / size.float(), size, size.square() / probes)
     if not record.own_inputs:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Unit, bias_of, sketched_from
+from panther.convert.moments import Moments
 from panther.counting import multiply_adds_per_row
 from panther.linalg.whitening import Spectrum, damped, whitened_svd
 
-# Shares of the mean variance that are added to every direction of a layer's inputs and outputs, and how much more for
-# each direction that there is to a row: of few rows the moments know little.
+# Damping, as shares of the mean variance that are added to every direction of a layer's inputs and outputs, and the
+# extra damping per direction and row: moments of few rows are uncertain.
 INPUT_DAMPING = 1e-4
 OUTPUT_DAMPING = 1e-2
 DAMPING_FOR_FEW_ROWS = 0.1
@@ -40,13 +40,13 @@ class Weighing:
 
 
 def weigh(unit: Unit, moments: Moments) -> Weighing:
-    """Damp the moments of a unit, more where they are of few rows."""
-    # only a bias of every module, and of no other, can take up the mean
+    """Damp the moments of a unit, more for few rows."""
+    # only a bias of every module, shared with no other, can absorb the mean
     own_biases = all(place.module.bias is not None for place in unit.places) and not unit.bias_is_shared
     centred = len(unit.biases) > 0 and own_biases
     covariance = moments.covariance(centred=centred)
     few = DAMPING_FOR_FEW_ROWS / moments.rows
-    # of few rows the variance about the mean is too small; their mean square is not
+    # with few rows the variance about the mean is underestimated; the mean square is not
     mean_square = moments.second.diagonal().mean() / moments.rows
     inputs = damped(covariance, INPUT_DAMPING, more=few * unit.in_features * mean_square)
     outputs = None
@@ -56,7 +56,7 @@ def weigh(unit: Unit, moments: Moments) -> Weighing:
 
 
 def weighed_spectrum(unit: Unit, weighing: Weighing | None) -> Spectrum:
-    """The weight of a unit taken apart, (d_out, d_in).
+    """The decomposed weight of a unit, (d_out, d_in).
 
     Energies are in units of the model's relative squared output error, or of the weight's (the layer's output's) own
     where there is no calibration (no sensitivity).
@@ -73,11 +73,11 @@ def weighed_spectrum(unit: Unit, weighing: Weighing | None) -> Spectrum:
 
 @dataclass(eq=False)
 class Candidate:
-    """A linear layer that can be converted, taken apart.
+    """A convertible linear layer with its decomposed weight.
 
     Attributes:
         unit: the layer.
-        weighing: what calibration says of it; None without.
+        weighing: its calibration statistics; None without calibration.
         spectrum: as `weighed_spectrum`.
         ranks: that pay, rising.
     """
@@ -139,7 +139,7 @@ class Candidate:
 
     @torch.no_grad()
     def overflows(self, rank: int) -> bool:
-        """Whether the layer leaves the range of its type where the dense one does not.
+        """Whether the layer overflows its type where the dense one does not.
 
         Only 16-bit types are checked: their factors, and the outputs for the calibration rows of the largest
         entries.

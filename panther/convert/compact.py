@@ -26,13 +26,13 @@ from panther.linalg.triangular import sums_of_pairs
 from panther.linalg.whitening import Spectrum, spectrum_from_gram
 
 _TINY = torch.finfo(torch.float64).tiny
-# of inputs whose variance is a smaller share of what is added to it, nothing but rounding is left
+# inputs with a smaller share of the damping as variance hold only rounding errors
 _ROUNDING = 1e-9
 
 
 @dataclass(eq=False)
 class CompactCandidate(Candidate):
-    """A linear layer taken apart, its factors truncated to the largest rank that pays.
+    """A decomposed linear layer; its factors are truncated to the largest rank that saves parameters.
 
     Attributes:
         weighing: only the mean and the largest rows.
@@ -64,7 +64,7 @@ class CompactCandidate(Candidate):
 
 
 def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keeper) -> CompactCandidate:
-    """Take a linear layer apart by its statistics, as `weigh` and `weighed_spectrum` do with moments."""
+    """Decompose a linear layer by its statistics, as `weigh` and `weighed_spectrum` do with moments."""
     W, most = unit.weight, ranks[-1]
     d_out, d_in = W.shape
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
@@ -76,7 +76,7 @@ def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keepe
     outer = None
     if seen.outputs_squares is not None:
         outer = float((OUTPUT_DAMPING + few * d_out) * seen.outputs_squares / d_out)
-    # of inputs that are all zero every direction counts the same, as without calibration
+    # if all inputs are zero, every direction counts the same, as without calibration
     damping = _Damping(added_in if added_in > 0 else 1.0, outer if outer is not None and outer > 0 else None)
     if d_out <= d_in:
         spectrum, *errors = _wide(W, seen, mean, damping, most, dtype)

@@ -23,12 +23,12 @@ from panther.nn import SKConv1d, SKConv2d, functional
 from panther.nn.functional import ConvOptions
 from panther.nn.sketched_conv import SketchedConv
 
-# channels between the two convolutions: blocks of 8 are what runtimes compute by
+# channels between the two convolutions: runtimes compute blocks of 8
 CONV_RANK_STEP = 8
 
 
 def conv_candidates(unit: Unit, weighing: Weighing | None) -> list[Candidate]:
-    """Take a convolution apart in every way that stores less at some rank."""
+    """Decompose a convolution in every way that stores less at some rank."""
     ranks, found = conv_ranks(unit), list[Candidate]()
     if "output" in ranks:
         found.append(OutputCandidate(unit, weighing, weighed_spectrum(unit, weighing), ranks["output"]))
@@ -42,7 +42,7 @@ def conv_ranks(unit: Unit) -> dict[str, tuple[int, ...]]:
     conv, positions = _conv(unit), positions_of(_conv(unit))
     d_in, d_out, c_in = unit.in_features, unit.out_features, conv.in_channels
     ways = {"output": (d_in + d_out, min(d_in, d_out))}
-    # of a 1x1 convolution both ways are the same
+    # both ways are the same for a 1x1 convolution
     if positions > 1 and c_in <= d_out * positions:
         ways["input"] = (c_in + d_out * positions, c_in)
     found = {
@@ -55,7 +55,7 @@ def conv_ranks(unit: Unit) -> dict[str, tuple[int, ...]]:
 def _conv(unit: Unit) -> Convolution:
     conv = unit.convolution
     if conv is None:
-        raise TypeError(f"{unit.name} is no convolution")
+        raise TypeError(f"{unit.name} is not a convolution")
     return conv
 
 
@@ -107,7 +107,7 @@ class ConvCandidate(Candidate, ABC):
     def outputs(self, layer: nn.Module, rows: Tensor) -> Tensor:
         """Outputs of a sketched convolution for patches, (n, d_in)."""
         if not isinstance(layer, SketchedConv):
-            raise TypeError(f"{type(layer).__name__} is no sketched convolution")
+            raise TypeError(f"{type(layer).__name__} is not a sketched convolution")
         one, none = (1,) * layer.axes, (0,) * layer.axes
         x = rows.view(len(rows), layer.in_channels, *layer.kernel_size)
         options = ConvOptions(one, none, one, 1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from panther.nn.sketched_conv import padding_sides
 
 Convolution = nn.Conv1d | nn.Conv2d
-# of one call: enough for the moments, in a bounded memory however large the images are
+# positions sampled per call: enough for the moments, and memory does not grow with the images
 MOST_PATCHES, MOST_ENTRIES = 4096, 2**22
 # entries of a patch, whose covariance takes 2 GiB
 WIDEST_PATCH = 1 << 14
@@ -26,7 +26,7 @@ def is_convolution(module: nn.Module) -> TypeGuard[Convolution]:
 
 
 def reason_of_convolution(conv: Convolution) -> str | None:
-    """Why a convolution stays as it is, or None; whatever its groups and patches, see `reason_not_factored`."""
+    """Why a convolution stays dense, or None; `reason_not_factored` checks its groups and patches."""
     kind = type(conv).__name__
     dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     own = type(conv).forward is not dense.forward or type(conv)._conv_forward is not dense._conv_forward
@@ -38,14 +38,19 @@ def reason_of_convolution(conv: Convolution) -> str | None:
 def reason_not_factored(conv: Convolution) -> str | None:
     """Why a convolution gets no low rank, or None; its weight can still be stored in fewer bits."""
     if conv.groups > 1 and conv.groups == conv.in_channels:
-        return "depthwise: each channel has its own kernel, and there is no rank across channels to cut"
+        return (
+            "depthwise: each channel has its own kernel, and there is no rank across channels to cut; "
+            "compress and quantize_ store it in fewer bits"
+        )
     dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     if conv.groups > 1:
         channels = conv.in_channels // conv.groups
         return (
             f"grouped: each of its {conv.groups} groups is a small convolution of {channels} channels; "
-            f"{dense.__name__.replace('Conv', 'SKConv')}.from_conv converts one by hand"
+            f"{dense.__name__.replace('Conv', 'SKConv')}.from_conv converts one by hand, and "
+            "compress and quantize_ store it in fewer bits"
         )
+    dense = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv1d
     entries = patch_entries(conv)
     if entries > WIDEST_PATCH:
         return (
@@ -56,7 +61,7 @@ def reason_not_factored(conv: Convolution) -> str | None:
 
 
 def positions_of(conv: Convolution) -> int:
-    """How many positions the kernel has."""
+    """Number of positions of the kernel."""
     return math.prod(conv.kernel_size)
 
 

@@ -1,4 +1,4 @@
-"""How far a converted model's outputs are from the original's, on the same batches."""
+"""Deviation of a converted model's outputs from the original's on the same batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from panther.convert.forward import Forward, call, outputs_of
 from panther.runs import processes
 
-# of the original's outputs kept for the comparison
+# bytes of the original's outputs that are kept for the comparison
 _MOST_BYTES = 2**28
 
 
@@ -86,7 +86,7 @@ class Reference:
             for entry, y, y_hat in zip(sums, expected, _rows(run, batch), strict=False):
                 finite = y.isfinite()
                 reference, found = y.double().where(finite, 0.0), y_hat.double().where(finite, 0.0)
-                # a model that overflows is further off than any other, also beside a NaN
+                # a model that overflows counts as further off than any other, even beside a NaN
                 entry[0] += (reference - found).nan_to_num(nan=math.inf, posinf=math.inf).square().sum().item()
                 entry[1] += reference.square().sum().item()
                 entry[2] += nn.functional.cosine_similarity(reference, found, dim=-1).sum().item()
@@ -102,7 +102,7 @@ class Reference:
 @torch.no_grad()
 def _rows(run: Callable[[Any], Any], batch: Any) -> list[Tensor]:
     with warnings.catch_warnings():
-        # which torch's fast path for padding masks is built on
+        # torch's fast path for padding masks uses nested tensors
         warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
         outputs = outputs_of(run(batch), batch)
     return [

@@ -36,12 +36,12 @@ class DistillResult:
     """Result of a distillation, measured on the validation batches.
 
     Attributes:
-        steps: that were taken; fewer than asked for where it stopped early.
-        best_step: after which the student was best; its values are those that were kept. 0: it gained nothing.
+        steps: number of steps; fewer than requested after early stopping.
+        best_step: step with the best student, whose values were kept; 0 if training did not help.
         error_before, error: ‖y - ŷ‖ / ‖y‖ of the outputs, y being the teacher's.
         cosine_before, cosine: the mean cosine between y and ŷ, over rows.
-        held_out: whether the validation batches were kept out of the training.
-        seconds: it took.
+        held_out: whether the validation batches were held out.
+        seconds: duration.
     """
 
     steps: int
@@ -83,35 +83,34 @@ def distill_(
     The loss is the squared error of the outputs, relative to the teacher's, and that of the hidden states: the outputs
     of the repeated blocks that hold sketched layers (members of a ModuleList or Sequential), or of the sketched layers
     where there are none. (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015; hidden
-    states: Romero et al., "FitNets", 2015.) Both models run in eval mode, so that dropout and batch statistics play no
-    part. The best state on the validation batches is kept; on an error, the student is as it was. A few thousand inputs
-    and steps do far better than a few hundred; `sketch_and_distill` sketches and trains in stages.
+    states: Romero et al., "FitNets", 2015.) Both models run in eval mode, without dropout and batch
+    statistics. The best state on the validation batches is kept; on an error, the student is unchanged. A few thousand
+    inputs and steps give far better results than a few hundred; `sketch_and_distill` sketches and trains in stages.
 
-    Under ``torchrun``, within `panther.train.process_group`, the processes train together: all are given the same
-    batches, each takes its rows of every batch, and the gradients are those of the whole batch. Batches whose rows
-    can't be told apart, or depend on each other, are computed whole by each.
+    Under ``torchrun``, within `panther.train.process_group`, the processes train together: give all of them the same
+    batches; each computes its rows of every batch, and the gradients are those of the whole batch. A batch that can't
+    be split into independent rows is computed whole by each process.
 
     Args:
         student: a model converted by `panther.sketch_`.
-        teacher: the original, on any device; is not changed.
+        teacher: the original, on any device; it is not changed.
         loader: inputs without labels, as `panther.sketch_` takes them for calibration.
-        steps: optimiser steps, one batch each.
+        steps: optimizer steps, one batch each.
         lr: the size of Adam's first steps relative to the root mean square of each matrix; falls along a cosine.
-        hidden_weight: of the mean error of the hidden states, beside the mean error of the outputs; 0 leaves them out.
-        train: "all" trains S and the biases of the sketched layers, normalizations, the layers that stayed dense and
-            all other parameters but the tables of embeddings, of which a batch meets few rows; "sketched" the first
-            alone.
-        validation: inputs to measure on; an eighth of the batches is kept out for it when None, of 4 or more.
+        hidden_weight: weight of the hidden states' mean error in the loss, beside the outputs'; 0 leaves them out.
+        train: "all" trains all parameters except embedding tables, of which a batch uses few rows; "sketched" trains
+            only S and the biases of the sketched layers.
+        validation: inputs to measure on; when None, an eighth of the batches is held out if there are 4 or more.
         patience: stop after this many measurements, 20 in a full run, without a gain.
-        forward: (model, batch) → outputs, where the models are to be called in another way.
-        precision: of the student's forward pass, by autocast; parameters, the loss, the teacher and the measurements
-            keep their own. float16 scales the loss.
-        checkpoints: a folder, one that all processes see, in which the state is saved at each measurement, and from
-            which the same call goes on after a kill, bit for bit on the CPU.
-        resume: go on from the state in the folder; False starts over.
+        forward: (model, batch) → outputs, if the models need a custom call.
+        precision: autocast type of the student's forward pass; parameters, the loss, the teacher and the measurements
+            keep their own. float16 uses loss scaling.
+        checkpoints: a folder that all processes share. The state is saved there at each measurement, and the same call
+            resumes from it after a kill, bit for bit on the CPU.
+        resume: resume from the state in the folder; False starts over.
         shard: under ``torchrun``, train a copy of the student whose parameters, gradients and optimizer states are
             divided between the processes (FSDP2).
-        generator: of the order of batches, on the CPU; a fixed seed when None.
+        generator: CPU generator of the order of batches; a fixed seed when None.
         progress: show a progress bar on the terminal.
 
     Raises:
@@ -138,10 +137,10 @@ def distill_(
         with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as bar:
             reference = Reference(teacher, held_out or training, forward)
             if not reference.has_outputs:
-                raise ConversionError("the teacher put out no finite floating-point numbers to learn from")
+                raise ConversionError("the teacher returned no finite floating-point numbers to learn from")
             by_rows = rows_are_independent(teacher, training[0], forward)
             if processes.world_size() > 1 and not by_rows:
-                warnings.warn("rows of the batches can't be divided; each process computes all of them", stacklevel=2)
+                warnings.warn("rows of the batches can't be divided; every process computes all of them", stacklevel=2)
             learner, learnt = _sharded(student, train) if shard else (student, parameters)
             matching = Matching(learner, teacher, training, names, hidden_weight, forward, precision, by_rows=by_rows)
             run = _run(learner, parameters, learnt, settings | sizes, generator)
@@ -186,7 +185,7 @@ def _check(steps: int, lr: float, hidden_weight: float, train: str, patience: in
 
 @dataclass
 class _State:
-    """How far a distillation is.
+    """Progress of a distillation.
 
     Attributes:
         before, best: the deviation at the start, and the smallest so far.
@@ -259,7 +258,7 @@ class _Training:
         if not math.isclose(norm, self.reference.norm, rel_tol=1e-2):
             raise ValueError(
                 f"{folder} is of a run with another teacher or other inputs: the norm of the outputs is {norm:.4g} "
-                f"there, and {self.reference.norm:.4g} in this run. Take another folder, or delete it"
+                f"there, and {self.reference.norm:.4g} in this run. Use another folder, or delete it"
             )
         return _State(Deviation(*values.pop("before")), Deviation(*values.pop("best")), **values)
 
@@ -274,7 +273,7 @@ class _Training:
         run.optimizer.zero_grad()
         loss = self.matching.loss(state.order.pop())
         if run.sharded:
-            # whose gradients are averaged over the processes, not added up
+            # gradients are averaged over the processes, not summed
             run.scaler.scale(loss * processes.world_size()).backward()  # type: ignore[no-untyped-call]
             (total,) = processes.add_up(loss.item(), device=loss.device)
         else:
@@ -292,7 +291,7 @@ class _Training:
         return total
 
     def _measure(self) -> Deviation:
-        # sharded parameters are gathered by all processes together, for the same batch
+        # all processes gather sharded parameters together, for the same batch
         found = self.reference.deviation(self.run.model, shared=not self.run.sharded)
         sharding.reshard_(self.run.model)
         return Deviation(*processes.of_first(tuple(found)))
@@ -305,7 +304,7 @@ def _run(
     plan: dict[str, Any],
     generator: torch.Generator | None,
 ) -> Run:
-    """Adam with a rate for each parameter of the student, of which the learner's may be shares."""
+    """Adam with a rate for each parameter of the student; those of the learner may be shards."""
     steps = plan["steps"]
     groups = [
         {"params": [share], "lr": plan["lr"] * max(_rms(parameter), 1e-4)}
@@ -326,7 +325,7 @@ def _run(
 
 
 def _sharded(student: nn.Module, train: Train) -> tuple[nn.Module, list[nn.Parameter]]:
-    """A copy of which each process holds a share, and what of it learns."""
+    """A sharded copy, and its trained parameters."""
     learner = copy.deepcopy(student)
     for parameter in _trained(learner, train):
         parameter.requires_grad_(True)  # noqa: FBT003
@@ -339,7 +338,7 @@ def _rms(parameter: Tensor) -> float:
 
 
 def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
-    """What is trained, tied parameters once; nothing where no layer is sketched."""
+    """The trained parameters, each once; none if no layer is sketched."""
     found: dict[int, nn.Parameter] = {}
     for module in student.modules():
         if isinstance(module, SKLinear | SketchedConv):
@@ -347,7 +346,7 @@ def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
         elif isinstance(module, LowRankTable):
-            found |= {id(factor): factor for factor in (module.A, module.B)}
+            found |= {id(parameter): parameter for parameter in module.parameters()}
     if not found or train == "sketched":
         return list(found.values())
     tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from panther.convert.calibration import Moments
 from panther.convert.candidates import (
     DAMPING_FOR_FEW_ROWS,
     INPUT_DAMPING,
@@ -19,16 +18,17 @@ from panther.convert.candidates import (
     Candidate,
     Weighing,
 )
-from panther.convert.embeddings import Embeddings, is_embedding
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments
 from panther.linalg.projection import Projection, projections, second_moment
 from panther.linalg.whitening import damped
-from panther.nn import LowRankEmbedding, LowRankEmbeddingBag
+from panther.nn import LowRankEmbedding, LowRankEmbeddingBag, LowRankHead
+from panther.nn.embedding import LowRankTable
 from panther.nn.hooks import take_hooks
 
-# columns of the table that is looked up
+# rank step: columns of the table that is looked up
 EMBEDDING_RANK_STEP = 4
-# rows that calibration did not see get no more of the weight than those that it saw
+# rows that calibration did not see get at most the weight of those that it saw
 _MOST_UNSEEN = 0.5
 
 
@@ -39,7 +39,7 @@ def embedding_ranks(unit: Unit) -> tuple[int, ...]:
 
 
 def embedding_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandidate:
-    """Take a table apart for the lookups that calibration saw; for all rows alike where it saw nothing."""
+    """Decompose a table for the lookups of calibration; without any, all rows weigh the same."""
     W = unit.weight.t()
     weighing = None if moments is None else weigh_lookups(unit, moments)
     if weighing is None:
@@ -75,7 +75,7 @@ def _with_unseen(unit: Unit, S: Tensor, counts: Tensor, outputs: int) -> Tensor:
     if not bool(unseen.any()) or not lookups:
         return S
     mass = min(max(int((counts == 1).sum()), 1) / lookups, _MOST_UNSEEN)
-    # of independent rows: a sum of n has n times the second moment of one, a mean an n-th of it
+    # for independent rows, a sum of n has n times the second moment of one row, and a mean 1/n of it
     module, size = unit.places[0].module, lookups / max(outputs, 1)
     scale = 1.0
     if isinstance(module, nn.EmbeddingBag):
@@ -85,43 +85,49 @@ def _with_unseen(unit: Unit, S: Tensor, counts: Tensor, outputs: int) -> Tensor:
 
 @dataclass(eq=False)
 class EmbeddingCandidate(Candidate):
-    """A table that is looked up, then a product.
+    """A table that is looked up, then a product; in heads on its weight, the same factors the other way about.
 
     Attributes:
         projection: the same as spectrum.
+        head_inputs: (d, d), the second moment of the inputs of its heads; None where calibration saw none.
     """
 
     projection: Projection
+    head_inputs: Tensor | None = None
 
     def stored(self, rank: int) -> tuple[int, int]:
         """Entries that are learned, and those that are fixed."""
         return rank * (self.unit.in_features + self.unit.out_features), 0
 
     def multiply_adds(self, rank: int) -> int:
-        """Multiply-adds of a row, or of a bag."""
-        return rank * self.unit.out_features
+        """Multiply-adds of a row, or of a bag, and of a row in each head."""
+        return rank * self.unit.out_features + len(self.unit.heads) * sum(self.stored(rank))
 
     def lost(self, rank: int) -> Tensor:
         """(d, V), W - Ŵ, transposed."""
         return self.projection.remainder(rank).t() @ self.unit.weight.double()
 
     def errors(self, rank: int) -> tuple[float, float | None]:
-        """The relative errors in the table and on the data."""
-        lost = self.projection.remainder(rank)
+        """The relative errors in the table and on the data, there of its heads too, the root mean square."""
+        lost, G = self.projection.remainder(rank), second_moment(self.unit.weight.t())
 
-        def relative(S: Tensor) -> float:
-            whole = S.diagonal().sum()
-            return (((S @ lost) * lost).sum() / whole).clamp_min(0).sqrt().item() if whole > 0 else 0.0
+        def relative(S: Tensor, C: Tensor) -> float:
+            whole = (S * C).sum()
+            return ((S * (lost @ C @ lost.t())).sum() / whole).clamp_min(0).item() if whole > 0 else 0.0
 
-        on_data = None if self.weighing is None else relative(self.weighing.covariance)
-        return relative(second_moment(self.unit.weight.t())), on_data
+        eye = torch.eye(len(G), dtype=G.dtype, device=G.device)
+        on_data = [] if self.weighing is None else [relative(self.weighing.covariance, eye)]
+        on_data += [] if self.head_inputs is None else [relative(G, self.head_inputs)]
+        return relative(G, eye) ** 0.5, (sum(on_data) / len(on_data)) ** 0.5 if on_data else None
 
-    def layers(self, rank: int) -> Sequence[LowRankEmbedding | LowRankEmbeddingBag]:
-        """The tables of low rank, one for each module that is replaced; they share their factors."""
+    def layers(self, rank: int) -> Sequence[LowRankTable]:
+        """The layers of low rank, one for each module that is replaced; they share their factors."""
         A, B = self.projection.factors(self.unit.weight.t(), rank)
-        found: list[LowRankEmbedding | LowRankEmbeddingBag] = []
+        found: list[LowRankTable] = []
         for place in self.unit.places:
-            layer = embedding_like(_embeddings(place.module), rank)
+            layer = table_like(place.module, rank)
+            if isinstance(layer, LowRankHead):
+                layer.register_parameter("bias", place.module._parameters.get("bias"))
             if found:
                 layer.tie_to(found[0])
             else:
@@ -132,22 +138,22 @@ class EmbeddingCandidate(Candidate):
 
     @torch.no_grad()
     def overflows(self, rank: int) -> bool:
-        """Whether a factor leaves the range of its type."""
+        """Whether a factor overflows its type."""
         if self.unit.weight.dtype.itemsize > 2:
             return False
         return not all(bool(tensor.isfinite().all()) for tensor in self.layers(rank)[0].parameters())
 
 
-def embedding_like(
-    module: Embeddings, rank: int, *, device: str | None = None
-) -> LowRankEmbedding | LowRankEmbeddingBag:
-    """A table of low rank for the place of an embedding, without values."""
+def table_like(module: nn.Module, rank: int, *, device: str | None = None) -> LowRankTable:
+    """A layer of low rank for the place of an embedding, or of a head that shares its weight; without values.
+
+    Raises:
+        TypeError: it is neither.
+    """
     if isinstance(module, nn.EmbeddingBag):
         return LowRankEmbeddingBag.like(module, rank, device=device)
-    return LowRankEmbedding.like(module, rank, device=device)
-
-
-def _embeddings(module: nn.Module) -> Embeddings:
-    if not is_embedding(module):
-        raise TypeError(f"{type(module).__name__} is no embedding")
-    return module
+    if isinstance(module, nn.Embedding):
+        return LowRankEmbedding.like(module, rank, device=device)
+    if isinstance(module, nn.Linear):
+        return LowRankHead.like(module, rank, device=device)
+    raise TypeError(f"{type(module).__name__} is neither an embedding nor a linear layer")

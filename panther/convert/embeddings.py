@@ -28,12 +28,12 @@ def is_embedding(module: nn.Module, kinds: Kinds = TABLES) -> TypeGuard[Embeddin
 
 
 def reason_of_embedding(module: Embeddings) -> str | None:
-    """Why an embedding stays as it is, or None."""
+    """Why an embedding stays dense, or None."""
     dense = nn.EmbeddingBag if isinstance(module, nn.EmbeddingBag) else nn.Embedding
     if type(module).forward is not dense.forward or "forward" in module.__dict__:
         return f"{type(module).__name__} does more than nn.{dense.__name__} in its forward"
     if module.max_norm is not None:
-        return "its max_norm changes the table while it is read"
+        return "its max_norm changes the table during the lookup"
     if isinstance(module, nn.EmbeddingBag) and module.mode not in ("sum", "mean"):
         return f"mode={module.mode!r}: {MAX_REASON}"
     return None
@@ -52,7 +52,7 @@ class Lookups:
     rows: Tensor | None
 
     def moving(self, moves: Tensor) -> Lookups:
-        """Those alone that go into rows of the output where a mask, (rows,), is True."""
+        """The lookups of output rows where a mask, (rows,), is True."""
         kept = moves if self.rows is None else moves[self.rows]
         return Lookups(self.indices[kept], None if self.rows is None else self.rows[kept])
 

@@ -2,4 +2,4 @@
 
 
 class ConversionError(Exception):
-    """The model could not be converted, and is as it was."""
+    """The model could not be converted, and is unchanged."""

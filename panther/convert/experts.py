@@ -12,24 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Unit
-from panther.nn.experts import LISTS, OpenedExperts, RoutedExperts, StackedExperts
+from panther.convert.moments import Moments
+from panther.nn.experts import EVERY_LIST, LISTS, GatedExperts, OpenedExperts, RoutedExperts, StackedExperts
 
-# rows of the experts together that each expert's moments get besides, for each direction of its input
+# pooled rows of all experts that are added to each expert's moments, per direction of its input
 _POOLED_ROWS = 0.1
-# of the outputs for the rows that both ways are compared on, by the bytes of an entry
+# largest relative difference between both ways on the compared rows, by bytes of an entry
 _TOLERANCES = {2: 3e-2, 4: 1e-4, 8: 1e-8}
 _ROWS = 4
+_GATED = ("w1", "v1", "w2")
 
 
 def opened_experts(module: nn.Module) -> OpenedExperts | None:
-    """The experts with a layer for each matrix; None where they are of no known kind.
+    """The experts with a layer for each matrix; None for experts of an unknown kind.
 
     Known are those of transformers (`use_experts_implementation`, and Llama 4's) and what is built like them: weights
-    ``gate_up_proj`` or ``up_proj`` and ``down_proj`` of three axes, perhaps with biases. That both compute the same is
-    tried on random rows, where the weights have values.
+    ``gate_up_proj`` or ``up_proj`` and ``down_proj`` of three axes, perhaps with biases; and those of DBRX. That both
+    compute the same is tried on random rows, where the weights have values.
     """
+    gated = gated_weights(module)
+    if gated:
+        made = GatedExperts(module)
+        return made if gated[0].is_meta or _computes_the_same(module, made, gated[0]) else None
     kind, weights = _kind(module), _weights(module)
     if kind is None or weights is None:
         return None
@@ -59,7 +64,7 @@ def expert_groups(model: nn.Module, units: Iterable[Unit]) -> list[list[Unit]]:
     for experts in model.modules():
         if not isinstance(experts, OpenedExperts):
             continue
-        for name in LISTS.values():
+        for name in EVERY_LIST:
             group = [of_module[id(layer)] for layer in experts.layers(name) if id(layer) in of_module]
             if len(group) > 1:
                 found.append(list({id(unit): unit for unit in group}.values()))
@@ -74,7 +79,7 @@ def mark_pooled(model: nn.Module, units: Iterable[Unit]) -> None:
 
 
 def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, Moments]) -> None:
-    """Draw the moments of each expert's layers to those of all experts of its module, more where it saw few rows.
+    """Shrink the moments of each expert's layers towards those of all experts of its module, more for few rows.
 
     To the rows that an expert saw come `_POOLED_ROWS` rows for each direction, of the mean of all experts; what they
     weigh for the model's outputs is that of the rows that were seen, and of one where there were none.
@@ -107,6 +112,20 @@ def _pool(group: Sequence[Moments]) -> None:
         each.calls = max(each.calls, 1)
 
 
+def gated_weights(module: nn.Module) -> list[Tensor]:
+    """``w1``, ``v1`` and ``w2`` of experts as DBRX packs them, in a module ``mlp``; empty for others."""
+    packed, count = module._modules.get("mlp"), getattr(module, "num_experts", None)
+    if packed is None or module._parameters or len(module._modules) > 1 or "forward" in module.__dict__:
+        return []
+    weights = [packed._parameters.get(name) for name in _GATED]
+    if set(packed._parameters) != set(_GATED) or not isinstance(count, int) or not hasattr(packed, "activation_fn"):
+        return []
+    found: list[Tensor] = [weight for weight in weights if weight is not None and weight.dim() == 2]
+    plain = all(weight.is_floating_point() and weight.dtype.itemsize in _TOLERANCES for weight in found)
+    alike = len(found) == len(_GATED) and len({(weight.shape, weight.dtype) for weight in found}) == 1
+    return found if plain and alike and count > 0 and len(found[0]) % count == 0 else []
+
+
 def _kind(module: nn.Module) -> type[RoutedExperts | StackedExperts] | None:
     """By what its forward takes: rows, experts and shares, or rows alone."""
     if isinstance(module, OpenedExperts) or "forward" in module.__dict__ or parametrize.is_parametrized(module):
@@ -116,7 +135,7 @@ def _kind(module: nn.Module) -> type[RoutedExperts | StackedExperts] | None:
         return None
     if getattr(module, "_is_expert_parallel", False):
         return None
-    # as its class wrote it, below what a decorator made of it; with self
+    # the class's own forward, unbound, without its decorators
     taken = len(inspect.signature(inspect.unwrap(type(module).forward)).parameters)
     kinds: dict[int, type[RoutedExperts | StackedExperts]] = {2: StackedExperts, 4: RoutedExperts}
     return kinds.get(taken)
@@ -137,7 +156,7 @@ def _weights(module: nn.Module) -> tuple[Tensor, Tensor] | None:
 def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) -> bool:
     """Whether both give the same for random rows."""
     random = torch.Generator().manual_seed(0)
-    experts, width = len(weight), found.down[0].out_features
+    experts, width = len(found.down), found.down[0].out_features
     count = _ROWS if isinstance(found, RoutedExperts) else _ROWS * experts
     x = torch.randn(count, width, generator=random)  # type: ignore[call-overload]
     given = [x.to(weight)]
@@ -146,7 +165,7 @@ def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) 
         shares = torch.rand(order.shape, generator=random)
         given += [order.to(weight.device), shares.to(weight)]
     try:
-        # the forwards themselves: hooks are not to see this
+        # call forward directly: hooks must not see this comparison
         expected, y = type(module).forward(module, *given), type(found).forward(found, *given)
     except Exception:  # noqa: BLE001  a forward of another kind may raise anything
         return False
@@ -154,6 +173,6 @@ def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) 
         return False
     expected, y = expected.double(), y.double()
     if not bool(expected.isfinite().all()):
-        # the layers say what is wrong with their weights
+        # the layers report problems of their weights
         return torch.equal(expected.isfinite(), y.isfinite())
     return bool((y - expected).norm() <= _TOLERANCES[weight.dtype.itemsize] * expected.norm())

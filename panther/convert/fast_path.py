@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from panther.nn.kernels.compiled import by_torch_compile
 from panther.nn.kernels.private_names import is_exporting
 
-# how many `observing` contexts are open: gradients are on there, and the model computes what it does without them
+# number of open `observing` contexts: gradients are on in them, and the model computes as without them
 _observers = 0
 
 
@@ -30,7 +30,7 @@ def takes_nested_path(encoder: nn.TransformerEncoder) -> bool:
 
 
 def keep_zeros(encoder: nn.TransformerEncoder) -> RemovableHandle | None:
-    """Make an encoder that leaves the fast path write the zeros all the same; None where it does so already."""
+    """Make an encoder write the zeros of the fast path without taking it; None if it already does."""
     if zeros_at_padding in encoder._forward_hooks.values():
         return None
     return encoder.register_forward_hook(zeros_at_padding, with_kwargs=True)
@@ -48,7 +48,7 @@ def zeros_at_padding(
     checks = getattr(encoder, "mask_check", True)
     padded = padding if padding.dtype == torch.bool else padding != 0
     if is_exporting():
-        # row by row: a served row must not depend on the others of its batch
+        # row by row: the result of a row must not depend on the others of its batch
         aligned = ~(padded[:, :-1] & ~padded[:, 1:]).any(1, keepdim=True) if checks else torch.ones_like(padded[:, :1])
         return _fill(encoder, output, padded & aligned)
     if torch.is_autocast_enabled() or (checks and by_torch_compile()):

@@ -16,7 +16,7 @@ from panther.convert.errors import ConversionError
 
 Forward = Callable[[nn.Module, Any], Any]
 
-# what a batch holds for a loss, not for the forward pass
+# keys of a batch for the loss, not for the forward pass
 _TARGETS = frozenset({"label", "labels"})
 
 
@@ -34,7 +34,7 @@ def batches_of(calibration: Any, argument: str = "calibration") -> list[Any]:
         )
     batches = list(calibration)
     if not batches:
-        raise ConversionError(f"{argument} holds no batch; give a few hundred rows such as the model gets in use")
+        raise ConversionError(f"{argument} holds no batch; give a few hundred typical rows")
     return batches
 
 
@@ -42,7 +42,7 @@ def check_batches(batches: Iterable[Any], model: nn.Module, forward: Forward | N
     """Refuse batches that no model can be called with, and empty ones.
 
     Raises:
-        ConversionError: says which batch, and what it is.
+        ConversionError: names the batch and its type.
     """
     for number, batch in enumerate(batches):
         at = f"{argument}: batch {number} ({described(batch)})"
@@ -52,9 +52,9 @@ def check_batches(batches: Iterable[Any], model: nn.Module, forward: Forward | N
         if forward is not None:
             continue
         if type(batch).__module__.partition(".")[0] == "numpy":
-            raise ConversionError(f"{at} is no tensor; torch.from_numpy makes it one")
+            raise ConversionError(f"{at} is not a tensor; convert it with torch.from_numpy")
         if batch is None or isinstance(batch, str | bytes | int | float | complex):
-            raise ConversionError(f"{at} is no input of a model; give tensors, or dicts, tuples or lists of them")
+            raise ConversionError(f"{at} is not an input of a model; give tensors, or dicts, tuples or lists of them")
         if isinstance(batch, Mapping):
             parameters = parameters_of(model)
             any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -154,7 +154,7 @@ def outputs_of(result: Any, batch: Any = None) -> list[tuple[Tensor, Tensor | No
 
 
 def check_differentiable(model: nn.Module) -> None:
-    """Refuse a model whose parameters take part in no derivative.
+    """Refuse a model with parameters of inference mode, which have no derivatives.
 
     Raises:
         ConversionError: a parameter was made under torch.inference_mode.
@@ -162,8 +162,8 @@ def check_differentiable(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not _uninitialised(parameter) and parameter.is_inference():
             raise ConversionError(
-                f"{name} was made under torch.inference_mode and takes part in no derivative; "
-                "make or load the model outside of it"
+                f"{name} was created under torch.inference_mode and has no derivatives; "
+                "create or load the model outside of it"
             )
 
 
@@ -190,9 +190,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """What torch.compile made runs as it was written."""
+    """Run compiled modules eagerly."""
     if "torch._dynamo" not in sys.modules:
-        # nothing is compiled, and the import takes a second
+        # import only if something is compiled: it takes a second
         return contextlib.nullcontext()
     eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return eager
@@ -211,11 +211,11 @@ def _required(model: nn.Module) -> int:
 
 def _moved(batch: Any, device: torch.device | None) -> Any:
     if isinstance(batch, Tensor):
-        # a copy: the caller's graph is left alone, a model may write to its input, and a tensor of inference mode could
-        # not be saved for the backward pass
+        # a copy: the model may write to its input, which belongs to the caller and may have a graph, and a tensor of
+        # inference mode can't be saved for the backward pass
         return batch.detach().clone().to(device)
     if isinstance(batch, PackedSequence):
-        # its lengths stay on the CPU, as it knows
+        # packed lengths must stay on the CPU
         return batch if device is None else batch.to(device)  # type: ignore[arg-type]
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}

@@ -1,4 +1,4 @@
-"""`sketch_and_distill`: a model made small in stages, each trained on the outputs of the original."""
+"""`sketch_and_distill`: sketch a model in stages, each trained to match the original's outputs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from panther.convert.report import ConversionReport
 from panther.convert.restore import restore_state_
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
+from panther.nn.head import LowRankHead
 from panther.nn.sketched_conv import SketchedConv
 from panther.runs import checkpoint, processes
 from panther.runs.precision import Precision
 
 STAGES = (0.75, 0.5, 0.25)
 """Ratios on the way to a smaller one, by default."""
-# of the steps of a last stage; more did not pay, see docs/conversion.md
+# share of the last stage's steps; more did not help, see docs/conversion.md
 _SHARE_ON_THE_WAY = 0.4
 _CALIBRATION_ROWS = 384
 
@@ -98,19 +99,18 @@ def sketch_and_distill(
     progress: bool = True,
     on_stage: Callable[[Stage], None] | None = None,
 ) -> Distilled:
-    """Sketch a copy of a trained model in stages, and train it after each on the model's outputs.
+    """Sketch a copy of a trained model in stages, and train each stage to match the model's outputs.
 
-    A student that is made small at once has further to go than one that is trained on the way (Cho and Hariharan, "On
-    the efficacy of knowledge distillation", 2019; Mirzadeh et al., "Improved knowledge distillation via teacher
-    assistant", 2020): each stage sketches what the one before has learnt. All of the student learns but the tables of
-    embeddings, see `panther.distill_`. Labels are not needed; many inputs are: a few thousand do far better than a few
-    hundred.
+    Each stage sketches the trained result of the stage before, which ends up closer to the original than a single step
+    (Cho and Hariharan, "On the efficacy of knowledge distillation", 2019; Mirzadeh et al., "Improved knowledge
+    distillation via teacher assistant", 2020). All parameters but embedding tables are trained, see `panther.distill_`.
+    No labels are needed, but many inputs: a few thousand give far better results than a few hundred.
 
-    Under ``torchrun`` the processes train together, as `panther.distill_` says; each converts, and the first one's
-    student counts.
+    Under ``torchrun`` the processes train together, see `panther.distill_`; all start from the first one's
+    conversion.
 
     Args:
-        model: a trained model; is not changed.
+        model: a trained model; it is not changed.
         inputs: batches without labels to train on, as `panther.sketch_` takes them for calibration.
         ratio: the last stage's budget, see `panther.sketch_`.
         stages: ratios in falling order, before that one; 0.75, 0.5 and 0.25, as far as they are larger, when None.
@@ -119,11 +119,11 @@ def sketch_and_distill(
         lr, validation, patience, forward: see `panther.distill_`.
         filter_fn, skip, probes: see `panther.sketch_`.
         precision, shard: see `panther.distill_`.
-        checkpoints: a folder, one that all processes see, with which the same call goes on after a kill: each stage's
-            conversion and training are saved.
-        resume: go on from the state in the folder; False starts over.
+        checkpoints: a folder that all processes share. Each stage's conversion and training are saved there, and the
+            same call resumes from them after a kill.
+        resume: resume from the state in the folder; False starts over.
         progress: show a progress bar on the terminal.
-        on_stage: called after each stage, also with those that a resumed run had done before.
+        on_stage: called after each stage, including those that a resumed run had finished before.
 
     Raises:
         ValueError: an argument is out of range, a budget can't be met, or the state in the folder is damaged or of
@@ -180,7 +180,7 @@ def sketch_and_distill(
 
 @dataclasses.dataclass(frozen=True)
 class _Saved:
-    """What was done, in ``stages.pt`` of a folder, and a folder for the training of the stage at work.
+    """Finished stages in ``stages.pt`` of a folder, with a subfolder for the training of the current stage.
 
     Attributes:
         folder: None to save nothing.
@@ -189,7 +189,7 @@ class _Saved:
     folder: Path | None
 
     def open(self, model: nn.Module, settings: dict[str, Any], *, resume: bool) -> None:
-        """Refuse the folder of another run; empty it where the run is to start over."""
+        """Refuse the folder of another run, or empty it to start over."""
         if self.folder is None:
             return
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if hasattr(value, "shape")}
@@ -199,7 +199,7 @@ class _Saved:
         processes.barrier()
 
     def restore(self, model: nn.Module) -> tuple[nn.Module, list[Stage], ConversionReport | None]:
-        """The student, the stages that are done, and the report of the one that is converted and not yet trained."""
+        """The student, the finished stages, and the report of a stage that is converted but not yet trained."""
         student = copy.deepcopy(model)
         path = None if self.folder is None else self.folder / "stages.pt"
         if path is None or not path.exists():
@@ -232,12 +232,12 @@ class _Saved:
 
 
 def of_first(student: nn.Module, report: ConversionReport, model: nn.Module) -> tuple[nn.Module, ConversionReport]:
-    """The first process's student, should rounding have led another one to other ranks."""
+    """Use the first process's student everywhere: rounding may lead to other ranks elsewhere."""
     if processes.world_size() == 1:
         return student, report
     state = student.state_dict()
     places: dict[tuple[int, torch.Size], str] = {}
-    # tensors that share their memory are sent once
+    # tensors that share memory are sent once
     own = {
         name: (value.shape, value.dtype, places.setdefault((value.data_ptr(), value.shape), name))
         for name, value in state.items()
@@ -255,8 +255,9 @@ def of_first(student: nn.Module, report: ConversionReport, model: nn.Module) -> 
 
 
 def densify_(student: nn.Module, original: nn.Module) -> None:
-    """Put a dense layer of the same function in the place of each sketched one that the original does not have."""
+    """Replace each sketched layer that the original does not have by a dense one with the same function."""
     made: dict[int, nn.Module] = {}
+    weights: dict[int, nn.Parameter] = {}
     own = {name for name, module in original.named_modules(remove_duplicate=False) if _is_sketched(module)}
     for name, module in list(student.named_modules(remove_duplicate=False)):
         if name in own:
@@ -266,15 +267,20 @@ def densify_(student: nn.Module, original: nn.Module) -> None:
         elif isinstance(module, SketchedConv):
             dense = made.setdefault(id(module), module.to_conv())
         elif isinstance(module, LowRankTable):
-            dense = made.setdefault(id(module), _as_in(original, name, module))
+            dense = made.setdefault(id(module), _as_in(original, name, module, weights))
         else:
             continue
         student.set_submodule(name, dense)
 
 
-def _as_in(original: nn.Module, name: str, table: LowRankTable) -> nn.Module:
+def _as_in(original: nn.Module, name: str, table: LowRankTable, weights: dict[int, nn.Parameter]) -> nn.Module:
+    """The dense module, its weight one with that of others on the same factors, by the id of A."""
     dense = copy.deepcopy(original.get_submodule(name))
-    dense.weight = nn.Parameter(table.weight.detach().contiguous())
+    if id(table.A) not in weights:
+        weights[id(table.A)] = nn.Parameter(table.weight.detach().contiguous())
+    dense.weight = weights[id(table.A)]
+    if isinstance(table, LowRankHead):
+        dense.register_parameter("bias", table.bias)
     return dense
 
 

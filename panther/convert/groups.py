@@ -1,4 +1,4 @@
-"""Calibration in bounded memory: groups of layers, each with a pass over the inputs, taken apart before the next.
+"""Calibration in bounded memory: each group of layers gets a pass over the inputs and is decomposed before the next.
 
 See docs/decisions/0084-calibration-in-groups.md.
 """
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from panther.convert import plan
-from panther.convert.calibration import Moments, Sums, empty_moments, gather
+from panther.convert.calibration import gather
 from panther.convert.candidates import Candidate
 from panther.convert.experts import pool_moments
 from panther.convert.forward import Forward
 from panther.convert.layers import Unit
 from panther.convert.memory import allowed
+from panther.convert.moments import Moments, Sums, empty_moments
 from panther.convert.spill import Keeper
 from panther.convert.statistics import InputPool
 from panther.convert.survey import bytes_on, fits, sizes_of, split, survey
@@ -28,7 +29,7 @@ Step = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Seen:
-    """The remains of a layer's calibration.
+    """Summary of a layer's calibration.
 
     Attributes:
         rows: that it saw.
@@ -41,7 +42,7 @@ class Seen:
 
 @dataclass
 class Calibration:
-    """Layers taken apart after calibration.
+    """Layers decomposed after calibration.
 
     Attributes:
         candidates: in the order of the units.
@@ -65,7 +66,7 @@ def calibrate(
     memory: int | None,
     step: Step,
 ) -> Calibration:
-    """Calibrate the layers of a model and take them apart, as many at a time as memory allows.
+    """Calibrate the layers of a model and decompose them, in groups that fit into memory.
 
     Args:
         model: in eval mode and frozen.
@@ -116,12 +117,12 @@ def calibrate(
         pool_moments(model, group, {key: seen for key, seen in sums.items() if isinstance(seen, Moments)})
         del pool, on_batch
         for unit in group:
-            # nothing else holds them: they go as soon as the layer is taken apart
+            # nothing else holds them: they are freed as soon as the layer is factored
             seen = sums.pop(id(unit))
             found.seen[id(unit)] = Seen(seen.rows, seen.sensitivity is not None)
             found.candidates += plan.ways(unit, seen, zeros, keeper)
             taken += 1
-            step("factorising", taken, len(active))
+            step("factorizing", taken, len(active))
     order = {id(unit): number for number, unit in enumerate(units)}
     found.candidates.sort(key=lambda candidate: order[id(candidate.unit)])
     return found

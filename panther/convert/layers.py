@@ -33,7 +33,7 @@ class Place:
 
     Attributes:
         module: an nn.Linear, a Conv1D of transformers, a convolution or an embedding.
-        names: its dotted names; more than one where the same module stands in several places.
+        names: its dotted names; more than one if the model holds it several times.
     """
 
     module: nn.Module
@@ -45,8 +45,9 @@ class Unit:
     """A weight that can be converted, with every module that holds it.
 
     Attributes:
-        places: the modules; more than one where they share (tie) the weight.
-        reason: why it is kept dense; None while it is to be converted.
+        places: the modules; more than one where they share (tie) the weight. Heads follow the embedding that they share
+            it with.
+        reason: why it stays dense; None if it is to be converted.
         bias_is_shared: whether a bias is also that of a module outside this unit, so that it must stay as it is.
         pooled: whether its moments are drawn to those of others, as an expert's are.
     """
@@ -78,13 +79,19 @@ class Unit:
 
     @property
     def convolution(self) -> Convolution | None:
-        """The module where it is a convolution."""
+        """The module if it is a convolution."""
         module = self.places[0].module
         return module if is_convolution(module) else None
 
     @property
+    def heads(self) -> list[nn.Linear]:
+        """The linear layers that share the weight of an embedding; its places hold both."""
+        every = [place.module for place in self.places] if is_embedding(self.places[0].module) else []
+        return [module for module in every if isinstance(module, nn.Linear)]
+
+    @property
     def takes_moments(self) -> bool:
-        """Whether calibration keeps whole moments of it, where sums of its smaller side do for others."""
+        """Whether calibration keeps full moments of it; for other layers, sums over the smaller side are enough."""
         return self.pooled or self.convolution is not None or is_embedding(self.places[0].module)
 
     @property
@@ -123,7 +130,8 @@ class Unit:
     @property
     def dense_parameters(self) -> int:
         """Weight and biases."""
-        return self.weights + self.out_features * len(self.biases)
+        # heads put out a number for each row of the table
+        return self.weights + (self.in_features if self.heads else self.out_features) * len(self.biases)
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -145,7 +153,7 @@ def find_units(
     convolutions: bool = False,
     embeddings: Kinds = (),
 ) -> list[Unit]:
-    """Every linear layer that the caller wants converted, with the reason where one can't be.
+    """Every linear layer that the caller wants converted, with the reason if it can't be.
 
     Args:
         model: is searched with all that it contains.
@@ -173,21 +181,25 @@ def find_units(
         if pattern not in matched:
             kinds = kinds_in_play(convolutions=convolutions, embeddings=embeddings)
             raise ValueError(f"skip pattern {pattern!r} matches no {kinds} of the model")
-    units: dict[int, Unit] = {}
-    for place in places.values():
-        weight = getattr(place.module, "weight", None)
-        key = id(weight) if isinstance(weight, nn.Parameter) else id(place.module)
-        if key in units and _is_transposed(place.module) == units[key].transposed:
-            units[key].places.append(place)
-        else:
-            units[key] = Unit([place])
+    units = _by_weight(places.values())
     reading = _fused_attention(model)
     holders = _holders(model)
-    for unit in units.values():
+    for unit in units:
         unit.reason = _reason(model, unit, reading)
         own = {id(place.module) for place in unit.places}
         unit.bias_is_shared = any(holders.get(id(bias), own) - own for bias in unit.biases)
-    return list(units.values())
+    return units
+
+
+def _by_weight(places: Iterable[Place]) -> list[Unit]:
+    """Units of the places that hold one weight in one form; of an embedding also its heads, behind it."""
+    found: dict[tuple[int, bool], list[Place]] = {}
+    for place in places:
+        weight = getattr(place.module, "weight", None)
+        key = id(weight) if isinstance(weight, nn.Parameter) else id(place.module)
+        # a Conv1D holds the transpose of what a linear layer would
+        found.setdefault((key, is_conv1d(place.module)), []).append(place)
+    return [Unit(sorted(group, key=lambda place: not is_embedding(place.module))) for group in found.values()]
 
 
 def _holders(model: nn.Module) -> dict[int, set[int]]:
@@ -230,21 +242,24 @@ def _reason(model: nn.Module, unit: Unit, fused: dict[int, str]) -> str | None:
             return f"{fused[id(place.module)]} uses its weight as a tensor and never calls it"
     weight = weight_of(unit.places[0].module)
     if weight.is_meta:
-        return "its weight lies on the device 'meta' and has no values"
+        return "its weight is on the device 'meta' and has no values; load the weights first"
     if not bool(torch.isfinite(weight.detach()).all()):
         return "its weight holds values that are not finite"
     own = {id(place.module) for place in unit.places}
     for name, module in model.named_modules():
         if id(module) not in own and any(parameter is weight for parameter in module._parameters.values()):
-            return f"its weight is also that of {name or 'the model'}, and would have to be kept besides"
+            both = (
+                "; it is converted with that embedding, where embeddings are eligible" if is_embedding(module) else ""
+            )
+            return f"its weight is also that of {name or 'the model'}, and would have to be kept besides{both}"
     return None if unit.convolution is None else _reason_of_kernel(unit, unit.convolution)
 
 
 def _reason_of_kernel(unit: Unit, conv: Convolution) -> str | None:
-    """Why a convolution whose weight can be read stays as it is, or None; groups last, as bits can still be saved."""
+    """Why a convolution with a readable weight stays dense, or None; groups come last, as they allow fewer bits."""
     if len(unit.places) > 1:
         names = ", ".join(place.names[0] for place in unit.places)
-        return f"convolutions that share one weight ({names}) are left; untie them to convert each"
+        return f"convolutions that share one weight ({names}) stay dense; untie them to convert each"
     return reason_not_factored(conv)
 
 
@@ -253,19 +268,25 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  
     known = ("Conv2d", "Conv1d", "Embedding", "EmbeddingBag")
     dense = next((name for name in known if isinstance(module, getattr(nn, name))), "Linear")
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is compiled by TorchScript"
+        return "it is compiled by TorchScript; convert the model before it is scripted or traced"
     if "_hf_hook" in module.__dict__:
         return (
             "accelerate moves its inputs or its weight (device_map, cpu_offload); convert it before, or after "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True)"
         )
     if parametrize.is_parametrized(module):
-        return "it is parametrised: its weight is computed from other parameters"
+        return (
+            "it is parametrised: its weight is computed from other parameters; "
+            "torch.nn.utils.parametrize.remove_parametrizations gives it a plain one"
+        )
     weight = module._parameters.get("weight")
     if weight is None:
-        return "its weight is no parameter but computed from others, as weight_norm or pruning does"
+        return (
+            "its weight is computed from other parameters, as by weight_norm or pruning; "
+            "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove gives it a plain one"
+        )
     if isinstance(weight, nn.parameter.UninitializedParameter):
-        return "it is not initialised: its input width is unknown before the first call"
+        return "it is not initialized: its input width is unknown before the first call; call the model once before"
     plain = type(weight.data) is Tensor and weight.layout is torch.strided
     if not (plain and weight.is_floating_point()):
         return f"its weight is a {type(weight.data).__name__} of {weight.dtype}, not an ordinary floating-point tensor"
@@ -288,7 +309,7 @@ def _reason_of_module(module: nn.Module) -> str | None:  # noqa: C901, PLR0911  
 
 
 def _has_forward_of_its_own(module: nn.Module) -> bool:
-    """Whether it is called by another forward than its class; that of the class is what accelerate leaves behind."""
+    """Whether its forward was replaced; accelerate leaves the forward of the class behind."""
     forward = module.__dict__.get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 

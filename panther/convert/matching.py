@@ -1,4 +1,4 @@
-"""The loss of a distillation: how far outputs and hidden states are from the teacher's."""
+"""The loss of a distillation: the deviation of outputs and hidden states from the teacher's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from panther.convert.shares import can_share, share_of
 from panther.runs import processes
 from panther.runs.precision import Precision, autocast
 
-# of what the teacher put out, kept so that it need not run again
+# bytes of teacher outputs that are cached, so that the teacher need not run again
 _MOST_BYTES = 2**30
 
 

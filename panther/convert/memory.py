@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-# of what is free, for the statistics; the rest is for activations and the new layers
+# share of the free memory for statistics; the rest is for activations and the new layers
 _SHARE = 0.5
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", re.IGNORECASE)
@@ -36,12 +36,12 @@ def parse_size(value: int | str | None, name: str = "memory") -> int | None:
 
 
 def allowed(device: torch.device, memory: int | None) -> float:
-    """Bytes that the statistics of layers on a device may take; infinite where nothing is known of it."""
+    """Bytes that the statistics of layers on a device may take; infinite for a device of unknown memory."""
     if memory is not None:
         return memory
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # what torch holds without using it is free too
+        # torch's cached but unused memory is free too
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return _SHARE * free
     available = available_memory() if device.type == "cpu" else None
@@ -63,7 +63,7 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """By the cgroup (v2) that a container sees as its root; pages of files that can be dropped are free."""
+    """Free bytes by the container's root cgroup (v2); reclaimable file pages count as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

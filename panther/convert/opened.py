@@ -1,4 +1,4 @@
-"""Modules that read packed weights as tensors, opened: their matrices are layers, and stay so where one was converted.
+"""Opened modules: the packed weights that a module reads as tensors become layers, and stay so if one is converted.
 
 See docs/decisions/0047-conversion-budgets.md and docs/decisions/0079-experts-as-layers.md.
 """
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from panther.convert.attention import is_plain_attention, within_transformers
-from panther.convert.experts import opened_experts
+from panther.convert.experts import gated_weights, opened_experts
 from panther.convert.layers import Place
 from panther.convert.recurrent import is_plain_recurrent
 from panther.convert.swap import Swap
 from panther.nn.attention import ProjectedAttention
-from panther.nn.experts import LISTS, OpenedExperts
+from panther.nn.experts import EVERY_LIST, OpenedExperts
 from panther.nn.recurrent import ProjectedRNN
 
 Opened = ProjectedAttention | OpenedExperts | ProjectedRNN
@@ -24,7 +24,7 @@ Replacement = tuple[Place, nn.Module]
 
 
 def opened(model: nn.Module, *, recurrent: bool = False) -> list[Replacement]:
-    """A module with a layer for each matrix in the place of every attention and of all experts that can be opened.
+    """An opened module, with a layer for each matrix, for every attention and all experts that allow it.
 
     Left alone are those that share parameters with other modules.
 
@@ -44,9 +44,8 @@ def opened(model: nn.Module, *, recurrent: bool = False) -> list[Replacement]:
         if not name:
             continue
         if id(module) not in found:
-            shares = any(
-                holders[id(parameter)] > 1 for parameter in module._parameters.values() if parameter is not None
-            )
+            held = (*module._parameters.values(), *gated_weights(module))
+            shares = any(holders[id(parameter)] > 1 for parameter in held if parameter is not None)
             made = None if shares else _opened(module, foreign, recurrent=recurrent)
             found[id(module)] = None if made is None else (Place(module, []), made)
         known = found[id(module)]
@@ -93,7 +92,7 @@ def closed(modules: Sequence[Replacement], replacements: Sequence[Replacement]) 
 
 
 def close_unchanged(model: nn.Module, modules: Sequence[Replacement], layers: Sequence[set[int]]) -> None:
-    """Put those modules back as they were of which no layer was replaced.
+    """Close the modules again of which no layer was replaced.
 
     Args:
         model: opened, and converted since.
@@ -115,7 +114,7 @@ def layers_of(modules: Sequence[Replacement]) -> list[set[int]]:
 
 
 def needed(modules: Iterable[Replacement], keys: Iterable[str]) -> list[Replacement]:
-    """Those modules that a file holds opened, by the names of its tensors."""
+    """The modules that a file holds opened, by the names of its tensors."""
     held = {key.rpartition(".")[0] for key in keys}
     return [
         (place, module)
@@ -132,7 +131,7 @@ def open_named(model: nn.Module, names: Iterable[str]) -> None:
 def _layers_of(module: nn.Module) -> list[str]:
     """The layers that only an opened module has."""
     if isinstance(module, OpenedExperts):
-        lists = [name for name in LISTS.values() if name in module._modules]
+        lists = [name for name in EVERY_LIST if name in module._modules]
         return [f"{name}.{index}" for name in lists for index in range(len(module.down))]
     return [f"input_l{layer}" for layer in range(module.num_layers)] if isinstance(module, ProjectedRNN) else ["q_proj"]
 

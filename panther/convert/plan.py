@@ -11,29 +11,30 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from panther.convert.allocate import RANK_STEP, Choice, allocate, possible_ranks, uniform
-from panther.convert.calibration import Moments, Sums
 from panther.convert.candidates import Candidate, weigh, weighed_spectrum
 from panther.convert.compact import take_apart
 from panther.convert.conv_candidates import CONV_RANK_STEP, ConvCandidate, conv_candidates, conv_ranks
-from panther.convert.embedding_candidates import EMBEDDING_RANK_STEP, embedding_candidate, embedding_ranks
+from panther.convert.embedding_candidates import EMBEDDING_RANK_STEP, embedding_ranks
 from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments, Sums
 from panther.convert.reach import blocking
 from panther.convert.report import ConvolutionReport, Cost, LayerReport
 from panther.convert.spill import Keeper
 from panther.convert.statistics import Statistics
+from panther.convert.tied import table_candidate
 
 
 def candidates(
     units: Sequence[Unit], moments: Mapping[int, Moments] | None, report_step: Callable[[str, int, int], None]
 ) -> list[Candidate]:
-    """Take every layer apart that can be converted, a convolution in several ways; the others get their reason."""
+    """Decompose every convertible layer, a convolution in several ways; the others get their reason."""
     found: list[Candidate] = []
     active = [unit for unit in units if unit.reason is None]
     zeros = zero_weights(active)
     for done, unit in enumerate(active):
         found += ways(unit, None if moments is None else moments[id(unit)], zeros)
-        report_step("factorising", done + 1, len(active))
+        report_step("factorizing", done + 1, len(active))
     return found
 
 
@@ -44,28 +45,33 @@ def zero_weights(units: Iterable[Unit]) -> str:
 
 
 def ways(unit: Unit, seen: Sums | None, zeros: str, keeper: Keeper | None = None) -> Sequence[Candidate]:
-    """The ways to convert a layer; it gets its reason where there are none.
+    """The candidates of a layer; without any it gets a reason.
 
     Args:
         unit: the layer.
-        seen: what calibration says of it; None without.
+        seen: its calibration statistics; None without calibration.
         zeros: as `zero_weights`, of all layers.
         keeper: keeps the factors of linear layers of which `seen` has statistics.
     """
     if not _pays(unit):
         unit.reason = f"too small: no rank that is a multiple of {_step(unit)} stores fewer parameters"
-    elif seen is not None and seen.calls == 0:
+    elif seen is not None and _uncalled(seen):
         unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
     elif seen is not None and seen.rows == 0:
-        unit.reason = "moves no output of the model in calibration, so that its error can't be weighed" + zeros
+        unit.reason = "no output depends on it in calibration, so that its error can't be weighed" + zeros
     elif isinstance(seen, Statistics):
         ranks = possible_ranks(unit.in_features, unit.out_features)
         return [take_apart(unit, seen, ranks, keeper or Keeper())]
     elif seen is None or isinstance(seen, Moments):
         return _candidates(unit, seen)
     else:
-        raise TypeError(f"{type(seen).__name__} is no statistics of a layer")
+        raise TypeError(f"{type(seen).__name__} is not the statistics of a layer")
     return []
+
+
+def _uncalled(seen: Sums) -> bool:
+    head = seen.head if isinstance(seen, Moments) else None
+    return seen.calls == 0 or (head is not None and head.calls == 0)
 
 
 def _pays(unit: Unit) -> bool:
@@ -82,9 +88,9 @@ def _step(unit: Unit) -> int:
 
 
 def _candidates(unit: Unit, moments: Moments | None) -> Sequence[Candidate]:
-    """The ways to convert a unit."""
+    """The candidates of a unit."""
     if is_embedding(unit.places[0].module):
-        return [embedding_candidate(unit, moments)]
+        return [table_candidate(unit, moments)]
     weighing = None if moments is None else weigh(unit, moments)
     if unit.convolution is not None:
         return conv_candidates(unit, weighing)
@@ -144,7 +150,7 @@ class Budgets:
         """The candidates' budget in parameters, so that all eligible layers together keep the ratio.
 
         Raises:
-            ValueError: it can't be met; says what can.
+            ValueError: it can't be met; the message has the limit.
         """
         every = sum(unit.dense_parameters for unit in self._units)
         kept = every - self.dense
@@ -155,7 +161,7 @@ class Budgets:
         """The candidates' budget in bytes, so that the whole model keeps max_bytes.
 
         Raises:
-            ValueError: it can't be met; says what can.
+            ValueError: it can't be met; the message has the limit.
         """
         kept = self._model_bytes - self.dense
         self._check(f"max_bytes ({max_bytes})", max_bytes - kept, f"{self.least + kept}")
@@ -188,14 +194,14 @@ class Budgets:
     def _check(self, name: str, budget: float, least: str) -> None:
         if budget < self.least:
             raise ValueError(
-                f"{name} can't be met: what can't be converted and the lowest ranks take {least}, the best in reach"
+                f"{name} can't be met: the other parameters and the lowest ranks take {least}; give at least that"
                 + blocking(self._units)
             )
 
 
 @dataclass(frozen=True)
 class _Option:
-    """What a layer can be: of a rank, or dense where the rank is None."""
+    """One option for a layer: a rank, or None for dense."""
 
     candidate: Candidate
     rank: int | None
@@ -204,7 +210,7 @@ class _Option:
 
 
 def _options(ways: Sequence[Candidate], *, in_bytes: bool) -> list[_Option]:
-    """What a layer can be, by rising cost and falling error; what costs more and gains nothing is left out."""
+    """The options of a layer by rising cost and falling error, without dominated ones."""
     unit = ways[0].unit
     size = unit.element_bytes if in_bytes else 1
     biases = unit.dense_parameters - unit.weights
@@ -227,7 +233,7 @@ def layer_report(unit: Unit, candidate: Candidate | None, rank: int | None) -> L
     biases = unit.dense_parameters - unit.weights
     d_in, d_out = unit.in_features, unit.out_features
     embedding = is_embedding(unit.places[0].module)
-    multiply_adds = 0 if embedding else d_in * d_out
+    multiply_adds = d_in * d_out * (len(unit.heads) if embedding else 1)
     before = Cost(unit.dense_parameters, 0, unit.dense_parameters * size, multiply_adds)
     weight_error, data_error, after, convolution = 0.0, None, before, None
     conv = unit.convolution

@@ -1,4 +1,4 @@
-"""Faster products of float32 on a CPU, where rounding to bfloat16 does no harm.
+"""Faster float32 products on a CPU, for uses in which rounding to bfloat16 is harmless.
 
 See docs/decisions/0085-conversion-time-on-a-cpu.md.
 """
@@ -16,7 +16,7 @@ import torch
 def rounded_products(device: torch.device) -> Iterator[None]:
     """Let oneDNN compute products of float32 on a CPU, with operands rounded to bfloat16 where that is faster.
 
-    The setting is one of the process, and comes back as it was. It stays as it is on other devices, where the caller
+    The setting is global and restored afterwards. It is not changed on other devices, if the caller
     has set it by backend, and on CPUs with matrix instructions (AMX), where rounding is not only allowed but done.
 
     Args:
@@ -28,7 +28,7 @@ def rounded_products(device: torch.device) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:
-        # set by backend, in a way that has no single name
+        # set per backend, which no single name expresses
         yield
         return
     backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
@@ -44,6 +44,6 @@ def rounded_products(device: torch.device) -> Iterator[None]:
 
 @functools.cache
 def _has_matrix_instructions() -> bool:
-    """Whether torch finds AMX; True where it can't say."""
+    """Whether torch finds AMX; True if unknown."""
     found: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
     return found

@@ -12,13 +12,13 @@ def draw_probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Te
     counted = y.float()
     infinite = counted.isinf()
     if bool(infinite.any()):
-        # scores that the model sets to -inf, say: no change of a layer moves them
+        # for example scores that the model sets to -inf: no change of a layer moves them
         v, counted = v.masked_fill(infinite, 0.0), counted.masked_fill(infinite, 0.0)
     if mask is not None:
         v *= mask.unsqueeze(-1)
         counted = counted[mask]
     norm = counted.double().square().sum().sqrt()
-    # nothing is relative to an output of zeros alone
+    # no error is relative to an output of zeros
     scale = torch.where(norm == 0, 0.0, len(y) ** 0.5 / norm)
     scaled: Tensor = v.double() * scale
     return scaled.to(y.dtype)

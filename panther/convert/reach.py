@@ -11,20 +11,20 @@ from panther.convert.embeddings import Kinds, is_embedding
 from panther.convert.layers import Unit, is_conv1d
 from panther.convert.report import Unreached
 from panther.nn.embedding import LowRankTable
-from panther.nn.quantized import Int8Embedding, Int8Kernel, Int8Linear
+from panther.nn.quantized import Int4Kernel, Int8Embedding, Int8Kernel, Int8Linear
 from panther.nn.recurrent import ProjectedRNN
 
-_UNSKETCHED_CONVOLUTION = "a convolution of a kind that has no sketched form: transposed, or over three axes"
-_FUSED = "a recurrent layer, whose kernel reads all weights; sketch_ opens nn.LSTM, nn.GRU and nn.RNN without proj_size"
+_UNSKETCHED_CONVOLUTION = "a transposed or three-dimensional convolution, which has no sketched form"
+_FUSED = "a recurrent layer: its kernel reads all weights; sketch_ opens nn.LSTM, nn.GRU and nn.RNN without proj_size"
 _RECURRENT = (
-    "a recurrent layer, whose kernel takes the weights of the state whole at every step: "
-    "a smaller hidden_size saves there"
+    "state weights of a recurrent layer: its kernel reads them whole at every step; "
+    "a smaller hidden_size makes them smaller"
 )
 _REASONS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Embedding, nn.EmbeddingBag), "a table that is looked up, not multiplied; embeddings=True converts it"),
     (
         nn.MultiheadAttention,
-        "a subclass, shared, or in a model of transformers: it reads its packed in_proj_weight as a tensor",
+        "a subclass, shared, or in a transformers model: it reads its packed in_proj_weight as a tensor",
     ),
     (ProjectedRNN, _RECURRENT),
     ((nn.RNNBase, nn.RNNCellBase), _FUSED),
@@ -70,9 +70,11 @@ def unreached(
 
 
 def quantized_kind(module: nn.Module) -> str | None:
-    """How a module that `panther.quantize_` or torch.ao has quantized stores its weight; None for others."""
+    """Storage type of a weight that `panther.quantize_` or torch.ao has quantized; None for others."""
     if isinstance(module, Int8Linear | Int8Embedding | Int8Kernel):
         return "int8"
+    if isinstance(module, Int4Kernel):
+        return "int4"
     package = type(module).__module__
     if package.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and hasattr(module, "weight"):
         weight = module.weight() if callable(module.weight) else module.weight
@@ -92,7 +94,7 @@ def blocking(units: Iterable[Unit]) -> str:
 
 
 def _kind(module: nn.Module) -> str:
-    """The class of a module, also while it is opened."""
+    """The class of a module, even while it is opened."""
     return module.mode.partition("_")[0] if isinstance(module, ProjectedRNN) else type(module).__name__
 
 
@@ -103,7 +105,7 @@ def _fixed_terms(module: nn.Module) -> list[Tensor | None]:
 def _why(module: nn.Module, *, convolutions: bool, embeddings: Kinds) -> str:  # noqa: PLR0911  one return for each reason
     quantized = quantized_kind(module)
     if quantized is not None:
-        return f"quantized ({quantized}), left alone"
+        return f"quantized ({quantized}), left unchanged"
     others = (convolutions and is_convolution(module)) or is_embedding(module, embeddings)
     if isinstance(module, nn.Linear) or is_conv1d(module) or others:
         return "left out by skip or filter_fn"

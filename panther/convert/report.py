@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-# relative errors, Frobenius norms: of the weight, and of the layer's outputs on the calibration inputs
+# relative errors in Frobenius norms: of the weight, and of the layer's outputs on the calibration inputs
 _ERRORS = ("‖W - Ŵ‖/‖W‖", "‖Y - Ŷ‖/‖Y‖")
 _TITLE = "Conversion of the layers; rank: of the sketched weight, 2·num_terms·low_rank"
 _CAPTION = (
@@ -18,7 +18,7 @@ _CAPTION = (
     "inputs; parameters and bytes with U and the biases; multiply-adds counted by formula, of a convolution for one "
     "position of its output"
 )
-# columns of a terminal that shows the whole table
+# terminal width that shows the whole table
 _WIDE = 150
 _MOST_GROUPS = 8
 
@@ -76,8 +76,8 @@ class LayerReport:
 
     Attributes:
         name: dotted, of the layer.
-        names: of every place that the weight stands in; more than one where layers are shared or tied.
-        in_features, out_features: its sizes; of a convolution the channels, of an embedding its rows and their width.
+        names: of every layer that holds the weight; several if layers are shared or tied.
+        in_features, out_features: its sizes; for a convolution the channels, for an embedding rows and width.
         converted: whether it is sketched now.
         reason: why it was converted, or why not.
         rank: of the sketched weight, 2·num_terms·low_rank, or of the table; None where it is dense.
@@ -85,8 +85,8 @@ class LayerReport:
         weight_error: ‖W - Ŵ‖ / ‖W‖, Frobenius norms; 0 where it is dense.
         data_error: ‖Y - Ŷ‖ / ‖Y‖ of the layer's own outputs on the calibration inputs, about their mean where the layer
             has a bias; None without calibration.
-        before, after: what it cost and costs.
-        convolution: what a convolution has besides; None for a linear layer.
+        before, after: its costs.
+        convolution: further fields of a convolution; None for other layers.
     """
 
     name: str
@@ -131,7 +131,7 @@ class ConversionReport:
     Attributes:
         layers: every eligible linear layer, convolution and embedding, in the order of the model; those that filter_fn
             or skip excluded are not.
-        unreached: what these layers don't hold, the largest group first.
+        unreached: parameters outside these layers, the largest group first.
         before, after: totals over these layers, every tied weight once.
         model_parameters_before, model_parameters_after: stored parameters of the whole model, U included.
         model_bytes_before, model_bytes_after: of all its parameters and buffers.
@@ -141,7 +141,7 @@ class ConversionReport:
             several outputs it is the root mean square. None without calibration.
         output_cosine: the mean cosine between y and ŷ there, over rows.
         measured_on: the inputs that both are measured on, in words; empty without calibration.
-        notes: what else is worth knowing.
+        notes: further remarks.
     """
 
     layers: tuple[LayerReport, ...]
@@ -165,14 +165,14 @@ class ConversionReport:
 
     @property
     def kept(self) -> dict[str, str]:
-        """The layers that stayed as they were, quantized ones too, with the reason."""
+        """The unchanged layers, including quantized ones, with the reason."""
         dense = {name: layer.reason for layer in self.layers if not layer.converted for name in layer.names}
         quantized = [group for group in self.unreached if group.reason.startswith("quantized")]
         return dense | {name: group.reason for group in quantized for name in group.names}
 
     @property
     def ratio(self) -> float:
-        """Stored parameters of the eligible layers, after by before."""
+        """Stored parameters of the eligible layers after the conversion, divided by those before."""
         return self.after.stored / self.before.stored
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class ConversionReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ConversionReport:
-        """The report that `as_dict` was called of."""
+        """The report from the result of `as_dict`."""
         own = {field.name: values[field.name] for field in fields(cls)}
         own |= {
             "layers": tuple(_layer(layer) for layer in values["layers"]),

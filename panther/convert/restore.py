@@ -1,4 +1,4 @@
-"""Loading a converted model: its architecture, with sketched layers where the file has them."""
+"""Load a converted model: replace layers of its architecture by the sketched ones of the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from panther import checkpoint
 from panther.convert.convolutions import is_convolution
-from panther.convert.embedding_candidates import embedding_like
+from panther.convert.embedding_candidates import table_like
 from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Place, is_conv1d, weight_of
 from panther.convert.opened import closed, needed, opened
@@ -24,24 +24,24 @@ from panther.nn.sketched_conv import SketchedConv
 
 _TERMS = ("S1s", "S2s", "U1s", "U2s")
 _FACTORS = ("A", "B")
-# what a file holds of a convolution, and the kind of its terms
+# keys of a convolution in the file, and the kind of its terms
 _CONV_TERMS = {_TERMS: "both", ("S1s", "U1s"): "output", ("S2s", "U2s"): "input"}
 
 Replacement = SKLinear | SketchedConv | LowRankTable
 
 
 def describe_for_transformers(model: nn.Module) -> None:
-    """Give a model of transformers the config entry by which `from_pretrained` loads it again."""
+    """Give a transformers model the config entry by which `from_pretrained` loads it again."""
     if "transformers.modeling_utils" in sys.modules and importlib.util.find_spec("transformers.quantizers") is not None:
         importlib.import_module("panther.huggingface").describe(model)
 
 
 def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
-    """Make a dense model the converted one that `panther.save` wrote; on any error the model is as it was.
+    """Turn a dense model into the converted one that `panther.save` wrote; on any error the model is unchanged.
 
     Linear layers and convolutions for which the file holds S1s, S2s, U1s and U2s (or one kind of them, of a
-    convolution) are replaced by sketched ones of the sizes found there, and embeddings for which it holds A and B by
-    those of low rank; then the whole state is loaded.
+    convolution) are replaced by sketched ones of the sizes found there, and embeddings and heads for which it holds A
+    and B by those of low rank; then the whole state is loaded.
 
     Args:
         model: of the architecture before the conversion, as its factory makes it.
@@ -57,7 +57,7 @@ def restore_(model: nn.Module, path: str | Path) -> tuple[str, ...]:
 
 
 def restore_state_(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Make a dense model the converted one whose state_dict is given, as `restore_` does.
+    """Turn a dense model into the converted one of a state_dict, as `restore_` does.
 
     Tensors that share their memory there are tied in the model.
 
@@ -86,7 +86,8 @@ def _replacements(model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[P
     places: dict[int, tuple[Place, nn.Module]] = {}
     shared: dict[tuple[int, ...], SKLinear | LowRankTable] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        of_kind = _FACTORS if is_embedding(module) else _TERMS
+        tied = isinstance(module, nn.Linear) and f"{name}.A" in state
+        of_kind = _FACTORS if is_embedding(module) or tied else _TERMS
         terms = {term: state[f"{name}.{term}"] for term in of_kind if f"{name}.{term}" in state}
         wanted = _CONV_TERMS if is_convolution(module) else {of_kind: "both"}
         if not _can_be_replaced(module) or tuple(terms) not in wanted:
@@ -121,7 +122,7 @@ def replace_layers(model: nn.Module, sizes: Mapping[str, Sequence[int | str]]) -
     Args:
         model: whose modules are replaced.
         sizes: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind;
-            of an embedding the rank alone.
+            of an embedding, and of a head on its factors, the rank alone.
 
     Raises:
         CheckpointError: a name is that of no layer of these kinds.
@@ -132,7 +133,7 @@ def replace_layers(model: nn.Module, sizes: Mapping[str, Sequence[int | str]]) -
         module = modules.get(name)
         if module is None or not _can_be_replaced(module):
             kinds = "linear layer, convolution or embedding"
-            raise checkpoint.CheckpointError(f"{name!r} is no {kinds} of {type(model).__name__}")
+            raise checkpoint.CheckpointError(f"{name!r} is not a {kinds} of {type(model).__name__}")
         if id(module) in places:
             places[id(module)][0].names.append(name)
             continue
@@ -146,8 +147,8 @@ def _can_be_replaced(module: nn.Module) -> bool:
 
 def _of_sizes(module: nn.Module, sizes: Sequence[int | str]) -> Replacement:
     """A layer without values, on ``meta``, for the place of a dense one; a model that is loaded keeps its own type."""
-    if is_embedding(module):
-        return embedding_like(module, int(sizes[0]), device="meta")
+    if len(sizes) == 1:
+        return table_like(module, int(sizes[0]), device="meta")
     num_terms, low_rank = int(sizes[0]), int(sizes[1])
     if is_convolution(module):
         kind = SKConv2d if isinstance(module, nn.Conv2d) else SKConv1d

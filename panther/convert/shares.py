@@ -1,4 +1,4 @@
-"""Rows of a batch that fall to each process where several train together."""
+"""Rows of a batch for each process of a distributed training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOLERANCE = 1e-2
 
 
 def rows_of(batch: Any) -> int | None:
-    """Rows of a batch, the first axis of all its tensors; None where they don't agree on it."""
+    """Rows of a batch, the first axis of all its tensors; None if these differ."""
     if _holds_packed(batch):
         return None
     sizes = {len(tensor) for tensor in tensors_of(batch) if tensor.dim()}
@@ -25,7 +25,7 @@ def rows_of(batch: Any) -> int | None:
 
 
 def share_of(batch: Any) -> Any:
-    """The rows of a batch that fall to this process."""
+    """The rows of a batch for this process."""
     if isinstance(batch, Tensor):
         return processes.share_of(batch) if batch.dim() else batch
     if isinstance(batch, Mapping):
@@ -75,7 +75,7 @@ def check_same(batches: Sequence[Any]) -> None:
     found = processes.of_all((len(batches), described(batches[0]), sums))
     if any(each != found[0] for each in found):
         raise ConversionError(
-            "the processes have different batches; give all of them the same in the same order, each takes its rows"
+            "the processes have different batches; give all the same batches in the same order; each takes its rows"
         )
 
 

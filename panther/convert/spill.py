@@ -1,4 +1,4 @@
-"""Where the factors of layers are kept until ranks are chosen: on the device, in CPU memory, or in temporary files."""
+"""Storage of layers' factors until ranks are chosen: on the device, in CPU memory, or in temporary files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from panther.convert.errors import ConversionError
 
 
 class Keeper:
-    """Keeps tensors where they are, or takes them off the device.
+    """Keeps tensors on their device, or moves them off it.
 
     Args:
         spilled: move tensors of an accelerator to CPU memory, and those of the CPU to temporary files (in the folder
@@ -23,7 +23,7 @@ class Keeper:
         self.spilled = spilled
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The tensor, with no larger one behind it.
+        """The tensor with a storage of its size.
 
         Raises:
             ConversionError: the disk is full.
@@ -43,12 +43,12 @@ def _mapped(tensor: Tensor) -> Tensor:
     """A copy in a file without a name, whose pages the system writes out when memory runs short."""
     try:
         with tempfile.NamedTemporaryFile(prefix="panther-") as file:
-            # reserved, since a write to a mapping has no way to say that the disk is full
+            # reserve the blocks now: a write to a mapping can't report a full disk
             os.posix_fallocate(file.fileno(), 0, tensor.numel() * tensor.element_size())
             mapped = torch.from_file(file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
     except OSError as error:
         raise ConversionError(
             f"factors of {tensor.numel() * tensor.element_size():,} bytes can't be kept in {tempfile.gettempdir()}: "
-            f"{error.strerror}; set TMPDIR to a folder with more room, or give more memory"
+            f"{error.strerror}; set TMPDIR to a folder with more space, or raise memory"
         ) from error
     return mapped.view(tensor.shape).copy_(tensor)

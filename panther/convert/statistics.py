@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from panther.convert.calibration import check_finite
 from panther.convert.layers import Unit
+from panther.convert.moments import check_finite
 from panther.linalg.gram import add_gram_, mirror_, times
 
-# a side of the layer is left out of the sums where it is so many times as wide as the other
+# the second moments of a side are left out if it is this many times as wide as the other
 WIDER = 2
 # identity of a tensor of rows: address, shape, strides and version
 _Key = tuple[int, torch.Size, tuple[int, ...], int]
@@ -49,7 +49,7 @@ class Inputs:
             add_gram_(self.second, x)
 
     def copy(self) -> Inputs:
-        """Sums that go on apart."""
+        """A copy that is updated separately."""
         return Inputs(self.rows, *(None if t is None else t.clone() for t in (self.total, self.squares, self.second)))
 
 
@@ -92,7 +92,7 @@ class Statistics:
 
     @property
     def rows(self) -> int:
-        """How many, those left out that move no output of the model."""
+        """Number of rows that affect an output of the model."""
         return self.inputs.rows
 
     @property
@@ -108,8 +108,8 @@ class Statistics:
         self.pool.add(self, x, kept, version)
 
     def add_response(self, x: Tensor) -> None:
-        """Add W x for rows, where the layer is wide; on a CPU W x is in the type of x, from float32 on."""
-        # it errs before the squaring, as the derivatives do
+        """Add W x for rows of a wide layer; on a CPU, W x has the type of x, at least float32."""
+        # float32 is enough: derivatives have the same rounding errors before they are squared
         wide = torch.float32 if x.device.type == "cpu" else torch.float64
         y = times(x.to(torch.promote_types(x.dtype, wide)), self.unit.weight.t()).double()
         if self.response is None or self.response_total is None:
@@ -166,7 +166,7 @@ class InputPool:
             sharing.setdefault(id(statistics.inputs), []).append(statistics)
         for users in sharing.values():
             parts = self._alike(users)
-            # before anything is added
+            # checked before anything is added
             copies = [users[0].inputs, *(part[0].inputs.copy() for part in parts[1:])]
             for part, inputs in zip(parts, copies, strict=True):
                 if all(statistics.wide for statistics in part):

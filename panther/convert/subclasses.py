@@ -59,7 +59,7 @@ def _is_linear(module: nn.Linear, batch: tuple[int, ...], training: bool) -> boo
 
 
 def _meaning(node: Node, given: list[str | None]) -> str | None:
-    """What an operation computes of x, W and b; None for anything else."""
+    """The result of an operation in terms of x, W and b; None for anything else."""
     if node.kwargs:
         return None
     if node.target in _SAME:

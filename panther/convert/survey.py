@@ -20,7 +20,7 @@ from panther.convert.layers import Unit
 from panther.convert.statistics import WIDER
 
 _DOUBLE = 8
-# entries of a weight that are in float64 at a time, with a product of as many
+# entries of a weight in float64 at a time, with a product of as many
 _BLOCKS = 2 * 2**24
 
 
@@ -46,11 +46,11 @@ def sizes_of(unit: Unit, probes: int) -> Sizes:
     d_in, d_out = unit.in_features, unit.out_features
     small = min(d_in, d_out)
     if is_embedding(unit.places[0].module):
-        # a count for each row, and moments of what is put out
-        moments = _DOUBLE * (d_in + 2 * d_out**2)
+        # a count for each row, and moments of what is put out, and of what heads take
+        moments = _DOUBLE * (d_in + (4 if unit.heads else 2) * d_out**2)
         return Sizes(0, moments, 3 * moments, _DOUBLE * d_out**2)
     if unit.takes_moments:
-        # its covariances stay, damped and not, for the way that cuts the input channels
+        # keeps its covariances, damped and undamped, for the option that cuts the input channels
         moments = _DOUBLE * (d_in**2 + d_out**2)
         return Sizes(0, moments, 3 * moments, 3 * moments + _DOUBLE * small * (d_in + d_out))
     wide, tall = d_in >= WIDER * d_out, d_out >= WIDER * d_in
@@ -94,7 +94,7 @@ def survey(
     def hook(unit: Unit) -> Callable[..., Tensor]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
-            # so that its identity is not given twice
+            # kept alive, so that no other tensor gets its identity
             alive.append(x)
             if id(unit) not in reads:
                 found.units.append(unit)
@@ -119,7 +119,7 @@ def survey(
 
 
 def split(surveyed: Survey, room: Mapping[torch.device, float], probes: int) -> list[list[Unit]]:
-    """Groups of layers in the order of their calls, as large as fit; a layer that does not fit is a group by itself."""
+    """Groups of layers in call order, as large as fit; a layer that does not fit is a separate group."""
     groups: list[list[Unit]] = []
     for unit in surveyed.units:
         if groups and fits([*groups[-1], unit], room, probes, surveyed):

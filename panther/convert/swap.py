@@ -1,4 +1,4 @@
-"""Replacing modules in a model, so that it can be taken back whole."""
+"""Reversible replacement of modules in a model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from panther.convert.layers import Place
 
 
 class Swap:
-    """New modules in the places of old ones; `undo` puts everything back as it was.
+    """Replacement of modules by new ones; `undo` restores the old ones.
 
     Args:
         model: that contains the places.
-        replacements: each place with what is to stand there.
+        replacements: each place with its new module.
     """
 
     def __init__(self, model: nn.Module, replacements: Sequence[tuple[Place, nn.Module]]) -> None:
         self._model = model
         self._replacements = replacements
         self._undo: list[Callable[[], object]] = []
-        # encoders that the conversion makes write the zeros of torch's fast path
+        # converted encoders write zeros at padded places, as torch's fast path does
         self.zero_padded: list[str] = []
 
     def do(self) -> None:

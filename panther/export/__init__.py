@@ -1,6 +1,6 @@
 """Export: a PyTorch model as one self-describing ONNX file in a model repository.
 
-What needs torch is imported when it is used: reading a file and its card takes onnx alone.
+Modules that need torch load on first use: reading a file and its card needs only onnx.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from panther.export.api import export_onnx
     from panther.export.card import CARD_KEY, Column, Input, ModelCard, Output, Training, read_card
+    from panther.export.card_curve import CompressionCurve, CurvePoint
     from panther.export.errors import ExportError
     from panther.export.inspection import inspect_file
     from panther.export.report import ExportReport
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _HOME = {
     "CARD_KEY": "card",
     "Column": "card",
+    "CompressionCurve": "card_curve",
+    "CurvePoint": "card_curve",
     "ExportError": "errors",
     "ExportReport": "report",
     "Input": "card",
@@ -32,6 +35,8 @@ _HOME = {
 __all__ = [
     "CARD_KEY",
     "Column",
+    "CompressionCurve",
+    "CurvePoint",
     "ExportError",
     "ExportReport",
     "Input",

@@ -1,4 +1,4 @@
-"""`export_onnx`: one call from a model to a file whose outputs were compared with the model's."""
+"""`export_onnx`: export a model to an ONNX file and compare its outputs with the model's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from panther.export import card as cards
 from panther.export import pipeline
+from panther.export.card_curve import CompressionCurve
 from panther.export.options import EXTERNAL_DATA_BYTES, About, ExportOptions
 from panther.export.report import ExportReport
 
@@ -37,43 +38,46 @@ def export_onnx(
     license: str | None = None,  # noqa: A002  the field's own name in the card
     authors: Sequence[str] = (),
     preprocessing: str | None = None,
+    compression_curve: CompressionCurve | None = None,
 ) -> ExportReport:
-    """Export a model to one ONNX file with its card, proven against torch before it is published.
+    """Export a model to one ONNX file with its card, checked against torch before it is published.
 
     Each sketched layer becomes two matrix products with constants, or one where that is faster on the target;
-    sketched layers with nothing between become one pair. The file is written aside, loaded as a server loads it,
-    checked after onnxruntime's optimisation, compared with the model in float64 on the example inputs and on random
-    ones, and put into place last: on any error nothing is left of it.
+    consecutive sketched layers become one pair. The file is written to a temporary folder, loaded as by a server,
+    checked after onnxruntime's optimization, and compared with the model in float64 on the example inputs and on random
+    ones. Only then is it moved into place: on any error nothing is written.
 
     Args:
-        model: any module that torch.onnx can export; it is left as it is.
-        example_inputs: a tensor, one an argument of forward, or tensors by argument name: real rows to check on.
+        model: any module that torch.onnx can export; it is not changed.
+        example_inputs: a tensor, a sequence with one per argument of forward, or tensors by argument name: real rows
+            for the check.
         path_or_repository: a path ending in ``.onnx``, or the folder of a model repository, where the file becomes
-            the next version of ``name`` and a ``config.pbtxt`` for Triton lies beside it.
-        name: the model's name: at most 128 letters, digits, ``.``, ``_``, ``-``; neither ``.`` nor ``-`` comes first.
+            the next version of ``name``, beside a ``config.pbtxt`` for Triton.
+        name: the model's name: at most 128 letters, digits, ``.``, ``_``, ``-``; not beginning with ``.`` or ``-``.
         inputs: names and meaning of the inputs, in the order of example_inputs; the names of forward's arguments when
             None.
         outputs: names, meaning and labels of the outputs, in the order in which forward returns them; when None the
             keys of the dictionary that it returns, else ``output``, or ``output_0`` and so on.
-        dynamic_axes: by input the axes of variable size and their names; the same name is the same size. Axis 0 of
-            every input, ``batch``, when None.
+        dynamic_axes: axes of variable size with their names, by input; axes of the same name have the same size. Axis
+            0 of every input, named ``batch``, when None.
         plan: ``auto`` measures; ``two_products`` or ``dense`` for all layers, or a plan for some layers by name.
         u_storage: ``bits`` stores fixed sign matrices at one bit an entry, unfolded by onnxruntime at load; ``float``.
         precision: ``float32``; ``float16``, for CUDA: inputs and outputs stay float32; ``int8``: weights alone, CPU.
-        target: ``cpu`` or ``cuda``: what the plans are measured on.
-        num_threads: of the target's CPU; all cores that this process may use when None.
-        batch_sizes: to measure at.
+        target: device that plans are measured on, ``cpu`` or ``cuda``.
+        num_threads: CPU threads of the target; all available cores when None.
+        batch_sizes: rows of the measured runs.
         max_weight_bytes: limit on the constants that are resident when the file is loaded.
-        tolerance: largest |y - reference| / max |reference| at which a file is written; 1e-4, 2e-2 or 5e-2 by precision
-            when None.
+        tolerance: largest |y - reference| / max |reference| for which a file is written; 1e-4, 2e-2 or 5e-2 by
+            precision when None.
         external_data_bytes: weights of more bytes than this go into a separate file beside the model.
-        conditional: ``sketched`` or ``standard``: which branch of every `ConditionalSKLinear` the file holds; needed
-            where the model has one.
-        training, description, license, authors, preprocessing: what else the card shall say.
+        conditional: branch of every `ConditionalSKLinear` for the file, ``sketched`` or ``standard``; required if the
+            model has such a layer.
+        training, description, license, authors, preprocessing: further fields of the card.
+        compression_curve: another field of the card; exports of `panther.compress` fill it in.
 
     Raises:
-        ExportError: the model can't be exported, the file doesn't compute what the model does or not as planned, or it
-            can't be written.
+        ExportError: the model can't be exported, the file's outputs or graph are not as planned, or it can't be
+            written.
         ValueError: an argument is wrong.
     """
     options = ExportOptions(
@@ -91,6 +95,6 @@ def export_onnx(
         tolerance=tolerance,
         external_data_bytes=external_data_bytes,
         conditional=conditional,
-        about=About(training, description, license, authors, preprocessing),
+        about=About(training, description, license, authors, preprocessing, compression_curve),
     )
     return pipeline.run(model, example_inputs, Path(path_or_repository), options)

@@ -9,11 +9,13 @@ from typing import Any
 
 import onnx
 
+from panther.export.card_curve import CompressionCurve
+
 CARD_KEY = "panther.card"
 SCHEMA_VERSION = "1.0"
-# how to read the last axis of an output
+# ways to read the last axis of an output
 KINDS = ("logits", "probabilities", "multilabel", "regression")
-# of the values of a column
+# types of a column's values
 COLUMN_TYPES = ("number", "integer", "boolean", "category")
 
 
@@ -22,7 +24,7 @@ class Column:
     """A column of an input whose rows are those of a table.
 
     Attributes:
-        name: what clients call it.
+        name: as clients use it.
         type: "number", "integer", "boolean" or "category", which goes into the model as its place among the categories.
         description: what it means.
         unit: of the numbers, such as "cm".
@@ -43,7 +45,7 @@ class Column:
             raise ValueError(f"type ({self.type!r}) of column {self.name!r} must be one of {known}")
         if (self.categories is None) == (self.type == "category"):
             raise ValueError(
-                f"column {self.name!r} of type {self.type!r}: a category needs categories, no other has any"
+                f"column {self.name!r} of type {self.type!r}: a category needs categories, and no other type has them"
             )
         if self.categories is not None and len(set(self.categories)) < max(1, len(self.categories)):
             raise ValueError(f"categories of column {self.name!r} must differ, and be at least one")
@@ -55,7 +57,7 @@ class Input:
 
     Attributes:
         name: as in the graph.
-        description: what a caller should put there.
+        description: of the expected values.
         columns: of an input of shape (rows, columns), so that rows can be sent by the names of their columns.
         sample_rows: real rows, a value a column as a client sends it.
     """
@@ -74,7 +76,7 @@ class Input:
         for row in self.sample_rows or ():
             if len(row) != width:
                 raise ValueError(
-                    f"sample_rows of input {self.name!r} hold a row of {len(row)} values; it names {width} columns"
+                    f"sample_rows of input {self.name!r} hold a row of {len(row)} values; the input has {width} columns"
                 )
 
     def check_width(self, shape: Sequence[int]) -> None:
@@ -97,8 +99,8 @@ class Output:
     Attributes:
         name: as in the graph.
         description: what it means.
-        kind: how to read the last axis: "logits" or "probabilities" of classes, of which one is right; "multilabel", a
-            logit for each label, of which any number is right; "regression", the predicted numbers.
+        kind: meaning of the last axis: "logits" or "probabilities" of classes, exactly one of which is right;
+            "multilabel", a logit for each label, any number of which is right; "regression", predicted numbers.
         labels: the names of the classes, labels or numbers, one for each entry of the last axis.
         unit: of the numbers of a regression, such as "mg/dL".
     """
@@ -123,7 +125,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Training:
-    """How the model was trained, and how well it and its dense twin did on held-out rows."""
+    """Training data and settings, and held-out metrics of the model and its dense twin."""
 
     dataset: str | None = None
     train_rows: int | None = None
@@ -161,7 +163,7 @@ class Layer:
             has all the multiply-adds.
         uses: names of the modules that share its matrices, where there are several.
         biases: how many biases they have, where there are several.
-        note: what else is to be known of it.
+        note: further remark.
     """
 
     name: str
@@ -191,7 +193,8 @@ class QuantizedLayer:
         scheme: "int8-static": weights with a scale an output channel, activations with one constant scale a tensor;
             "int4-blocks", "int8-blocks": a scale and a zero point for each block of a row;
             "int8-rows": an embedding with a scale a row;
-            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded.
+            "int8-stored": weights with a scale an output channel, which are unpacked to floats when the file is loaded;
+            "int4-stored": the same with a scale for each block of an output channel.
         smoothed: whether outliers of its input were moved into the weight.
         weight_bytes: of the weight, its scales and zero points, and the smoothing.
         block_size: entries in a block, where there are blocks.
@@ -253,8 +256,10 @@ class Embedding:
 
     Attributes:
         mode: "lookup", or "sum" or "mean" of a bag.
-        multiply_adds_per_row: of a row that is looked up, or of a bag; a dense table has none.
+        multiply_adds_per_row: of a row that is looked up, or of a bag, where a dense table has none; and of a row in
+            each head.
         uses: names of the modules that share its factors, where there are several.
+        heads: names of the linear layers among them.
     """
 
     name: str
@@ -265,6 +270,7 @@ class Embedding:
     parameters: Parameters
     multiply_adds_per_row: MultiplyAdds
     uses: tuple[str, ...] | None = None
+    heads: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -335,7 +341,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class PlannedSite:
-    """The decision for a site.
+    """The planned computation of a site.
 
     Attributes:
         layers: its sketched layers.
@@ -357,8 +363,8 @@ class Planning:
     """How the plans were decided.
 
     Attributes:
-        device, num_threads, runtime: what was measured on.
-        batch_sizes: that were measured at.
+        device, num_threads, runtime: of the measurement.
+        batch_sizes: rows of the measured runs.
         sites: each linear map, its plan, the reason, and the median times of what was measured.
     """
 
@@ -382,7 +388,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The whole card; its many fields are the keys of its JSON, where absent optional ones are left out."""
+    """The whole card; its fields are the keys of its JSON, without absent optional ones."""
 
     name: str
     created_at: str
@@ -405,6 +411,7 @@ class ModelCard:
     quantized_layers: tuple[QuantizedLayer, ...] | None = None
     convolutions: tuple[Convolution, ...] | None = None
     embeddings: tuple[Embedding, ...] | None = None
+    compression_curve: CompressionCurve | None = None
     schema_version: str = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -6,5 +6,5 @@ class ExportError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error message; torch adds pages of advice."""
+    """First line of an error message, without the advice that torch adds."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

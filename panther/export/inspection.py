@@ -20,7 +20,7 @@ from panther.export.errors import ExportError
 from panther.export.ort import Target, optimized_graph
 from panther.export.row_proof import row_proof
 
-# of more nodes, only how many there are of each kind is printed
+# above this number of nodes, only counts by operator are printed
 _MOST_NODES = 40
 _PLAN_NAMES = {"two_products": "x·A·B", "dense": "x·W"}
 

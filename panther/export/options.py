@@ -9,23 +9,25 @@ import numpy as np
 
 from panther.export import card as cards
 from panther.export import ort
+from panther.export.card_curve import CompressionCurve
 from panther.export.graph.precision import PRECISIONS, TOLERANCES
 from panther.export.ort import Target
 from panther.export.publish.repository import check_name
 
-# protobuf takes messages of up to 2 GiB; larger weights go into a file beside the model
+# protobuf messages are limited to 2 GiB; larger weights go into a file beside the model
 EXTERNAL_DATA_BYTES = 1_800_000_000
 
 
 @dataclass(frozen=True)
 class About:
-    """Descriptive part of the card: training, purpose, author."""
+    """Descriptive part of the card: training, purpose, author, compression."""
 
     training: cards.Training | None = None
     description: str | None = None
     license: str | None = None
     authors: Sequence[str] = ()
     preprocessing: str | None = None
+    compression_curve: CompressionCurve | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ExportOptions:
             raise ValueError(f"batch_sizes ({list(self.batch_sizes)}) must be positive, and at least one")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance ({self.tolerance}) must be positive")
-        # refuses an unknown device, and threads below 1
+        # rejects an unknown device, and num_threads below 1
         _ = self.measured_on
 
     @property

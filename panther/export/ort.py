@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 _CGROUP = Path("/sys/fs/cgroup")
-# exit status of the process that optimises a graph, where onnxruntime says no
+# exit status of the graph-optimizing process when onnxruntime rejects the model
 _REFUSED = 3
 DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -91,7 +91,7 @@ def load(
     optimized_path: Path | None = None,
     cuda_graph: bool = False,
 ) -> Any:
-    """Load a model at full optimisation on the target.
+    """Load a model at full optimization on the target.
 
     Args:
         model: path of a file, or the bytes of one.
@@ -107,9 +107,9 @@ def load(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = target.num_threads
     options.inter_op_num_threads = 1
-    # sessions are timed in turn: a pool that spins after its own turn would slow the next one's
+    # sessions are timed in turn: a pool that spins after its run would slow the next session
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # what goes wrong is raised; fatal alone is printed
+    # errors are raised; only fatal messages are printed
     options.log_severity_level = 4
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
@@ -126,17 +126,17 @@ def load(
         ort.preload_dlls()
     provider_options: dict[str, str] = {}
     if target.device == "cuda":
-        # float32 means float32: with TF32, onnxruntime's own choice, an output is off by 3e-4 of the largest
+        # no TF32, onnxruntime's default: it puts an output off by 3e-4 of the largest
         provider_options = {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"}
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=[(provider, provider_options)]
         )
     except Exception as error:
-        raise ExportError(f"onnxruntime refuses the model: {first_line(error)}") from error
+        raise ExportError(f"onnxruntime rejects the model: {first_line(error)}") from error
     if session.get_providers()[0] != provider:
         raise ExportError(
-            f"asked for {provider}, onnxruntime runs on {session.get_providers()[0]}: CUDA is not available"
+            f"{provider} was requested, but onnxruntime runs on {session.get_providers()[0]}: CUDA is not available"
         )
     session.disable_fallback()
     return session
@@ -151,7 +151,7 @@ def optimized_graph(model: Path, target: Target) -> onnx.ModelProto:
     Raises:
         ExportError: onnxruntime does not take the model, or ends the process.
     """
-    import onnx  # not with the module: the process that optimizes the graph does without
+    import onnx  # imported here: the graph-optimizing process must not load it
 
     with tempfile.TemporaryDirectory(prefix="panther-") as folder:
         path = Path(folder) / "optimized.onnx"
@@ -176,8 +176,8 @@ def _optimize_apart(model: Path, path: Path) -> None:
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         raise ExportError(
-            f"onnxruntime ends the process that loads the model ({name}): it can't do what some layer asks for in this "
-            "precision; try another"
+            f"onnxruntime crashed while it loaded the model ({name}): it does not support a layer in this precision; "
+            "try another precision"
         )
     if child.returncode:
         said = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]

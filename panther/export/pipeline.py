@@ -41,7 +41,7 @@ from panther.export.publish.triton import config
 from panther.export.report import ExportReport
 from panther.export.verify import guard
 from panther.export.verify.check import check_against_torch, check_inputs
-from panther.nn.quantized import Int8Conv, Int8Linear
+from panther.nn.quantized import Int8Linear, StoredConv
 
 Examples = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -199,7 +199,7 @@ def plan(prepared: Prepared, options: ExportOptions) -> Planned:
     # unpacked when the file is loaded
     itemsize = np.dtype(options.dtype).itemsize
     other_bytes += sum(
-        layer.stored_entries * itemsize for layer in graph.convolutions.values() if isinstance(layer, Int8Conv)
+        layer.stored_entries * itemsize for layer in graph.convolutions.values() if isinstance(layer, StoredConv)
     )
     decisions = choose(
         sites,
@@ -276,7 +276,7 @@ def verify(file: Path, prepared: Prepared, planned: Planned, options: ExportOpti
     )
     resident = counts.resident_bytes(optimized)
     if options.precision == "float16":
-        # the CPU computes float16 in float32 constants; the target does not
+        # the CPU expands float16 constants to float32; the target does not
         resident = {"float16": planned.other_bytes + sum(site.weight_bytes for site in planned.decisions.values())}
     return Verified(session, check, resident)
 
@@ -325,6 +325,7 @@ def describe(prepared: Prepared, planned: Planned, verified: Verified, options: 
         quantized_layers=quantized or None,
         convolutions=counts.convolution_entries(prepared.model, planned.convolutions) or None,
         embeddings=embedding_entries(prepared.model) or None,
+        compression_curve=about.compression_curve,
     )
 
 

@@ -19,7 +19,7 @@ def row_proof(path: Path) -> dict[str, Any] | None:
         verdict (``independent``: batched; ``mixed`` or ``unknown``: not), reason, the node and op_type that decide
         (empty where none does), and the axis of the rows in each input and output; None where there is no answer.
     """
-    # -P: a folder 'app' where the command is called is not the server.
+    # -P: a folder 'app' in the working directory must not shadow the server.
     command = [sys.executable, "-P", "-m", "app.runtime.independence", str(path)]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)  # noqa: S603 # nosec B603

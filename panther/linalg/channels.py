@@ -14,10 +14,10 @@ from torch import Tensor
 
 from panther.linalg.terms import orthonormal_basis
 
-# which of the two convolutions comes first: the one with the kernel for "output", the 1x1 one for "input"
+# "output": the convolution with the kernel comes first; "input": the 1x1 convolution does
 Terms = Literal["both", "output", "input"]
 Factors = tuple[Tensor, Tensor]
-# how often each side's subspace is chosen again for what the other leaves
+# alternations: each side's subspace is refitted to the residual of the other
 _SWEEPS = 4
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# products with A Aᵀ until which the leading singular values are expected to settle
+# products with A Aᵀ after which the leading singular values are expected to converge
 _MOST_ITERATIONS = 32
 _OVERSAMPLING = 32
 
@@ -106,7 +106,7 @@ def cqrrpt(M: Tensor, gamma: float = 1.25, *, generator: torch.Generator | None 
     """
     _check_matrix("M", M)
     if not gamma >= 1 or math.isinf(gamma):
-        raise ValueError(f"gamma ({gamma}) must be a number from 1 on")
+        raise ValueError(f"gamma ({gamma}) must be a number of at least 1")
     m, n = M.shape
     wide = M.double()
     rows = math.ceil(gamma * n)
@@ -117,7 +117,7 @@ def cqrrpt(M: Tensor, gamma: float = 1.25, *, generator: torch.Generator | None 
     rank = int((diagonal > floor).sum())
     R = R[:rank]
     Q = torch.linalg.solve_triangular(R[:, :rank], wide[:, P[:rank]], upper=True, left=False)
-    # twice: the second pass takes the last digits of orthogonality that the condition of the first one cost
+    # twice: the second pass restores the orthogonality that an ill-conditioned first one loses
     for _ in range(2):
         factor = _triangle(Q)
         Q = torch.linalg.solve_triangular(factor, Q, upper=True, left=False)

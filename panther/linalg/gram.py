@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# columns of a block, and the most blocks: with k of them, (k + 1) / 2k of the products are computed
+# columns of a block, and the most blocks: k blocks compute (k + 1) / 2k of the products
 _BLOCK, _MOST_BLOCKS = 256, 8
 # entries of a weight that are converted to float64 at a time
 _ENTRIES = 2**24

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 LARGEST, LARGEST_4_BITS = 127, 7
-# what the largest integer of a column can be, by what it is at most
+# bounds of a column's largest integer
 _COUNTS = {LARGEST_4_BITS: range(1, LARGEST_4_BITS + 1), LARGEST: range(64, LARGEST + 1)}
-# that a count of levels is tried on before the whole matrix is
+# rows on which a level count is tried before the whole matrix is
 _SAMPLE = 16
 
 
@@ -62,7 +62,7 @@ def _bytes(matrix: Tensor, step: Tensor, largest: int) -> float:
 def _steps_of_columns(matrix: Tensor, counts: range) -> Tensor | None:
     """(1, columns)."""
     largest = matrix.abs().amax(0)
-    # a few rows tell most matrices of floats
+    # a few rows rule out most float matrices
     if _steps(matrix[:_SAMPLE], largest, counts) is None:
         return None
     step = _steps(matrix, largest, counts)
@@ -80,7 +80,7 @@ def _steps(matrix: Tensor, largest: Tensor, counts: range) -> Tensor | None:
     found = torch.zeros_like(largest)
     for count in counts:
         step = torch.where(largest > 0, largest / count, 1.0)
-        # the steps of the most levels are the last to be taken, and stay where several fit
+        # the largest level count is tried last, and wins if several fit
         fits = (torch.round(matrix / step) * step == matrix).all(0)
         found = torch.where(fits, step, found)
     return found if bool((found > 0).all()) else None

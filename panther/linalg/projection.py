@@ -14,8 +14,10 @@ from torch import Tensor
 
 from panther.linalg.whitening import Spectrum
 
-# rows of a table that are turned into float64 at once
+# rows of a table that are converted to float64 at once
 _CHUNK = 2**16
+# of a 2x2 matrix whose eigenvectors are sought
+_POWER = 64
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,42 @@ def projections(S: Tensor, C_out: Tensor | None = None) -> Projection:
     down, up = Q, Q.t()
     if L is not None:
         down, up = L @ Q, torch.linalg.solve_triangular(L, Q.t(), upper=False, left=False)
-        # rows of unit length: sensitivities may be far from 1, and factors may be kept in 16 bits
+        # unit rows: sensitivities may be far from 1, and factors may be stored in 16 bits
         norms = up.norm(dim=1).clamp_min(torch.finfo(up.dtype).tiny)
         down, up = down * norms, up / norms.unsqueeze(1)
     return Projection(down, up, values)
+
+
+def shared_projections(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Projection:
+    """Projections of every rank that two uses of a table lose least in, together.
+
+    A table that is looked up loses tr S (I - P) C (I - P)ᵀ, for S and C_out of `projections`; a linear layer of the
+    same weight, y = W x, loses the same for S = Wᵀ C_out W and the second moment C of its inputs. The best P for the
+    sum is no truncation of any matrix. It is sought with the Kronecker product closest to the sum of two, and the
+    energies are those of the sum itself. (Van Loan and Pitsianis, "Approximation with Kronecker products", 1993.)
+
+    Args:
+        first, second: (S, C) of each use, (d, d), float64, positive definite.
+    """
+    S, C = (torch.stack(pair) for pair in zip(first, second, strict=True))
+    norms = torch.linalg.matrix_norm(S).view(2, 1, 1)
+    S, C = S / norms, C * norms
+    grams = (S.flatten(1) @ S.flatten(1).t(), C.flatten(1) @ C.flatten(1).t())
+    # the largest eigenvector of a matrix of positive entries, by powers
+    step = grams[1] @ grams[0]
+    weights = torch.linalg.matrix_power(step / step.norm(), _POWER) @ step.new_ones(2)
+    shares = grams[0] @ weights
+    found = projections(torch.tensordot(weights, S, 1), torch.tensordot(shares / shares.norm(), C, 1))
+    lost = _lost(found, *first) + _lost(found, *second)
+    return Projection(found.left, found.right, lost[:-1] - lost[1:])
+
+
+def _lost(found: Projection, S: Tensor, C: Tensor) -> Tensor:
+    """(d + 1,), tr S (I - P) C (I - P)ᵀ for every rank from 0 on."""
+    SL, RC = S @ found.left, found.right @ C
+    pairs = (found.left.t() @ SL) * (RC @ found.right.t())
+    gained = 2 * (SL * RC.t()).sum(0).cumsum(0) - pairs.cumsum(0).cumsum(1).diagonal()
+    return (S * C).sum() - torch.cat([gained.new_zeros(1), gained])
 
 
 def second_moment(W: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -70,6 +70,6 @@ def unpack_signs(packed: Tensor, shape: Sequence[int], magnitude: float, dtype: 
             f"{count} signs take ({size},) of torch.uint8"
         )
     bits = torch.from_numpy(np.unpackbits(packed.cpu().numpy(), count=count)).view(torch.bool)
-    # in float64 first: c is exact there, and rounding an exact value to its own type changes nothing
+    # multiply in float64, where c is exact; the final rounding changes nothing
     values = torch.tensor([-magnitude, magnitude], dtype=torch.float64).to(dtype)
     return torch.where(bits, values[1], values[0]).reshape(tuple(shape))

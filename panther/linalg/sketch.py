@@ -1,7 +1,7 @@
 """Random sketching matrices, the fixed U of a sketched layer.
 
 Every kind has entries of mean square 1/low_rank, so that E[U Uᵀ] is the identity over the low_rank axis, a product
-with U keeps the expected length, and the initialisation of a layer need not know which kind it has.
+with U keeps the expected length, and the initialization of a layer need not know which kind it has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Truncated singular value decompositions: exact, and randomised for large matrices."""
+"""Truncated singular value decompositions: exact, and randomized for large matrices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# below this many columns and rows the exact decomposition takes under a second
+# below this size the exact decomposition takes under a second
 _LARGE = 1024
 
 
@@ -41,7 +41,7 @@ def truncated_svd(
         rank: how many to keep; min(m, n) where it is larger.
         method: ``"exact"`` computes in float64; ``"randomized"`` is `randomized_svd`; ``"auto"`` takes the latter where
             M is large and the rank is under an eighth of its smaller side.
-        generator: for the randomised one; a fixed seed when None.
+        generator: for the randomized one; a fixed seed when None.
 
     Raises:
         ValueError: M is no matrix, the rank is below 1, or the method is unknown.
@@ -68,7 +68,7 @@ def randomized_svd(
     """Approximate `truncated_svd` by a random projection, at the cost of a few products with M.
 
     (Halko, Martinsson and Tropp, "Finding structure with randomness: probabilistic algorithms for constructing
-    approximate matrix decompositions", SIAM Review 2011: algorithm 4.4, subspace iteration with orthonormalisation,
+    approximate matrix decompositions", SIAM Review 2011: algorithm 4.4, subspace iteration with orthonormalization,
     then algorithm 5.1.)
 
     Args:

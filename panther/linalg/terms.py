@@ -116,7 +116,7 @@ def orthonormal_basis(span: Tensor, rest: Tensor, columns: int) -> tuple[Tensor,
     """
     d, r = span.shape
     width = min(d, columns)
-    # zero columns besides: Q then has columns orthogonal to the span too, which a layer can train on
+    # extra zero columns: Q then has columns orthogonal to the span too, which a layer can train on
     padded = torch.cat([span, span.new_zeros(d, max(width - r, 0))], dim=1)
     Q, R = torch.linalg.qr(padded)
     coefficients = rest.new_zeros(columns, rest.shape[1])

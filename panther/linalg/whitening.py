@@ -40,7 +40,7 @@ def whitened_svd(W: Tensor, C_in: Tensor | None = None, C_out: Tensor | None = N
     For inputs X with XᵀX = C_in this is ‖X (W - Ŵ)ᵀ‖; C_out weighs the directions of the output. With
     Lₒᵀ W Lᵢ = U Σ Vᵀ the optimum of rank r is Ŵ = Lₒ⁻ᵀ U_r Σ_r V_rᵀ Lᵢ⁻¹: the change of variables is invertible and
     keeps the rank, so the theorem of Eckart and Young (1936) holds for the whitened matrix. (Whitening the inputs of a
-    layer before its truncation: Wang et al., "SVD-LLM", 2024; both sides: the generalised low-rank approximation of
+    layer before its truncation: Wang et al., "SVD-LLM", 2024; both sides: the generalized low-rank approximation of
     Srebro and Jaakkola, "Weighted low-rank approximations", 2003, for weights of rank one, and the Kronecker factors
     of Martens and Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015.)
 

@@ -19,10 +19,10 @@ class ProjectedAttention(nn.Module):
     each projection is called. Arguments, masks, dropout and what is returned are the same; the softmax is exact.
 
     Args:
-        attention: whose projections, options, hooks and mode are taken over. Its packed weights are read through views.
+        attention: source of projections, options, hooks and mode. Its packed weights are read through views.
     """
 
-    # read by nn.TransformerEncoderLayer, which leaves its fused kernel alone where there is no packed bias
+    # nn.TransformerEncoderLayer reads it, and skips its fused kernel if there is no packed bias
     in_proj_weight = None
     in_proj_bias = None
     _qkv_same_embed_dim = False
@@ -87,7 +87,7 @@ class ProjectedAttention(nn.Module):
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        # as torch does: without other masks and weights to return, the hint replaces the mask, added keys included
+        # as in torch: without other masks and weights to return, the hint replaces the mask, added keys included
         by_hint = is_causal and key_padding_mask is None and not need_weights
         mask = None if by_hint else self._mask(q, k, key_padding_mask, attn_mask)
         if self.bias_k is not None and self.bias_v is not None:
@@ -121,7 +121,7 @@ class ProjectedAttention(nn.Module):
                     setattr(layer, kind, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, attention: Tensor | None) -> Tensor | None:
-        """What is added to the scores, (N or 1, heads or 1, L or 1, S), for added keys too; None for nothing."""
+        """Values to add to the scores, (N or 1, heads or 1, L or 1, S), including added keys; None for none."""
         mask = None
         if attention is not None:
             mask = _added(attention, q.dtype)
@@ -134,7 +134,7 @@ class ProjectedAttention(nn.Module):
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to scores."""
+    """A mask as values to add to the scores."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)

@@ -16,7 +16,7 @@ LARGER_THAN_DENSE = "the sketched layer is the larger one; lower num_terms or lo
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse sizes that are not integers from 1 on."""
+    """Refuse sizes that are not integers of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"{name} ({size!r}) must be an integer, not {type(size).__name__}")
@@ -106,9 +106,9 @@ def check_conv_padding(padding: Any, padding_mode: str, stride: tuple[int, ...])
 
 
 def check_conv_weight(W: Tensor) -> None:
-    """Refuse the weight of a convolution that can't be taken apart."""
+    """Refuse the weight of a convolution that can't be decomposed."""
     if W.is_meta:
-        raise ValueError("the weight of conv lies on the device 'meta' and has no values")
+        raise ValueError("the weight of conv is on the device 'meta' and has no values; load it first")
     if not W.is_floating_point():
         raise TypeError(f"the weight of conv ({W.dtype}) must be of a floating-point type")
     if not bool(W.detach().isfinite().all()):

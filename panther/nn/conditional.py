@@ -12,10 +12,10 @@ from panther.nn.linear import SKLinear
 
 
 class ConditionalSKLinear(nn.Module):
-    """Uses ``standard_layer`` below a number of rows and ``sketched_layer`` from there on.
+    """A layer that uses ``standard_layer`` for few rows and ``sketched_layer`` for many.
 
     Made by the constructor, the branches are two unrelated layers, each with its own parameters. Made by
-    `from_linear`, both stand for the same weights: the standard branch exactly, the sketched one as well as it can.
+    `from_linear`, both approximate the same weights: the standard branch exactly, the sketched one as well as it can.
 
     A graph of fixed form holds one branch: export `as_standard()` or `as_sketched()`.
 
@@ -79,10 +79,10 @@ class ConditionalSKLinear(nn.Module):
         """Make both branches approximate the weights of a trained layer.
 
         The standard branch becomes the layer itself (not a copy); the sketched one starts at the best approximation of
-        it that its fixed matrices allow. Trained on, they go their own ways.
+        it that its fixed matrices allow. Further training changes them independently.
 
         Raises:
-            TypeError: linear is no nn.Linear.
+            TypeError: linear is not an nn.Linear.
             ValueError: as for the constructor.
         """
         if not isinstance(linear, nn.Linear):
@@ -121,7 +121,7 @@ class ConditionalSKLinear(nn.Module):
         self.sketched_layer = sketched
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x of shape (..., in_features) to (..., out_features) by the branch that its number of rows calls for."""
+        """Map x of shape (..., in_features) to (..., out_features) by the branch for its number of rows."""
         rows = 1
         for size in x.shape[:-1]:
             rows *= size

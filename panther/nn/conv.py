@@ -27,7 +27,7 @@ class SKConv2d(SketchedConv):
         terms: ``"both"`` for L terms of each kind; ``"output"`` for 2L of the first kind, as in the public
             ``panther-ml`` package, whose checkpoints load; ``"input"`` for 2L of the second.
         sketch: the distribution of U: ``"sign"``, ``"gaussian"`` or ``"orthonormal"`` (`panther.sketch`).
-        generator: where U and the initial S and bias come from; torch's global one when None.
+        generator: of U and the initial S and bias; torch's global one when None.
 
     Attributes:
         S1s: (groups·L₁k, C_in/groups, kH, kW), Parameter; L₁ is L, 2L for ``"output"``, and S1s None for ``"input"``.

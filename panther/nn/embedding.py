@@ -5,7 +5,7 @@ See docs/decisions/0078-embeddings-of-low-rank.md.
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,11 @@ from panther.counting import ParameterCount
 from panther.linalg.projection import Projection, closest_rows
 from panther.nn.checks import check_sizes
 
-Table = TypeVar("Table", bound="LowRankTable")
 MAX_REASON = "the largest entries of rows are not those of their factors"
 
 
 class LowRankTable(nn.Module):
-    """The common base of `LowRankEmbedding` and `LowRankEmbeddingBag`: a table of rows A[v] @ B."""
+    """The common base of `LowRankEmbedding`, `LowRankEmbeddingBag` and `LowRankHead`: a table of rows A[v] @ B."""
 
     A: nn.Parameter
     B: nn.Parameter
@@ -86,6 +85,14 @@ class LowRankTable(nn.Module):
         """Share the factors of another table; both are trained as one."""
         self.A, self.B = other.A, other.B
 
+    def placed_like(self, weight: Tensor, device: torch.device | str | None) -> Self:
+        """The layer without values on a device, that of a weight when None; it learns where the weight does."""
+        place = weight.device if device is None else torch.device(device)
+        made = self if place.type == "meta" else self.to_empty(device=place)
+        for factor in (made.A, made.B):
+            factor.requires_grad_(weight.requires_grad)
+        return made
+
     def extra_repr(self) -> str:
         """The sizes."""
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
@@ -95,7 +102,7 @@ class LowRankTable(nn.Module):
 class LowRankEmbedding(LowRankTable):
     """An embedding whose table is the product of two factors; replaces ``nn.Embedding``.
 
-    y = A[x] @ B: a table of few columns is looked up, and what it holds multiplied by one small matrix. (Lan et al.,
+    y = A[x] @ B: a lookup in a table of few columns, then a product with a small matrix. (Lan et al.,
     "ALBERT", 2020, which calls it a factorized embedding parameterization.) It stores
     rank·(num_embeddings + embedding_dim) numbers, all of them learnable.
 
@@ -104,7 +111,7 @@ class LowRankEmbedding(LowRankTable):
             the last but two are about the gradient of A.
         rank: r, the columns of A.
         max_norm: None; anything else is refused.
-        generator: where the initial values come from; torch's global one when None.
+        generator: of the initial values; torch's global one when None.
 
     Attributes:
         A: (num_embeddings, rank), Parameter.
@@ -112,7 +119,7 @@ class LowRankEmbedding(LowRankTable):
 
     Raises:
         ValueError: a size is out of range, or max_norm is given.
-        TypeError: a size is no integer.
+        TypeError: a size is not an integer.
 
     >>> import torch
     >>> layer = LowRankEmbedding(10_000, 256, rank=32)
@@ -144,15 +151,15 @@ class LowRankEmbedding(LowRankTable):
         """Make the embedding of that rank whose rows are closest to those of a trained one.
 
         It is the truncated SVD of the table, its rows weighed: no other A and B make Σ_v weight_v ‖W[v] - A[v] @ B‖²
-        less. `panther.sketch_` converts models, and weighs rows by what it counts in calibration.
+        less. `panther.sketch_` converts models, and weighs rows by their counts in calibration.
 
         Args:
-            layer: whose options, dtype, device, training mode and requires_grad the new one takes; is not changed.
+            layer: source of options, dtype, device, training mode and requires_grad; it is not changed.
             rank: r.
             row_weights: (num_embeddings,), such as the frequencies of tokens; all the same when None.
 
         Raises:
-            TypeError: layer is no nn.Embedding.
+            TypeError: layer is not an nn.Embedding.
             ValueError: a size is out of range, max_norm is set, or the table or the weights hold values that are not
                 finite.
         """
@@ -175,7 +182,7 @@ class LowRankEmbedding(LowRankTable):
             device="meta",
             dtype=layer.weight.dtype,
         )
-        return _placed(made, layer.weight, device).train(layer.training)
+        return made.placed_like(layer.weight, device).train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as torch names it
         """Look up rows: indices of any shape (…) → (…, embedding_dim)."""
@@ -188,8 +195,8 @@ class LowRankEmbedding(LowRankTable):
 class LowRankEmbeddingBag(LowRankTable):
     """A bag of embeddings whose table is the product of two factors; replaces ``nn.EmbeddingBag``.
 
-    y = bag(A[x]) @ B: sums and means are linear, so bags are added up over the few columns of A, and only what comes
-    out is multiplied by B. The maximum is not linear and has no such form.
+    y = bag(A[x]) @ B: sums and means are linear, so bags are summed over the few columns of A, and only the sums are
+    multiplied by B. The maximum is not linear and has no such form.
 
     Args:
         num_embeddings, embedding_dim, scale_grad_by_freq, sparse, include_last_offset, padding_idx, device, dtype: as
@@ -197,7 +204,7 @@ class LowRankEmbeddingBag(LowRankTable):
         rank: r, the columns of A.
         max_norm: None; anything else is refused.
         mode: ``"mean"`` or ``"sum"``.
-        generator: where the initial values come from; torch's global one when None.
+        generator: of the initial values; torch's global one when None.
 
     Attributes:
         A: (num_embeddings, rank), Parameter.
@@ -205,7 +212,7 @@ class LowRankEmbeddingBag(LowRankTable):
 
     Raises:
         ValueError: a size or option is out of range, mode is ``"max"``, or max_norm is given.
-        TypeError: a size is no integer.
+        TypeError: a size is not an integer.
 
     >>> import torch
     >>> layer = LowRankEmbeddingBag(10_000, 64, rank=16, mode="sum")
@@ -242,7 +249,7 @@ class LowRankEmbeddingBag(LowRankTable):
         """Make the bag of that rank whose rows are closest to those of a trained one, as `LowRankEmbedding` does.
 
         Raises:
-            TypeError: layer is no nn.EmbeddingBag.
+            TypeError: layer is not an nn.EmbeddingBag.
             ValueError: as for `LowRankEmbedding.from_embedding`, or its mode is ``"max"``.
         """
         if not isinstance(layer, nn.EmbeddingBag):
@@ -266,7 +273,7 @@ class LowRankEmbeddingBag(LowRankTable):
             device="meta",
             dtype=layer.weight.dtype,
         )
-        return _placed(made, layer.weight, device).train(layer.training)
+        return made.placed_like(layer.weight, device).train(layer.training)
 
     def forward(
         self,
@@ -290,13 +297,13 @@ class LowRankEmbeddingBag(LowRankTable):
 
 
 def projection_of(weight: Tensor, row_weights: Tensor | None) -> Projection:
-    """The subspaces of every rank that rows of a table lose least in.
+    """The subspaces of every rank with the least loss of a table's rows.
 
     Raises:
         ValueError: the table or the weights hold values that are not finite, or the weights are negative, or all zero.
     """
     if weight.is_meta:
-        raise ValueError("the weight of layer lies on the device 'meta' and has no values")
+        raise ValueError("the weight of layer is on the device 'meta' and has no values; load it first")
     if not bool(weight.detach().isfinite().all()):
         raise ValueError("the weight of layer holds values that are not finite")
     if row_weights is not None:
@@ -318,12 +325,3 @@ def _checked_padding(padding_idx: int | None, num_embeddings: int) -> int | None
             f"padding_idx ({padding_idx}) must be from {-num_embeddings} to {num_embeddings - 1} (num_embeddings - 1)"
         )
     return padding_idx % num_embeddings
-
-
-def _placed(made: Table, weight: Tensor, device: torch.device | str | None) -> Table:
-    place = weight.device if device is None else torch.device(device)
-    if place.type != "meta":
-        made = made.to_empty(device=place)
-    for factor in (made.A, made.B):
-        factor.requires_grad_(weight.requires_grad)
-    return made

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from panther.nn.hooks import take_hooks
 
-# the method of transformers' experts that combines gate and values
+# method of transformers' experts that combines gate and values
 _GATE = "_apply_gate"
-# the lists of layers: by what the weight is called that they are taken from
+# names of the layer lists, by the name of the weight that they are cut from
 LISTS = {"gate_up_proj": "gate_up", "up_proj": "up", "down_proj": "down"}
+EVERY_LIST = (*LISTS.values(), "gate")
 
 
 class OpenedExperts(nn.Module):
@@ -34,7 +35,7 @@ class OpenedExperts(nn.Module):
 
     def __init__(self, experts: nn.Module, *, transposed: bool) -> None:
         super().__init__()
-        # code of the model may ask for its options
+        # code of the model may read its options
         self.__dict__.update({key: value for key, value in experts.__dict__.items() if not key.startswith("_")})
         for name, child in experts._modules.items():
             self.add_module(name, child)
@@ -98,6 +99,36 @@ class RoutedExperts(OpenedExperts):
         return y
 
 
+class GatedExperts(RoutedExperts):
+    """Experts as DBRX has them: three tensors of two axes, (E·d_ff, d_model) each, in a module within.
+
+    Args:
+        experts: whose module ``mlp`` has the weights ``w1`` of the gates, ``v1`` and ``w2``; is not changed.
+    """
+
+    def __init__(self, experts: nn.Module) -> None:
+        super().__init__(experts, transposed=False)
+        packed = experts.get_submodule("mlp")
+        del self._modules["mlp"]
+        count = int(experts.num_experts)  # type: ignore[arg-type]
+        for name, list_name in (("w1", "gate"), ("v1", "up"), ("w2", "down")):
+            weight = packed.get_parameter(name)
+            by_expert = weight.view(count, -1, weight.shape[1])
+            self.add_module(list_name, _layers(by_expert, None, transposed=name == "w2"))
+        self.act_fn = packed.activation_fn
+
+    def expert(self, index: int, x: Tensor) -> Tensor:
+        """One expert's outputs for rows, (n, d_model) → (n, d_model)."""
+        gate, up = self.gate[index](x), self.up[index](x)  # type: ignore[operator,index]
+        return self.down[index](self.act_fn(gate) * up)  # type: ignore[operator,no-any-return]
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Add up the outputs of each row's experts; (batch, length, d_model), or (n, d_model), → three axes."""
+        width = hidden_states.shape[-1]
+        y = super().forward(hidden_states.reshape(-1, width), top_k_index, top_k_weights)
+        return y.view(hidden_states.shape[0], -1, width)
+
+
 class StackedExperts(OpenedExperts):
     """Experts that are called with as many rows each, one expert's after another's."""
 
@@ -107,7 +138,7 @@ class StackedExperts(OpenedExperts):
         return torch.cat([self.expert(index, part) for index, part in enumerate(parts)])
 
 
-def _layers(weight: nn.Parameter, bias: nn.Parameter | None, *, transposed: bool) -> nn.ModuleList:
+def _layers(weight: Tensor, bias: nn.Parameter | None, *, transposed: bool) -> nn.ModuleList:
     """A layer for each expert, over views of packed weights."""
     made = nn.ModuleList()
     for index, packed in enumerate(weight.detach().unbind(0)):

@@ -82,9 +82,9 @@ def sketched_linear(
         y = torch.addmm(bias, learned, U1s.flatten(0, 1), alpha=scale)
     y = torch.addmm(y, fixed, S2s.flatten(0, 1), alpha=scale)
     if isinstance(x, Tensor) and x.dim() == 2:
-        # not a view of it, which FSDP warns of
+        # not a view of it: FSDP warns about views
         return y
-    # a sum of shapes: a proxy of torch.fx can't be unpacked
+    # sum of shapes, since a torch.fx proxy can't be unpacked
     return y.reshape(x.shape[:-1] + (S2s.shape[-1],))  # noqa: RUF005
 
 
@@ -99,7 +99,7 @@ def _side_by_side(terms: Tensor) -> Tensor:
 
 
 class ConvOptions(NamedTuple):
-    """How a convolution goes over its input, as `torch.nn.functional.conv2d` takes it; one number for each axis."""
+    """Geometry of a convolution, as in `torch.nn.functional.conv2d`; one number for each axis."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]

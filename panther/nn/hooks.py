@@ -16,7 +16,7 @@ _HOOKS = (
 
 
 def take_hooks(new: nn.Module, old: nn.Module) -> None:
-    """Give a module the hooks of another; their handles go on working."""
+    """Move the hooks of another module to a module; their handles stay valid."""
     for hooks in _HOOKS:
         setattr(new, hooks, getattr(old, hooks))
 

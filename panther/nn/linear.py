@@ -41,9 +41,9 @@ class SKLinear(kernels.PackedStorage):
             and the standard deviation of a fresh ``nn.Linear``'s.
         bias: whether to learn an additive bias.
         dtype: floating-point type of the parameters; torch's default when None.
-        device: where they lie; torch's default when None.
+        device: of the parameters; torch's default when None.
         sketch: the distribution of U: ``"sign"``, ``"gaussian"`` or ``"orthonormal"`` (`panther.sketch`).
-        generator: where U and the initial S and bias come from; torch's global one when None.
+        generator: of U and the initial S and bias; torch's global one when None.
 
     Attributes:
         S1s: (L, d_in, k), Parameter.
@@ -51,7 +51,7 @@ class SKLinear(kernels.PackedStorage):
         U2s: (L, d_in, k), buffer, fixed, of the same kind.
         S2s: (L, k, d_out), Parameter.
         bias: (d_out,), Parameter or None.
-        sketch: the distribution that U was drawn from. U may come from elsewhere when a checkpoint was loaded.
+        sketch: the distribution of U; a loaded checkpoint may hold another U.
 
     Raises:
         ValueError: a size is below 1, sketch is unknown, or W_init has the wrong shape or values that are not finite.
@@ -65,8 +65,8 @@ class SKLinear(kernels.PackedStorage):
     torch.Size([32, 512])
     """
 
-    # the warnings of the public package, under its names: the first one is part of ours, the others, which it gives for
-    # sizes and batches that its tensor-core kernels don't take, are never given here
+    # warnings of the public package, under its names. Ours contains the first one; the others are about sizes and
+    # batches that its tensor-core kernels don't take, and are never given here
     WARNING_MSG_FC = LARGER_THAN_DENSE
     WARNING_MSG_TC = "no tensor cores for in_features {}, out_features {} and low_rank {}: not all multiples of 16"
     WARNING_MSG_BATCH = "no tensor cores for a batch of {} rows: not a multiple of 16"
@@ -124,20 +124,20 @@ class SKLinear(kernels.PackedStorage):
         and Young, 1936). `panther.sketch_` converts whole models, and fits layers to data.
 
         Args:
-            linear: whose sizes, bias, dtype, device, training mode and requires_grad the layer takes; is not changed.
+            linear: source of sizes, bias, dtype, device, training mode and requires_grad; it is not changed.
             num_terms: L.
             low_rank: k.
 
         Raises:
-            TypeError: linear is no nn.Linear.
-            ValueError: a size is below 1, or the weight holds values that are not finite or lies on ``meta``.
+            TypeError: linear is not an nn.Linear.
+            ValueError: a size is below 1, or the weight holds values that are not finite or is on ``meta``.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear ({type(linear).__name__}) must be an nn.Linear")
         check_sizes(num_terms=num_terms, low_rank=low_rank)
         W = linear.weight.detach()
         if W.is_meta:
-            raise ValueError("the weight of linear lies on the device 'meta' and has no values")
+            raise ValueError("the weight of linear is on the device 'meta' and has no values; load it first")
         check_weight(W, linear.in_features, linear.out_features)
         svd = truncated_svd(W.t(), 2 * num_terms * low_rank)
         layer = cls.from_factors(svd.U, svd.S.unsqueeze(1) * svd.Vh, linear.bias, num_terms, low_rank, dtype=W.dtype)
@@ -212,11 +212,11 @@ class SKLinear(kernels.PackedStorage):
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for modules that read the weight of a layer rather than call it; computed at each reading."""
+        """`dense_weight`, for modules that read the weight instead of calling the layer; computed at each access."""
         return self.dense_weight()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw S1s, S2s and bias again; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
+        """Draw S1s, S2s and bias again; U is drawn only if it has no values yet (a layer made on ``meta``).
 
         An entry of S·U or U·S has the variance σ² of an entry of S, and the 2L terms are divided by 2L, so an entry of
         the whole weight has the variance σ²/(2L). A fresh nn.Linear has 1/(3·d_in): S uniform within ±√(2L/d_in).
@@ -243,7 +243,7 @@ class SKLinear(kernels.PackedStorage):
                 f"x of shape {tuple(x.shape)} does not end in in_features ({self.in_features}): "
                 f"its last axis has {x.shape[-1] if x.dim() else 'no'} entries"
             )
-        # kernels.sketched_linear, with a code object for each size of layer
+        # kernels.sketched_linear, with a separate code object for each layer size
         return self._kernel(x, self)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -280,7 +280,7 @@ class SKLinear(kernels.PackedStorage):
         )
 
     def _loaded(self) -> None:
-        """Take note that a loader which sets parameters and buffers one by one is done."""
+        """Finish loading after a loader has set parameters and buffers one by one."""
         self._sketch_drawn = True
         self._pack()
 

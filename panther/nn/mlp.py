@@ -11,7 +11,7 @@ from panther.counting import check_parameter_efficiency
 from panther.linalg.sketch import Sketch
 from panther.nn.linear import SKLinear
 
-# below this low_rank a layer that has to shrink to pay is better left dense
+# a layer that needs a smaller low_rank to save parameters is better left dense
 MIN_LOW_RANK = 8
 
 
@@ -31,11 +31,11 @@ def sketched_mlp(
     sketch: Sketch = "sign",
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """Build input → hidden, activation, dropout → … → output, each linear layer sketched where that pays.
+    """Build input → hidden, activation, dropout → … → output; linear layers are sketched if that saves parameters.
 
-    The sizes asked for follow the tutorial, less complexity the deeper the layer, or are the caller's. A layer that
-    would store more weights than nn.Linear gets fewer terms, then a smaller low_rank, until it stores fewer; where not
-    even one term with low_rank 8 does, it is an nn.Linear.
+    The default sizes follow the tutorial: deeper layers have less complexity. A layer that would store more weights
+    than nn.Linear gets fewer terms, then a smaller low_rank, until it stores fewer. If not even one term with low_rank
+    8 does, it is an nn.Linear.
 
     Args:
         input_dim: width of the input.
@@ -45,8 +45,8 @@ def sketched_mlp(
             output.
         low_rank: likewise; when None 64, 56, … down to 16, and 16 for the output.
         activation: makes the module after each hidden layer.
-        dropout: probability of dropout after each activation; none is put in at 0.
-        allow_larger: take the sizes as they are, also where a layer then stores more than nn.Linear.
+        dropout: probability of dropout after each activation; 0 for none.
+        allow_larger: keep the given sizes, even if a layer then stores more than nn.Linear.
         bias, dtype, device, sketch, generator: as for `SKLinear`.
 
     Raises:

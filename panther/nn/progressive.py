@@ -25,7 +25,7 @@ class ProgressiveSKLinear(nn.Module):
         bias, dtype, device, sketch, generator: as for `SKLinear`.
 
     Attributes:
-        current_layer: the `SKLinear` of now; another object after each growth. It is what to export.
+        current_layer: the current `SKLinear`, to export; a new object after each growth.
 
     Raises:
         ValueError: a maximum is below its start, or an argument is wrong for `SKLinear`.
@@ -83,17 +83,16 @@ class ProgressiveSKLinear(nn.Module):
     ) -> bool:
         """Double num_terms and low_rank, each up to its maximum; the layer computes the same as before.
 
-        The grown layer's S1s and S2s are new parameters (the bias stays the one it was). An optimiser that was made
-        before has to learn of them: give it here, and they take the places of the old ones, each in the same group
-        with the same options and no history of steps. Or make a new optimiser afterwards. A DistributedDataParallel
-        wrapper has to be made again.
+        The grown layer's S1s and S2s are new parameters; the bias stays the same one. Pass the existing optimizer here:
+        the new parameters replace the old ones, in the same group with the same options and no history of steps. Or
+        create a new optimizer afterwards. A DistributedDataParallel wrapper must be created again.
 
         Args:
-            optimizer: steps the old parameters so far.
-            generator: where the new part of U comes from; torch's global one when None.
+            optimizer: holds the old parameters.
+            generator: of the new part of U; torch's global one when None.
 
         Returns:
-            Whether it grew; False where it is at its maximum.
+            Whether it grew; False at its maximum.
 
         Raises:
             ValueError: optimizer does not have the old parameters; nothing has grown.
@@ -118,7 +117,7 @@ class ProgressiveSKLinear(nn.Module):
         return self.current_layer(x)  # type: ignore[no-any-return]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Take the complexity of the checkpoint first, so that a grown layer loads into one that is just made."""
+        """Grow to the checkpoint's complexity first, so that a grown layer loads into a new one."""
         sizes = self.sizes_in(state_dict, prefix)
         if sizes is not None and sizes != (self.current_layer.num_terms, self.current_layer.low_rank):
             self.current_layer = _resized(self.current_layer, *sizes)
@@ -142,9 +141,9 @@ def grow(layer: SKLinear, num_terms: int, low_rank: int, *, generator: torch.Gen
     factor 1/(2L') takes back; and the gradient for the new part of S is not zero, since the U beside it isn't.
 
     Args:
-        layer: is left as it is; its bias becomes the new layer's own too.
+        layer: is not changed; the new layer shares its bias.
         num_terms, low_rank: L' and k', not below the layer's.
-        generator: where the new part of U comes from; torch's global one when None.
+        generator: of the new part of U; torch's global one when None.
     """
     L, k = layer.num_terms, layer.low_rank
     if num_terms < L or low_rank < k:
@@ -183,7 +182,7 @@ def _resized(layer: SKLinear, num_terms: int, low_rank: int, *, generator: torch
 
 
 def _places(optimizer: torch.optim.Optimizer, layer: SKLinear) -> list[tuple[list[nn.Parameter], int, str]]:
-    """Where S1s and S2s stand in an optimiser: the list of a group, the index in it, the name."""
+    """Positions of S1s and S2s in an optimizer: the list of a group, the index in it, the name."""
     places = []
     for name in ("S1s", "S2s"):
         found = [
@@ -193,6 +192,6 @@ def _places(optimizer: torch.optim.Optimizer, layer: SKLinear) -> list[tuple[lis
             if parameter is getattr(layer, name)
         ]
         if not found:
-            raise ValueError(f"the optimizer does not have the {name} of this layer; give the one that steps it")
+            raise ValueError(f"the optimizer does not have the {name} of this layer; give the optimizer that trains it")
         places += found
     return places

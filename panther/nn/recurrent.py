@@ -50,7 +50,7 @@ class ProjectedRNN(nn.Module):
         return [f"l{layer}", *([f"l{layer}_reverse"] if self.bidirectional else [])]
 
     def flatten_parameters(self) -> None:
-        """Do nothing; models that call the method of nn.RNNBase go on working."""
+        """Do nothing, for models that call this method of nn.RNNBase."""
 
     def forward(
         self,
@@ -118,7 +118,7 @@ class ProjectedRNN(nn.Module):
         return x, [torch.cat(parts) for parts in zip(*finals, strict=True)]
 
     def _weights(self, layer: int, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What goes into the kernel, and the weights that it takes, those of each direction after another."""
+        """The inputs of the kernel and its weights, direction by direction."""
         into: Any = self.get_submodule(f"input_l{layer}")
         directions = 1 + self.bidirectional
         bias = into.bias if self.bias else None
@@ -128,7 +128,7 @@ class ProjectedRNN(nn.Module):
         elif type(into) is nn.Linear and not into._forward_hooks and not into._forward_pre_hooks:
             W = into.weight
         else:
-            # called, so that its hooks see it: the gates pass through the kernel as they are
+            # called as a module, so that its hooks run
             x = into(x)
             W = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
             bias = torch.zeros_like(W[0]) if self.bias else None
@@ -141,7 +141,7 @@ class ProjectedRNN(nn.Module):
         return x, flat
 
     def own_memory(self) -> None:
-        """Give layers that are views into larger memory, as cuDNN keeps it, separate memory."""
+        """Give separate memory to layers that are views into larger memory, as of cuDNN."""
         for layer in self.children():
             for kind in ("weight", "bias") if isinstance(layer, nn.Linear) else ():
                 old = getattr(layer, kind)

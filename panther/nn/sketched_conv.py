@@ -1,4 +1,4 @@
-"""Everything about sketched convolutions but the number of their spatial axes.
+"""Sketched convolutions of any number of spatial axes.
 
 See docs/decisions/0072-sketched-convolutions.md.
 """
@@ -127,15 +127,15 @@ class SketchedConv(nn.Module):
         chosen in turn, each for what the other leaves. `panther.sketch_` converts models, and fits layers to data.
 
         Args:
-            conv: whose sizes, bias, dtype, device, training mode and requires_grad the layer takes; is not changed.
+            conv: source of sizes, bias, dtype, device, training mode and requires_grad; it is not changed.
             num_terms: L.
             low_rank: k, for each group.
             terms: which kinds the layer has.
 
         Raises:
-            TypeError: conv is no nn.Conv2d (nn.Conv1d).
+            TypeError: conv is not an nn.Conv2d (nn.Conv1d).
             ValueError: a size is below 1, the convolution is depthwise, or the weight holds values that are not finite
-                or lies on ``meta``.
+                or is on ``meta``.
         """
         if not isinstance(conv, cls.dense_type):
             raise TypeError(f"conv ({type(conv).__name__}) must be an nn.{cls.dense_type.__name__}")
@@ -224,11 +224,11 @@ class SketchedConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for modules that read the weight of a layer rather than call it; computed at each reading."""
+        """`dense_weight`, for modules that read the weight instead of calling the layer; computed at each access."""
         return self.dense_weight()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw S1s, S2s and bias again; U stays, and is drawn where it has not been yet (a layer made on ``meta``).
+        """Draw S1s, S2s and bias again; U is drawn only if it has no values yet (a layer made on ``meta``).
 
         An entry of the whole weight has the variance σ²/(2L), σ² being that of an entry of S, as in `SKLinear`; a fresh
         nn.Conv2d has 1/(3·fan_in): S uniform within ±√(2L/fan_in).
@@ -376,7 +376,7 @@ class SketchedConv(nn.Module):
         self._sketch_drawn = True
 
     def _loaded(self) -> None:
-        """Take note that a loader which sets parameters and buffers one by one is done."""
+        """Finish loading after a loader has set parameters and buffers one by one."""
         self._sketch_drawn = True
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -386,11 +386,11 @@ class SketchedConv(nn.Module):
 
 
 def padded(x: Tensor, conv: Convolution) -> tuple[Tensor, tuple[int, ...]]:
-    """X with the padding that torch's convolutions can't do by themselves, and the padding that is left to them."""
+    """X with the padding that torch's convolutions don't support, and the padding that they apply."""
     own = own_padding(conv)
     if own is not None:
         return x, own
-    # the last axis comes first
+    # move the last axis to the front
     flat = [width for side in reversed(padding_sides(conv)) for width in side]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return nn.functional.pad(x, flat, mode=mode), (0,) * len(conv.kernel_size)

@@ -1,4 +1,4 @@
-"""`quantize_`: a trained model's linear layers and embeddings in few bits."""
+"""`quantize_`: quantize a trained model's linear layers, convolutions and embeddings."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from panther.convert.calibration import collect
 from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
-from panther.convert.layers import Filter, find_units
+from panther.convert.layers import Filter, Unit, find_units
 from panther.convert.opened import closed, opened
 from panther.convert.swap import Swap
 from panther.quantize import embeddings
 from panther.quantize.block_option import block_options
 from panther.quantize.blocks import Blocks
 from panther.quantize.candidates import candidates
+from panther.quantize.convolutions import storable, stored_options
 from panther.quantize.observe import observe, share_experts
-from panther.quantize.plan import Decision, Plan, Quantizer, embedding_layers, linear_layers
+from panther.quantize.plan import Decision, Plan, Quantizer, embedding_layers, planned_layers
 from panther.quantize.report import QuantizationReport
 from panther.quantize.sketched import find_sketched
 
 ALPHAS = (0.0, 0.35, 0.5, 0.65, 0.8)
-# rows of each layer's inputs that ranges are chosen on
+# rows sampled from each layer's inputs, to choose ranges
 _SAMPLE = 1024
 _SEED = 0
 
@@ -47,38 +48,40 @@ def quantize_(
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> QuantizationReport:
-    """Quantize the linear layers of a trained model, in place; on any error the model is as it was.
+    """Quantize the layers of a trained model, in place; on any error the model is unchanged.
 
-    With weights="int8" weights get 8 bits and a scale an output channel. Activations get 8 bits and one scale and zero
-    point a tensor, which are constants. Ranges, and the outliers that are moved from activations into weights, are
-    chosen by their predicted effect on the model's outputs. It is the fastest.
+    With weights="int8", weights get 8 bits and a scale per output channel; activations get 8 bits with a constant scale
+    and zero point per tensor. Ranges and smoothing (outliers moved from activations into weights) are chosen by their
+    predicted effect on the model's outputs. This is the fastest format.
 
-    With weights="int4" weights get 4 bits, and a scale and a zero point for each block of a row. It is the smallest.
-    Sketched layers with learned factors, as `sketch_` makes them, get these bits too, where "int8" leaves them.
+    With weights="int4", weights get 4 bits, with a scale and a zero point for each block of a row. This is the smallest
+    format. Sketched layers with learned factors, as `sketch_` makes them, are quantized too; "int8" leaves them.
 
+    Convolutions are stored in these bits and unpacked to float32 when a file is loaded: they get smaller, not faster.
     Either way the output for a row does not depend on its batch.
 
     Args:
         model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, or experts
-            (docs/conversion.md says which).
-        calibration: inputs such as the model gets in use: batches in a DataLoader or any iterable, or one tensor or
-            dict. A few hundred rows do.
-        weights: "int8" for static int8, "int4" for blocks of 4 bits, or a `panther.quantize.Blocks` that says more.
-        max_error: leave the layers in float32 that cost most, as few as keep ‖y - ŷ‖ / ‖y‖ of the model's outputs on
-            the calibration inputs within this, and the embeddings where they alone cost more; quantize all when None.
-            Layers in blocks of 4 bits get 8 bits first, and so do embeddings.
-        embedding_bits: 8 stores embeddings in 8 bits, a scale a row; 4 in blocks of 4 bits; None leaves them as they
-            are.
-        alphas: of weights="int8", strengths of smoothing to choose among, from 0 (none) to 1.
-        filter_fn: (module, name) → whether to quantize that linear or sketched layer.
-        skip: names of linear layers to leave out, of modules that contain them, or patterns such as ``"*.query"``.
-        forward: (model, batch) → outputs, where the model is to be called in another way.
-        probes: backward passes for each batch, which estimate how a layer's outputs move the model's.
-        generator: on the CPU, of the random directions of these passes and the sampled rows; a fixed seed when None.
-        on_step: called with (what, done, all) as the work goes on.
+            (docs/conversion.md says which), nn.Conv1d, nn.Conv2d, or embeddings.
+        calibration: typical inputs: batches in a DataLoader or any iterable, or one tensor or dict. A few hundred rows
+            are enough.
+        weights: "int8" for static int8, "int4" for blocks of 4 bits, or a `panther.quantize.Blocks` with more options.
+        max_error: limit on ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs. The layers with the largest
+            error stay in float32, as few as possible; layers and embeddings in 4 bits get 8 bits first. None quantizes
+            all.
+        embedding_bits: 8 stores embeddings in 8 bits with a scale per row, 4 in blocks of 4 bits; None leaves them
+            unchanged.
+        alphas: smoothing strengths to try for weights="int8", from 0 (none) to 1.
+        filter_fn: (module, name) → whether to quantize that linear layer, sketched layer or convolution.
+        skip: names of linear layers and convolutions to leave out, of modules that contain them, or patterns such as
+            ``"*.query"``.
+        forward: (model, batch) → outputs, if the model needs a custom call.
+        probes: backward passes per batch; they estimate how a layer's outputs affect the model's.
+        generator: CPU generator of the random directions and sampled rows; a fixed seed when None.
+        on_step: called with (step, done, total) for progress.
 
     Returns:
-        What was done with every layer and why, with bytes and errors.
+        A report of every layer with the reason, bytes and errors.
 
     Raises:
         ValueError: an argument is out of range.
@@ -89,15 +92,18 @@ def quantize_(
     step = on_step if on_step is not None else lambda *_: None
     random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
     modules = opened(model)
-    # undone at its end: of what was opened, that stays open which had a layer quantized
+    # on exit, opened modules without a quantized layer are closed again
     with Swap(model, modules):
-        units = find_units(model, filter_fn, skip)
+        every = find_units(model, filter_fn, skip, convolutions=True)
+        units = [unit for unit in every if unit.convolution is None]
+        convolved = [unit for unit in every if unit.convolution is not None]
         if ladder:
             units += find_sketched(model, filter_fn, skip)
+        in_order = _in_order(model, [*units, *convolved])
         tables = embeddings.find(model, embedding_bits) if embedding_bits is not None else []
         active = [unit for unit in units if unit.reason is None]
-        if not active and not tables:
-            raise ConversionError("the model has no linear layer and no embedding to quantize")
+        if not active and not tables and not any(map(storable, convolved)):
+            raise ConversionError("the model has no linear layer, convolution or embedding to quantize")
         batches = batches_of(calibration)
         check_batches(batches, model, forward, "calibration")
         check_differentiable(model)
@@ -107,12 +113,13 @@ def quantize_(
             def on_batch() -> None:
                 step("calibrating", next(done), 2 * len(batches))
 
-            moments = collect(model, active, batches, forward, probes=probes, generator=random, on_batch=on_batch)
+            watched = [*active, *(unit for unit in convolved if unit.reason is None)]
+            moments = collect(model, watched, batches, forward, probes=probes, generator=random, on_batch=on_batch)
             seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
             reference = Reference(model, batches, forward)
             if not reference.has_outputs:
-                raise ConversionError("calibration: the model put out no finite floating-point numbers to compare")
-            by_unit = dict(zip(map(id, active), moments, strict=True))
+                raise ConversionError("calibration: the model returned no finite floating-point numbers to compare")
+            by_unit = dict(zip(map(id, watched), moments, strict=True))
             share_experts(model, active, by_unit, seen)
             quantizer = Quantizer(model, tables, reference, step)
             if ladder:
@@ -120,15 +127,17 @@ def quantize_(
                 plan = Plan(tuple(Decision(choices[0].unit, choices) for choices in options))
             else:
                 plan = quantizer.best_smoothing(candidates(active, by_unit, seen, alphas, step), alphas)
+            bits = [blocks.bits for blocks in ladder] or [8]
+            plan = plan.with_options(stored_options(convolved, by_unit, seen.examples, bits))
             plan = quantizer.final(plan) if max_error is None else quantizer.within(plan, max_error)
     swap = Swap(model, closed(modules, quantizer.replacements(plan)))
     swap.do()
     try:
         notes = list(quantizer.notes(plan))
         if swap.zero_padded:
-            notes.append(f"{', '.join(swap.zero_padded)}: zeros at padded places are written as torch's fast path does")
+            notes.append(f"{', '.join(swap.zero_padded)}: padded places are zero, as in torch's fast path")
         return QuantizationReport(
-            layers=(*linear_layers(units, plan), *embedding_layers(quantizer.tables)),
+            layers=(*planned_layers(in_order, plan), *embedding_layers(quantizer.tables)),
             smoothing=plan.smoothing,
             output_error=plan.deviation.error,
             output_cosine=plan.deviation.cosine,
@@ -138,6 +147,12 @@ def quantize_(
     except BaseException:
         swap.undo()
         raise
+
+
+def _in_order(model: nn.Module, units: Sequence[Unit]) -> list[Unit]:
+    """As the model has them."""
+    places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    return sorted(units, key=lambda unit: places[unit.name])
 
 
 def _ladder(weights: str | Blocks) -> tuple[Blocks, ...]:
@@ -168,4 +183,4 @@ def _check(model: Any, max_error: Any, embedding_bits: Any, alphas: Sequence[flo
     if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"alphas ({list(alphas)}) must lie between 0 and 1, and be at least one")
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
-        raise ValueError(f"probes ({probes!r}) must be an integer from 0 on")
+        raise ValueError(f"probes ({probes!r}) must be an integer of at least 0")

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import nn
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Place, Unit, bias_of
+from panther.convert.moments import Moments
 from panther.nn.hooks import take_hooks
 from panther.quantize.blocks import Blocks, Known, Made, estimate, quantize_weight, with_bias
 from panther.quantize.candidates import sensitivity, usable

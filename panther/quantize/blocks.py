@@ -17,9 +17,9 @@ from panther.quantize.feedback import INPUT_DAMPING, OUTPUT_DAMPING, compensated
 from panther.quantize.grid import Grid, block_grid
 from panther.quantize.loss import weighed_loss
 
-# of a low-rank correction
+# of the factors of a low-rank correction
 _FACTOR_BITS = 8
-# more of them change the third digit of the error
+# iterations; more change the third digit of the error
 _ROUNDS = 2
 
 
@@ -51,7 +51,7 @@ class Blocks:
                 raise ValueError(f"{name} ({value!r}) must be one of {list(allowed)}")
         rank = self.correction_rank
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise ValueError(f"correction_rank ({rank!r}) must be an integer from 0 on")
+            raise ValueError(f"correction_rank ({rank!r}) must be an integer of at least 0")
 
     @property
     def precision(self) -> str:
@@ -119,7 +119,7 @@ class MadeFactors:
 
 
 def quantize_weight(W: Tensor, blocks: Blocks, known: Known, bias: Tensor | None = None) -> Made:
-    """The layer in blocks whose outputs move the model's least.
+    """The layer in blocks with the least effect on the model's outputs.
 
     Args:
         W: (d_out, d_in).
@@ -186,13 +186,13 @@ def _corrected(W: Tensor, base: BlockLinear, rank: int, blocks: Blocks, known: K
 
 
 def _correction(lost: Tensor, rank: int, blocks: Blocks, known: Known) -> FactoredLinear:
-    """What of an error is of low rank, weighed on both sides, as two factors in 8 bits.
+    """The low-rank part of an error, weighed on both sides, as two factors in 8 bits.
 
     (Zhang et al., "QERA", 2024, whiten by the inputs; Saha et al., "CALDERA", 2024, alternate with the rounding.)
     """
     whitened = whitened_svd(lost, damped(known.second, INPUT_DAMPING), damped(known.sensitivity, OUTPUT_DAMPING))
     left, right = whitened.left[:, :rank].t(), whitened.right[:rank].t()
-    # both factors of a component of one size
+    # balance both factors of a component
     sizes = (right.norm(dim=0) / left.norm(dim=1).clamp_min(torch.finfo(left.dtype).tiny)).sqrt()
     sizes = torch.where(sizes > 0, sizes, 1.0)
     down = _nearest(left * sizes.unsqueeze(1), known.second.diagonal(), blocks)
@@ -201,7 +201,7 @@ def _correction(lost: Tensor, rank: int, blocks: Blocks, known: Known) -> Factor
 
 
 def _nearest(W: Tensor, variance: Tensor, blocks: Blocks) -> BlockLinear:
-    # activations as they are: onnxruntime multiplies thin matrices faster so
+    # float activations: onnxruntime multiplies thin matrices faster so
     factor = Blocks(_FACTOR_BITS, blocks.block_size, activation_bits=None)
     grid = block_grid(W, variance, bits=_FACTOR_BITS, block_size=blocks.size(W.shape[1]))
     return _layer(grid.nearest(W), grid, factor)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from panther.convert.calibration import Moments
 from panther.convert.layers import Place, Unit, bias_of
+from panther.convert.moments import Moments
 from panther.linalg.whitening import damped
 from panther.nn.hooks import take_hooks
 from panther.nn.quantized import Int8Linear
@@ -130,7 +130,7 @@ def usable(units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed
         if found.calls == 0 or id(unit) not in seen.rows:
             unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
         elif found.rows == 0:
-            unit.reason = "moves no output of the model in calibration, so that its error can't be weighed"
+            unit.reason = "no output depends on it in calibration, so that its error can't be weighed"
         elif not bool(unit.weight.any()):
             unit.reason = "its weight is zero"
     return [unit for unit in units if unit.reason is None]
@@ -166,7 +166,7 @@ def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> T
 
     The moments weigh each batch by its examples, so that eᵀ G e of their sum is the relative error times all examples.
     """
-    # few rows say little of many directions
+    # few rows determine few directions
     share = _OUTPUT_DAMPING + len(W) / max(moments.rows, 1)
     found = None if moments.sensitivity is None else damped(moments.sensitivity, share)
     if found is not None:
@@ -176,9 +176,9 @@ def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> T
 
 
 def _mean_error(layer: Int8Linear, sight: Sight, index: int) -> Tensor:
-    """(d_out,), what the layer's outputs lack on average, to be added to its bias."""
+    """(d_out,), mean error of the layer's outputs, to add to its bias."""
     X = sight.rows
     q = layer.quantized_input(X).mean(0) * layer.input_scale
-    # the mean of x̂ Ŵᵀ beside that of x Wᵀ
+    # mean of x̂ Ŵᵀ against that of x Wᵀ
     expected = sight.weights[index].float() @ X.mean(0)
     return expected - (layer.weight_int8.float() * layer.weight_scale.unsqueeze(1)) @ q

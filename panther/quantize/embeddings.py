@@ -13,9 +13,9 @@ from panther.convert.layers import Place
 from panther.nn.quantized import BlockEmbedding, Int8Embedding
 from panther.quantize.grid import block_grid
 
-# smaller tables, as of positions and token types, gain nothing worth a node in the graph
+# smaller tables, such as positions and token types, save too little for a node in the graph
 _SMALLEST_BYTES = 65536
-# of 4-bit tables
+# block size of 4-bit tables
 _BLOCK_SIZE = 64
 
 
@@ -38,7 +38,7 @@ class Table:
         """The module."""
         module = self.place.module
         if not isinstance(module, nn.Embedding):
-            raise TypeError(f"{self.place.names[0]} ({type(module).__name__}) is no nn.Embedding")
+            raise TypeError(f"{self.place.names[0]} ({type(module).__name__}) is not an nn.Embedding")
         return module
 
     @property
@@ -87,7 +87,7 @@ def find(model: nn.Module, bits: int = 8) -> list[Table]:
 
 
 def _reason(module: nn.Module, holders: dict[int, int]) -> str | None:
-    """Why an embedding stays as it is, or None."""
+    """Why an embedding stays in float32, or None."""
     weight = module._parameters.get("weight")
     reason = None
     if parametrize.is_parametrized(module) or not isinstance(weight, Tensor):
@@ -95,9 +95,9 @@ def _reason(module: nn.Module, holders: dict[int, int]) -> str | None:
     elif type(module).forward is not nn.Embedding.forward or "forward" in module.__dict__:
         reason = f"{type(module).__name__} does more than nn.Embedding in its forward"
     elif getattr(module, "max_norm", None) is not None:
-        reason = "its max_norm changes the table while it is read"
+        reason = "its max_norm changes the table during the lookup"
     elif weight.is_meta or not bool(weight.isfinite().all()):
-        reason = "its weight holds values that are not finite, or none"
+        reason = "its weight holds values that are not finite, or no values"
     elif holders[id(weight)] > 1:
         reason = "its weight is also that of another module"
     else:

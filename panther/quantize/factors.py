@@ -14,7 +14,7 @@ from panther.quantize.blocks import Blocks, Known, MadeFactors, mean_shift, roun
 from panther.quantize.feedback import INPUT_DAMPING
 from panther.quantize.loss import weighed_loss
 
-# of the second moment between the factors: only what float64 needs
+# share of the second moment between the factors that is added as damping: float64 needs no more
 _FIT_DAMPING = 1e-9
 
 
@@ -40,7 +40,7 @@ def quantize_factors(
     blocks = dataclasses.replace(blocks, correction_rank=0)
     down = round_to_blocks(A, blocks, C, B.t() @ G @ B)
     rounded = down.weight.double()
-    # damped as the rounding is, so that no direction is fitted that calibration did not see
+    # same damping as the rounding, so that directions unseen in calibration are not fitted
     C = C if (found := damped(C, INPUT_DAMPING)) is None else found
     hidden = rounded @ C @ rounded.t()
     steady = damped(hidden, _FIT_DAMPING)

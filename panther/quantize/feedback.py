@@ -1,4 +1,4 @@
-"""Rounding in which the entries that are left make up for the errors of those that are rounded.
+"""Rounding with error feedback: entries not yet rounded compensate for the errors of rounded ones.
 
 See docs/decisions/0069-weights-in-blocks.md.
 """
@@ -12,7 +12,7 @@ from panther.linalg.whitening import damped
 from panther.quantize.grid import Grid, within_pair
 
 INPUT_DAMPING, OUTPUT_DAMPING = 1e-2, 1e-1
-# larger matrices of outputs cost more than they gain
+# larger output matrices cost more than they gain
 _LARGEST_OUTPUT = 8192
 _TILE = 64
 
@@ -83,7 +83,7 @@ class _Tiles:
         self._across = _filled(across)
         tall = len(self._V)
         self._down = torch.zeros(tall, tall, device=V.device) if down is None else _filled(down)
-        # what the errors so far add to the target of each entry: those of its row, and those of other rows
+        # error feedback on the target of each entry: from its own row, and from other rows
         self._from_row, self._from_rows = torch.zeros_like(self._V), torch.zeros_like(self._V)
         self._Q = torch.zeros_like(self._V)
 
@@ -104,7 +104,7 @@ class _Tiles:
         V, step, low, high, P, U = (
             _tiles(M, i, j) for M in (self._V, self._step, self._low, self._high, self._from_row, self._from_rows)
         )
-        # with l reversed, what a wave reads and writes lies in consecutive rows
+        # l is reversed, so that a wave reads and writes consecutive rows
         across, down = _tiles(self._across, j, j).flip(1), _tiles(self._down, i, i)
         U = U.transpose(1, 2).flip(1).contiguous()
         Q, E = torch.zeros_like(V), torch.zeros_like(V)

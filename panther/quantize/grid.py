@@ -10,9 +10,9 @@ from torch import Tensor
 
 from panther.nn.quantized.blocks import in_blocks
 
-# vpmaddubsw of AVX2 adds two products of an unsigned and a signed byte in 16 bits: 255 * 128 = 32,640 fits
+# AVX2's vpmaddubsw adds two products of an unsigned and a signed byte in 16 bits: 255 * 128 = 32,640 fits
 PAIR_LIMIT = 128
-# of the range between the smallest and the largest entry of a block
+# shares of a block's range from smallest to largest entry
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 
 
@@ -72,7 +72,7 @@ def best(W: Tensor, grids: Iterable[Grid], variance: Tensor) -> Grid:
         step, low, high = (torch.where(loss < least, new, old) for new, old in parts)
         found, least = Grid(step, low, high, grid.block_size, grid.paired), torch.minimum(loss, least)
     if found is None:
-        raise ValueError("grids are empty; there must be at least one")
+        raise ValueError("grids must hold at least one grid")
     return found
 
 
@@ -90,7 +90,7 @@ def block_grid(W: Tensor, variance: Tensor, *, bits: int, block_size: int) -> Gr
     levels = 2**bits - 1
 
     def grid(share: float) -> Grid:
-        # a step that float32 holds, as the file does
+        # a float32 step, as stored in the file
         step = ((highest - lowest) * (share / levels)).float().clamp_min(torch.finfo(torch.float32).tiny).to(W.dtype)
         zero = torch.round(-lowest * share / step).clamp(0, levels)
         return Grid(step, -zero, levels - zero, block_size)

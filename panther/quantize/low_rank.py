@@ -72,7 +72,7 @@ def factorize(layer: Layer, left: Tensor, *, compensate: bool) -> Factors:
     """
     rounded = round_weight if compensate else round_nearest
     choice, noise = layer.choice, layer.choice.scale**2 / 12
-    # second moments of what the first factor multiplies: smoothed, with the variance of rounding
+    # second moments of the first factor's inputs: smoothed, with the variance of rounding
     noisy, about_mean = choice.moment(layer.sight.second), choice.moment(layer.covariance)
     first = rounded(choice.smoothed(left.t()), noisy)
     A = first.dense()

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from panther.convert.calibration import Moments
 from panther.convert.experts import expert_groups, pool_moments
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
+from panther.convert.moments import Moments
 
 
 class Observed:
@@ -62,7 +62,7 @@ class Observed:
             self.rows[id(unit)] = torch.cat([self.rows[key] for key in known])
             self.lowest[id(unit)] = torch.stack([self.lowest[key] for key in known]).amin(0)
             self.highest[id(unit)] = torch.stack([self.highest[key] for key in known]).amax(0)
-            # it reads no tensor that another one reads
+            # shares its input tensor with no other layer
             self._calls[id(unit)] = [(-1, id(unit), 0)]
 
 
@@ -89,7 +89,7 @@ def observe(
     """
     seen = Observed(units)
     share = math.ceil(sample / len(batches))
-    # tensors of the current batch, so that an identity is not given twice
+    # tensors of the current batch are kept alive, so that no identity is reused
     alive: list[Tensor] = []
     state: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Which layers are quantized, and how: decided by the error at the model's outputs."""
+"""Plans: which layers are quantized, and how, by the error of the model's outputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from panther.convert.deviation import Deviation, Reference
 from panther.convert.layers import Place, Unit
 from panther.convert.swap import Swap
 from panther.quantize.candidates import Candidate, Int8Option
+from panther.quantize.convolutions import StoredOption
 from panther.quantize.embeddings import Table
 from panther.quantize.option import Option
 from panther.quantize.report import QuantizedLayer
@@ -63,6 +64,11 @@ class Plan:
     decisions: tuple[Decision, ...]
     smoothing: str | None = None
     deviation: Deviation = _UNMEASURED
+
+    def with_options(self, options: Sequence[tuple[StoredOption, ...]]) -> Plan:
+        """The plan with decisions for convolutions, each at its first option."""
+        more = (Decision(each[0].unit, each) for each in options)
+        return dataclasses.replace(self, decisions=(*self.decisions, *more))
 
 
 class Quantizer:
@@ -171,7 +177,7 @@ def _steps(decisions: Sequence[Decision]) -> list[int]:
     for index, each in enumerate(decisions):
         gain = math.inf
         for at in range(len(each.options)):
-            # never before the step that leads to it
+            # never before the step that it depends on
             gain = min(gain, each.gain(at))
             steps.append((gain, index))
     return [index for _, index in sorted(steps, key=lambda entry: -entry[0])]
@@ -184,25 +190,23 @@ def _after(plan: Plan, steps: Sequence[int]) -> Plan:
     return dataclasses.replace(plan, decisions=tuple(decisions))
 
 
-def linear_layers(units: Sequence[Unit], plan: Plan) -> Iterator[QuantizedLayer]:
-    """The decision for each linear layer."""
+def planned_layers(units: Sequence[Unit], plan: Plan) -> Iterator[QuantizedLayer]:
+    """The decision for each linear layer and convolution."""
     by_unit = {id(each.unit): each for each in plan.decisions}
     for unit in units:
         before = unit.dense_parameters * unit.element_bytes
         each = by_unit.get(id(unit))
-        shape = (unit.out_features, unit.in_features)
+        shape, kind = (unit.out_features, unit.in_features), "linear" if unit.convolution is None else "convolution"
         option = None if each is None else each.option
         if each is None or option is None:
-            reason = unit.reason or "costs most for its bytes: left in float32 to keep max_error"
+            reason = unit.reason or "its error is the largest for the saved bytes: left in float32 to keep max_error"
             predicted = None if each is None else math.sqrt(each.options[0].estimate)
-            yield QuantizedLayer(unit.name, "linear", shape, "float32", reason, None, predicted, before, before)
+            yield QuantizedLayer(unit.name, kind, shape, "float32", reason, None, predicted, before, before)
             continue
         after = option.weight_bytes + 4 * unit.out_features * len(unit.biases)
         reason = f"{option.reason}, to keep max_error" if each.at else option.reason
         predicted = math.sqrt(option.error)
-        yield QuantizedLayer(
-            unit.name, "linear", shape, option.precision, reason, option.alpha, predicted, before, after
-        )
+        yield QuantizedLayer(unit.name, kind, shape, option.precision, reason, option.alpha, predicted, before, after)
 
 
 def embedding_layers(tables: Sequence[Table]) -> Iterator[QuantizedLayer]:

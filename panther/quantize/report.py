@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-# that of a terminal which shows the whole table
+# terminal width that shows the whole table
 _WIDE = 180
 
 
@@ -18,7 +18,7 @@ class QuantizedLayer:
 
     Attributes:
         name: dotted, of the layer or embedding.
-        kind: "linear" or "embedding".
+        kind: "linear", "convolution" or "embedding".
         shape: of its weight, (d_out, d_in).
         precision: "int8", "int4" or "float32".
         reason: why.
@@ -76,7 +76,7 @@ class QuantizationReport:
         return tuple(layer for layer in self.layers if layer.precision != "float32")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title="Quantization of linear layers and embeddings", title_justify="left")
+        table = Table(title="Quantization of linear layers, convolutions and embeddings", title_justify="left")
         for column in ("layer", "weight", "precision", "alpha", "predicted error", "bytes", "reason"):
             table.add_column(column, justify="left" if column in ("layer", "precision", "reason") else "right")
         for layer in self.layers:

@@ -11,7 +11,7 @@ from panther.quantize.feedback import compensated
 from panther.quantize.grid import Grid, best
 
 LARGEST = 127
-# of the scale that covers the largest entry; larger ones where many pairs would exceed the limit
+# multiples of the scale that covers the largest entry; larger scales where many pairs would exceed the limit
 _FACTORS = (2.0, 1.7, 1.4, 1.2, 1.1, 1.0, 0.9, 0.8)
 
 

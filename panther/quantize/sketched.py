@@ -28,7 +28,7 @@ class SketchedUnit(Unit):
         """The module."""
         module = self.places[0].module
         if not isinstance(module, SKLinear):
-            raise TypeError(f"{self.name} ({type(module).__name__}) is no SKLinear")
+            raise TypeError(f"{self.name} ({type(module).__name__}) is not an SKLinear")
         return module
 
     @property
@@ -55,7 +55,7 @@ class SketchedUnit(Unit):
 
 
 def find_sketched(model: nn.Module, filter_fn: Filter | None, skip: Iterable[str]) -> list[SketchedUnit]:
-    """The sketched layers of a model, with the reason where one can't be quantized.
+    """The sketched layers of a model, with the reason if one can't be quantized.
 
     Args:
         model: is searched with all that it contains.
@@ -82,11 +82,11 @@ def has_signs(layer: SKLinear) -> bool:
 
 
 def _reason(layer: SKLinear, holders: dict[int, int]) -> str | None:
-    """Why a sketched layer stays as it is, or None."""
+    """Why a sketched layer is not quantized, or None."""
     if parametrize.is_parametrized(layer) or not {"S1s", "S2s"} <= layer._parameters.keys():
         return "its factors are computed from other parameters"
     if any(holders[id(term)] > 1 for term in (layer.S1s, layer.S2s)):
-        return "its factors are also those of another layer"
+        return "it shares its factors with another layer"
     if has_signs(layer) and layer.S1s.dtype != torch.float32:
         return "its fixed matrices are signs, which take one bit an entry, beside terms in half precision"
     if not all(bool(factor.isfinite().all()) for factor in layer.factors()):

@@ -13,9 +13,9 @@ from panther.nn.quantized import LEVELS
 from panther.quantize.loss import weighed_loss
 from panther.quantize.rounding import round_nearest
 
-# shares of the smallest and the largest input that a range covers
+# quantiles of the inputs that a range covers
 _COVERED = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3)
-# rows of the sample that ranges are compared on
+# rows of the sample on which ranges are compared
 _ROWS = 256
 
 
@@ -79,7 +79,7 @@ def choices(sight: Sight, alphas: Sequence[float]) -> list[Activation]:
     Smoothing moves outliers from activations into weights: x_j is divided, and column j of W multiplied, by
     max|x_j|^alpha / max|W_j|^(1 - alpha) (Xiao et al., "SmoothQuant", 2022); layers that read the same tensor share it.
     """
-    # eᵀ M e is what an error e of the tensor itself costs by way of a layer
+    # eᵀ M e is the cost of an error e of the tensor, through a layer
     Ms = [W.t() @ G @ W for W, G in zip(sight.weights, sight.sensitivities, strict=True)]
     F = _factor(torch.stack(Ms).sum(0), sum(len(W) for W in sight.weights))
     return [_choice(sight, Ms, F, alpha) for alpha in alphas]
@@ -92,7 +92,7 @@ def _choice(sight: Sight, Ms: Sequence[Tensor], F: Tensor, alpha: float) -> Acti
         X, low, high = X * smoothing.float(), low * smoothing.float(), high * smoothing.float()
         Ms = [M / torch.outer(smoothing, smoothing) for M in Ms]
         F = F / smoothing.unsqueeze(1)
-    # a range holds zero, which padding and ReLU put out
+    # a range must hold zero, the value of padding and ReLU
     low_end, high_end = min(float(low.min()), 0.0), max(float(high.max()), 0.0)
     scale, zero_point = _range(X[:: max(1, len(X) // _ROWS)], low_end, high_end, F.float())
     chosen = Activation(alpha, smoothing, scale, zero_point)

@@ -1,1 +1,1 @@
-"""Training runs: processes, sharding, mixed precision and checkpoints, for `fit` and `distill_` alike."""
+"""Training runs: processes, sharding, mixed precision and checkpoints, for `fit` and `distill_`."""

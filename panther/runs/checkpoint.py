@@ -23,7 +23,7 @@ from panther.runs import processes
 
 LAST, BEST = "last.pt", "best.pt"
 _SHARDED = re.compile(r"last-(\d+)")
-# of a sharded checkpoint: what is no tensor of the model or the optimizer
+# file of a sharded checkpoint for state that is no tensor of the model or the optimizer
 _PLAIN = "run.pt"
 
 
@@ -75,7 +75,7 @@ class Run:
         processes.barrier()
 
     def restore(self, folder: Path) -> dict[str, Any] | None:
-        """Take up the state that was saved last.
+        """Restore the latest saved state.
 
         Returns:
             How far the run is; None where there is no state yet.
@@ -89,7 +89,7 @@ class Run:
             if other is not None and other.exists():
                 raise ValueError(
                     f"{other} is of a run with shard {not self.sharded}; this one has shard {self.sharded}. "
-                    "Take another folder, or delete it"
+                    "Use another folder, or delete it"
                 )
             return None
         state = read(path / _PLAIN if self.sharded else path)
@@ -114,7 +114,7 @@ class Run:
         return progress
 
     def clear(self, folder: Path) -> None:
-        """Remove the states of a run that is to start over."""
+        """Remove the saved states, to start over."""
         if processes.rank() == 0:
             for path in _all_sharded(folder):
                 shutil.rmtree(path)
@@ -135,7 +135,7 @@ class Run:
         """
         generators = self._all_generators()
         device = next(self.model.parameters()).device
-        # a run may go on on another kind of device
+        # a run may resume on another kind of device
         if len(states) - len(generators) not in (0, 1):
             raise ValueError(
                 f"the state is of a run with {len(states)} generators; this one has {len(generators)}, torch's own "
@@ -153,13 +153,13 @@ class Run:
         newest = _newest(folder)
         name = f"last-{int(newest.name.removeprefix('last-')) + 1 if newest else 1:09d}"
         path, aside = folder / name, folder / f".{name}.writing"
-        # so that all have found the newest before there is a newer one
+        # all processes must find the newest before a newer one exists
         processes.barrier()
         if processes.rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         processes.barrier()
-        # imported where it is used: the import takes longer than that of torch
+        # imported here: the import takes longer than that of torch
         from torch.distributed.checkpoint.state_dict_saver import save
 
         with _quietly():
@@ -206,12 +206,12 @@ def check_plan(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -
     if differing:
         raise ValueError(
             f"{path} is of a run with {_words(theirs, differing)}; this one has {_words(ours, differing)}. "
-            "Take another folder, or delete it"
+            "Use another folder, or delete it"
         )
 
 
 def hold_to(path: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
-    """Keep the settings of a run in a file, and refuse to go on with others. All processes call it together.
+    """Keep the settings of a run in a file, and refuse to resume with others. All processes call it together.
 
     Raises:
         ValueError: the file is damaged, or has other settings.
@@ -224,7 +224,7 @@ def hold_to(path: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def write(path: Path, state: Any) -> None:
-    """Write with torch.save, aside first and renamed into place."""
+    """Write with torch.save to a temporary file, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
@@ -238,7 +238,7 @@ def write(path: Path, state: Any) -> None:
 
 
 def read(path: Path) -> Any:
-    """Read with torch.load, tensors and plain values alone.
+    """Read with torch.load, restricted to tensors and plain values.
 
     Raises:
         ValueError: the file is damaged.
@@ -258,7 +258,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _all_sharded(folder: Path) -> list[Path]:
-    """Sharded checkpoints that were written whole, the newest last."""
+    """Complete sharded checkpoints, the newest last."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _SHARDED.fullmatch(path.name))

@@ -116,7 +116,7 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
-        # a parameter may be a view with gaps, which collectives don't take
+        # collectives don't take a parameter that is a view with gaps
         values = tensor.detach().contiguous()
         dist.broadcast(values, 0)
         tensor.copy_(values)

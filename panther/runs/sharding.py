@@ -52,7 +52,7 @@ def shard_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     _check(model, optimizer, names)
     processes.take_from_first([*model.parameters(), *model.buffers()])
-    # imported where they are used: the imports take seconds
+    # imported here: the imports take seconds
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard
@@ -103,14 +103,16 @@ def _check(model: nn.Module, optimizer: torch.optim.Optimizer | None, names: dic
     if branching is not None:
         raise ValueError(
             f"{branching or 'the model'} chooses a branch by the number of rows, which may differ between processes, "
-            "and can't be sharded; put its as_sketched() or as_standard() there"
+            "and can't be sharded; replace it by its as_sketched() or as_standard()"
         )
     if optimizer is None:
         return
     if optimizer.state:
-        raise ValueError("the optimizer has taken steps; make a new one for a model that is to be sharded")
+        raise ValueError("the optimizer has already taken steps; create a new one for a model to be sharded")
     if any(id(parameter) not in names for group in optimizer.param_groups for parameter in group["params"]):
-        raise ValueError("the optimizer has a parameter that is not the model's; shard takes those of the model alone")
+        raise ValueError(
+            "the optimizer has a parameter of another model; give one with the parameters of this model alone"
+        )
 
 
 def _axis(shape: Sequence[int], count: int) -> int:

@@ -44,7 +44,7 @@ def shift_turn_scale(x: Tensor, generator: torch.Generator, *, side: int) -> Ten
     affine[:, 0, 0] = affine[:, 1, 1] = scale * torch.cos(angle)
     affine[:, 1, 0] = scale * torch.sin(angle)
     affine[:, 0, 1] = -affine[:, 1, 0]
-    # grid_sample counts in halves of the image
+    # grid_sample's unit is half an image
     affine[:, :, 2] = uniform(count, 2) * SHIFT_PIXELS / (side / 2)
     images = x.view(count, 1, side, side)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)

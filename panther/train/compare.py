@@ -165,7 +165,7 @@ def train_side_by_side(
 def _loss(task: Task, target_std: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
     if target_std is None:
         return TargetLoss(task)
-    # in units of the targets' spread, so that clipping and the learning rate mean what they do elsewhere
+    # in units of the targets' spread, so that clipping and the learning rate mean the same for all data
     return lambda output, y: nn.functional.mse_loss(output / target_std, y / target_std)
 
 

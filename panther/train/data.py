@@ -110,7 +110,7 @@ def _columns(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> tuple[str, 
     names, features = arrays["columns"], _rows(path, arrays, "x").shape[1]
     if names.dtype.kind != "U" or names.shape != (features,) or len(set(names.tolist())) < features:
         raise ValueError(
-            f"{path}: 'columns' must be {features} different texts, a name for each feature; it is {names.dtype} of "
+            f"{path}: 'columns' must be {features} distinct names, one for each feature; it is {names.dtype} of "
             f"shape {names.shape}"
         )
     return tuple(names.tolist())
@@ -126,7 +126,7 @@ def _dataset(path: Path, arrays: dict[str, np.ndarray[Any, Any]], *, seed: int) 
     labels = tuple(str(name) for name in names)
     if len(labels) < 2:
         raise ValueError(f"{path}: 'y' holds {len(labels)} class; at least 2 are needed")
-    preprocessing = "none: raw features; the model standardises them itself"
+    preprocessing = "none: raw features; the model standardizes them itself"
     if "x_test" not in arrays and "y_test" not in arrays:
         return _split(path.name, x, indices, labels, preprocessing, seed=seed)
     x_test, y_test = _rows(path, arrays, "x_test"), _classes(path, arrays, "y_test")
@@ -151,7 +151,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     way_out = "write one by numpy.savez(path, x=rows, y=targets)"
     try:
         if not zipfile.is_zipfile(path) and Path(path).stat():
-            raise ValueError(f"{path} is no .npz file with the arrays 'x' and 'y'; {way_out}")
+            raise ValueError(f"{path} is not an .npz file with the arrays 'x' and 'y'; {way_out}")
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
-        raise ValueError(f"{path} holds an array of Python objects; all must be of numbers or texts") from None
+        raise ValueError(f"{path} holds an array of Python objects; arrays must hold numbers or text") from None
 
 
 def _task(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> Task:
@@ -199,7 +199,7 @@ def _numbers(path: Path, arrays: dict[str, np.ndarray[Any, Any]], task: Task, *,
         torch.from_numpy(x_test),
         torch.from_numpy(y_test),
         labels=tuple(str(i) for i in range(y.shape[1])) if task == "multilabel" else (),
-        preprocessing="none: raw features; the model standardises them itself",
+        preprocessing="none: raw features; the model standardizes them itself",
         task=task,
     )
 

@@ -48,7 +48,7 @@ def metrics(model: nn.Module, batches: Batches, *, task: Task | None = None) -> 
         with torch.no_grad():
             for x, y in batches:
                 x_share, y_share = (processes.share_of(x), processes.share_of(y)) if whole_batches else (x, y)
-                # sharded parameters are gathered by all processes together
+                # all processes gather sharded parameters together
                 if not len(x_share) and not together and (scores is not None or not len(x)):
                     continue
                 output = model((x_share if len(x_share) else x[:1]).to(device))

@@ -142,7 +142,7 @@ def _start(
         raise ValueError("batches holds no batch")
     steps = epochs * len(batches)
     factor = _factor(schedule)
-    # the loader's own generator and its sampler's; once each, so that a state is not set twice
+    # the loader's generator and its sampler's; once each, so that no state is set twice
     own = [batches.generator, getattr(batches.sampler, "generator", None), *generators]
     unique = list({id(generator): generator for generator in own if generator is not None}.values())
     plan = {
@@ -166,9 +166,9 @@ def _start(
 def _parallel(model: nn.Module) -> nn.Module:
     if processes.world_size() == 1 or sharding.is_sharded(model):
         return model
-    # a step goes through one branch of a conditional layer, and leaves the other without gradients
+    # a step runs one branch of a conditional layer, and the other gets no gradients
     one_of_two = any(isinstance(module, ConditionalSKLinear) for module in model.modules())
-    # the fixed U is the largest of most models' buffers, and sent once, not before every forward pass
+    # the fixed U is most models' largest buffer: broadcast once, not before every forward pass
     processes.take_from_first(model.buffers())
     send_buffers = any(True for _ in _changing(model))
     return DistributedDataParallel(model, find_unused_parameters=one_of_two, broadcast_buffers=send_buffers)
@@ -216,7 +216,7 @@ class _Epochs:
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(epoch)
         if part.step == 0:
-            # layers such as dropout draw in each process by themselves; the order of rows has to be one for all
+            # dropout draws separately in each process; the order of rows must be the same in all
             processes.use_generators_of_first(self.run.generators, device)
             part.start = self.run.generator_states()
         self.trained.train()
@@ -241,7 +241,7 @@ class _Epochs:
         """Learn from a batch; the mean loss of this process's rows, and their number."""
         run, x, y = self.run, x_all, y_all
         whole_batches = not isinstance(self.batches.sampler, DistributedSampler)
-        # of the whole batch the mean of what is averaged over the processes
+        # averaging over the processes then gives the mean of the whole batch
         weight = 1.0
         if whole_batches and processes.world_size() > 1:
             x, y = processes.share_of(x_all), processes.share_of(y_all)
@@ -250,9 +250,9 @@ class _Epochs:
         with autocast(self.precision, device):
             output = self.trained(x.to(device))
             if isinstance(self.loss_fn, TargetLoss) and self.loss_fn.task is None and len(y_all):
-                # by the whole batch, so that all processes agree
+                # decided by the whole batch, so that all processes agree
                 self.loss_fn.decide(widened(output, len(y_all)), y_all if whole_batches else y)
-            # a process without rows in the last batch takes part all the same
+            # a process without rows in the last batch must take part too
             loss = self.loss_fn(output, y.to(device)) if len(x) else output.sum() * 0
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()
         if self.clip_norm is not None:
@@ -262,7 +262,7 @@ class _Epochs:
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if run.scaler.get_scale() >= scale:
-            # the scale falls where the gradients were not finite, and the step was left out
+            # the scale fell because gradients were not finite, and the step was skipped
             run.schedule.step()
         return loss.item(), len(x)
 

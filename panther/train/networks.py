@@ -20,7 +20,7 @@ class ThreeLayerNet(nn.Module):
         in_features: width of a row.
         num_classes: width of the output: logits, or the values of a regression.
         sketched: make each layer an SKLinear where that stores fewer weights than nn.Linear; all dense otherwise.
-        mean, std: (in_features,) each: when given, rows are standardised by them first.
+        mean, std: (in_features,) each: when given, rows are standardized by them first.
         target_mean, target_std: (num_classes,) each, of the targets: when given, the outputs are in their unit.
 
     >>> net = ThreeLayerNet(784, 10, sketched=True)

@@ -1,4 +1,4 @@
-"""Parameters in groups, for optimisers that step them differently."""
+"""Parameters in groups, for optimizers that step them differently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def param_groups(model: nn.Module, *, sketch_lr: float, lr: float, **options: An
         options: what else both groups shall say, such as ``weight_decay=0.01``.
 
     Returns:
-        What the optimisers of torch take; a group without parameters is left out.
+        What the optimizers of torch take; a group without parameters is left out.
 
     Raises:
         ValueError: a learning rate is negative, or nothing in the model learns.

@@ -109,7 +109,7 @@ class TargetLoss:
         check_targets(task, output, y)
         if task == "classification":
             return F.cross_entropy(output, y if y.is_floating_point() else y.long())
-        # autocast makes outputs of half precision, in which targets would lose digits
+        # outputs are in half precision under autocast, in which targets would lose digits
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         loss = F.mse_loss if task == "regression" else F.binary_cross_entropy_with_logits
         return loss(output, y.reshape(output.shape).to(output.dtype))
@@ -174,7 +174,7 @@ class Scores:
 def _regression(sums: Tensor) -> dict[str, float]:
     rows, y, y_squared, squared_error, absolute_error = sums
     variation = (y_squared - y.square() / rows).clamp_min(0)
-    # a constant target: explained where it is met, as scikit-learn has it
+    # a constant target: explained if predicted exactly, as in scikit-learn
     constant = variation <= 1e-12 * y_squared.clamp_min(torch.finfo(torch.float64).tiny)
     met = (squared_error == 0).double()
     r2 = torch.where(constant, met, 1 - squared_error / variation.where(~constant, 1.0))

@@ -15,11 +15,11 @@ PAGE = ROOT / "docs" / "code-map.md"
 FOLDERS = {
     "panther": "The library: layers, training, conversion, export. Needs torch; never imports `app`.",
     "app": "The server. Needs onnxruntime; never imports `panther`, torch or onnx.",
-    "panther_client": "The Python client: httpx and numpy alone.",
+    "panther_client": "The Python client: requires only numpy and httpx.",
     "benchmarks": "Benchmarks: parity first, then both sides timed in one run.",
     "examples": "Scripts that run as they are.",
     "scripts": "Environments, locks, and the documentation.",
-    "deploy": "Files of the image, and configurations of what runs beside it.",
+    "deploy": "Files of the image, and configurations of Kubernetes, Prometheus, Grafana and nginx.",
 }
 KINDS = (".py", ".js", ".lua", ".sh", "")
 PACKAGE = "__init__.py"
@@ -35,7 +35,7 @@ def job(path: Path) -> str:
     """The first sentence of a file's docstring or first comment.
 
     Raises:
-        ValueError: it has none.
+        ValueError: The file has none.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
@@ -56,7 +56,7 @@ def job(path: Path) -> str:
 
 
 def files(folder: str) -> list[str]:
-    """The source files of a folder that git knows, or that could be added to it; empty ones have no job."""
+    """Source files of a folder that git tracks or could track; empty ones are excluded."""
     asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]
     listed = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     return sorted(
@@ -70,7 +70,7 @@ def files(folder: str) -> list[str]:
 
 
 def by_folder(names: list[str]) -> dict[str, list[str]]:
-    """File names by the folder that holds them, a folder before its subfolders."""
+    """File names by folder, a folder before its subfolders."""
     found: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")

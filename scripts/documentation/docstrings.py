@@ -1,4 +1,4 @@
-"""Makes the parser of docstrings understand ours: doctests outside of sections, several names that share a line."""
+"""Extends the docstring parser: doctests outside of sections, and several names on one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class Docstrings(griffe.Extension):
-    """Puts a fence around each doctest, and keeps ``a, b: what both are`` together, which would be read as a type."""
+    """Fences each doctest, and keeps ``a, b: text`` together, which the parser would read as a type."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Change the docstring of one object."""

@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: adds the generated pages, and those at the root of the repository."""
+"""MkDocs hooks: add the generated pages, and the pages at the root of the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
 AT_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
-"""Pages that code hosts look for at the root, and their place on the site."""
+"""Pages at the root of the repository, and their place on the site."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,7 +38,7 @@ def _pages_at_root() -> dict[str, str]:
 
 
 def for_the_site(text: str) -> str:
-    """Point links of a page at the root to the pages of the site; what is not on the site keeps its text alone."""
+    """Point links of a root page to pages of the site; links to other files become plain text."""
 
     def moved(link: re.Match[str]) -> str:
         label, target, anchor = link[1], link[2], link[3] or ""

@@ -1,4 +1,4 @@
-"""Write examples/notebooks/ from the tutorials, whose code the tests run.
+"""Write examples/notebooks/ from the code of the tutorials, which the tests run.
 
 python scripts/documentation/notebooks.py            writes the notebooks
 python scripts/documentation/notebooks.py --check    writes nothing; fails if one is out of date
@@ -16,13 +16,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "notebooks"
 PAGES = ("int8-or-sketch", "tutorial-convnet", "tutorial-huggingface")
-"""Pages of docs/ whose Python blocks need no server."""
+"""Pages of docs/ with Python blocks that need no server."""
 SPLIT = re.compile(r"^```python\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 MARKS = re.compile(r"<!-- (?:report: \w+|end of report) -->\n")
 
 
 def notebook(page: str) -> str:
-    """One page as a notebook: its Python blocks as code, all else as text."""
+    """One page as a notebook: its Python blocks as code, the rest as text."""
     text = MARKS.sub("", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
     cells: list[dict[str, Any]] = []
     for number, part in enumerate(SPLIT.split(text)):
@@ -39,12 +39,12 @@ def notebook(page: str) -> str:
 
 
 def _with_links(text: str) -> str:
-    """Links to other pages, from the notebook's folder."""
+    """Rewrite links to other pages, relative to the notebook's folder."""
     return re.sub(r"\]\((?!https?:|#)([^)]+)\)", r"](../../docs/\1)", text)
 
 
 def stale(*, write: bool) -> list[str]:
-    """Paths of the notebooks that differ from their pages; written where ``write`` is True."""
+    """Paths of the notebooks that differ from their pages; ``write`` updates them."""
     changed = []
     for page in PAGES:
         path, text = FOLDER / f"{page.removeprefix('tutorial-')}.ipynb", notebook(page)

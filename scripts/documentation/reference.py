@@ -1,4 +1,4 @@
-"""The pages of the reference, made from what they describe, so that they can't drift: each function is one page."""
+"""Reference pages generated from their sources, one function per page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 API = {
-    "panther": "the package: what is used most",
+    "panther": "the package: the most used names",
     "panther.nn": "the layers",
     "panther.nn.functional": "the formulas of the layers",
     "panther.efficiency": "parameter counts, and sizes to start from",
@@ -28,11 +28,11 @@ API = {
     "panther.linalg": "randomized SVD and CQRRPT, by the signatures of panther-ml",
     "panther_client": "the Python client of the server",
 }
-"""The public modules, in the order of the site, and what each has."""
+"""The public modules, in the order of the site, each with a description."""
 
 
 def cell(text: object) -> str:
-    """Text as it stands in a cell of a table."""
+    """Text for a cell of a table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
@@ -44,7 +44,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def api_pages() -> dict[str, str]:
-    """A page for each public module; mkdocstrings fills it from the docstrings, without importing anything."""
+    """A page per public module; mkdocstrings fills it from the docstrings, without importing anything."""
     pages = {"reference/api/index.md": _api_index()}
     for module in API:
         options = "" if module != "panther" else "    options:\n      members: false\n"
@@ -55,8 +55,7 @@ def api_pages() -> dict[str, str]:
 def _api_index() -> str:
     rows = ((f"[`{module}`]({module}.md)", what) for module, what in API.items())
     intro = (
-        "From the docstrings of the code. Submodules load when they are first used; `import panther` alone does not "
-        "import torch."
+        "From the docstrings of the code. Submodules load on first use; `import panther` alone does not import torch."
     )
     return f"# The Python API\n\n{intro}\n\n{table(('module', 'what it has'), rows)}\n"
 
@@ -74,8 +73,8 @@ def settings_page() -> str:
         names = f"`{ENV_PREFIX}{name.upper()}`<br>`{flag}`"
         rows.append((names, _rule(schema[name]), shown, field.description))
     return (
-        "# Settings\n\nFrom `app.config.settings`. [Settings of the server](../settings.md) says how to give them and "
-        "what some of them are good for. A key of the TOML file is the flag without dashes, with underscores.\n\n"
+        "# Settings\n\nFrom `app.config.settings`. [Settings of the server](../settings.md) says how to set them and "
+        "when to change them. A key of the TOML file is the flag without dashes, with underscores.\n\n"
         f"{table(('variable, flag', 'value', 'default', 'meaning'), rows)}\n"
     )
 
@@ -160,7 +159,7 @@ _RULES = {
 
 
 def http_page() -> str:
-    """Every path with its parameters, bodies and answers, from the application's OpenAPI schema."""
+    """Every path with its parameters, bodies and responses, from the application's OpenAPI schema."""
     from app.application import create_app
     from app.config.settings import Settings
 
@@ -218,11 +217,11 @@ def _examples(content: dict[str, Any]) -> list[str]:
 
 
 def metrics_page() -> str:
-    """Every metric that a server of the shipped models tells after a few requests, from a scrape of it."""
+    """Every metric that a server with the bundled models exports after a few requests, from a scrape."""
     from prometheus_client.parser import text_string_to_metric_families
 
     rows = []
-    # On a separate thread: the process that builds the pages may be running an event loop.
+    # On a separate thread, because the process that builds the pages may run an event loop.
     with ThreadPoolExecutor(1) as pool:
         scrape = pool.submit(lambda: asyncio.run(_scrape())).result()
     for family in text_string_to_metric_families(scrape):
@@ -232,8 +231,8 @@ def metrics_page() -> str:
             (f"`{family.name}{suffix}`", family.type, ", ".join(f"`{one}`" for one in labels), family.documentation)
         )
     return (
-        "# Metrics\n\nFrom a scrape of the server after one request that went well and one that failed. "
-        "[Metrics](../metrics.md) tells more of each, with queries and alerts.\n\n"
+        "# Metrics\n\nFrom a scrape of the server after one successful and one failed request. "
+        "[Metrics](../metrics.md) describes each of them, with queries and alerts.\n\n"
         + table(("metric", "kind", "labels", "meaning"), sorted(rows))
         + "\n"
     )
@@ -261,7 +260,7 @@ async def _scrape() -> str:
 
 
 def cli_page() -> str:
-    """Every command of ``panther`` with its options, from the program itself."""
+    """Every command of ``panther`` with its options, from the program's help."""
     import typer
 
     from panther.cli.commands import app as program
@@ -295,23 +294,23 @@ EXAMPLES = {
     "compressed_digits.py": "A trained network compressed: the shipped model digits-small",
     "table_classifier.py": "A table of data, from CSV to a served model",
     "convert_encoder.py": "Converting a transformer encoder",
-    "custom_loop.py": "A training loop of your own",
+    "custom_loop.py": "A custom training loop",
     "ask.py": "The client",
     "ask_grpc.py": "The client over gRPC",
-    "serve_any_model.py": "Serving a model that is not ours",
+    "serve_any_model.py": "Serving any ONNX model",
 }
 
 
 def examples_page() -> str:
-    """The scripts of examples/, as they stand.
+    """The scripts of examples/, unchanged.
 
     Raises:
-        ValueError: a script has no heading here, or a heading no script.
+        ValueError: A script has no heading here, or a heading has no script.
     """
     found = {path.name for path in (ROOT / "examples").glob("*.py")}
     if found != set(EXAMPLES):
         raise ValueError(f"EXAMPLES and examples/ differ in: {', '.join(sorted(found ^ set(EXAMPLES)))}")
-    parts = ["# Examples", "Scripts in `examples/` that run as they stand; the tests run them."]
+    parts = ["# Examples", "Scripts in `examples/` that run unchanged; the tests run them."]
     for name, title in EXAMPLES.items():
         code = (ROOT / "examples" / name).read_text(encoding="utf-8").rstrip()
         parts += [f"## {title}", f"`examples/{name}`", f"```python\n{code}\n```"]
@@ -319,19 +318,19 @@ def examples_page() -> str:
 
 
 def tutorial_page() -> str:
-    """The tutorial of panther-ml as it is written, to be read in a browser."""
+    """The tutorial of panther-ml, unchanged, for reading in a browser."""
     text = (ROOT / "docs" / "tutorial.rst").read_text(encoding="utf-8").rstrip()
     intro = (
-        "The tutorial of the public package, as it is written. Every code block of it runs against this library, in "
-        "the tests, with nothing changed. Where it is wrong we are not: it loses a bias in its count, and its starting "
-        "points break its own rule of thumb ([Counting honestly](counting.md), [Choose num_terms and "
-        "low_rank](choosing.md)). A corrected one is the script [examples/tutorial.py](examples.md#the-tutorial)."
+        "The tutorial of the public package, unchanged. The tests run every code block of it against this library, "
+        "without edits. It has two errors that this library avoids: its count omits a bias, and its starting "
+        "points contradict its own rule of thumb ([Counting honestly](counting.md), [Choose num_terms and "
+        "low_rank](choosing.md)). The corrected script is [examples/tutorial.py](examples.md#the-tutorial)."
     )
     return f"# The tutorial of panther-ml\n\n{intro}\n\n````rst\n{text}\n````\n"
 
 
 def pages() -> dict[str, str]:
-    """All generated pages, by their place below docs/."""
+    """All generated pages, by their path below docs/."""
     return {
         "tutorial.md": tutorial_page(),
         "examples.md": examples_page(),

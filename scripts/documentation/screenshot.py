@@ -1,8 +1,8 @@
-"""Take the picture of the dashboard that the README shows: docs/pictures/dashboard.png.
+"""Take the screenshot of the dashboard for the README: docs/pictures/dashboard.png.
 
-    python scripts/documentation/screenshot.py        needs chromium; a few seconds
+    python scripts/documentation/screenshot.py        requires chromium; a few seconds
 
-Serves models/, sends the example digit again and again, tries a digit on the page, and takes its picture.
+Serves models/, sends the example digit repeatedly, tries a digit on the page, and takes the screenshot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     """Return once the server is ready.
 
     Raises:
-        SystemExit: it ended, or was not ready within a minute.
+        SystemExit: The server ended, or was not ready within a minute.
     """
     deadline = time.monotonic() + 60
     while server.poll() is None and time.monotonic() < deadline:
@@ -41,7 +41,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve, send requests, take the picture."""
+    """Serve, send requests, take the screenshot."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         raise SystemExit("chromium is not installed; on Debian: apt-get install chromium")
@@ -61,7 +61,7 @@ def main() -> None:
             chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
             page = chromium.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
             page.goto(url)
-            for _ in range(ROUNDS):  # so that the charts have a line to draw
+            for _ in range(ROUNDS):  # fills the charts
                 for _ in range(REQUESTS):
                     client.post(f"{url}/predict", content=digit)
                 page.wait_for_timeout(1000)

@@ -1,19 +1,12 @@
 """The whole server on a real GPU: ready when it should be, right under load, and truthful about the device."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from helpers.on_cuda import DIGITS, ROOT, close, on_cpu
+from helpers.on_cuda import DIGITS, Server, close, on_cpu
 
 from app.runtime.device import CUDA
 
@@ -21,55 +14,6 @@ pytestmark = pytest.mark.gpu
 
 if CUDA not in ort.get_available_providers():
     pytest.skip("needs onnxruntime-gpu", allow_module_level=True)
-
-
-class Server:
-    """``python -m app`` in a process."""
-
-    def __init__(self, *arguments, **environment):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "app",
-            "--port",
-            str(self.port),
-            "--model-dir",
-            str(ROOT / "models"),
-            *arguments,
-        ]
-        self.process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE)
-
-    def get(self, path, body=None):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-    def settled(self):
-        """Readiness once the models are loaded or given up."""
-        for _ in range(600):
-            try:
-                status, answer = self.get("/health/ready")
-            except (urllib.error.URLError, ConnectionError):
-                assert self.process.poll() is None, self.process.stderr.read().decode()
-            else:
-                if answer.get("error") != "models are being loaded":
-                    return status, answer
-            time.sleep(0.1)
-        raise TimeoutError
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
 
 
 def test_the_server_becomes_ready_on_cuda_and_says_so():
@@ -98,7 +42,7 @@ def test_without_a_visible_gpu_strict_is_never_ready_and_automatic_says_why(devi
         _, stats = server.get("/stats")
     assert got == status
     said = answer["error"] if device == "cuda" else json.dumps(stats)
-    assert "there is no device 0; there are: none" in said or "could not be started" in said
+    assert "there is no device 0; available: none" in said or "could not be started" in said
 
 
 def test_two_workers_share_one_gpu():

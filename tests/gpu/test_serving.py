@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from helpers.host_cuda import taken
 from helpers.on_cuda import DIGITS, ROOT, close, on_cpu
 from helpers.onnx_models import onnx_model
 from helpers.threads import at_once
@@ -207,7 +208,7 @@ def test_tensors_in_the_memory_for_bodies_go_to_the_device_as_they_lie(tmp_path,
         x = np.random.default_rng(len(cut)).standard_normal((sum(cut), 1024)).astype(np.float32)
         parts = []
         for part in np.split(x, np.cumsum(cut)[:-1]):
-            body = device.bodies.take(part.nbytes + 3)  # behind a head of 3 bytes
+            body = taken(device.bodies, part.nbytes + 3)  # behind a head of 3 bytes
             body[3:] = part.tobytes()
             parts.append(np.frombuffer(body, np.float32, part.size, 3).reshape(part.shape))
             assert device.bodies.address(parts[-1]) is not None

@@ -1,4 +1,4 @@
-"""Decisions on batching, for models that are made up: every tensor has its rows first, or nothing is batched."""
+"""Batching decisions for made-up models: rows first in every tensor, or no batching."""
 
 from app.runtime.batching import Batching
 

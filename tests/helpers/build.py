@@ -78,7 +78,7 @@ def sketched_card(layers: list[dict[str, Any]] | None = None, **changes: Any) ->
 
 
 class Tiny:
-    """The network of the tests, and numpy's own idea of what it computes."""
+    """The network of the tests, and its computation in numpy."""
 
     def __init__(self, seed: int = 0, scale: float = 1.0) -> None:
         rng = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ class Tiny:
 
 
 def put(root: Path, model: onnx.ModelProto, name: str, version: str = "1", card: Any = None) -> Path:
-    """Write a model into a repository; a card given as a dict is held to the schema first."""
+    """Write a model into a repository; a card given as a dict is validated against the schema first."""
     if isinstance(card, dict):
         jsonschema.validate(card, SCHEMA)
         card = json.dumps(card)
@@ -129,7 +129,7 @@ def put(root: Path, model: onnx.ModelProto, name: str, version: str = "1", card:
 
 
 def slow_graph() -> onnx.ModelProto:
-    """A loop of matrix products that takes long enough to queue behind."""
+    """A loop of matrix products, slow enough that requests queue behind it."""
     n = helper.make_tensor("n", TensorProto.INT64, [], [60])
     keep = helper.make_tensor("keep", TensorProto.BOOL, [], [True])
     inner = helper.make_graph(
@@ -165,7 +165,7 @@ def slow_graph() -> onnx.ModelProto:
 
 @contextmanager
 def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
-    """A real server in a thread, and a client of it; models load beside the event loop, so wait for the end of that."""
+    """A real server in a thread, and a client for it; models load in the background, so wait for the end of that."""
     sock = bind("127.0.0.1", 0)
     chosen = Settings(model_dir=model_dir, **settings)
     server = uvicorn.Server(make_config(create_app(chosen), chosen))
@@ -173,8 +173,8 @@ def running(model_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=60) as client:
-            while client.get("/health/ready").json().get("error") == "models are being loaded":
-                time.sleep(0.005)  # the processor is for the loading
+            while client.get("/health/ready").json().get("error") == "models are loading":
+                time.sleep(0.005)  # leave the processor to the load
             yield client
     finally:
         server.should_exit = True

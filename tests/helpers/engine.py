@@ -1,4 +1,4 @@
-"""Requests for a batcher, a model that it runs, and what records how they end."""
+"""Requests for a batcher, a model for it to run, and a recorder of the outcomes."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from helpers.batching import BATCHED
 
 
 class Recorded:
-    """A completion that notes its end, in a list that several share."""
+    """A completion that records its end, in a list shared by several."""
 
     def __init__(self, ended, name=None):
         self.ended = ended
@@ -40,7 +40,7 @@ def submit(batcher, x, ended, name=None, outputs=("y",), **options):
 
 
 def batcher_of(model, max_rows, inline_ns, *, short=(), **options):
-    """A batcher; runs of the sizes in ``short`` are known to take a nanosecond."""
+    """A batcher; runs of the sizes in ``short`` have a known duration of a nanosecond."""
     batcher = Batcher(model, BatchingOptions(max_rows, inline_ns, **options))
     for rows in short:
         batcher.cost.set(rows, 1)
@@ -48,14 +48,14 @@ def batcher_of(model, max_rows, inline_ns, *, short=(), **options):
 
 
 async def settle(batcher):
-    """Wait until nothing is left to do."""
+    """Wait until no work is left."""
     async with asyncio.timeout(60):
         while not batcher.idle:
             await asyncio.sleep(0)
 
 
 class Doubler:
-    """A model that doubles its input, notes what it ran, and fails on the number 666."""
+    """A model that doubles its input, records its runs, and fails on the number 666."""
 
     optional_inputs = ()
     name = "doubler"

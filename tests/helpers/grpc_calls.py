@@ -1,8 +1,8 @@
-"""Calls over gRPC of KServe's own client and of NVIDIA's, unmodified; run by an environment of its own.
+"""gRPC calls of KServe's client and of NVIDIA's, unmodified; runs in a separate environment.
 
     python grpc_calls.py kserve|triton ADDRESS
 
-Prints as JSON what the client made of the answers of the models ``m`` (numbers) and ``texts``.
+Prints as JSON the clients' results for the models ``m`` (numbers) and ``texts``.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def kserve(address: str) -> dict:
     }
     try:
         await ask("m", ROWS[:, :5], "FP32")
-    except Exception as error:  # noqa: BLE001 - whatever the client makes of it
+    except Exception as error:  # noqa: BLE001 - any error of the client
         found["wrong shape"] = str(error)
     await client.close()
     return found

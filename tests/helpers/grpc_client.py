@@ -1,4 +1,4 @@
-"""The public client of the protocol over gRPC, unmodified, and calls of single messages, which are the client's too."""
+"""The public gRPC client of the protocol, unmodified, and single calls with its messages."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SERVICE = "/inference.GRPCInferenceService/"
 def call(
     address: str, method: str, message: Any, answer: Any = None, *, timeout=LIMIT_S, metadata=(), **options
 ) -> Any:
-    """The answer to one message, which may be bytes; bytes too where its class is not given."""
+    """The response to one message, which may be bytes; also bytes if its class is not given."""
     given = message if isinstance(message, bytes) else message.SerializeToString()
     with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
         content = channel.unary_unary(SERVICE + method)(given, timeout=timeout, metadata=metadata, **options)
@@ -32,7 +32,7 @@ def infer(address: str, message: Any, **options) -> Any:
 
 
 def refused(address: str, method: str, message: Any, **options) -> tuple[str, str]:
-    """Status and message of a call that fails."""
+    """Status and message of a failing call."""
     with pytest.raises(grpc.RpcError) as found:
         call(address, method, message, **options)
     return found.value.code().name, found.value.details()

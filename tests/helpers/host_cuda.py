@@ -1,6 +1,7 @@
-"""CUDA as far as that shows without one: a runtime that keeps its device memory in the host's."""
+"""A CUDA runtime simulated on the host, which keeps device memory in host memory."""
 
 import ctypes
+import time
 import weakref
 
 import onnxruntime as ort
@@ -11,7 +12,7 @@ from app.runtime.tensors import tensor_spec
 
 
 class HostRuntime:
-    """CUDA's runtime, played on the host: a graph is the work that was recorded, and a launch does it."""
+    """Simulated CUDA runtime: a graph is the recorded work, and a launch executes it."""
 
     def __init__(self):
         self.memory = {}
@@ -27,11 +28,14 @@ class HostRuntime:
         self.recording = None
         self.streams = 0
         self.lost = None
+        self.several = False
+        self.devices = []
         self.copies = []
         self.bodies = None
 
     def set_device(self, device_id):
-        pass
+        self.several = self.several or device_id > 0
+        self.devices.append(device_id)
 
     def make_stream(self):
         self.streams += 1
@@ -84,7 +88,7 @@ class HostRuntime:
         self.recording = []
         work()
         number = self.made = self.made + 1
-        # A recorded graph knows nothing of the object that recorded it.
+        # A recorded graph has no reference to its recorder.
         self.graphs[number] = (weakref.WeakMethod(work.func), work.args), self.recording
         self.recording = None
         return number
@@ -100,6 +104,15 @@ class HostRuntime:
 
     def destroy(self, graph):
         del self.graphs[graph]
+
+
+def taken(bodies, length):
+    """A body in pinned memory, which a thread allocates after the first one that finds none."""
+    end = time.monotonic() + 60
+    while (body := bodies.take(length)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return body
 
 
 def open_model(model):

@@ -1,4 +1,4 @@
-"""A server in a process of its own, which hostile models must not bring down."""
+"""A server in a separate process, which hostile models must not crash."""
 
 import json
 import os
@@ -22,7 +22,7 @@ WIDTH = 4
 
 
 def model(*parts: list) -> onnx.ModelProto:
-    """Nodes, inputs, outputs and constants, whether they make a model or not."""
+    """Nodes, inputs, outputs and constants, whether they form a model or not."""
     return onnx_model(*parts, valid=False)
 
 
@@ -31,7 +31,7 @@ def matrix(rows: int = WIDTH, columns: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def product(weights: np.ndarray, card: str | None = None) -> onnx.ModelProto:
-    """A model that multiplies by a matrix: what it should answer is known."""
+    """A model that multiplies by a matrix, with a known result."""
     made = model(
         [helper.make_node("MatMul", ["x", "W"], ["y"])],
         [("x", TensorProto.FLOAT, ["n", weights.shape[0]])],
@@ -90,7 +90,7 @@ class Server:
         return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
     def assert_unharmed(self) -> None:
-        """The good model answers rightly, in the process that was started."""
+        """Check that the good model responds correctly, in the original process."""
         rows = np.arange(8, dtype=np.float32).reshape(2, 4) / 8
         answer = self.ask("good", rows)
         assert answer.status_code == 200, answer.text
@@ -99,7 +99,7 @@ class Server:
         assert "Traceback" not in self.log, self.log
 
     def assert_refused(self, name: str, match: str) -> str:
-        """Loading fails with a message that fits, and nobody is harmed; returns the message."""
+        """Check that loading fails with a matching message, without harm to others; return the message."""
         answer = self.load(name)
         assert answer.status_code == 500, (answer.status_code, answer.text)
         message = answer.json()["error"]
@@ -110,7 +110,7 @@ class Server:
         return message
 
     def assert_tame(self, name: str) -> bool:
-        """Loading fails or not; either way every answer is JSON and nobody is harmed. Whether it was loaded."""
+        """Check that every response is JSON and no other model is harmed. Return whether the model was loaded."""
         answer = self.load(name)
         assert answer.status_code in (200, 500), answer.text
         if answer.status_code == 500:

@@ -1,8 +1,8 @@
-"""Calls of KServe's own client, unmodified; run by an environment of its own, since its packages conflict with ours.
+"""Calls of KServe's client, unmodified; runs in a separate environment, because its packages conflict.
 
     python kserve_calls.py URL
 
-Prints as JSON what the client made of the answers of the models ``m`` (numbers) and ``texts``.
+Prints as JSON the client's results for the models ``m`` (numbers) and ``texts``.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ async def calls(url: str) -> dict:
         found[f"texts, binary {binary}"] = [[str(text) for text in row] for row in answer]
     try:
         await ask("m", "x", rows, "FP32", binary=False, meant_for="other")
-    except Exception as error:  # noqa: BLE001 - whatever the client makes of it
+    except Exception as error:  # noqa: BLE001 - any error of the client
         found["meant for another"] = str(error)
     return found
 

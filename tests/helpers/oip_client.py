@@ -10,5 +10,5 @@ InferenceServerException = tritonclient.InferenceServerException
 
 
 def triton(client: httpx.Client) -> Any:
-    """The public client of the server that ``client`` asks."""
+    """The public client for the server of ``client``."""
     return tritonclient.InferenceServerClient(client.base_url.netloc.decode())

@@ -1,4 +1,4 @@
-"""ONNX models made by hand, for tests of the server."""
+"""Hand-made ONNX models for tests of the server."""
 
 import onnx
 from onnx import helper

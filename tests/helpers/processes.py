@@ -1,4 +1,4 @@
-"""Real server processes, clients that ask them without pause, and models that take as long as they are told."""
+"""Real server processes, clients that send requests continuously, and models with a chosen run time."""
 
 import http.client
 import json
@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[2]
 WIDTH = 6
 ROW = [0.0] * WIDTH
 LIMIT_S = 60.0
-"""How long a condition may take to come true: generous, since the machine may have much else to do."""
+"""Time limit for a condition; generous, because the machine may be busy."""
 
 
 def linear(value: float) -> onnx.ModelProto:
-    """A batched model whose every output number is ``value``, whatever comes in: its answer tells which file it is."""
+    """A batched model with ``value`` in every output, whatever the input: its response identifies the file."""
     nodes = [helper.make_node("MatMul", ["x", "W"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
     constants = [
         numpy_helper.from_array(np.zeros((WIDTH, 2), np.float32), "W"),
@@ -38,7 +38,7 @@ def linear(value: float) -> onnx.ModelProto:
 
 
 def slow() -> onnx.ModelProto:
-    """A model that multiplies matrices as often as its input says, about a millisecond or two each; not batched."""
+    """A model that multiplies matrices as often as its input says, one or two milliseconds each; not batched."""
     size = 256
     rng = np.random.default_rng(0)
     matrix = np.linalg.qr(rng.standard_normal((size, size)))[0].astype(np.float32)  # its powers stay finite
@@ -68,7 +68,7 @@ def slow() -> onnx.ModelProto:
 
 
 def heavy(nbytes: int) -> onnx.ModelProto:
-    """A batched model with so many bytes of weights, and little to compute."""
+    """A batched model with weights of a given size, and a short run."""
     table = np.random.default_rng(0).standard_normal((nbytes // 4 // WIDTH, WIDTH)).astype(np.float32)
     nodes = [
         helper.make_node("ArgMax", ["x"], ["largest"], axis=1, keepdims=0),
@@ -80,7 +80,7 @@ def heavy(nbytes: int) -> onnx.ModelProto:
 
 
 def wide(count: int) -> onnx.ModelProto:
-    """A model that answers each row with ``count`` numbers: large answers to small requests."""
+    """A model with ``count`` numbers of output per row: large responses to small requests."""
     constants = [numpy_helper.from_array(np.ones((1, count), np.float32), "W")]
     node = helper.make_node("MatMul", ["x", "W"], ["y"])
     return model([node], ("x", TensorProto.FLOAT, ["n", 1]), ("y", TensorProto.FLOAT, ["n", count]), constants)
@@ -114,7 +114,7 @@ def child_of(pid: int) -> int:
 
 
 class Server:
-    """``python -m app`` in a process of its own, or as the child of a program that goes ``before``.
+    """``python -m app`` in a separate process, or as the child of the program ``before``.
 
     ``through`` is a program that becomes the server, as ``setpriv`` does.
     """
@@ -171,19 +171,19 @@ class Server:
             return client.request(method, path, **more)
 
     def value(self, name: str = "m") -> float | int:
-        """What the model ``linear`` that is served now answers with; the status where it is not 200."""
+        """The response of the served model ``linear``; the status if it is not 200."""
         answer = self.ask("POST", f"/models/{name}/predict", json={"inputs": [[0] * WIDTH]})
         return answer.json()["outputs"]["y"][0][0] if answer.status_code == 200 else answer.status_code
 
     def runs_for(self, seconds: float) -> int:
-        """How often the model ``slow`` has to multiply to take so much processor time, and so at least as long."""
+        """Number of multiplications by the model ``slow`` that take at least an amount of processor time."""
         count = 400
         before = self.cpu_seconds()
         assert self.ask("POST", "/models/slow/predict", json={"inputs": [count]}).status_code == 200
         return int(count * seconds / max(0.01, self.cpu_seconds() - before)) + 1
 
     def cpu_seconds(self) -> float:
-        """Processor time of the server, with that of its workers."""
+        """Processor time of the server, including its workers."""
         ticks = 0
         for pid in (self.pid, *self.children()):
             fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -191,7 +191,7 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def begin_slow_run(self, pool: ThreadPoolExecutor, seconds: float) -> "Future[httpx.Response]":
-        """Ask the model ``slow`` for so much processor time; returns once it is at work."""
+        """Run the model ``slow`` for an amount of processor time; returns once it has started."""
         count = self.runs_for(seconds)
         before = self.cpu_seconds()
         ended = pool.submit(self.ask, "POST", "/models/slow/predict", json={"inputs": [count]})
@@ -204,7 +204,7 @@ class Server:
         return {(item["name"], item["version"]): (item["state"], item["reason"]) for item in found}
 
     def metric(self, line: str) -> float | None:
-        """The value behind a line of /metrics that begins so."""
+        """The value of the line of /metrics with that prefix."""
         found = re.search(rf"^{re.escape(line)} (\S+)$", self.ask("GET", "/metrics").text, re.MULTILINE)
         return float(found[1]) if found else None
 
@@ -225,7 +225,7 @@ class Server:
                     yield int(entry.name), fields[0], command
 
     def resident_bytes(self) -> int:
-        """Memory of the server's one process that is its own."""
+        """Private memory of the server's single process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
@@ -235,12 +235,12 @@ class Server:
 
 
 class Load:
-    """Clients that ask one request after the other, each on a connection that it keeps while the server does.
+    """Clients that send one request after the other, each on a persistent connection.
 
     Attributes:
-        answers: status and body of each.
-        lost: what became of requests that got no answer.
-        refused: how many connections were.
+        answers: Status and body of each.
+        lost: Failures of requests without a response.
+        refused: Number of refused connections.
     """
 
     def __init__(self, port: int, path: str, document: dict, clients: int = 8) -> None:

@@ -33,7 +33,7 @@ def branch(make):
 
 
 def scan(make):
-    """A sum over an axis, or what each place of it makes with a constant."""
+    """A sum over an axis, or a combination of each element with a constant."""
     name = make.value(least=2)
     axis = make.draw.randrange(len(make.shape(name)))
     shape = [size for place, size in enumerate(make.shape(name)) if place != axis]

@@ -1,4 +1,4 @@
-"""Random graphs of many operators, of which some mix rows. Each node is run once, so that the graph is valid."""
+"""Random graphs of many operators, some of them mixing rows. Each node is run once, so the graph is valid."""
 
 import numpy as np
 import onnx
@@ -56,10 +56,10 @@ class Maker:
         return self.values[name].shape if name in self.values else self.constants[name].shape
 
     def add(self, op_type, inputs, outputs=1, captured=(), **attributes):
-        """Add a node, run it, and give the names of its outputs.
+        """Add a node, run it, and return the names of its outputs.
 
         Raises:
-            ValueError: onnxruntime can't run it.
+            ValueError: onnxruntime cannot run it.
         """
         domain = attributes.pop("domain", "")
         names = [self.name() for _ in range(outputs)]
@@ -67,7 +67,7 @@ class Maker:
         used = [name for name in dict.fromkeys([*inputs, *captured]) if name]
         arrays = {name: self.values.get(name, self.constants.get(name)) for name in used}
         if any(array.size == 0 for array in arrays.values()):
-            raise ValueError("onnxruntime's Scan ends the process where it is given no elements")
+            raise ValueError("onnxruntime's Scan crashes the process on empty inputs")
         graph = helper.make_graph(
             [node],
             "one",
@@ -84,7 +84,7 @@ class Maker:
             raise ValueError(str(error)) from None
         for array in found:
             if not isinstance(array, np.ndarray) or array.size > 3000 or array.ndim > 5 or array.dtype not in _ELEMENT:
-                raise ValueError("not followed")
+                raise ValueError("not supported")
         self.nodes.append(node)
         self.values.update(zip(names, found, strict=True))
         return names[0] if outputs == 1 else names

@@ -1,11 +1,11 @@
-"""Operators that ``random_graphs`` draws from; each function adds a node or some, and may fail."""
+"""Operators that ``random_graphs`` draws from; each function adds one or more nodes, and may fail."""
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from helpers.random_bodies import branch, loop, scan
 
-ROWS = 5  # no other size is 5 unless it comes from the rows
+ROWS = 5  # no other size is 5, except sizes computed from the rows
 
 
 def unary(make):
@@ -19,7 +19,7 @@ def binary(make):
 
 
 def _like(make, name):
-    """A constant that can be added to a value, at times with as many rows as the batch or a further axis."""
+    """A constant that can be added to a value, sometimes with as many rows as the batch or another axis."""
     shape = [size if make.draw.random() < 0.5 and size != ROWS else 1 for size in make.shape(name)]
     if make.draw.random() < 0.1:
         shape = [ROWS if size == ROWS else one for size, one in zip(make.shape(name), shape, strict=True)]
@@ -90,7 +90,7 @@ def reshape(make):
 
 
 def _reshape_by_shape(make, name, shape):
-    """By sizes that the graph computes: two axes merged, or a merged one split."""
+    """A reshape by computed sizes: two axes merged, or a merged one split."""
     sizes = make.add("Shape", [name])
     axes = [make.add("Gather", [sizes, make.ints(axis)]) for axis in range(len(shape))]
     if len(axes) > 1 and make.draw.random() < 0.5:
@@ -227,7 +227,7 @@ def cast(make):
 
 
 def positions(make):
-    """The rows' positions, used as numbers or to index a row of each."""
+    """The positions of the rows, used as numbers or as an index into each row."""
     name = make.value(least=2)
     count = make.add("Squeeze", [make.add("Shape", [name], start=0, end=1)])
     numbers = make.add("Range", [make.constant(np.int64(0)), count, make.constant(np.int64(1))])
@@ -248,7 +248,7 @@ def positions(make):
 
 
 def flattened(make):
-    """An element of each row, taken from all rows in one line: at the row times its length, and a place within."""
+    """An element of each row, gathered from the flattened tensor: at the row times its length, plus an offset."""
     name = make.value(rank=2)
     length = make.shape(name)[1]
     count = make.add("Squeeze", [make.add("Shape", [name], start=0, end=1)])

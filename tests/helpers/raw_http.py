@@ -1,4 +1,4 @@
-"""HTTP by hand over a socket, for requests that no client library would send, and what the tests' model is asked."""
+"""Raw HTTP over a socket, for requests that no client library sends, and requests for the tests' model."""
 
 import json
 import socket
@@ -9,12 +9,12 @@ import httpx
 
 ROW = [0.5, -1.0, 2.0, 0.25, 0.0, 1.5]
 BODY = json.dumps({"inputs": [ROW]}).encode()
-FAST, SLOW = "/predict", "/v2/repository/index"  # answered on the quick way, and on uvicorn's own
+FAST, SLOW = "/predict", "/v2/repository/index"  # served on the fast path, and through uvicorn
 
 
 @contextmanager
 def wire(client: httpx.Client, size: int | None = None) -> Iterator[socket.socket]:
-    """A connection to the client's server, with so large a buffer to receive into."""
+    """A connection to the client's server, with a large receive buffer."""
     sock = socket.socket()
     if size is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
@@ -32,7 +32,7 @@ def head(path: str, *headers: str, length: int | None = None) -> bytes:
 
 
 def rest(sock: socket.socket) -> bytes:
-    """All that still comes, until the connection ends."""
+    """All data until the connection ends."""
     data = b""
     try:
         while piece := sock.recv(65536):
@@ -43,7 +43,7 @@ def rest(sock: socket.socket) -> bytes:
 
 
 def answer(data: bytes) -> tuple[int, dict[str, str], dict]:
-    """Status, headers and document of an answer that ends the connection."""
+    """Status, headers and document of a response that ends the connection."""
     top, _, body = data.partition(b"\r\n\r\n")
     lines = top.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}

@@ -1,4 +1,4 @@
-"""Remote model repositories for tests: one in memory that fails as it is told, S3 by moto, and a web server."""
+"""Remote model repositories for tests: one in memory with failures on demand, S3 by moto, and a web server."""
 
 import hashlib
 import http.server
@@ -23,7 +23,7 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFA
 class MemoryStore(Store):
     """Files in memory.
 
-    ``fails`` maps a path, or "" for the listing, to what is raised; ``sent`` to other bytes than those that are listed.
+    ``fails`` maps a path, or "" for the listing, to the exception to raise; ``sent`` to bytes unlike the listing.
     """
 
     def __init__(self, files: dict[str, bytes], *, checksums: bool = True) -> None:
@@ -118,6 +118,6 @@ def web(folder: Path, authorization: str | None = None) -> Iterator[str]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write ``SHA256SUMS``, as the documentation says."""
+    """Write ``SHA256SUMS`` with the documented command."""
     command = f"cd {folder} && find * -type f ! -name {MANIFEST} -exec sha256sum {{}} + > .new && mv .new {MANIFEST}"
     assert os.system(command) == 0

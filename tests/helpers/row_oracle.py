@@ -1,4 +1,4 @@
-"""Brute force: what onnxruntime answers for rows alone, beside what it answers for them in a batch."""
+"""Brute force: onnxruntime's results for single rows compared with those for a batch."""
 
 import numpy as np
 import onnxruntime as ort
@@ -17,7 +17,7 @@ def open_session(model):
 
 
 def random_feeds(session, axes, rows, rng, sizes=None, high=2):
-    """An input for each of the graph's; sizes not known are taken by input name or dimension name, else 2."""
+    """An input for each of the graph's; unknown sizes are taken by input name or dimension name, else 2."""
     sizes, feeds = sizes or {}, {}
     for spec in session.get_inputs():
         if spec.name not in axes:
@@ -61,9 +61,9 @@ def alike(left, right, tolerance):
 
 
 def difference(session, input_axes, output_axes, feeds, tolerance=1e-4):
-    """The first output in which a row alone, or several, is not what it is in the batch; None where there is none.
+    """The first output with a difference between single rows and the batch; None without a difference.
 
-    Returns "alone" where a row can't be run by itself.
+    Returns "alone" if a row cannot run separately.
     """
     rows = next(feeds[name].shape[axis] for name, axis in input_axes.items() if axis is not None)
     names = [spec.name for spec in session.get_outputs()]
@@ -82,7 +82,7 @@ def difference(session, input_axes, output_axes, feeds, tolerance=1e-4):
     for name, whole, singles in zip(names, together, zip(*alone, strict=True), strict=True):
         axis = output_axes[name]
         if axis is not None and (len(whole) if isinstance(whole, list) else whole.shape[axis]) != rows:
-            return f"{name} has another number of rows"
+            return f"{name} has a different number of rows"
         for (start, stop), single in zip(parts, singles, strict=True):
             if not alike(single, cut(whole, axis, start, stop), tolerance):
                 return f"{name} differs in the rows {start}:{stop}"

@@ -1,6 +1,6 @@
-"""The table by which torch.onnx translates operators, built once in a process instead of at each export.
+"""torch.onnx's operator translation table, built once per process instead of once per export.
 
-torch.onnx reads the source of 500 functions for it each time: about half of what the export of a small model takes.
+torch.onnx reads the source of 500 functions for it each time, about half of the duration of a small model's export.
 """
 
 import copy
@@ -10,7 +10,7 @@ from torch.onnx._internal.exporter import _registration
 
 
 def reuse() -> None:
-    """From here on each export gets a copy of the first one's table, of the same opset."""
+    """Make each later export use a copy of the first one's table, for the same opset."""
     Registry = _registration.ONNXRegistry
     build = Registry.from_torchlib
     if hasattr(build, "cache_info"):

@@ -1,4 +1,4 @@
-"""A small network and its batches, for tests of training in this process and in others."""
+"""A small network and its batches, for training tests in this process and in others."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panther.nn import SKLinear
+from panther.train import EpochResult, fit, process_group
 
 FOLDER = Path(__file__).parents[1]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of another process, which finds these helpers there and shares the cores."""
+    """The environment of another process, which can import these helpers and shares the cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER), **more}
 
 
@@ -39,18 +41,60 @@ def batches(rows: int = 203, size: int = 32, *, shuffle: bool = True, seed: int 
     return DataLoader(TensorDataset(x, y), batch_size=size, shuffle=shuffle, generator=order)
 
 
+def train_in_group(folder: str | Path, die_after: int = 0) -> None:
+    """Train with all processes of the group, or alone; each writes what it saw to ``results-RANK.json``.
+
+    Args:
+        folder: for the checkpoints and the results.
+        die_after: the epoch after which the process dies, as when a machine is lost; 0 for none.
+    """
+    torch.set_num_threads(1)
+    with process_group() as rank:
+        # each process starts elsewhere; the first one's weights and order count
+        torch.manual_seed(3 + rank)
+        model = network(rank)
+        model[2].p = 0.0
+        steps = []
+
+        def die(result: EpochResult) -> None:
+            if result.epoch == die_after:
+                os._exit(9)
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            steps.append(len(x))
+            return x
+
+        results = fit(
+            model, batches(seed=rank), epochs=4, lr=0.02, validation=batches(201, shuffle=False), checkpoints=folder,
+            on_epoch=die, augment=count,
+        )  # fmt: skip
+        found = {
+            "results": [[result.loss, result.score] for result in results],
+            "steps": len(steps),
+            "world": int(os.environ.get("WORLD_SIZE", "1")),
+            "group": int(os.environ.get("GROUP_RANK", "0")),
+        }
+        Path(folder, f"results-{rank}.json").write_text(json.dumps(found))
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What each process of ``train_in_group`` wrote."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("results-*.json"))]
+
+
 LAUNCHER = """
 import json, os, socket
 
-def _together(arguments):
+def _together(count, arguments):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     processes = []
-    for rank in range(2):
+    for rank in range(count):
         processes.append(os.fork())
         if processes[-1] == 0:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if count > 1:
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             try:
                 main(*arguments)
                 os._exit(0)
@@ -59,20 +103,21 @@ def _together(arguments):
                 os._exit(1)
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
 
-print(json.dumps([_together(arguments) for arguments in json.loads(sys.argv[1])]))
+print(json.dumps([_together(int(sys.argv[2]), arguments) for arguments in json.loads(sys.argv[1])]))
 """
 
 
-def together(script: str, *runs: Sequence[str], limit_s: float = 240) -> list[list[int]]:
-    """Run the ``main`` of a script in two processes that find one another as those of torchrun do; their exit codes.
+def together(script: str, *runs: Sequence[str], count: int = 2, limit_s: float = 240) -> list[list[int]]:
+    """Run the ``main`` of a script in processes that find one another as those of torchrun do; their exit codes.
 
     Args:
         script: what it imports is imported once, and the processes are forks.
         runs: arguments of main, of one run after the other.
+        count: processes of each run.
         limit_s: for all of them.
     """
     code = f"import sys, traceback\n{textwrap.dedent(script)}\n{LAUNCHER}"
-    command = [sys.executable, "-c", code, json.dumps(runs)]
+    command = [sys.executable, "-c", code, json.dumps(runs), str(count)]
     options = {"env": environment(GLOO_SOCKET_IFNAME="lo"), "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **options) as launcher:
         try:
@@ -84,14 +129,14 @@ def together(script: str, *runs: Sequence[str], limit_s: float = 240) -> list[li
 
 
 class Killed(BaseException):
-    """Ends a run as a signal does: nothing catches it."""
+    """Ends a run like a signal: no handler catches it."""
 
 
 class DyingForward:
     """A forward function of conversions that raises `Killed` at a call; ``calls`` counts them.
 
     Args:
-        die_at: which call, from 1; None for none.
+        die_at: Number of the call, from 1; None for none.
     """
 
     def __init__(self, die_at: int | None) -> None:

@@ -136,7 +136,7 @@ def test_a_page_elsewhere_can_change_nothing_on_a_server_of_the_same_machine(tin
     with build.running(tiny_dir, model_control="explicit", cors_origins=PAGE) as client:
         answer = client.post(path, content="{}", headers=form)
         assert answer.status_code == 403
-        assert answer.json()["error"].startswith(f"a page of {OTHER} may not change what is served")
+        assert answer.json()["error"].startswith(f"a page of {OTHER} may not change the served models")
         assert client.post(path, content="{}", headers={"sec-fetch-site": site}).status_code == 403
         assert client.post("/predict", json=GOOD).status_code == 200
 

@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from helpers.host_cuda import HostRuntime, open_model
+from helpers.host_cuda import HostRuntime, open_model, taken
 
 from app.config.settings import SettingsError, read_settings
 from app.errors import DeviceError
@@ -38,7 +38,7 @@ OFF = "CPUExecutionProvider"
     ("nodes", "reason"),
     [
         ([Node("a", "Gemm", ON)], None),
-        (None, "this version of onnxruntime does not tell where nodes run"),
+        (None, "this version of onnxruntime does not report the provider of each node"),
         ([Node("a", "Gemm", ON), Node("b", "Gather", OFF)], "1 node runs on CPUExecutionProvider: b (Gather)"),
         (
             [Node(name, "Shape", OFF) for name in "abcde"],
@@ -88,7 +88,7 @@ def test_workers_take_the_devices_in_turn(setting, count, slot, expected):
 @pytest.mark.parametrize(("count", "there"), [(0, "none"), (1, "0"), (4, "0 to 3")])
 def test_a_device_that_is_not_there(count, there):
     with pytest.raises(
-        DeviceError, match=f"cuda_devices=0,9 is not available: there is no device 9; there are: {there}$|no device 0"
+        DeviceError, match=f"cuda_devices=0,9 is not available: there is no device 9; available: {there}$|no device 0"
     ):
         choose_device_id("0,9", count, 0)
 
@@ -101,12 +101,12 @@ def test_a_missing_device_is_an_error_in_strict_mode_and_a_reason_in_automatic(m
     monkeypatch.setattr("app.runtime.device.load_runtime", OneDevice)
     monkeypatch.setattr("app.runtime.device.ort.get_available_providers", lambda: [CUDA, OFF])
     monkeypatch.setattr("app.runtime.device.ort.preload_dlls", lambda: None, raising=False)
-    with pytest.raises(DeviceError, match="there is no device 1; there are: 0"):
+    with pytest.raises(DeviceError, match="there is no device 1; available: 0"):
         find_device("cuda", None, "1")
     found = find_device("auto", None, "1")
     assert (found.providers, found.reason) == (
         (OFF,),
-        "cuda_devices=1 is not available: there is no device 1; there are: 0",
+        "cuda_devices=1 is not available: there is no device 1; available: 0",
     )
     assert find_device("cuda", CudaOptions(tf32=True), "0").cuda == CudaOptions(0, tf32=True)
 
@@ -131,7 +131,9 @@ def test_the_options_of_the_provider():
 def played(monkeypatch, runtime):
     """A server for which the CPU is CUDA."""
     monkeypatch.setattr("app.runtime.model.CUDA", OFF)
-    device = Device("cuda", (OFF,), runtime=runtime, streams=Streams(runtime))
+    monkeypatch.setattr("app.runtime.instance.CUDA", OFF)
+    monkeypatch.setattr(Device, "has_cuda", property(lambda self: self.requested == "cuda"))
+    device = Device("cuda", (OFF,), runtime=runtime, streams=Streams(runtime), count=2)
     asked = []
 
     def find(*arguments):
@@ -163,6 +165,34 @@ def test_the_server_answers_from_buffers_and_tells_of_them(serve, tiny, played, 
     assert "model m version 1 runs on CUDA device 0 in the mode graph" in caplog.text
 
 
+def test_instances_on_two_devices_take_batches_from_one_queue(serve, tiny, played, runtime, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "panther.toml").write_text("[placement]\ndevices = [0, 1]\ninstances = 2")
+    client = serve(tiny.graph(), max_batch_rows=20)
+    inputs = [np.random.default_rng(seed).standard_normal((seed % 30 + 1, 6)).astype(np.float32) for seed in range(60)]
+
+    def ask(x):
+        return client.post("/models/m/predict", json={"inputs": x.tolist()}).json()["outputs"]["logits"]
+
+    with ThreadPoolExecutor(8) as pool:
+        for x, logits in zip(inputs, pool.map(ask, inputs), strict=True):
+            np.testing.assert_allclose(logits, tiny.logits(x), rtol=1e-4, atol=1e-5)
+    instances = client.get("/models/m/stats").json()["models"][0]["runtime"]["instances"]
+    assert [item["device"] for item in instances] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert [(item["cuda"]["device_id"], item["cuda"]["mode"]) for item in instances] == 2 * [(0, "graph"), (1, "graph")]
+    assert all(item["runs"] > 0 for item in instances)
+    assert {0, 1} <= set(runtime.devices)
+    groups = client.get("/v2/models/m/config").json()["instance_group"]
+    assert groups == [{"name": "m", "kind": "KIND_GPU", "count": 2, "gpus": [0, 1]}]
+
+
+def test_a_device_that_is_not_there_is_named_with_what_there_is(serve, tiny, played, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "panther.toml").write_text("[placement]\ndevices = [0, 5]")
+    error = serve(tiny.graph()).get("/health/ready").json()["error"]
+    assert error.endswith("placement.devices: there is no device 5; this server sees 2 CUDA devices, counted from 0")
+
+
 def test_long_bodies_are_received_where_the_device_copies_from(serve, tiny, played, runtime, monkeypatch):
     monkeypatch.setattr(runner_module, "_LARGE_BYTES", 0)
     bodies = runtime.bodies = Bodies(runtime, 0)
@@ -177,10 +207,14 @@ def test_long_bodies_are_received_where_the_device_copies_from(serve, tiny, play
 
     binary = {"inputs": [{**item, "parameters": {"binary_data_size": x.nbytes}}]}
     inline = {"inputs": [{**item, "data": x.round(3).reshape(-1).tolist()}]}
+    assert bodies.nbytes == 0
+    ask(binary, x.tobytes(), length=True)
+    taken(bodies, x.nbytes)  # until the pieces are there
     runtime.copies.clear()
     for _ in range(150):  # there are fewer pieces
         answer = ask(binary, x.tobytes(), length=True).json()
-    assert sum(bodies._start <= source < bodies._end for source in runtime.copies) == 150
+    blocks = bodies._blocks
+    assert sum(any(start <= source < end for start, end, _ in blocks) for source in runtime.copies) == 150
     for given, sent in (
         (answer, x),
         (ask(inline, b"", length=True).json(), x.round(3)),

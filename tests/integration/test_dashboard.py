@@ -18,7 +18,7 @@ def test_the_page_is_at_the_root_alone(client):
     assert client.get("/dashboard/../schemas.py").status_code == 404
     assert client.get("/dashboard/%2e%2e/schemas.py").status_code == 404
     assert client.get("/dashboard/none.js").json() == {
-        "error": "there is no path '/dashboard/none.js'; /docs lists those there are"
+        "error": "unknown path '/dashboard/none.js'; /docs lists the paths"
     }
 
 

@@ -87,7 +87,7 @@ def test_an_input_without_a_shape_is_taken_as_it_comes(serve):
         np.save(body, rows)
         found = client.post("/predict", content=body.getvalue(), headers=NPY).json()["outputs"]["y"]
         np.testing.assert_allclose(found, want, rtol=1e-4)
-    for wrong, match in (([[1, 2], [3]], "all must have the same length"), ([[1], 2], "expected a list")):
+    for wrong, match in (([[1, 2], [3]], "all rows must have the same length"), ([[1], 2], "expected a list")):
         answer = client.post("/predict", json={"inputs": wrong})
         assert (answer.status_code, match in answer.json()["error"]) == (400, True), answer.text
     answer = client.post("/predict", content=ROWS.tobytes(), headers={"content-type": "application/octet-stream"})
@@ -186,7 +186,7 @@ def test_nan_and_infinities_are_taken_where_the_caller_asks_for_it(missing):
 @pytest.mark.parametrize(
     ("body", "match"),
     [
-        ('{"inputs": [[1, "nothing", 2, 3]]}', "is the text 'nothing'; expected a number"),
+        ('{"inputs": [[1, "nothing", 2, 3]]}', "is the string 'nothing'; expected a number"),
         ('{"inputs": [[1, 1e39, 2, null]]}', r"1e+39, beyond what FP32 can hold"),
         ('{"inputs": [[1, true, 2, null]]}', "is true; expected a number"),
         ('{"inputs": [[1, NaN, 2, 3]]}', "?nan=allow"),
@@ -222,7 +222,7 @@ def test_no_rows_are_refused_where_no_trial_has_shown_that_the_model_takes_them(
     build.put(tmp_path, tiny.graph(), "m")
     with build.running(tmp_path, trial_load_s=0) as client:
         answer = client.post("/predict", json={"inputs": []})
-        assert (answer.status_code, "at least 1 is needed" in answer.json()["error"]) == (400, True)
+        assert (answer.status_code, "at least 1 is required" in answer.json()["error"]) == (400, True)
 
 
 def test_empty_inner_axes(serve):

@@ -128,26 +128,29 @@ def test_outputs_are_chosen_and_ranked(server, client):
 
 
 INVALID = {
-    "shape": (infer_request("m", shape=(1, 5), raw=bytes(20)), "input 'x' has shape [1, 5]; the model takes (n, 6)"),
-    "negative": (infer_request("m", shape=(-1, 6), raw=bytes(24)), "'shape' is [-1, 6]; -1 is for the description"),
-    "huge": (infer_request("m", shape=(1 << 62, 6), raw=bytes(24)), "which is more than a tensor can hold"),
-    "bytes": (infer_request("m", raw=bytes(23)), "input 'x' has 23 bytes; FP32 of shape [1, 6] takes 24"),
-    "datatype": (infer_request("m", "FP64", raw=bytes(48)), "input 'x' has datatype 'FP64'; the model takes FP32"),
+    "shape": (infer_request("m", shape=(1, 5), raw=bytes(20)), "input 'x' has shape [1, 5]; expected (n, 6)"),
+    "negative": (infer_request("m", shape=(-1, 6), raw=bytes(24)), "'shape' is [-1, 6]; -1 is only valid in"),
+    "huge": (infer_request("m", shape=(1 << 62, 6), raw=bytes(24)), "the maximum is 281474976710656 elements"),
+    "bytes": (infer_request("m", raw=bytes(23)), "input 'x' has 23 bytes; FP32 of shape [1, 6] needs 24"),
+    "datatype": (infer_request("m", "FP64", raw=bytes(48)), "input 'x' has datatype 'FP64'; expected FP32"),
     "name": (infer_request("m", name="z", raw=bytes(24)), "has no input 'z'; its inputs: x"),
-    "no inputs": (pb.ModelInferRequest(model_name="m"), "the request has no inputs; model 'm' takes: x"),
-    "count": (infer_request("m", fp32_contents=[1, 2]), "2 values in fp32_contents; shape [1, 6] takes 6"),
-    "field": (infer_request("m", int_contents=[1] * 6), "6 values in int_contents; FP32 belongs in fp32_contents"),
-    "both": (infer_request("m", raw=bytes(24), fp32_contents=[1]), "has contents, and the request raw_input_contents"),
+    "no inputs": (pb.ModelInferRequest(model_name="m"), "the request has no inputs; model 'm' has: x"),
+    "count": (infer_request("m", fp32_contents=[1, 2]), "2 values in fp32_contents; shape [1, 6] needs 6"),
+    "field": (infer_request("m", int_contents=[1] * 6), "6 values in int_contents; expected FP32 in fp32_contents"),
+    "both": (
+        infer_request("m", raw=bytes(24), fp32_contents=[1]),
+        "has contents, but the request has raw_input_contents",
+    ),
     "typed half": (
         infer_request("fp16", "FP16", (1, 3), fp32_contents=[1] * 3),
-        "input 'x' is FP16, which travels in raw_input_contents only",
+        "input 'x' is FP16, which must be sent in raw_input_contents",
     ),
     "range": (
         infer_request("int8", "INT8", (1, 3), int_contents=[0, 300, 0]),
         "inputs.x.contents.int_contents[1] is 300; expected an integer from -128 to 127",
     ),
-    "not UTF-8": (infer_request("bytes", "BYTES", (1, 3), bytes_contents=[b"a", b"\xff", b"b"]), "not UTF-8"),
-    "not a message": (b"\xff\xff\xff", "the 3 bytes of the request are no ModelInferRequest"),
+    "not UTF-8": (infer_request("bytes", "BYTES", (1, 3), bytes_contents=[b"a", b"\xff", b"b"]), "not valid UTF-8"),
+    "not a message": (b"\xff\xff\xff", "the 3 bytes of the request are not a valid protobuf message"),
 }
 
 
@@ -172,14 +175,14 @@ def test_one_raw_tensor_for_each_input_and_known_parameters(server):
     request = infer_request("m", raw=bytes(24))
     request.raw_input_contents.append(b"")
     assert refused(server.grpc, "ModelInfer", request) == (
-        "INVALID_ARGUMENT", "raw_input_contents has 2 tensors, and the request 1 inputs; give one for each",
+        "INVALID_ARGUMENT", "raw_input_contents has 2 tensors, but the request has 1 inputs; give one per input",
     )  # fmt: skip
     request = infer_request("m", raw=bytes(24))
     request.inputs[0].parameters["shared_memory_region"].string_param = "a"
     assert refused(server.grpc, "ModelInfer", request) == ("INVALID_ARGUMENT", "shared memory is not supported")
     request = infer_request("m", raw=bytes(24))
     request.parameters["priority"].string_param = "high"
-    said = "parameter priority is the text 'high'; expected a whole number, 0 or more"
+    said = "parameter priority is the string 'high'; expected a whole number, 0 or more"
     assert refused(server.grpc, "ModelInfer", request) == ("INVALID_ARGUMENT", said)
     request.parameters["priority"].uint64_param = 3
     request.parameters["unheard_of"].double_param = 0.5

@@ -25,7 +25,7 @@ def test_a_request_of_too_many_rows(tiny_dir):
                 client.post(FAST, content=np.zeros((count, 6), np.float32).tobytes(), headers=raw),
             ]
             assert [answer.status_code for answer in answers] == [status] * 3
-        said = "the request has 11 rows; max_request_rows is 10. Send them in several requests"
+        said = "the request has 11 rows, above max_request_rows (10); send several requests"
         assert [answer.json() for answer in answers] == [{"error": said}] * 3
 
 
@@ -86,10 +86,10 @@ def resident():
 def test_the_model_says_how_many_tensors_a_request_may_name(client):
     tensor = {"name": "x", "shape": [1, 6], "datatype": "FP32", "data": ROW}
     many = client.post("/v2/models/tiny/infer", json={"inputs": [tensor] * 200})
-    assert (many.status_code, many.json()) == (400, {"error": "the request has 200 inputs; model 'tiny' takes: x"})
+    assert (many.status_code, many.json()) == (400, {"error": "the request has 200 inputs; model 'tiny' has: x"})
     many = client.post("/v2/models/tiny/infer", json={"inputs": [tensor] * 5000})
     assert many.status_code == 400
-    assert "more than a request of this model can need" in many.json()["error"]
+    assert "the maximum for this model is" in many.json()["error"]
     wanted = {"inputs": [tensor], "outputs": [{"name": "logits"}] * 200}
     many = client.post("/v2/models/tiny/infer", json=wanted)
     assert many.json() == {"error": "'outputs' has 200 entries; model 'tiny' has: logits"}
@@ -139,4 +139,6 @@ def test_bodies_of_other_requests_are_small(tiny_dir, path, announced):
 
         answer = client.post(path, content=b" " * 2_500_000 if announced else pieces())
         assert answer.status_code == 413
-        assert answer.json() == {"error": "the body is larger than 1048576 bytes, the most for what is no inference"}
+        assert answer.json() == {
+            "error": "the body is larger than 1048576 bytes, the limit for requests other than inference"
+        }

@@ -31,7 +31,7 @@ def test_a_head_may_be_as_long_as_the_setting_says(tiny_dir, path, pieces, limit
         assert status in (200, 400)
         status, headers, document = ask(client, limit + 500)
         assert (status, headers["connection"]) == (431, "close")
-        assert document == {"error": f"the request's head is longer than max_header_bytes ({limit})"}
+        assert document == {"error": f"the request line and headers are longer than max_header_bytes ({limit})"}
 
 
 def test_a_head_without_end_is_stopped(client):
@@ -79,7 +79,7 @@ def test_connections_beyond_the_limit_get_503_but_for_probes(tiny_dir):
                 sock.sendall(head(path, length=len(BODY)) + BODY)
                 status, headers, document = answer(rest(sock))
             assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
-            assert document["error"].startswith("this worker has as many connections as max_connections (3) allows")
+            assert document["error"].startswith("this worker has max_connections (3) open connections")
             assert headers["x-request-id"]
         for path in ("/health/live", "/health/ready", "/v2/health/ready"):
             with wire(client) as sock:
@@ -146,6 +146,6 @@ def test_as_many_files_may_be_open_as_connections_need(monkeypatch, soft, hard, 
     problem = raise_file_limit(connections)
     assert done == ([expected] if expected else [])
     if hard == 1500:
-        assert problem == "max_connections (2000) needs 2256 open files; this process may have 1500 (ulimit -n)"
+        assert problem == "max_connections (2000) requires 2256 open files; the limit is 1500 (ulimit -n)"
     else:
         assert problem is None

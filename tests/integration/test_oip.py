@@ -94,8 +94,8 @@ def test_half_floats_as_json_are_refused(typed, datatype):
     item = {"name": "x", "shape": [1, 3], "datatype": datatype, "data": [1, 2, 3]}
     answer = typed.post(f"/v2/models/{datatype.lower()}/infer", json={"inputs": [item]})
     assert answer.status_code == 400
-    assert answer.json()["error"] == f"input 'x' is {datatype}, which travels as binary data only"
-    with pytest.raises(InferenceServerException, match="travels as binary data only; set its parameter binary_data"):
+    assert answer.json()["error"] == f"input 'x' is {datatype}, which must be sent as binary data"
+    with pytest.raises(InferenceServerException, match="is sent as binary data only; set its parameter binary_data"):
         triton(typed).infer(
             datatype.lower(),
             [request_of(sample(datatype), datatype, as_binary=True)],
@@ -229,34 +229,34 @@ def infer_error(client, status=400, path="/v2/models/pair/infer", **changes):
         ({"inputs": None}, "'inputs' is null; expected"),
         ({"inputs": [5]}, "inputs[0] is 5; expected an object"),
         ({"name": "z"}, "inputs[0]: model 'pair' has no input 'z'; its inputs: a, b"),
-        ({"name": "b"}, "input 'a' is missing; model 'pair' takes: a, b"),
-        ({"datatype": "FP64"}, "input 'a' has datatype 'FP64'; the model takes FP32"),
-        ({"shape": [2]}, "input 'a' has shape [2]; the model takes (batch, 2)"),
-        ({"shape": [1, 3]}, "input 'a' has shape [1, 3]; the model takes (batch, 2)"),
-        ({"shape": [-1, 2]}, "input 'a': 'shape' is [-1, 2]; -1 is for the description of a model, a request gives"),
+        ({"name": "b"}, "input 'a' is missing; model 'pair' has: a, b"),
+        ({"datatype": "FP64"}, "input 'a' has datatype 'FP64'; expected FP32"),
+        ({"shape": [2]}, "input 'a' has shape [2]; expected (batch, 2)"),
+        ({"shape": [1, 3]}, "input 'a' has shape [1, 3]; expected (batch, 2)"),
+        ({"shape": [-1, 2]}, "input 'a': 'shape' is [-1, 2]; -1 is only valid in a model's metadata; a request gives"),
         ({"shape": [1.5, 2]}, "input 'a': 'shape' is a list; expected a list of whole numbers"),
         ({"shape": [1.0, 2]}, "input 'a': 'shape' is a list; expected a list of whole numbers"),
         ({"shape": [2, 2]}, "inputs.a.data has 2 values; shape [2, 2] takes 4"),
         (
             {"shape": [2, 2], "data": [[1, 2, 3], [4]]},
-            "inputs.a.data[0] has 3 values where shape [2, 2] wants 2 values",
+            "inputs.a.data[0] has 3 values; shape [2, 2] requires 2 values",
         ),
-        ({"data": [1, "2"]}, "inputs.a.data[1] is the text '2'; expected a number"),
+        ({"data": [1, "2"]}, "inputs.a.data[1] is the string '2'; expected a number"),
         ({"data": [1, None]}, "inputs.a.data[1] is null; expected a number"),
         ({"data": [1, True]}, "inputs.a.data[1] is true; expected a number"),
         ({"data": [1, 1e39]}, "inputs.a.data[1] is 1e+39, beyond what FP32 can hold"),
-        ({"data": [[1], 2]}, "inputs.a.data has 2 values where shape [1, 2] wants 1 values"),
-        ({"data": "12"}, "inputs.a.data is the text '12'; expected a list"),
+        ({"data": [[1], 2]}, "inputs.a.data has 2 values; shape [1, 2] requires 1 values"),
+        ({"data": "12"}, "inputs.a.data is the string '12'; expected a list"),
         ({"parameters": {"binary_data_size": 8}}, "input 'a' has both 'data' and binary_data_size; give one"),
         ({"parameters": {"shared_memory_region": "r"}}, "shared memory is not supported"),
-        ({"outputs": [{"name": "product"}]}, "'outputs' has the text 'product'; model 'pair' has: sum, difference"),
+        ({"outputs": [{"name": "product"}]}, "'outputs' has the string 'product'; model 'pair' has: sum, difference"),
         ({"outputs": [{"name": "sum"}, {"name": "sum"}]}, "'outputs' names an output more than once: sum, sum"),
-        ({"id": 5}, "'id' is 5; expected a text"),
-        ({"model_name": "other"}, "'model_name' is 'other'; the address of the request leads to 'pair'"),
-        ({"model_name": 3}, "'model_name' is 3; expected a text, or nothing"),
-        ({"model_version": "2"}, "'model_version' is '2'; the address of the request leads to '1'"),
+        ({"id": 5}, "'id' is 5; expected a string"),
+        ({"model_name": "other"}, "'model_name' is 'other'; the URL of the request names 'pair'"),
+        ({"model_name": 3}, "'model_name' is 3; expected a string, or no value"),
+        ({"model_version": "2"}, "'model_version' is '2'; the URL of the request names '1'"),
         ({"request_parameters": {"priority": -1}}, "parameter priority is -1; expected a whole number, 0 or more"),
-        ({"request_parameters": {"timeout": "5"}}, "parameter timeout is the text '5'; expected a whole number"),
+        ({"request_parameters": {"timeout": "5"}}, "parameter timeout is the string '5'; expected a whole number"),
         ({"request_parameters": []}, "'parameters' of the request is a list; expected an object"),
         ({"inputs": [{"name": "a", "shape": [1, 2], "datatype": "FP32"}]}, "neither 'data' nor the parameter"),
     ],
@@ -308,7 +308,7 @@ def test_binary_bodies_must_add_up(pair, head_length, tail, message):
 
 
 def test_binary_size_must_fit_the_shape(typed):
-    for name, size, message in [("fp32", 8, "has 8 bytes; FP32 of shape [1, 3] takes 12"), ("bytes", 5, "at least 12")]:
+    for name, size, message in [("fp32", 8, "has 8 bytes; FP32 of shape [1, 3] needs 12"), ("bytes", 5, "at least 12")]:
         item = {"name": "x", "shape": [1, 3], "datatype": name.upper(), "parameters": {"binary_data_size": size}}
         head = json.dumps({"inputs": [item]}).encode()
         headers = {"inference-header-content-length": str(len(head))}
@@ -329,7 +329,7 @@ def test_raw_mode(typed, pair):
     for client, path, body, message in [
         (typed, "/v2/models/fp32/infer", b"\0" * 11, "needs a multiple of 12"),
         (typed, "/v2/models/fp32/infer", b"", "needs a multiple of 12"),
-        (pair, "/v2/models/pair/infer", b"\0" * 8, "raw binary needs a model of one input; 'pair' has 2"),
+        (pair, "/v2/models/pair/infer", b"\0" * 8, "raw binary requires one input; model 'pair' has 2"),
     ]:
         refused = client.post(path, content=body, headers={"inference-header-content-length": "0"})
         assert (refused.status_code, message in refused.json()["error"]) == (400, True)
@@ -372,7 +372,7 @@ def test_classification_tells_numbers_apart_and_as_they_are(serve, datatype, sha
 def test_errors_reach_the_public_client_in_words(client):
     tensor = tritonclient.InferInput("x", [1, 5], "FP32")
     tensor.set_data_from_numpy(np.zeros((1, 5), np.float32))
-    with pytest.raises(InferenceServerException, match=r"input 'x' has shape \[1, 5\]; the model takes \(batch, 6\)"):
+    with pytest.raises(InferenceServerException, match=r"input 'x' has shape \[1, 5\]; expected \(batch, 6\)"):
         triton(client).infer("tiny", [tensor])
     with pytest.raises(InferenceServerException, match="model 'none' is not loaded; loaded: tiny"):
         triton(client).get_model_metadata("none")

@@ -36,11 +36,11 @@ def test_metadata_health_and_config(client):
     ("path", "message"),
     [
         ("/v2/models/none", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/models/tiny/versions/7", "model 'tiny' has no version '7'; there are: 1"),
+        ("/v2/models/tiny/versions/7", "model 'tiny' has no version '7'; available: 1"),
         ("/v2/models/none/config", "model 'none' is not loaded; loaded: tiny"),
         ("/v2/models/none/ready", "model 'none' is not loaded; loaded: tiny"),
         ("/v2/models/none/stats", "model 'none' is not loaded; loaded: tiny"),
-        ("/v2/nothing", "there is no path '/v2/nothing'; /docs lists those there are"),
+        ("/v2/nothing", "unknown path '/v2/nothing'; /docs lists the paths"),
     ],
 )
 def test_unknown_is_404(client, path, message):

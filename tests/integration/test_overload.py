@@ -54,9 +54,9 @@ async def until(condition):
 @pytest.mark.parametrize(
     ("bounds", "rule"),
     [
-        ({"max_queue_rows": 10}, r"'gate' has too much to do: 11 rows would wait, more than max_queue_rows \(10\)"),
-        ({"max_queue_bytes": 80}, r"88 bytes would wait, more than max_queue_bytes \(80\)"),
-        ({"max_wait_ns": 4_500_000_000}, r"it would wait 5000 ms, more than max_queue_ms \(4500\)"),
+        ({"max_queue_rows": 10}, r"'gate' is overloaded: 11 rows would be queued, more than max_queue_rows \(10\)"),
+        ({"max_queue_bytes": 80}, r"88 bytes would be queued, more than max_queue_bytes \(80\)"),
+        ({"max_wait_ns": 4_500_000_000}, r"the request would wait 5000 ms, more than max_queue_ms \(4500\)"),
     ],
 )
 def test_the_queue_is_bounded_and_the_rest_is_told_when_to_come_again(bounds, rule):

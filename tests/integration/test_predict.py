@@ -84,7 +84,7 @@ BAD = {
     "nested, right in sum": (b'{"inputs": [[[1],2,3,4,5,6]]}', 400, r"inputs\[0\]\[0\] is a list"),
     "nested, right in length": (b'{"inputs": [[[],[1,2],3,4,5,6]]}', 400, r"inputs\[0\]\[0\] is a list"),
     "nested and empty": (b'{"inputs": [[1,2,3,4,5,6],[]]}', 400, r"inputs\[1\] has 0 values"),
-    "text": (b'{"inputs": [[1,2,3,4,5,"6"]]}', 400, r"inputs\[0\]\[5\] is the text '6'; expected a number"),
+    "text": (b'{"inputs": [[1,2,3,4,5,"6"]]}', 400, r"inputs\[0\]\[5\] is the string '6'; expected a number"),
     "null": (b'{"inputs": [[1,2,null,4,5,6]]}', 400, r"inputs\[0\]\[2\] is null; expected a number"),
     "true": (b'{"inputs": [[1,2,3,4,true,6]]}', 400, r"inputs\[0\]\[4\] is true; expected a number"),
     "an object": (b'{"inputs": [[1,2,3,4,{},6]]}', 400, r"inputs\[0\]\[4\] is an object"),
@@ -95,9 +95,9 @@ BAD = {
     "1e400": (b'{"inputs": [[1,2,3,4,5,1e400]]}', 400, r"JSON|beyond|finite"),
     "a huge integer": (b'{"inputs": [[1,2,3,4,5,1' + b"0" * 60 + b"]]}", 400, r"beyond what FP32"),
     "unknown key beside": (b'{"inputs": [[1,2,3,4,5,6]], "paramters": {}}', 400, r"unknown key 'paramters'"),
-    "unknown output": (b'{"inputs": [[1,2,3,4,5,6]], "outputs": ["z"]}', 400, r"text 'z'; model 'tiny' has: logits"),
+    "unknown output": (b'{"inputs": [[1,2,3,4,5,6]], "outputs": ["z"]}', 400, r"string 'z'; model 'tiny' has: logits"),
     "top_k of zero": (b'{"inputs": [[1,2,3,4,5,6]], "top_k": 0}', 400, r"'top_k' is 0; expected an integer from 1"),
-    "top_k as text": (b'{"inputs": [[1,2,3,4,5,6]], "top_k": "2"}', 400, r"'top_k' is the text '2'"),
+    "top_k as text": (b'{"inputs": [[1,2,3,4,5,6]], "top_k": "2"}', 400, r"'top_k' is the string '2'"),
     "very deep": (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, r"JSON|list|values"),
     "not UTF-8": (b'{"inputs": "\xff"}', 400, r"not valid JSON"),
 }
@@ -116,11 +116,11 @@ def test_bad_input_is_named(client, body, status, message):
     ("method", "path", "status", "message"),
     [
         ("POST", "/models/mnist/predict", 404, "model 'mnist' is not loaded; loaded: tiny"),
-        ("POST", "/models/tiny/versions/9/predict", 404, "model 'tiny' has no version '9'; there are: 1"),
+        ("POST", "/models/tiny/versions/9/predict", 404, "model 'tiny' has no version '9'; available: 1"),
         ("POST", "/models/..%2F..%2Fetc/predict", 404, None),
         ("GET", "/models/mnist", 404, "model 'mnist' is not loaded; loaded: tiny"),
         ("GET", "/models/mnist/stats", 404, "model 'mnist' is not loaded; loaded: tiny"),
-        ("GET", "/nowhere", 404, "there is no path '/nowhere'; /docs lists those there are"),
+        ("GET", "/nowhere", 404, "unknown path '/nowhere'; /docs lists the paths"),
         ("GET", "/predict", 405, "method GET is not allowed for '/predict'; allowed: POST"),
         ("DELETE", "/stats", 405, "method DELETE is not allowed for '/stats'; allowed: GET"),
     ],
@@ -166,7 +166,7 @@ def test_a_model_without_card_or_labels_has_no_predictions(serve, tiny):
     body = client.post("/predict", json={"inputs": [ROW]}).json()
     assert set(body) == {"model", "version", "outputs"}
     answer = client.post("/predict?top_k=2", json={"inputs": [ROW]})
-    assert (answer.status_code, "has none in its card" in answer.json()["error"]) == (400, True)
+    assert (answer.status_code, "the card of model" in answer.json()["error"]) == (400, True)
 
 
 def test_a_nan_that_the_model_makes_is_never_written_as_null(serve):

@@ -39,7 +39,7 @@ def test_workers_follow_a_bucket_and_outlive_it(tmp_path):
             assert server.value() == 1.0
             bucket.delete("production/m/3/model.onnx")
             bucket.delete("production/m/1/model.onnx")
-            server.wait_for(lambda: "it has no model, NAME/VERSION/model.onnx; what is mirrored stays" in server.log)
+            server.wait_for(lambda: "it has no model NAME/VERSION/model.onnx; mirrored files stay" in server.log)
             server.wait_for(lambda: server.metric("panther_mirror_failing") == 1)
             assert server.value() == 1.0
             assert server.end() == 0
@@ -100,7 +100,7 @@ def test_a_web_server_with_a_password_that_no_one_sees(tmp_path):
             processes.put(root, processes.linear(3.0), "m", 3)
             write_manifest(root)
             (root / "m/3/model.onnx").write_bytes(processes.linear(4.0).SerializeToString())
-            server.wait_for(lambda: "m/3/model.onnx came with the sha256" in server.log)
+            server.wait_for(lambda: "m/3/model.onnx was downloaded with sha256" in server.log)
             assert server.value() == 2.0
             assert "://***@127.0.0.1" in server.log
             assert "secret" not in server.log + server.ask("GET", "/stats").text
@@ -108,5 +108,5 @@ def test_a_web_server_with_a_password_that_no_one_sees(tmp_path):
 
 def test_without_the_extra_the_server_does_not_start(monkeypatch):
     monkeypatch.setattr(extra, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtraError, match="model_dir=s3://bucket/m needs the extra 's3'"):
+    with pytest.raises(MissingExtraError, match="model_dir=s3://bucket/m requires the extra 's3'"):
         serve(Settings(model_dir="s3://bucket/m", device="cpu"))

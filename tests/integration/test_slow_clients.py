@@ -29,7 +29,7 @@ def test_a_client_that_says_nothing_is_closed(hasty):
 @pytest.mark.parametrize("already", [0, 1])
 @pytest.mark.parametrize("path", [FAST, SLOW])
 def test_a_head_that_drips_is_ended(hasty, path, already):
-    """A byte now and then keeps nothing open: it is the whole head that has a time."""
+    """A byte now and then keeps nothing open: the timeout applies to the complete header."""
     with wire(hasty) as sock:
         for _ in range(already):
             sock.sendall(head(FAST, length=len(BODY)) + BODY)
@@ -52,7 +52,7 @@ def test_a_head_that_drips_is_ended(hasty, path, already):
         took = time.monotonic() - began
     status, headers, document = answer(got)
     assert (status, headers["connection"]) == (408, "close")
-    assert document == {"error": "the whole head did not arrive within header_timeout_s (0.3)"}
+    assert document == {"error": "the complete header did not arrive within header_timeout_s (0.3)"}
     assert headers["x-request-id"]
     assert 0.25 < took < 60
 

@@ -47,7 +47,7 @@ PATHS = ["/predict", "/models/first/predict", "/v2/models/first/infer"]
 @pytest.mark.parametrize("path", PATHS)
 def test_before_anything_is_known_the_answer_is_to_try_again(two_models, path):
     answer = ask(create_app(Settings(model_dir=two_models, device="cpu")), path)
-    assert (answer.status_code, answer.json()) == (503, {"error": "models are being loaded"})
+    assert (answer.status_code, answer.json()) == (503, {"error": "models are loading"})
     assert answer.headers["retry-after"] == "1"
 
 

@@ -104,8 +104,8 @@ def test_a_card_that_contradicts_the_formulas_is_said_to(serve, tiny):
     card["layers"][0]["parameters"]["learnable"] = 20
     client = serve(tiny.graph(), card=card)
     (report,) = client.get("/stats").json()["models"]
-    assert "layer 'fc1': the card says learnable 20, the formula gives 27" in report["card_problem"]
-    assert "totals.sketched_layers: the card says learnable 27, its layers add up to 20" in report["card_problem"]
+    assert "layer 'fc1': the card has learnable 20, the formula gives 27" in report["card_problem"]
+    assert "totals.sketched_layers: the card has learnable 27, the sum over its layers is 20" in report["card_problem"]
 
 
 def test_unknown_fields_of_a_newer_minor_version_are_tolerated(serve, tiny):
@@ -119,7 +119,10 @@ def test_unknown_fields_of_a_newer_minor_version_are_tolerated(serve, tiny):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"schema_version": "2.0"}, "schema_version (2.0) of the card is newer than the 1.x that this server reads"),
+        (
+            {"schema_version": "2.0"},
+            "schema_version (2.0) of the card is newer than 1.x, the newest version that this server reads",
+        ),
         ({"layers": None}, "the card's layers: Input should be a valid list"),
         ({"check": {}}, "the card's check.reference: Field required"),
     ],

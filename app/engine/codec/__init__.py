@@ -1,11 +1,11 @@
-"""Tensors to and from the wire: strict, and quick on the common path."""
+"""Encoding and decoding of tensors: strict, and fast for common requests."""
 
 from typing import Literal
 
-# What a request body comes as: long ones are received straight into a bytearray, those of binary tensors on CUDA into
-# memory that the device copies from.
+# Types of a request body: long ones are received directly into a bytearray, those of binary tensors on CUDA into
+# pinned memory, from which the device copies.
 Body = bytes | bytearray | memoryview
 Headers = dict[bytes, bytes]
 HeaderList = list[tuple[bytes, bytes]]
 Api = Literal["plain", "oip", "v1"]
-"""How a request is written: the plain API, the Open Inference Protocol v2, or KServe v1."""
+"""API of a request: the plain API, the Open Inference Protocol v2, or KServe v1."""

@@ -1,4 +1,4 @@
-"""The plain API's binary forms: raw rows, and numpy's own file format, in and out."""
+"""Binary forms of the plain API: raw rows, and numpy's .npy format, for requests and responses."""
 
 import io
 
@@ -18,9 +18,9 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 
 
 def wanted_form(accept: bytes) -> bytes | None:
-    """The form other than JSON that an Accept asks for; None for JSON.
+    """The form other than JSON that an Accept header prefers; None for JSON.
 
-    Of forms that are liked as well as one another numpy's comes first and JSON last.
+    Among equally preferred forms, numpy's comes first and JSON last.
     """
     accept = accept.lower()
     if b"octet-stream" not in accept and b"npy" not in accept and b"csv" not in accept:
@@ -32,13 +32,13 @@ def wanted_form(accept: bytes) -> bytes | None:
 
 
 def from_octets(model: DescribedModel, body: Body, *, nan: bool = False) -> dict[str, Array]:
-    """The only input of a model from raw rows in the type that it takes (float32 for most).
+    """Decode the only input of a model from raw rows in its type (float32 for most models).
 
     Raises:
-        InvalidRequestError: several inputs, no whole rows, or NaN or infinity among the numbers.
+        InvalidRequestError: The model has several inputs, a row is incomplete, or a number is NaN or infinite.
     """
     if len(model.inputs) != 1:
-        raise InvalidRequestError(f"raw rows need a model of one input; {model.name!r} has {len(model.inputs)}")
+        raise InvalidRequestError(f"raw rows require a model with one input; {model.name!r} has {len(model.inputs)}")
     feeds = raw_feeds(model, body)
     if not nan:
         _require_finite(feeds[model.inputs[0].name])
@@ -46,19 +46,19 @@ def from_octets(model: DescribedModel, body: Body, *, nan: bool = False) -> dict
 
 
 def from_npy(model: DescribedModel, body: Body, *, nan: bool = False) -> dict[str, Array]:
-    """The only input of a model from an array in numpy's format.
+    """Decode the only input of a model from an array in numpy's format.
 
     Raises:
-        InvalidRequestError: not that format, another shape, or numbers that the model's type can't hold.
+        InvalidRequestError: The format or shape is wrong, or the model's type cannot hold a number.
     """
     if len(model.inputs) != 1:
-        raise InvalidRequestError(f"an .npy body needs a model of one input; {model.name!r} has {len(model.inputs)}")
+        raise InvalidRequestError(f".npy requires a model with one input; {model.name!r} has {len(model.inputs)}")
     spec = model.inputs[0]
     array = _read_npy(body)
     if not spec.accepts(array.shape):
-        raise InvalidRequestError(f"the array has shape {list(array.shape)}; the model takes {spec.readable_shape}")
+        raise InvalidRequestError(f"the array has shape {list(array.shape)}; expected {spec.readable_shape}")
     if spec.datatype in ("BF16", "BYTES") or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        raise InvalidRequestError(f"the array is {array.dtype}; input {spec.name!r} takes {spec.datatype}")
+        raise InvalidRequestError(f"the array is {array.dtype}; input {spec.name!r} requires {spec.datatype}")
     found = cast(array, spec)
     if not nan:
         _require_finite(found)
@@ -66,30 +66,30 @@ def from_npy(model: DescribedModel, body: Body, *, nan: bool = False) -> dict[st
 
 
 def _read_npy(body: Body) -> Array:
-    """An array within the body; its header is validated first."""
+    """A view of the array in the body; its header is validated first."""
     stream = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(stream)
         if version not in _READ_HEADER:
-            raise ValueError(f"format version {version} is none of {', '.join(map(str, _READ_HEADER))}")
+            raise ValueError(f"format version {version} is not one of {', '.join(map(str, _READ_HEADER))}")
         shape, by_columns, dtype = _READ_HEADER[version](stream)
         if dtype.kind not in "?biufc":
-            raise ValueError(f"numbers are expected, not {dtype}")
+            raise ValueError(f"the elements are {dtype}; expected numbers")
         size, there = binary.element_count(shape) * dtype.itemsize, len(body) - stream.tell()
         if min(shape, default=1) < 0 or size != there:
-            raise ValueError(f"{dtype} of shape {list(shape)} takes {size} bytes, {there} follow the header")
+            raise ValueError(f"{dtype} of shape {list(shape)} needs {size} bytes, but {there} follow the header")
         flat = np.frombuffer(body, dtype, binary.element_count(shape), stream.tell() if size else 0)
         return flat.reshape(shape, order="F" if by_columns else "C")
-    except Exception as error:  # noqa: BLE001 - the header is a Python literal, and numpy lets through all that comes of it
+    except Exception as error:  # noqa: BLE001 - evaluating the header, a Python literal, may raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InvalidRequestError(f"the body is not an array in numpy's .npy format: {reason}") from None
 
 
 def to_npy(array: Array) -> bytes:
-    """An output as a .npy file.
+    """Encode an output as a .npy file.
 
     Raises:
-        InvalidRequestError: texts, which that format holds only as Python objects.
+        InvalidRequestError: The output holds strings, which that format stores only as Python objects.
     """
     if array.dtype.kind == "O":
         array = array.astype(str)
@@ -99,7 +99,7 @@ def to_npy(array: Array) -> bytes:
 
 
 def to_octets(array: Array, datatype: str) -> bytes:
-    """An output as raw bytes."""
+    """Encode an output as raw bytes."""
     return binary.to_bytes(array, datatype)
 
 

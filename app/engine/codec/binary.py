@@ -1,4 +1,4 @@
-"""Tensors as bytes: little-endian, row-major, no padding; BYTES elements each after their length."""
+"""Tensors as bytes: little-endian, row-major, no padding; each BYTES element follows its length."""
 
 import struct
 from typing import Any
@@ -13,7 +13,7 @@ _LENGTH = struct.Struct("<I")
 
 
 def element_count(shape: tuple[int, ...]) -> int:
-    """How many elements a shape has."""
+    """Number of elements of a shape."""
     count = 1
     for size in shape:
         count *= size
@@ -21,10 +21,10 @@ def element_count(shape: tuple[int, ...]) -> int:
 
 
 def from_bytes(data: Body, offset: int, size: int, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """A tensor from ``size`` bytes at ``offset``; numbers are not copied.
+    """Decode a tensor from ``size`` bytes at ``offset``; numbers are not copied.
 
     Raises:
-        InvalidRequestError: the bytes don't make up that shape.
+        InvalidRequestError: The number of bytes does not match the shape.
     """
     count = element_count(shape)
     if spec.datatype == "BYTES":
@@ -32,7 +32,7 @@ def from_bytes(data: Body, offset: int, size: int, spec: TensorSpec, shape: tupl
     expected = count * spec.dtype.itemsize
     if size != expected:
         raise InvalidRequestError(
-            f"input {spec.name!r} has {size} bytes; {spec.datatype} of shape {list(shape)} takes {expected}"
+            f"input {spec.name!r} has {size} bytes; {spec.datatype} of shape {list(shape)} needs {expected}"
         )
     if spec.datatype == "BOOL":
         return np.not_equal(np.frombuffer(data, np.uint8, count, offset), 0).reshape(shape)
@@ -40,9 +40,9 @@ def from_bytes(data: Body, offset: int, size: int, spec: TensorSpec, shape: tupl
 
 
 def _strings(data: Body, spec: TensorSpec, count: int) -> Array:
-    if 4 * count > len(data):  # before there is memory for a claim
+    if 4 * count > len(data):  # check the claimed size before allocating memory
         raise InvalidRequestError(
-            f"input {spec.name!r} has {len(data)} bytes; {count} elements take at least {4 * count}"
+            f"input {spec.name!r} has {len(data)} bytes; {count} elements need at least {4 * count}"
         )
     array = np.empty(count, dtype=object)
     at = 0
@@ -53,7 +53,7 @@ def _strings(data: Body, spec: TensorSpec, count: int) -> Array:
         at += 4
         if at + length > len(data):
             raise InvalidRequestError(
-                f"input {spec.name!r}: element {position} says {length} bytes, {len(data) - at} are left"
+                f"input {spec.name!r}: element {position} declares {length} bytes, but {len(data) - at} are left"
             )
         array[position] = text(data[at : at + length], spec)
         at += length
@@ -63,15 +63,15 @@ def _strings(data: Body, spec: TensorSpec, count: int) -> Array:
 
 
 def text(element: Body, spec: TensorSpec) -> str:
-    """A BYTES element as the runtime takes it.
+    """Convert a BYTES element to the type of the runtime.
 
     Raises:
-        InvalidRequestError: it is not UTF-8, which is all that an ONNX string can hold.
+        InvalidRequestError: The bytes are not UTF-8, the encoding of ONNX strings.
     """
     try:
         return str(element, "utf-8")
     except UnicodeDecodeError:
-        raise InvalidRequestError(f"input {spec.name!r} holds bytes that are not UTF-8; ONNX strings must be") from None
+        raise InvalidRequestError(f"input {spec.name!r} holds a string that is not valid UTF-8") from None
 
 
 def to_bytes(array: Array, datatype: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Arrays cast to the type that a model takes, where nothing is lost but the last digits of a number."""
+"""Casting of arrays to the model's type, which may lose only the last digits of a number."""
 
 from dataclasses import replace
 
@@ -11,20 +11,20 @@ _DTYPES = {datatype: dtype for datatype, dtype in ELEMENTS.values() if datatype 
 
 
 def is_castable(datatype: object, spec: TensorSpec) -> bool:
-    """Whether numbers of a datatype may be numbers of an input."""
+    """Whether numbers of a datatype may be cast to an input's type."""
     return datatype in _DTYPES and spec.datatype in _DTYPES
 
 
 def declared(spec: TensorSpec, datatype: str) -> TensorSpec:
-    """An input as a request declares it, in another datatype that is castable."""
+    """An input with the castable datatype that a request declares."""
     return replace(spec, datatype=datatype, dtype=_DTYPES[datatype])
 
 
 def cast(array: Array, spec: TensorSpec) -> Array:
-    """An array in the type of an input.
+    """Cast an array to the type of an input.
 
     Raises:
-        InvalidRequestError: a number that the type can't hold: out of its range, or no whole number.
+        InvalidRequestError: The type cannot hold a number: it is out of range or not an integer.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         found: Array = array.astype(spec.dtype, order="C")

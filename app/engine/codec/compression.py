@@ -1,4 +1,4 @@
-"""gzip and deflate, in and out, within a bound."""
+"""gzip and deflate for requests and responses, within a bound."""
 
 import zlib
 
@@ -8,20 +8,20 @@ from app.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaT
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 MAX_CODINGS = 2
-"""Each may cost as much as max_body_bytes takes to decompress."""
+"""Maximum number of content codings; each may cost as much as decompressing max_body_bytes."""
 MAX_RATIO = 250
-"""Numbers in JSON compress to a third, rows of zeros to a hundredth; what compresses further is sent to do harm."""
+"""Maximum compression ratio: JSON numbers reach 3, rows of zeros 100; a higher ratio indicates an attack."""
 _FREE_BYTES = 4 * 1024 * 1024
 _MOST_MEMBERS = 16
-_LEVEL = 1  # tensors hardly compress; more effort would cost far more than it saves
+_LEVEL = 1  # tensors hardly compress; a higher level would cost more than it saves
 
 
 def decompress_short(body: Body, encoding: bytes, most: int, limit: int) -> Body | None:
     """Undo a Content-Encoding of at most ``most`` decompressed bytes; None if there are more.
 
     Raises:
-        BodyTooLargeError: more than ``limit`` bytes come out.
-        InvalidRequestError, UnsupportedMediaTypeError: see ``decompress``.
+        BodyTooLargeError: The decompressed body exceeds ``limit`` bytes.
+        InvalidRequestError, UnsupportedMediaTypeError: See ``decompress``.
     """
     if most >= limit:
         return decompress(body, encoding, limit)
@@ -35,15 +35,15 @@ def decompress(body: Body, encoding: bytes, limit: int) -> Body:
     """Undo a Content-Encoding.
 
     Raises:
-        BodyTooLargeError: more than ``limit`` bytes come out.
-        InvalidRequestError: the data is broken.
-        UnsupportedMediaTypeError: another encoding.
+        BodyTooLargeError: The decompressed body exceeds ``limit`` bytes.
+        InvalidRequestError: The data is corrupt.
+        UnsupportedMediaTypeError: The encoding is not supported.
     """
     names = [name.strip() for name in encoding.lower().split(b",")]
     codings = [name for name in names if name not in (b"", b"identity")]
     if len(codings) > MAX_CODINGS:
         raise UnsupportedMediaTypeError(
-            f"content-encoding names {len(codings)} codings on top of one another; at most {MAX_CODINGS} are undone"
+            f"content-encoding names {len(codings)} codings; at most {MAX_CODINGS} are supported"
         )
     for coding in reversed(codings):
         if coding not in (b"gzip", b"x-gzip", b"deflate"):
@@ -56,7 +56,7 @@ def decompress(body: Body, encoding: bytes, limit: int) -> Body:
 
 
 def _inflate(body: Body, coding: bytes, limit: int) -> bytes:
-    # Deflate is zlib's format by the standard, and the bare one by the habit of some clients.
+    # By the standard deflate is zlib's format, but some clients send the raw format.
     bare = coding == b"deflate" and not (len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0)
     plain, rest = b"", bytes(body)
     try:
@@ -79,11 +79,11 @@ def _inflate(body: Body, coding: bytes, limit: int) -> bytes:
                 break
     except zlib.error as error:
         raise InvalidRequestError(f"the body is not valid {coding.decode()}: {error}") from None
-    raise InvalidRequestError(f"the body is not valid {coding.decode()}: {len(rest)} bytes are left after its end")
+    raise InvalidRequestError(f"the body is not valid {coding.decode()}: {len(rest)} bytes follow its end")
 
 
 def accepted(header: bytes) -> bytes | None:
-    """The coding to answer with: the liked better of gzip and deflate, or None where neither is accepted."""
+    """The coding of the response: the preferred one of gzip and deflate, or None if neither is accepted."""
     best: tuple[float, bytes] | None = None
     for coding, quality in preferences(header):
         if coding in (b"gzip", b"deflate") and quality > 0 and (best is None or quality > best[0]):

@@ -1,4 +1,4 @@
-"""Tables as CSV (RFC 4180), in and out."""
+"""Tables as CSV (RFC 4180), in requests and responses."""
 
 import csv
 import io
@@ -32,25 +32,25 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read_csv(model: DescribedModel, table: Table | None, body: Body, max_rows: int, *, nan: bool) -> dict[str, Array]:
-    """The inputs of a model from CSV.
+    """Decode the inputs of a model from CSV.
 
-    The first line names the columns, in any order; where the model names none, every line is a row of numbers. A first
-    column without a name, as pandas writes its index, is left out.
+    The first line names the columns, in any order; for a model without column names, every line is a row of numbers. An
+    unnamed first column, the index of pandas, is ignored.
 
     Args:
-        model: the model.
-        table: its columns, or None where it names none.
-        body: the text, in UTF-8.
-        max_rows: maximum rows of a request.
-        nan: allow NaN and infinities, and empty cells as NaN.
+        model: The model.
+        table: Its columns, or None for a model without column names.
+        body: The text, in UTF-8.
+        max_rows: Maximum rows of a request.
+        nan: Whether to accept NaN and infinities, and empty cells as NaN.
 
     Raises:
-        InvalidRequestError: names the line, the column, the value and the rule.
+        InvalidRequestError: The CSV is invalid; the message names the line, the column, the value and the rule.
     """
     try:
         text = bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"the CSV is not UTF-8: byte {error.start} begins no character") from None
+        raise InvalidRequestError(f"the CSV is not valid UTF-8 at byte {error.start}") from None
     lines: list[int] = []
     rows: list[list[str]] = []
     header: list[str] | None = None
@@ -59,18 +59,18 @@ def read_csv(model: DescribedModel, table: Table | None, body: Body, max_rows: i
             header = cells
             continue
         if len(rows) >= max_rows:
-            raise InvalidRequestError(f"the CSV has more than {max_rows} rows, the most that a request may have")
+            raise InvalidRequestError(f"the CSV has more than {max_rows} rows, the maximum of a request")
         rows.append(cells)
         lines.append(line)
     if table is None:
         return _numbers(model, rows, lines, nan=nan)
     if header is None:
-        raise InvalidRequestError(f"the CSV is empty; its first line names the columns: {table.names}")
+        raise InvalidRequestError(f"the CSV is empty; its first line must name the columns: {table.names}")
     return _named(table, header, rows, lines, nan=nan)
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Lines that are not empty, each with its number."""
+    """Non-empty lines, each with its number."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for cells in reader:
@@ -93,11 +93,11 @@ def _named(
 
 
 def _numbers(model: DescribedModel, rows: Sequence[list[str]], lines: Sequence[int], *, nan: bool) -> dict[str, Array]:
-    """Rows of numbers for a model that names no columns."""
+    """Rows of numbers, for a model without column names."""
     inputs = model.inputs
     if len(inputs) != 1 or len(inputs[0].shape) != 2 or inputs[0].datatype == "BYTES":
         raise InvalidRequestError(
-            f"CSV needs a model of named columns or of one input of rows; {model.name!r} has neither"
+            f"CSV requires a model with named columns or with one input of rows; {model.name!r} has neither"
         )
     spec = inputs[0]
     width = spec.shape[1] if spec.shape[1] is not None else len(rows[0]) if rows else 0
@@ -106,8 +106,8 @@ def _numbers(model: DescribedModel, rows: Sequence[list[str]], lines: Sequence[i
     flat = [_value(cell, column) for row in rows for cell in row]
     if rows and isinstance(flat[0], str) and flat[0] not in _NOT_FINITE.values():
         raise InvalidRequestError(
-            f"line {lines[0]} of the CSV begins with {rows[0][0][:40]!r}; model {model.name!r} names no columns, so "
-            "that a line of names can't be checked: send rows of numbers alone"
+            f"line {lines[0]} of the CSV begins with {rows[0][0][:40]!r}; model {model.name!r} has no column names, so "
+            "send only rows of numbers, without a line of names"
         )
     found = array_from_list(
         flat, spec, spec.name, lambda at: f"line {lines[at // width]}, cell {at % width + 1},", nan=nan
@@ -122,7 +122,7 @@ def _check_widths(rows: Sequence[list[str]], lines: Sequence[int], width: int) -
 
 
 def _value(cell: str, column: TableColumn) -> Any:
-    """The JSON value that a cell means in its column; a text where it means none."""
+    """The JSON value of a cell in its column; a string if it is not a valid value."""
     if column.kind in ("category", "text"):
         return cell
     cell = cell.strip()
@@ -137,19 +137,19 @@ def _value(cell: str, column: TableColumn) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class CsvAnswer:
-    """A request for its answer as CSV.
+    """A request for a response in CSV.
 
     Attributes:
-        indices: of the outputs to write, among those that are computed.
+        indices: Indices of the outputs to write, among the computed outputs.
     """
 
     indices: tuple[int, ...]
 
     def encode(self, model: DescribedModel, result: InferenceResult) -> tuple[HeaderList, bytes]:
-        """Write the answer to one request: the likeliest label where there is one, then a column for each number.
+        """Write the response to one request: the most likely label if the model has labels, then a column per number.
 
         Raises:
-            InvalidRequestError: the outputs are no columns of one table.
+            InvalidRequestError: The outputs do not form one table.
         """
         batch, start, stop = result.batch, result.start, result.stop
         names: list[str] = []
@@ -162,11 +162,11 @@ class CsvAnswer:
             name, array = batch.output_names[index], batch.values(index, start, stop)
             if array.ndim not in (1, 2):
                 raise InvalidRequestError(
-                    f"output {name!r} has {array.ndim} dimensions, which are no columns; choose another by ?output=NAME"
+                    f"output {name!r} has {array.ndim} dimensions, CSV at most 2; choose another with ?output=NAME"
                 )
             if columns and len(array) != len(columns[0]):
                 raise InvalidRequestError(
-                    f"output {name!r} has {len(array)} rows beside {len(columns[0])}; choose one by ?output=NAME"
+                    f"output {name!r} has {len(array)} rows, others {len(columns[0])}; choose one with ?output=NAME"
                 )
             wide = array.reshape(len(array), array.shape[1] if array.ndim == 2 else 1)
             ends = model.output_labels.get(name, ())
@@ -182,7 +182,7 @@ class CsvAnswer:
 
 
 def _texts(column: Array) -> list[Any]:
-    """Numbers as the shortest texts that are read back as the same."""
+    """The shortest decimal representations that parse to the same numbers."""
     if column.dtype.kind == "b":
         return ["true" if value else "false" for value in column]
     return list(map(str, column)) if column.dtype.kind == "f" else list(column.tolist())

@@ -1,4 +1,4 @@
-"""Description of a model for a codec; it can be sent to another process."""
+"""Description of a model for a codec; can be sent to another process."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ["Column", "DescribedModel", "Labels", "ModelDescription"]
 
 
 class Labels(Protocol):
-    """An output whose last axis has labels."""
+    """An output with labels for its last axis."""
 
     @property
     def name(self) -> str:
@@ -21,12 +21,12 @@ class Labels(Protocol):
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """The labels, in the order of the axis."""
+        """Labels in the order of the axis."""
         ...
 
 
 class DescribedModel(HasSignature, Protocol):
-    """A model as codecs see it; see ``OnnxModel``."""
+    """Codec's view of a model; see ``OnnxModel``."""
 
     name: str
     version: str
@@ -36,17 +36,17 @@ class DescribedModel(HasSignature, Protocol):
 
     @property
     def labelled(self) -> Labels | None:
-        """The output that has labels, or None."""
+        """The output with labels, or None."""
         ...
 
     @property
     def columns(self) -> Sequence[Column] | None:
-        """The columns of its only input, as the card names them, or None."""
+        """The columns of the only input, from the card, or None."""
         ...
 
     @property
     def output_labels(self) -> Mapping[str, Sequence[str]]:
-        """The names of the entries of the last axis, of the outputs that have names in the card."""
+        """Names of the entries of the last axis, for each output with names in the card."""
         ...
 
 
@@ -59,10 +59,10 @@ class LabelledOutput:
 
 
 class ModelDescription(HasSignature):
-    """A model as codecs see it, without its session.
+    """Codec's view of a model, without a session.
 
     Args:
-        model: the model to describe.
+        model: The model to describe.
     """
 
     def __init__(self, model: DescribedModel) -> None:

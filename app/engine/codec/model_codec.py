@@ -1,4 +1,4 @@
-"""Codec of one model: reads its requests, and encodes its results."""
+"""Codec of one model: decodes its requests, and encodes its results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from functools import partial
 from urllib.parse import parse_qsl
 
 from app.engine.codec import Api, Body, HeaderList, Headers, arrays, plain, predict_v1
+from app.engine.codec.content import Content
 from app.engine.codec.csv_form import CSV, CsvAnswer, read_csv
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.oip import HEADER_LENGTH, Decoder
@@ -20,25 +21,25 @@ from app.engine.request import InferenceRequest
 from app.engine.results import InferenceResult
 from app.errors import InvalidRequestError, UnsupportedMediaTypeError
 
-# Curl's -d says that its body is a form; no client sends tensors as a form.
+# The -d option of curl declares the body as a form; no client sends tensors as a form.
 _JSON_TYPES = (b"application/json", b"", b"text/json", b"text/plain", b"application/x-www-form-urlencoded")
 _BINARY_TYPES = (arrays.OCTETS, *arrays.NPY)
 MOST_INLINE_BYTES = 1 << 20
-"""A longer body is read by another process, unless it is tensors as bytes: those cost next to nothing."""
+"""A longer body is decoded by another process, unless it holds binary tensors, which are cheap to decode."""
 _MOST_DIGITS = 20
 
 
-Encode = Callable[[InferenceResult], tuple[HeaderList, bytes]]
-"""Writes the answer to one request: headers and body."""
+Encode = Callable[[InferenceResult], tuple[HeaderList, Content]]
+"""Encodes the response to one request: headers and body."""
 
 
 @dataclass(frozen=True, slots=True)
 class BinaryAnswer:
-    """One output in a binary form.
+    """Format of one output in binary form.
 
     Attributes:
-        form: its content type.
-        index: of the output, among those that are computed.
+        form: Content type.
+        index: Index of the output, among the computed outputs.
     """
 
     form: bytes
@@ -46,23 +47,23 @@ class BinaryAnswer:
 
 
 class OwnForm(ABC):
-    """An answer that a transport writes itself; it may be pickled."""
+    """Format of a response that a transport encodes; may be pickled."""
 
     @abstractmethod
     def encode(self, model: DescribedModel, result: InferenceResult) -> tuple[HeaderList, bytes]:
-        """Write the answer to one request: headers and body."""
+        """Encode the response to one request: headers and body."""
 
 
 AnswerForm = int | None | BinaryAnswer | CsvAnswer | V1Answer | Asked | OwnForm
-"""How a request wants its answer: JSON with so many labels of each row (None: the likeliest), binary, CSV, of
-KServe v1, as asked for by the Open Inference Protocol over HTTP, or in the form of another transport."""
+"""Format of the response: JSON with a number of labels per row (None: the most likely), binary, CSV,
+KServe v1, Open Inference Protocol over HTTP, or the format of another transport."""
 
 
 _PARAMETERS = ("top_k", "output", "nan")
 
 
 def _allows_nan(query: bytes) -> bool:
-    """Whether a query string asks for NaN and infinities to be taken."""
+    """Whether a query string allows NaN and infinities."""
     value = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)).get("nan", "refuse")
     if value not in ("allow", "refuse"):
         raise InvalidRequestError(f"query parameter nan is {value[:40]!r}; expected allow or refuse")
@@ -70,11 +71,11 @@ def _allows_nan(query: bytes) -> bool:
 
 
 class ModelCodec:
-    """Reader and writer for one model; constant parts are prepared once.
+    """Decoder and encoder for one model; constant parts are prepared once.
 
     Args:
-        model: the model.
-        max_rows: maximum rows of a request.
+        model: The model.
+        max_rows: Maximum rows of a request.
     """
 
     def __init__(self, model: DescribedModel, max_rows: int) -> None:
@@ -84,15 +85,15 @@ class ModelCodec:
         self._plain_writer = plain.PlainWriter(model)
         self._oip_decoder = Decoder(model)
         self._oip_writer = OipWriter(model)
-        # Nothing here may refer to the codec itself: a model that was replaced would wait for the collector.
+        # The format must not refer to the codec: a replaced model would stay in memory until a garbage collection.
         self._default_encode: Encode = partial(self._plain_writer.encode, None)
 
     def is_heavy(self, headers: Headers, body: Body, api: Api) -> bool:
-        """Whether reading a request may hold up a process for long, so that another one should do it.
+        """Whether decoding may block a process for long, so another process should decode the request.
 
         Args:
-            headers, body: of the request; the body as it was sent.
-            api: how it is written.
+            headers, body: Headers and body of the request; the body is not yet decompressed.
+            api: API of the request.
         """
         size = len(body)
         if size <= MOST_INLINE_BYTES:
@@ -105,14 +106,14 @@ class ModelCodec:
         return _content_type(headers) not in _BINARY_TYPES
 
     def read(self, headers: Headers, query: bytes, body: Body, api: Api) -> tuple[InferenceRequest, AnswerForm]:
-        """Read a request; neither it nor the form of its answer refers to the codec.
+        """Decode a request; neither the request nor the response format refers to the codec.
 
         Args:
-            headers, query, body: of the request.
-            api: how it is written.
+            headers, query, body: Parts of the request.
+            api: API of the request.
 
         Raises:
-            InvalidRequestError, UnsupportedMediaTypeError: says what is wrong and what is expected.
+            InvalidRequestError, UnsupportedMediaTypeError: The request is invalid; the message names the rule.
         """
         if api == "plain":
             return self._read_plain(headers, query, body)
@@ -191,11 +192,11 @@ def _content_type(headers: Headers) -> bytes:
 
 def _binary_answer(names: tuple[str, ...], form: bytes, output: str | None) -> BinaryAnswer:
     if output is None and len(names) != 1:
-        raise InvalidRequestError(f"a binary answer holds one output; choose it with ?output=NAME: {', '.join(names)}")
+        raise InvalidRequestError(f"a binary response has one output; choose it with ?output=NAME: {', '.join(names)}")
     return BinaryAnswer(form, 0 if output is None else names.index(output))
 
 
-def _encode_oip(writer: OipWriter, asked: Asked, result: InferenceResult) -> tuple[HeaderList, bytes]:
+def _encode_oip(writer: OipWriter, asked: Asked, result: InferenceResult) -> tuple[HeaderList, Content]:
     length, body = writer.encode(result, asked)
     if length is None:
         return [JSON_HEADER], body

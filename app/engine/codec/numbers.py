@@ -1,9 +1,9 @@
-"""The quick path for JSON numbers: simdjson straight into a numpy buffer, never into Python floats.
+"""Fast path for JSON numbers: simdjson writes directly into a numpy buffer, without Python floats.
 
-Whatever is unusual makes it give up (None); the precise path then takes the body or says what is wrong with it.
-simdjson flattens nested lists, which would hide wrong nesting. So every row's length is checked, and the number of
-opening brackets in the body must be exactly that of the lists seen: one more, and something is nested that
-should not be.
+It returns None for unusual input; the precise path then decodes the body or reports the error.
+simdjson flattens nested lists, which would hide wrong nesting. Therefore the length of every row is checked, and the
+number of opening brackets in the body must equal the number of visited lists: a larger number means
+unexpected nesting.
 
 See docs/decisions/0001-parse-numbers-with-pysimdjson.md.
 """
@@ -16,17 +16,17 @@ import simdjson
 from app.engine.codec import Body
 from app.runtime.tensors import Array, TensorSpec
 
-# A parser keeps buffers as large as the largest document it has seen.
+# A parser keeps buffers as large as its largest document.
 _KEEP_BYTES = 4 * 1024 * 1024
 _parser = simdjson.Parser()
 _BYTE_ORDER_MARK = b"\xef"
-# How simdjson reads the numbers for a type, and what a type narrower than that can hold.
+# simdjson's type for each datatype, and the range of narrower types.
 _KINDS: dict[str, Literal["d", "i"]] = {"FP32": "d", "FP64": "d", "INT32": "i", "INT64": "i"}
 _NARROW: dict[str, tuple[float, float]] = {
     "FP32": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
     "INT32": (np.iinfo(np.int32).min, np.iinfo(np.int32).max),
 }
-_FP32_SQUARE = 1e76  # below the square of the largest
+_FP32_SQUARE = 1e76  # below the square of the largest float32
 _FEW = 8192  # numbers
 
 Document = simdjson.Object
@@ -34,9 +34,9 @@ List = simdjson.Array
 
 
 def parse(body: Body) -> simdjson.Object | None:
-    """The body as a simdjson object, or None where it isn't one. Drop the object before the next call."""
-    global _parser  # noqa: PLW0603 - a parser whose objects are alive can't be used again
-    if body[:1] == _BYTE_ORDER_MARK:  # simdjson passes it over; it is no part of JSON
+    """Parse the body to a simdjson object, or None if it is not one. Delete the object before the next call."""
+    global _parser  # noqa: PLW0603 - a parser with live objects cannot be reused
+    if body[:1] == _BYTE_ORDER_MARK:  # simdjson ignores it, but JSON does not allow it
         return None
     try:
         document = (_parser if len(body) <= _KEEP_BYTES else simdjson.Parser()).parse(body)
@@ -49,7 +49,7 @@ def parse(body: Body) -> simdjson.Object | None:
 
 
 def brackets(body: Body, at_most: int) -> int:
-    """How many ``[`` the body holds, counting no further than one over ``at_most``."""
+    """Number of ``[`` in the body, counted up to one more than ``at_most``."""
     if isinstance(body, memoryview):
         body = bytes(body)
     count, position = 0, body.find(b"[")
@@ -60,7 +60,7 @@ def brackets(body: Body, at_most: int) -> int:
 
 
 def flat(values: simdjson.Array, spec: TensorSpec) -> Array | None:
-    """All numbers below ``values`` in one dimension and in the type of the spec, or None where any doesn't fit."""
+    """All numbers below ``values`` as a flat array in the type of the spec, or None if a number does not fit."""
     kind = _KINDS.get(spec.datatype)
     if kind is None:
         return None
@@ -71,9 +71,9 @@ def flat(values: simdjson.Array, spec: TensorSpec) -> Array | None:
     bounds = _NARROW.get(spec.datatype)
     if bounds is None:
         return wide
-    # What JSON can say and simdjson takes is finite; what the narrower type can't hold is for the precise path. Of few
-    # numbers the sum of squares is found quickest (vdot: without a warning of overflow), and bounds
-    # each of them; many BLAS would deal out to threads.
+    # JSON numbers that simdjson accepts are finite; the precise path reports those that overflow the type. For few
+    # numbers the sum of squares is the fastest check (vdot does not warn of overflow), and it bounds
+    # each number; for many, BLAS would use several threads.
     if not (kind == "d" and wide.size <= _FEW and np.vdot(wide, wide) < _FP32_SQUARE) and not _within(wide, bounds):
         return None
     return wide.astype(spec.dtype)
@@ -84,7 +84,7 @@ def _within(wide: Array, bounds: tuple[float, float]) -> bool:
 
 
 def nested(values: object, spec: TensorSpec) -> tuple[Array, int] | None:
-    """A tensor of two dimensions and how many lists it was written in, or None: let the precise path look."""
+    """A tensor of two dimensions and its number of lists, or None to use the precise path."""
     if not isinstance(values, simdjson.Array):
         return None
     rows = len(values)

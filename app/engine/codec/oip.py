@@ -27,7 +27,7 @@ _MOST_DIGITS = 20
 
 @dataclass
 class Decoder:
-    """Decodes requests for one model; remembers heads, which clients repeat."""
+    """Decodes requests for one model; caches JSON headers, which clients repeat."""
 
     model: DescribedModel
     _heads: dict[bytes, Head] = field(default_factory=dict)
@@ -37,15 +37,15 @@ class Decoder:
         self._table = table_of(self.model)
 
     def decode(self, body: Body, header_length: bytes | None, max_rows: int) -> tuple[InferenceRequest, Asked]:
-        """Read a request.
+        """Decode a request.
 
         Args:
-            body: the whole body.
-            header_length: the value of Inference-Header-Content-Length; None where the header is missing.
-            max_rows: maximum rows of a request.
+            body: The whole body.
+            header_length: The value of Inference-Header-Content-Length; None if the header is missing.
+            max_rows: Maximum rows of a request.
 
         Raises:
-            InvalidRequestError: names what is wrong and what is expected.
+            InvalidRequestError: The request is invalid; the message names the place and the rule.
         """
         if header_length is None:
             quick = self._quick(body)
@@ -76,7 +76,7 @@ class Decoder:
         return int(value)
 
     def _read(self, text: bytes, max_rows: int) -> Head | tuple[dict[str, Array], Asked]:
-        """Read the JSON part; of columns of a table all of the request."""
+        """Parse the JSON header; for tables, the whole request."""
         if len(text) > LONG_BYTES:
             if self._table is not None:
                 table_json.check_size(text, len(self._table.columns), max_rows)
@@ -87,7 +87,7 @@ class Decoder:
             asked = read_asked(self.model, document)
             return read_columns(self.model, self._table, document, nan=asked.nan), asked
         head = read_head(self.model, document, casts=True)
-        # Heads with their data inside are rarely seen twice.
+        # JSON headers with inline data are rarely repeated.
         if len(text) <= MAX_HEAD_BYTES and all(item.size is not None for item in head.inputs):
             if len(self._heads) >= MAX_HEADS:
                 self._heads.clear()
@@ -102,7 +102,7 @@ class Decoder:
                 continue
             if offset + item.size > len(body):
                 raise InvalidRequestError(
-                    f"input {item.spec.name!r} says binary_data_size {item.size}; "
+                    f"input {item.spec.name!r} has binary_data_size {item.size}; "
                     f"the body has {len(body) - offset} bytes left"
                 )
             array = binary.from_bytes(body, offset, item.size, item.given or item.spec, item.shape)
@@ -115,7 +115,7 @@ class Decoder:
     def _raw(self, body: Body) -> tuple[InferenceRequest, Asked]:
         model = self.model
         if len(model.inputs) != 1:
-            raise InvalidRequestError(f"raw binary needs a model of one input; {model.name!r} has {len(model.inputs)}")
+            raise InvalidRequestError(f"raw binary requires one input; model {model.name!r} has {len(model.inputs)}")
         feeds = raw_feeds(model, body)
         names = model.output_names
         asked = Asked(names, (True,) * len(names), (0,) * len(names))
@@ -154,24 +154,24 @@ class Decoder:
 
 
 def raw_feeds(model: DescribedModel, body: Body) -> dict[str, Array]:
-    """The only input of a model from its bytes alone; the one dynamic dimension follows from their number.
+    """Decode the only input of a model from raw bytes; their number determines the one dynamic dimension.
 
     Raises:
-        InvalidRequestError: the bytes don't make up whole rows.
+        InvalidRequestError: The number of bytes is not a multiple of a row.
     """
     spec = model.inputs[0]
     dynamic = [index for index, size in enumerate(spec.shape) if size is None]
     if spec.any_rank:
-        raise InvalidRequestError(f"raw binary has no shape, and input {spec.name!r} needs one; send .npy or JSON")
+        raise InvalidRequestError(f"raw binary has no shape, which input {spec.name!r} requires; send .npy or JSON")
     if len(dynamic) > 1:
         raise InvalidRequestError(
-            f"raw binary needs at most one dynamic dimension; input {spec.name!r} has the shape {spec.readable_shape}"
+            f"raw binary allows at most one dynamic dimension; input {spec.name!r} has the shape {spec.readable_shape}"
         )
     if spec.datatype == "BYTES":
         one = (1,) * len(spec.shape)
         if not spec.accepts(one):
             raise InvalidRequestError(
-                f"raw binary is one text; input {spec.name!r} has the shape {spec.readable_shape}"
+                f"raw binary is a single string; input {spec.name!r} has the shape {spec.readable_shape}"
             )
         array = np.empty(1, dtype=object)
         array[0] = binary.text(body, spec)
@@ -189,7 +189,7 @@ def raw_feeds(model: DescribedModel, body: Body) -> dict[str, Array]:
 
 
 def _quick_input(model: DescribedModel, item: Any) -> tuple[str, Array, int] | None:
-    """An input of name, shape, datatype and data alone: its name, its tensor, and in how many lists it was written."""
+    """An input with only name, shape, datatype and data: its name, its tensor, and its number of lists."""
     if not isinstance(item, numbers.Document) or len(item) != 4:
         return None
     name, data, sizes = item.get("name"), item.get("data"), item.get("shape")
@@ -245,8 +245,8 @@ def _from_json(item: Input, *, nan: bool) -> Array:
 def _flatten(value: Any, shape: tuple[int, ...], depth: int, where: str, flat: list[Any]) -> None:
     if not isinstance(value, list) or depth >= len(shape) or len(value) != shape[depth]:
         found = f"{len(value)} values" if isinstance(value, list) else describe(value)
-        wanted = f"{shape[depth]} values" if depth < len(shape) else "no list"
-        raise InvalidRequestError(f"{where} has {found} where shape {list(shape)} wants {wanted}")
+        wanted = f"{shape[depth]} values" if depth < len(shape) else "a single value"
+        raise InvalidRequestError(f"{where} has {found}; shape {list(shape)} requires {wanted}")
     if depth == len(shape) - 1:
         flat.extend(value)
         return

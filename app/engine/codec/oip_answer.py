@@ -1,9 +1,10 @@
-"""Answers of the Open Inference Protocol v2."""
+"""Responses of the Open Inference Protocol v2."""
 
 import numpy as np
 import orjson
 
 from app.engine.codec import binary
+from app.engine.codec.content import LONG_BYTES, Content, LongContent, long_view
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.oip_head import Asked
 from app.engine.results import InferenceResult
@@ -13,7 +14,7 @@ _MAX_HEADS = 1024
 
 
 class OipWriter:
-    """Writes answers of one model."""
+    """Encodes responses of one model."""
 
     def __init__(self, model: DescribedModel) -> None:
         self._model = model
@@ -22,17 +23,17 @@ class OipWriter:
             spec.name: b'{"name":%s,"datatype":"%s","shape":' % (orjson.dumps(spec.name), spec.datatype.encode())
             for spec in model.outputs
         }
-        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # of answers of one binary tensor, by its shape
+        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # JSON headers for one binary tensor, by its shape
 
-    def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, bytes]:
-        """The answer to one request.
+    def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, Content]:
+        """Encode the response to one request.
 
         Returns:
-            The length of the JSON part (None where all is JSON), and the body.
+            The length of the JSON header (None if all is JSON), and the body.
         """
         batch, start, stop = result.batch, result.start, result.stop
         if asked.binary == (True,) and asked.classes == (0,) and asked.id is None:
-            return self._one_binary(asked.output_names[0], batch.array(0, start, stop))
+            return self._one_binary(asked.output_names[0], batch.array(0, start, stop), batch.arrays[0].nbytes)
         outputs: list[bytes] = []
         tails: list[bytes] = []
         for index, name in enumerate(asked.output_names):
@@ -54,26 +55,27 @@ class OipWriter:
         head = self._head + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
         return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
 
-    def _one_binary(self, name: str, array: Array) -> tuple[int, bytes]:
-        """The usual answer; all but the tensor depends on its shape alone, save where its elements differ in length."""
+    def _one_binary(self, name: str, array: Array, batch_bytes: int) -> tuple[int, Content]:
+        """Encode one binary tensor. The JSON header depends only on its shape, unless its elements differ in length."""
         datatype = self._model.output_by_name[name].datatype
-        tail = binary.to_bytes(array, datatype)
+        view = None if array.nbytes < LONG_BYTES or datatype == "BYTES" else long_view(array, batch_bytes)
+        tail = binary.to_bytes(array, datatype) if view is None else view
         head = self._heads.get((name, array.shape))
         if head is None:
             head = self._head + b',"outputs":[' + self._names[name] + _shape_and_size(array, tail) + b"]}"
             if datatype != "BYTES" and len(self._heads) < _MAX_HEADS:
                 self._heads[name, array.shape] = head
-        return len(head), head + tail
+        return len(head), head + tail if view is None else LongContent(head, (view,))
 
 
 def classified(model: DescribedModel, result: InferenceResult, index: int, count: int) -> Array:
-    """The ``count`` largest along the last axis of an output, as texts ``value:index`` or ``value:index:label``."""
+    """The ``count`` largest values along the last axis, as strings ``value:index`` or ``value:index:label``."""
     batch = result.batch
     values = batch.values(index, result.start, result.stop)
     labelled = model.labelled
     labels = labelled.labels if labelled is not None and labelled.name == batch.output_names[index] else None
-    values = np.atleast_1d(values)  # a scalar is ranked as the only one
-    # Integers are turned round bit by bit: as float64 large ones would be alike, and the least has no negative.
+    values = np.atleast_1d(values)  # a scalar is a list of one value
+    # Invert the bits of integers: float64 cannot distinguish large ones, and the smallest has no negative.
     descending = np.invert(values) if values.dtype.kind in "iu" else -values.astype(np.float64)
     order = np.argsort(descending, axis=-1, kind="stable")[..., : min(count, values.shape[-1])]
     texts = np.empty(order.shape, dtype=object)
@@ -89,5 +91,5 @@ def _shape(array: Array) -> bytes:
     return b"[" + b",".join([b"%d" % size for size in array.shape]) + b"]"
 
 
-def _shape_and_size(array: Array, tail: bytes) -> bytes:
+def _shape_and_size(array: Array, tail: bytes | memoryview) -> bytes:
     return _shape(array) + b',"parameters":{"binary_data_size":%d}}' % len(tail)

@@ -1,4 +1,4 @@
-"""Columns in requests of the Open Inference Protocol, as MLServer's codec for pandas writes them (type "pd")."""
+"""Table columns in requests of the Open Inference Protocol, in the format of MLServer's pandas codec ("pd")."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ PANDAS = "pd"
 def read_columns(
     model: DescribedModel, table: Table | None, document: dict[str, Any], *, nan: bool
 ) -> dict[str, Array]:
-    """The inputs of a model from a request whose inputs are columns of a table, of shape (rows,) or (rows, 1).
+    """Decode the inputs of a model from a request with one input per table column, of shape (rows,) or (rows, 1).
 
     Args:
-        model: the model.
-        table: its columns, or None where it names none.
-        document: the request.
-        nan: allow NaN and infinities.
+        model: The model.
+        table: Its columns, or None for a model without column names.
+        document: The request.
+        nan: Whether to accept NaN and infinities.
 
     Raises:
-        InvalidRequestError: names the column, the row and the rule.
+        InvalidRequestError: The request is invalid; the message names the column, the row and the rule.
     """
     if table is None:
-        raise InvalidRequestError(f"the request is of content_type 'pd', and model {model.name!r} names no columns")
+        raise InvalidRequestError(f"the request has content_type 'pd', but model {model.name!r} has no column names")
     items = document.get("inputs")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise InvalidRequestError(f"'inputs' is {describe(items)}; expected a list with an object a column")
+        raise InvalidRequestError(f"'inputs' is {describe(items)}; expected a list with an object per column")
     table.check([item.get("name") for item in items], "'inputs'")
     values = {item["name"]: _values(item) for item in items}
     return table.feeds(values, lambda name, row: f"inputs.{name}.data[{row}]", nan=nan)

@@ -1,4 +1,4 @@
-"""The JSON part of a request of the Open Inference Protocol v2, checked."""
+"""Validation of the JSON header of a request of the Open Inference Protocol v2."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ from app.runtime.tensors import TensorSpec
 
 MAX_ID_LENGTH = 1024
 BINARY_ONLY = ("FP16", "BF16")
-MOST_ELEMENTS = 2**48  # numpy counts bytes in 63 bits, empty dimensions aside
+MOST_ELEMENTS = 2**48  # numpy counts bytes in 63 bits, ignoring empty dimensions
 EXPECTED = '{"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}, …]}'
 KEYS = {"model_name", "model_version", "id", "parameters", "inputs", "outputs"}
-"""Members that have a meaning; others are ignored, as the protocol's other servers do."""
+"""Supported members; others are ignored, like on the protocol's other servers."""
 ARRAY = "np"
-"""The content type of MLServer's codec for numpy."""
+"""Content type of MLServer's numpy codec."""
 _MAX_SHOWN = 8  # dimensions
 
 
@@ -43,7 +43,7 @@ class Asked:
 class Input:
     """One input of the JSON header; ``data`` is missing for binary data.
 
-    ``given`` is the input in the datatype of the request, where that is to be cast to the model's.
+    ``given`` is the input in the datatype of the request, if it must be cast to the model's datatype.
     """
 
     spec: TensorSpec
@@ -55,23 +55,23 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The JSON part of a request, checked."""
+    """A validated JSON header."""
 
     inputs: tuple[Input, ...]
     asked: Asked
 
 
 def read_head(model: DescribedModel, document: Any, *, casts: bool = False) -> Head:
-    """Check the JSON part of a request.
+    """Validate the JSON header of a request.
 
     Args:
-        model: the model that it is for.
-        document: the parsed JSON.
-        casts: take tensors of the content type "np" in another datatype than the model's, to be cast to it; a request
-            of that content type names the only input of a model as it likes.
+        model: The model of the request.
+        document: The parsed JSON.
+        casts: Whether to cast tensors of content type "np" from other datatypes; a request
+            of that content type may use any name for the only input of a model.
 
     Raises:
-        InvalidRequestError: names the place and the rule.
+        InvalidRequestError: The header is invalid; the message names the place and the rule.
     """
     if not isinstance(document, dict):
         raise InvalidRequestError(f"the body is {describe(document)}; expected {EXPECTED}")
@@ -80,7 +80,7 @@ def read_head(model: DescribedModel, document: Any, *, casts: bool = False) -> H
         raise InvalidRequestError(f"'inputs' is {describe(inputs)}; expected {EXPECTED}")
     if len(inputs) > len(model.input_by_name):
         raise InvalidRequestError(
-            f"the request has {len(inputs)} inputs; model {model.name!r} takes: {', '.join(model.input_by_name)}"
+            f"the request has {len(inputs)} inputs; model {model.name!r} has: {', '.join(model.input_by_name)}"
         )
     array = casts and content_type(document, "the request") == ARRAY
     if array and len(inputs) == len(model.inputs) == 1 and isinstance(inputs[0], dict):
@@ -95,13 +95,13 @@ def read_head(model: DescribedModel, document: Any, *, casts: bool = False) -> H
         if names.count(name) > 1 or (name in required and name not in names):
             what = "missing" if name not in names else "given more than once"
             raise InvalidRequestError(
-                f"input {name!r} is {what}; model {model.name!r} takes: {', '.join(model.input_by_name)}"
+                f"input {name!r} is {what}; model {model.name!r} has: {', '.join(model.input_by_name)}"
             )
     return Head(read, read_asked(model, document))
 
 
 def content_type(item: dict[str, Any], where: str) -> object:
-    """How a request or a tensor of MLServer's clients is to be understood."""
+    """The content type that MLServer's clients set for a request or a tensor."""
     return _parameters(item, where).get("content_type")
 
 
@@ -122,15 +122,15 @@ def _read_input(model: DescribedModel, item: Any, where: str, *, casts: bool, ar
         return Input(spec, _read_shape(item.get("shape"), spec), _read_size(item, given), item.get("data"), given)
     if datatype != spec.datatype:
         shown = str(datatype)[:40]
-        raise InvalidRequestError(f"input {name!r} has datatype {shown!r}; the model takes {spec.datatype}")
+        raise InvalidRequestError(f"input {name!r} has datatype {shown!r}; expected {spec.datatype}")
     return Input(spec, _read_shape(item.get("shape"), spec), _read_size(item, spec), item.get("data"))
 
 
 def _read_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
     if isinstance(shape, list) and -1 in shape:
         raise InvalidRequestError(
-            f"input {spec.name!r}: 'shape' is {str(shape)[:80]}; -1 is for the description of a model, "
-            "a request gives the sizes of its tensor, such as [2, 4] for two rows of four numbers"
+            f"input {spec.name!r}: 'shape' is {str(shape)[:80]}; -1 is only valid in a model's metadata; "
+            "a request gives the actual sizes, such as [2, 4] for two rows of four numbers"
         )
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
         raise InvalidRequestError(
@@ -138,14 +138,14 @@ def _read_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
         )
     shown = str(shape)[:80]
     if not spec.accepts(tuple(shape)):
-        raise InvalidRequestError(f"input {spec.name!r} has shape {shown}; the model takes {spec.readable_shape}")
+        raise InvalidRequestError(f"input {spec.name!r} has shape {shown}; expected {spec.readable_shape}")
     if element_count(tuple(size or 1 for size in shape)) > MOST_ELEMENTS:
-        raise InvalidRequestError(f"input {spec.name!r} has shape {shown}, which is more than a tensor can hold")
+        raise InvalidRequestError(f"input {spec.name!r} has shape {shown}; the maximum is {MOST_ELEMENTS} elements")
     return tuple(shape)
 
 
 def _read_size(item: dict[str, Any], spec: TensorSpec) -> int | None:
-    """The bytes that follow for an input, or None where it carries its data itself."""
+    """Size of the binary data of an input, or None if its data is in the JSON header."""
     parameters = _parameters(item, f"input {spec.name!r}")
     if "shared_memory_region" in parameters:
         raise InvalidRequestError("shared memory is not supported")
@@ -160,7 +160,7 @@ def _read_size(item: dict[str, Any], spec: TensorSpec) -> int | None:
     if "data" not in item:
         raise InvalidRequestError(f"input {spec.name!r} has neither 'data' nor the parameter binary_data_size")
     if spec.datatype in BINARY_ONLY:
-        raise InvalidRequestError(f"input {spec.name!r} is {spec.datatype}, which travels as binary data only")
+        raise InvalidRequestError(f"input {spec.name!r} is {spec.datatype}, which must be sent as binary data")
     return None
 
 
@@ -168,7 +168,7 @@ def read_asked(model: DescribedModel, document: dict[str, Any]) -> Asked:
     """Read the response options of a request: id, outputs, and known parameters.
 
     Raises:
-        InvalidRequestError: names the place and the rule; or the request is meant for another model.
+        InvalidRequestError: The options are invalid, or the request names another model.
     """
     if "model_name" in document or "model_version" in document:
         _check_name(document, "model_name", model.name)
@@ -177,9 +177,9 @@ def read_asked(model: DescribedModel, document: dict[str, Any]) -> Asked:
     by_default = _flag(parameters, "binary_data_output", "the request", otherwise=False)
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
-        raise InvalidRequestError(f"'id' is {describe(identity)}; expected a text")
+        raise InvalidRequestError(f"'id' is {describe(identity)}; expected a string")
     if identity is not None and len(identity) > MAX_ID_LENGTH:
-        raise InvalidRequestError(f"'id' has {len(identity)} characters; at most {MAX_ID_LENGTH} are echoed")
+        raise InvalidRequestError(f"'id' has {len(identity)} characters; the maximum is {MAX_ID_LENGTH}")
     priority = _whole(parameters, "priority")
     timeout_us = _whole(parameters, "timeout")
     wanted = document.get("outputs")
@@ -199,12 +199,12 @@ def read_asked(model: DescribedModel, document: dict[str, Any]) -> Asked:
 
 
 def _check_name(document: dict[str, Any], key: str, expected: str) -> None:
-    """See that a body which names its model names the one that it was sent to."""
+    """Check that a model named in the body is the model in the URL."""
     found = document.get(key)
     if found is not None and not isinstance(found, str):
-        raise InvalidRequestError(f"{key!r} is {describe(found)}; expected a text, or nothing")
-    if found and found != expected:  # KServe's client sends an empty version where it has none
-        raise InvalidRequestError(f"{key!r} is {found[:40]!r}; the address of the request leads to {expected!r}")
+        raise InvalidRequestError(f"{key!r} is {describe(found)}; expected a string, or no value")
+    if found and found != expected:  # KServe's client sends an empty version if it has none
+        raise InvalidRequestError(f"{key!r} is {found[:40]!r}; the URL of the request names {expected!r}")
 
 
 def _read_output(model: DescribedModel, item: Any, by_default: bool) -> tuple[str, bool, int]:
@@ -222,7 +222,7 @@ def _read_output(model: DescribedModel, item: Any, by_default: bool) -> tuple[st
         raise InvalidRequestError(f"output {name!r} is {spec.datatype}, which can't be ranked by 'classification'")
     if spec.datatype in BINARY_ONLY and not as_binary and not ranked:
         raise InvalidRequestError(
-            f"output {name!r} is {spec.datatype}, which travels as binary data only; set its parameter binary_data"
+            f"output {name!r} is {spec.datatype}, which is sent as binary data only; set its parameter binary_data"
         )
     return spec.name, as_binary, ranked
 

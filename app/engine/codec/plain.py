@@ -1,4 +1,4 @@
-"""The plain API: ``{"inputs": …}`` in, outputs by name and labelled predictions out."""
+"""The plain API: ``{"inputs": …}`` in requests; outputs by name and labelled predictions in responses."""
 
 from typing import Any
 
@@ -32,24 +32,24 @@ def expected_body(model: DescribedModel) -> str:
 def decode(
     model: DescribedModel, body: Body, max_rows: int, *, nan: bool = False, table: Table | None = None
 ) -> tuple[InferenceRequest, int | None]:
-    """Read a JSON body.
+    """Decode a JSON body.
 
     Args:
-        model: the model that it is for.
-        table: its columns, where it takes rows of a table.
-        body: the whole body.
-        max_rows: maximum rows of a request.
-        nan: allow NaN and infinities.
+        model: The model of the request.
+        table: Its columns, if it takes rows of a table.
+        body: The whole body.
+        max_rows: Maximum rows of a request.
+        nan: Whether to accept NaN and infinities.
 
     Returns:
-        The request, and how many labels are wanted of each row; None where it is only the likeliest.
+        The request, and the number of labels per row; None for the most likely label.
 
     Raises:
-        InvalidRequestError: names what is wrong and what is expected.
+        InvalidRequestError: The body is invalid; the message names the place and the rule.
     """
     feeds = _quick(model, body)
     if feeds is not None:
-        return prepare(model, feeds, model.output_names), None
+        return prepare(model, feeds, model.signature.output_names), None
     return _precise(model, body, max_rows, table, nan=nan)
 
 
@@ -58,17 +58,13 @@ def _quick(model: DescribedModel, body: Body) -> dict[str, Array] | None:
     if document is None or len(document) != 1:
         return None
     value, inputs = document.get("inputs"), model.signature.inputs
-    given: list[object]
-    if isinstance(value, numbers.List) and len(inputs) == 1:
-        given = [value]
-    elif isinstance(value, numbers.Document) and len(value) == len(inputs):
-        given = [value.get(spec.name) for spec in inputs]
-    else:
+    by_name = value if isinstance(value, numbers.Document) else None
+    if len(inputs) != (1 if by_name is None else len(by_name)):
         return None
     feeds: dict[str, Array] = {}
     lists = 0
-    for spec, data in zip(inputs, given, strict=True):
-        found = numbers.nested(data, spec)
+    for spec in inputs:
+        found = numbers.nested(value if by_name is None else by_name.get(spec.name), spec)
         if found is None:
             return None
         feeds[spec.name] = found[0]
@@ -145,22 +141,22 @@ def _output_names(model: DescribedModel, wanted: Any) -> tuple[str, ...]:
 
 
 def check_top_k(model: DescribedModel, value: Any) -> int | None:
-    """``top_k`` as the caller gave it; None where it was not given.
+    """The value of ``top_k``; None if it is missing.
 
     Raises:
-        InvalidRequestError: out of range, or the model has no labels.
+        InvalidRequestError: The value is out of range, or the model has no labels.
     """
     if value is None:
         return None
     if type(value) is not int or not 1 <= value <= MAX_TOP_K:
         raise InvalidRequestError(f"'top_k' is {describe(value)}; expected an integer from 1 to {MAX_TOP_K}")
     if model.labelled is None:
-        raise InvalidRequestError(f"'top_k' needs labels, and model {model.name!r} has none in its card")
+        raise InvalidRequestError(f"'top_k' requires labels, but the card of model {model.name!r} has none")
     return value
 
 
 class PlainWriter:
-    """Writer of plain answers for one model; constant parts are prepared once."""
+    """Encoder of plain responses for one model; constant parts are prepared once."""
 
     def __init__(self, model: DescribedModel) -> None:
         self._head = b'{"model":%s,"version":%s,"outputs":{' % (orjson.dumps(model.name), orjson.dumps(model.version))
@@ -170,7 +166,7 @@ class PlainWriter:
         self._predictions = [b'{"label":' + label + b',"probability":' for label in self._labels]
 
     def encode(self, top_k: int | None, result: InferenceResult) -> tuple[HeaderList, bytes]:
-        """The JSON answer to one request: headers and body."""
+        """The JSON response to one request: headers and body."""
         batch, start, stop = result.batch, result.start, result.stop
         names = batch.output_names
         parts = [self._head, self._names[names[0]], batch.nested_json(0, start, stop)]
@@ -184,8 +180,10 @@ class PlainWriter:
             rows = [heads[label] + probability + b"}" for label, probability in batch.best()[own]]
         else:
             rows = self._ranked(batch.probabilities, own, top_k)
-        none_in = heads and start == stop and batch.probabilities is not None
-        parts += (b'},"predictions":[', b",".join(rows), b"]}") if rows or none_in else (b"}}",)
+        if rows or (heads and start == stop and batch.probabilities is not None):
+            parts += (b'},"predictions":[', b",".join(rows), b"]}")
+        else:
+            parts.append(b"}}")
         return [JSON_HEADER], b"".join(parts)
 
     def _ranked(self, whole: Array | None, own: slice, top_k: int) -> list[bytes]:

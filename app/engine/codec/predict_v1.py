@@ -1,6 +1,6 @@
 """The prediction protocol of KServe v1 and TensorFlow Serving: ``{"instances": […]}`` in, ``{"predictions": […]}`` out.
 
-``{"inputs": …}`` is TensorFlow Serving's form by columns: tensors by name in, ``{"outputs": …}`` out.
+``{"inputs": …}`` is the column format of TensorFlow Serving: tensors by name in, ``{"outputs": …}`` out.
 """
 
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ _KEYS = ("instances", "inputs", *_IGNORED)
 
 @dataclass(frozen=True, slots=True)
 class V1Answer:
-    """How a request wants its answer.
+    """Response format of this protocol.
 
     Attributes:
-        by_rows: a list with an element a row, beside whole tensors.
+        by_rows: Whether to return a list with an element per row, instead of whole tensors.
     """
 
     by_rows: bool
 
     def encode(self, _: DescribedModel, result: InferenceResult) -> tuple[HeaderList, bytes]:
-        """Write the answer to one request.
+        """Encode the response to one request.
 
         Raises:
-            InvalidRequestError: outputs of different numbers of rows, which have no elements by row.
+            InvalidRequestError: The outputs have different numbers of rows, so they have no elements by row.
         """
         batch, start, stop = result.batch, result.start, result.stop
         names = batch.output_names
@@ -56,16 +56,16 @@ class V1Answer:
 
 
 def decode(model: DescribedModel, table: Table | None, body: Body, max_rows: int) -> tuple[InferenceRequest, V1Answer]:
-    """Read a request.
+    """Decode a request.
 
     Args:
-        model: the model that it is for.
-        table: its columns, where it takes rows of a table.
-        body: the whole body.
-        max_rows: maximum rows of a request.
+        model: The model of the request.
+        table: Its columns, if it takes rows of a table.
+        body: The whole body.
+        max_rows: Maximum rows of a request.
 
     Raises:
-        InvalidRequestError: names what is wrong and what is expected.
+        InvalidRequestError: The request is invalid; the message names the place and the rule.
     """
     expected = _expected(model)
     if len(body) > LONG_BYTES:
@@ -81,7 +81,7 @@ def decode(model: DescribedModel, table: Table | None, body: Body, max_rows: int
         if key not in _KEYS:
             raise InvalidRequestError(f"unknown key {key[:40]!r}; known: {', '.join(_KEYS)}; expected {expected}")
     if ("instances" in document) == ("inputs" in document):
-        raise InvalidRequestError(f"the body needs 'instances' or 'inputs', and not both; expected {expected}")
+        raise InvalidRequestError(f"the body must have either 'instances' or 'inputs'; expected {expected}")
     by_rows = "instances" in document
     read = _instances if by_rows else _inputs
     feeds = read(model, table, document["instances" if by_rows else "inputs"], expected)
@@ -128,7 +128,7 @@ def _inputs(model: DescribedModel, table: Table | None, inputs: Any, expected: s
 def _only_input(model: DescribedModel, value: Any, where: str, expected: str) -> dict[str, Array]:
     if len(model.inputs) != 1:
         raise InvalidRequestError(
-            f"{where!r} names no inputs, and model {model.name!r} has {len(model.inputs)}; expected {expected}"
+            f"{where!r} has no input names, but model {model.name!r} has {len(model.inputs)}; expected {expected}"
         )
     (spec,) = model.inputs
     return {spec.name: array_from_json(value, spec, where)}

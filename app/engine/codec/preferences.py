@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 
 def preferences(header: bytes) -> Iterator[tuple[bytes, float]]:
-    """The names of such a header in small letters, each with its weight; 0 says that it is not wanted."""
+    """The lowercase names of such a header, each with its weight; 0 excludes a name."""
     for part in header.lower().split(b","):
         name, *parameters = part.split(b";")
         weight = 1.0

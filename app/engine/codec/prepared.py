@@ -1,4 +1,4 @@
-"""Input tensors that were checked against their model."""
+"""Inference requests from validated input tensors."""
 
 from collections.abc import Hashable, Mapping
 
@@ -15,14 +15,14 @@ def prepare(
     priority: int = 0,
     timeout_us: int = 0,
 ) -> InferenceRequest:
-    """Make an inference request of valid tensors; check the constraints between them.
+    """Make an inference request from valid tensors; check the constraints between them.
 
     Args:
-        model: the model to run.
-        feeds, output_names, priority, timeout_us: see ``InferenceRequest``.
+        model: The model to run.
+        feeds, output_names, priority, timeout_us: See ``InferenceRequest``.
 
     Raises:
-        InvalidRequestError: inputs of different numbers of rows, none at all, or empty where the model can't have that.
+        InvalidRequestError: The inputs differ in rows, have none, or are empty although the model forbids that.
     """
     if not model.takes_empty:
         _require_values(feeds)
@@ -44,16 +44,16 @@ def prepare(
             if array.shape[0] != rows:
                 raise InvalidRequestError(
                     f"input {name!r} has {array.shape[0]} rows and input {first!r} has {rows}; "
-                    "all must have the same number"
+                    "all inputs must have the same number of rows"
                 )
     if rows == 0 and not model.takes_no_rows:
-        raise InvalidRequestError("the inputs hold no rows; at least 1 is needed by this model")
+        raise InvalidRequestError("the inputs have no rows; at least 1 is required")
     if rows == 0 or optional:
-        # Alone: no rows need no company, and the value of an optional input holds for all rows of a run.
+        # Run alone: an empty request cannot share a run, and an optional input's value applies to all rows of a run.
         return InferenceRequest(feeds, output_names, rows, object(), priority, timeout_us)
     if signature.fixed_rows:
         return InferenceRequest(feeds, output_names, rows, output_names, priority, timeout_us)
-    # In the order of the model, whatever order the request has them in.
+    # In the order of the model, independent of the order in the request.
     key = (output_names, *(feeds[spec.name].shape[1:] for spec in inputs))
     return InferenceRequest(feeds, output_names, rows, key, priority, timeout_us)
 
@@ -61,7 +61,9 @@ def prepare(
 def _require_values(feeds: dict[str, Array]) -> None:
     for name, array in feeds.items():
         if not array.size:
-            raise InvalidRequestError(f"input {name!r} is empty, of shape {list(array.shape)}; this model needs values")
+            raise InvalidRequestError(
+                f"input {name!r} has the empty shape {list(array.shape)}; this model requires values"
+            )
 
 
 def _prepare_by_axes(
@@ -71,15 +73,15 @@ def _prepare_by_axes(
     priority: int,
     timeout_us: int,
 ) -> InferenceRequest:
-    """The same for a model whose rows are another axis than the first, or whose requests share an input."""
+    """Make a request for a model with rows on an axis other than the first, or with inputs that requests share."""
     rows, first = None, ""
     key: list[Hashable] = [output_names]
     for name, axis in axes.items():
-        if name not in feeds:  # an optional input that the request leaves out
+        if name not in feeds:  # an optional input that the request omits
             continue
         array = feeds[name]
         if axis is None:
-            # Only requests that give it alike may share a run.
+            # Only requests with equal values may share a run.
             key.append((array.shape, array.tobytes() if array.dtype.kind != "O" else tuple(array.reshape(-1).tolist())))
             continue
         if rows is None:
@@ -87,9 +89,9 @@ def _prepare_by_axes(
         elif array.shape[axis] != rows:
             raise InvalidRequestError(
                 f"input {name!r} has {array.shape[axis]} rows (axis {axis}) and input {first!r} has {rows}; "
-                "all must have the same number"
+                "all inputs must have the same number of rows"
             )
         key.append(array.shape[:axis] + array.shape[axis + 1 :])
     if not rows:
-        raise InvalidRequestError("the inputs hold no rows; at least 1 is needed")
+        raise InvalidRequestError("the inputs have no rows; at least 1 is required")
     return InferenceRequest(feeds, output_names, rows, tuple(key), priority, timeout_us)

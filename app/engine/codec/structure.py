@@ -1,8 +1,8 @@
-"""Bounds on a JSON body by its structure, counted before a parser makes an object of each value.
+"""Limits on the structure of a JSON body, counted before a parser makes an object of each value.
 
-A parser turns every ``[]`` into an object of some sixty bytes and takes its time for it: sixty megabytes of them, which
-compress to as many kilobytes, would hold up a process for ten seconds. What a model can take bounds how many lists,
-objects and strings a request needs, and counting them costs a few milliseconds a megabyte.
+A parser turns every ``[]`` into an object of some sixty bytes, which takes time: sixty megabytes of them, which
+compress to sixty kilobytes, would block a process for ten seconds. The model's inputs bound the number of lists,
+objects and strings of a valid request, and counting them takes a few milliseconds per megabyte.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from app.runtime.tensors import Array, TensorSpec
 
 CHUNK_BYTES = 1 << 20
 LONG_BYTES = 1 << 16
-"""A shorter body costs little, whatever it holds."""
+"""A shorter body is cheap to parse, whatever it holds."""
 _FREE = 256
-"""Lists, objects and strings of the request itself: names, shapes, parameters; for each tensor as many once more."""
+"""Lists, objects and strings for names, shapes and parameters; counted once per request and once per tensor."""
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
 
 
@@ -27,8 +27,8 @@ class Structure:
     """The structural tokens of a JSON text.
 
     Attributes:
-        lists, objects, strings: how many begin; keys are strings too.
-        commas: how many separate values, those within strings left out.
+        lists, objects, strings: Number of each; keys are strings too.
+        commas: Number of commas outside strings.
     """
 
     lists: int
@@ -38,7 +38,7 @@ class Structure:
 
 
 def measure(body: Body) -> Structure:
-    """Count the lists, objects, strings and commas of a JSON text, whether it is valid or not."""
+    """Count the lists, objects, strings and commas of a JSON text, valid or not."""
     lists = objects = commas = quotes = 0
     for text, real_quotes, inside in _chunks(body):
         quotes += int(np.count_nonzero(real_quotes))
@@ -51,17 +51,17 @@ def measure(body: Body) -> Structure:
 def check_structure(
     body: Body, inputs: Sequence[TensorSpec], outputs: int, max_rows: int, *, texts: bool = False
 ) -> None:
-    """Refuse a body that holds more lists, objects or strings than any request of this model needs.
+    """Refuse a body that holds more lists, objects or strings than any valid request for this model.
 
     Args:
-        body: a JSON text.
-        inputs: the inputs of the model.
-        outputs: how many outputs it has.
-        max_rows: maximum rows of a request.
-        texts: numbers may be written as strings, such as "NaN".
+        body: A JSON text.
+        inputs: The inputs of the model.
+        outputs: Its number of outputs.
+        max_rows: Maximum rows of a request.
+        texts: Whether numbers may be written as strings, such as "NaN".
 
     Raises:
-        InvalidRequestError: names what there is too much of, and the bound.
+        InvalidRequestError: A limit is exceeded; the message names it.
     """
     found = measure(body)
     free = _FREE * (1 + len(inputs) + outputs)
@@ -77,13 +77,13 @@ def check_structure(
     ):
         if count > most:
             raise InvalidRequestError(
-                f"the body holds {count} {what}, more than a request of this model can need ({most} for a body of "
-                f"{found.commas + 1} values)"
+                f"the body holds {count} {what}; the maximum for this model is {most} for a body of "
+                f"{found.commas + 1} values"
             )
 
 
 def _needed(spec: TensorSpec, values: int, max_rows: int) -> tuple[int, int]:
-    """Lists that a tensor of at most so many values can be written in, and how many values it can have."""
+    """Maximum number of lists and of values in a tensor from a body with that many values."""
     if spec.any_rank:
         return min(values, max_rows) * _ANY_RANK, values
     if len(spec.shape) < 2:
@@ -101,7 +101,7 @@ def _needed(spec: TensorSpec, values: int, max_rows: int) -> tuple[int, int]:
 
 
 _ANY_RANK = 4
-"""Lists around each row of a tensor without a declared shape: what is deeper has fewer rows."""
+"""Lists around each row of a tensor without a declared shape: deeper nesting has fewer rows."""
 
 
 def _outside(found: Array, inside: Array | None) -> int:
@@ -109,10 +109,10 @@ def _outside(found: Array, inside: Array | None) -> int:
 
 
 def _chunks(body: Body) -> Iterator[tuple[Array, Array, Array | None]]:
-    """Pieces of the text, the quotes that begin or end a string, and what lies within strings (None: nothing)."""
+    """Pieces of the text, the quotes that start or end a string, and the contents of strings (None: none)."""
     whole = np.frombuffer(body, np.uint8)
-    within = False  # whether the piece begins in a string
-    run = 0  # backslashes that it begins behind
+    within = False  # whether the piece starts within a string
+    run = 0  # number of backslashes before the piece
     for start in range(0, len(whole), CHUNK_BYTES):
         text = whole[start : start + CHUNK_BYTES]
         quotes = text == _QUOTE
@@ -130,7 +130,7 @@ def _chunks(body: Body) -> Iterator[tuple[Array, Array, Array | None]]:
 
 
 def _run_before(slashes: Array, run: int) -> Array:
-    """For each byte, how many backslashes stand directly before it."""
+    """Number of backslashes directly before each byte."""
     places = np.arange(len(slashes))
     last_other = np.maximum.accumulate(np.where(slashes, -1 - run, places))
     before = np.empty(len(slashes), np.int64)

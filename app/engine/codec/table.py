@@ -1,4 +1,4 @@
-"""Tables: rows of named columns, checked by name and made into the inputs of a model."""
+"""Tables: rows of named columns, checked by name and converted to the inputs of a model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from app.runtime.tensors import Array, TensorSpec
 
 Kind = Literal["number", "integer", "boolean", "category", "text"]
 Place = Callable[[str, int], str]
-"""Where the value of a column in a row stands in the body, for messages."""
+"""The place of a value in the body, for messages: by column name and row."""
 
 _SHOWN = 20
 
@@ -24,10 +24,10 @@ class TableColumn:
     """A column of a table.
 
     Attributes:
-        name: of the column.
-        kind: of its values.
-        spec: of the tensor that they go into.
-        categories: the texts that a category may be, in the order of their codes 0, 1, …
+        name: Name of the column.
+        kind: Type of its values.
+        spec: Spec of the tensor that holds the values.
+        categories: The allowed strings of a categorical column, in the order of their codes 0, 1, …
     """
 
     name: str
@@ -36,10 +36,10 @@ class TableColumn:
     categories: tuple[str, ...] = ()
 
     def array(self, values: Sequence[Any], place: Callable[[int], str], *, nan: bool) -> Array:
-        """(rows,), the values in the type of the input; whole numbers are cast where nothing is lost.
+        """The values as an array of shape (rows,) in the type of the input; whole numbers are cast if this is lossless.
 
         Raises:
-            InvalidRequestError: a value of another kind, or one that the type can't hold.
+            InvalidRequestError: A value has the wrong type, or the input's type cannot hold it.
         """
         if self.categories:
             codes = {category: code for code, category in enumerate(self.categories)}
@@ -67,8 +67,8 @@ class Table:
     """The columns of a model that takes rows of a table.
 
     Args:
-        columns: in the order of the model.
-        spec: the only input, of shape (rows, columns), whose columns they are; None where each is an input.
+        columns: Columns in the order of the model.
+        spec: The only input, of shape (rows, columns), that holds the columns; None if each column is an input.
     """
 
     def __init__(self, columns: Sequence[TableColumn], spec: TensorSpec | None) -> None:
@@ -78,20 +78,20 @@ class Table:
 
     @property
     def names(self) -> str:
-        """The names of the columns, for a message."""
+        """Names of the columns, for a message."""
         shown = [column.name for column in self.columns[:_SHOWN]]
         more = len(self.columns) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more else "")
 
     def check(self, given: Sequence[Any], where: str) -> None:
-        """Check that the names are the model's, in any order.
+        """Check that the names are those of the model, in any order.
 
         Args:
-            given: the names.
-            where: they stand, for messages.
+            given: The names.
+            where: Their place in the body, for messages.
 
         Raises:
-            InvalidRequestError: one is missing, unknown, or there twice.
+            InvalidRequestError: A name is missing, unknown, or given twice.
         """
         if len(given) == len(self._names) and set(map(str, given)) == self._names:
             return
@@ -111,15 +111,15 @@ class Table:
             )
 
     def feeds(self, values: Mapping[str, Sequence[Any]], place: Place, *, nan: bool) -> dict[str, Array]:
-        """The inputs of the model.
+        """Build the inputs of the model.
 
         Args:
-            values: of each column, as many in each; their names are checked already.
-            place: of a value in the body.
-            nan: allow NaN and infinities.
+            values: Values of each column, in equal numbers; the names have been checked.
+            place: Returns the place of a value in the body.
+            nan: Whether to accept NaN and infinities.
 
         Raises:
-            InvalidRequestError: a value of another kind, or columns of different lengths.
+            InvalidRequestError: A value has the wrong type, or columns differ in length.
         """
         first = self.columns[0].name
         for column in self.columns:
@@ -141,7 +141,7 @@ class Table:
 
 
 def table_of(model: DescribedModel) -> Table | None:
-    """The table that a model takes, or None: by the columns of its card, or because each input is a column."""
+    """The table that a model takes, or None: from the columns of its card, or because each input is a column."""
     inputs = model.inputs
     if model.columns is not None:
         return Table([_described(column, inputs[0]) for column in model.columns], inputs[0])

@@ -16,10 +16,10 @@ _FREE = 4096
 
 
 def check_size(body: Body, columns: int, max_rows: int) -> None:
-    """Refuse a body of more objects, lists or texts than any table of so many rows needs, before it is parsed.
+    """Refuse a body with more objects, lists or strings than a table of ``max_rows`` rows needs, before parsing it.
 
     Raises:
-        InvalidRequestError: names what there is too much of.
+        InvalidRequestError: A limit is exceeded; the message names it.
     """
     found = measure(body)
     for what, count, most in (
@@ -29,7 +29,7 @@ def check_size(body: Body, columns: int, max_rows: int) -> None:
     ):
         if count > most:
             raise InvalidRequestError(
-                f"the body holds {count} {what}, more than a table of {max_rows} rows and {columns} columns ({most})"
+                f"the body holds {count} {what}; the maximum for {max_rows} rows and {columns} columns is {most}"
             )
 
 
@@ -41,13 +41,13 @@ def is_table(value: Any, model: DescribedModel, table: Table | None) -> bool:
     if table is None or not value or not isinstance(value, dict):
         return False
     if set(value) & names:
-        # Inputs by name are tensors; those of one column each may be given as flat lists too.
+        # Inputs by name are tensors; inputs of one column each may also be flat lists.
         return set(value) <= {column.name for column in table.columns} and all(map(_is_flat, value.values()))
     return True
 
 
 def is_whole_table(document: Any) -> bool:
-    """Whether a body is a table by itself: records, or the 'split' form."""
+    """Whether a whole body is a table: records, or the 'split' form."""
     if isinstance(document, list):
         return bool(document) and isinstance(document[0], dict)
     return isinstance(document, dict) and "columns" in document and "data" in document
@@ -58,21 +58,21 @@ def _is_flat(value: Any) -> bool:
 
 
 def read_table(value: Any, model: DescribedModel, table: Table | None, where: str, *, nan: bool) -> dict[str, Array]:
-    """The inputs of a model from a table.
+    """Decode the inputs of a model from a table.
 
     Args:
-        value: what `is_table` takes for one.
-        model: the model.
-        table: its columns.
-        where: the value stands in the body; empty for the body itself.
-        nan: allow NaN and infinities.
+        value: A value for which `is_table` is true.
+        model: The model.
+        table: Its columns.
+        where: Place of the value in the body; empty for the body itself.
+        nan: Whether to accept NaN and infinities.
 
     Raises:
-        InvalidRequestError: names the row, the column, the value and the rule.
+        InvalidRequestError: The table is invalid; the message names the row, the column, the value and the rule.
     """
     if table is None:
         raise InvalidRequestError(
-            f"{where or 'the body'} is a table, and model {model.name!r} names no columns; send rows of numbers"
+            f"{where or 'the body'} is a table, but model {model.name!r} has no column names; send rows of numbers"
         )
     if isinstance(value, list):
         return _records(value, table, where, nan=nan)
@@ -84,7 +84,7 @@ def read_table(value: Any, model: DescribedModel, table: Table | None, where: st
 def _records(records: list[Any], table: Table, where: str, *, nan: bool) -> dict[str, Array]:
     for row, record in enumerate(records):
         if not isinstance(record, dict):
-            raise InvalidRequestError(f"{where}[{row}] is {describe(record)}; expected an object with a value a column")
+            raise InvalidRequestError(f"{where}[{row}] is {describe(record)}; expected an object, one value per column")
         table.check(tuple(record), f"{where}[{row}]")
     values = {column.name: [record[column.name] for record in records] for column in table.columns}
     return table.feeds(values, lambda name, row: f"{where}[{row}].{name}", nan=nan)
@@ -94,7 +94,7 @@ def _split(value: Mapping[str, Any], table: Table, where: str, *, nan: bool) -> 
     dot = f"{where}." if where else ""
     unknown = [key for key in value if key not in SPLIT_KEYS]
     if unknown:
-        raise InvalidRequestError(f"{dot}{unknown[0][:40]} is not known; a table has: {', '.join(SPLIT_KEYS)}")
+        raise InvalidRequestError(f"{dot}{unknown[0][:40]} is an unknown key; known: {', '.join(SPLIT_KEYS)}")
     columns, data = value["columns"], value["data"]
     if not isinstance(columns, list):
         raise InvalidRequestError(f"{dot}columns is {describe(columns)}; expected a list of names")
@@ -114,5 +114,5 @@ def _columns(value: Mapping[str, Any], table: Table, where: str, *, nan: bool) -
     table.check(tuple(value), where or "the body")
     for name, items in value.items():
         if not isinstance(items, list):
-            raise InvalidRequestError(f"{where}.{name[:40]} is {describe(items)}; expected a list with a value a row")
+            raise InvalidRequestError(f"{where}.{name[:40]} is {describe(items)}; expected a list with a value per row")
     return table.feeds(value, lambda name, row: f"{where}.{name}[{row}]", nan=nan)

@@ -1,4 +1,4 @@
-"""The precise path: tensors from parsed JSON values, with an error that names the place, the value and the rule."""
+"""Precise path: tensors from parsed JSON values; errors name the place, the value and the rule."""
 
 import math
 from typing import Any
@@ -14,10 +14,10 @@ _SHOWN = 40
 
 
 def parse_json(body: Body, expected: str) -> Any:
-    """Parse a body.
+    """Parse a JSON body.
 
     Raises:
-        InvalidRequestError: it is not JSON; says where, and what was expected.
+        InvalidRequestError: The body is not JSON; the message names the place and the expected form.
     """
     if not body:
         raise InvalidRequestError(f"the body is empty; expected {expected}")
@@ -31,14 +31,14 @@ def parse_json(body: Body, expected: str) -> Any:
 
 
 def describe(value: Any) -> str:
-    """A JSON value in few words, for a message."""
+    """A short description of a JSON value, for a message."""
     match value:
         case None:
             return "null"
         case bool():
             return "true" if value else "false"
         case str():
-            return f"the text {value[:_SHOWN]!r}"
+            return f"the string {value[:_SHOWN]!r}"
         case dict():
             return "an object"
         case list():
@@ -55,9 +55,9 @@ def example(spec: TensorSpec) -> str:
     if spec.datatype == "BF16":
         noun = "numbers"
     if spec.any_rank:
-        return f"{noun}, nested in lists as the model takes them"
+        return f"{noun}, nested in lists to match the model"
     if not spec.shape:
-        return f"one of {noun}"
+        return f"a single value of {noun}"
     last = spec.shape[-1]
     text = f"[{noun if last is None else f'{last} {noun}'}]"
     for size in reversed(spec.shape[:-1]):
@@ -66,20 +66,20 @@ def example(spec: TensorSpec) -> str:
 
 
 _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, None: math.nan}
-HOW_NAN = 'numbers must be finite, unless ?nan=allow is given: then null, "NaN", "Infinity" and "-Infinity" are taken'
+HOW_NAN = 'numbers must be finite, unless ?nan=allow is given: then null, "NaN", "Infinity" and "-Infinity" are valid'
 
 
 def array_from_json(value: Any, spec: TensorSpec, where: str, *, nan: bool = False) -> Array:
     """Build a tensor from nested lists.
 
     Args:
-        value: what the JSON held.
-        spec: the input that it is for.
-        where: the place of the value in the body, for messages.
-        nan: allow NaN and infinities, see ``array_from_list``.
+        value: The parsed JSON value.
+        spec: Spec of the input.
+        where: Place of the value in the body, for messages.
+        nan: Whether to accept NaN and infinities, see ``array_from_list``.
 
     Raises:
-        InvalidRequestError: wrong nesting, width or type, ragged rows, or a number that the type can't hold.
+        InvalidRequestError: The nesting, width or type is wrong, rows differ, or the type cannot hold a number.
     """
     sizes: list[int | None] = [None] * _depth(value) if spec.any_rank else list(spec.shape)
     if not sizes:
@@ -104,14 +104,14 @@ def _depth(value: Any) -> int:
 def array_from_list(flat: list[Any], spec: TensorSpec, where: str, place: Any = None, *, nan: bool = False) -> Array:
     """Build a one-dimensional tensor from a flat list of JSON scalars, see ``array_from_json``.
 
-    With ``nan``, floating-point numbers may be null or "NaN", "Infinity" and "-Infinity" as well.
+    With ``nan``, floating-point numbers may also be null, "NaN", "Infinity" and "-Infinity".
     """
     name = place or (lambda position: f"{where}[{position}]")
     if spec.datatype == "BOOL":
         _require(flat, lambda item: isinstance(item, bool), "true or false", name)
         return np.array(flat, dtype=np.bool_)
     if spec.datatype == "BYTES":
-        _require(flat, lambda item: isinstance(item, str), "a text", name)
+        _require(flat, lambda item: isinstance(item, str), "a string", name)
         array = np.empty(len(flat), dtype=object)
         array[:] = flat
         return array
@@ -149,7 +149,7 @@ def _collect(value: Any, depth: int, sizes: list[int | None], spec: TensorSpec, 
         sizes[depth] = len(value)
     elif size != len(value):
         fixed = not spec.any_rank and spec.shape[depth] is not None
-        reason = f"expected {size}" if fixed else f"the rows before it have {size}; all must have the same length"
+        reason = f"expected {size}" if fixed else f"the previous rows have {size}; all rows must have the same length"
         raise InvalidRequestError(f"{where} has {len(value)} values; {reason}")
     if depth == len(sizes) - 1:
         for position, item in enumerate(value):

@@ -66,7 +66,7 @@ class Http2Transport:
             )
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise GrpcStartError(f"can't listen on {address} for gRPC: {reason}") from None
+            raise GrpcStartError(f"cannot listen on {address} for gRPC: {reason}") from None
         self._close_idle()
 
     async def stop(self, timeout_s: float) -> None:

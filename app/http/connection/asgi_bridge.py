@@ -1,7 +1,7 @@
-"""ASGI bridge: hands every request that is not answered on the fast path to the ASGI application.
+"""ASGI bridge: passes every request that is not served on the fast path to the ASGI application.
 
-This is the only module that uses names of uvicorn that it does not document. They are the reason for the bounds of
-uvicorn in ``pyproject.toml``; each new release has to be tried by the tests of the connection:
+This is the only module that uses undocumented names of uvicorn. They are the reason for the version bounds of
+uvicorn in ``pyproject.toml``; the connection tests check each new release:
 
 - ``protocols.http.httptools_impl.RequestResponseCycle``: its constructor, ``run_asgi``, ``send``, ``on_response``,
   ``body``, ``more_body``, ``message_event``, ``disconnected``, ``keep_alive``, ``response_started``,
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class AsgiRequest(RequestResponseCycle):
-    """One request that the application answers."""
+    """One request that the application serves."""
 
     async def send(self, message: Message) -> None:  # type: ignore[override]
-        """Send a part of the response, which says so where the connection ends with it; not every uvicorn adds that."""
+        """Send a part of the response, with ``connection: close`` if needed; not every uvicorn version adds it."""
         if message["type"] == "http.response.start" and not self.keep_alive:
             headers = list(message.get("headers", ()))
             if not any(name.lower() == b"connection" for name, _ in headers):
@@ -47,21 +47,21 @@ class AsgiRequest(RequestResponseCycle):
 
 
 class AsgiBridge:
-    """The requests of one connection that the application answers, one after the other.
+    """The requests of one connection that the application serves, one after the other.
 
     Args:
-        config: of uvicorn.
-        server_state: of uvicorn.
-        app_state: of the lifespan.
-        on_response: called after each answer.
+        config: Configuration of uvicorn.
+        server_state: State of uvicorn's server.
+        app_state: State from the lifespan.
+        on_response: Called after each response.
 
     Attributes:
-        app: the application.
-        flow: pauses reading and writing; there once the connection is.
-        client: address and port of the client, as far as they are known.
-        reading: the last request that began; its body is read.
-        body_bytes: what has come of that body.
-        pipeline: requests behind the one that is being answered.
+        app: The application.
+        flow: Pauses reading and writing; set once the connection is open.
+        client: Address and port of the client, if known.
+        reading: The request with an incomplete body.
+        body_bytes: Number of received bytes of that body.
+        pipeline: Requests that wait for the response to an earlier one.
     """
 
     def __init__(
@@ -83,21 +83,21 @@ class AsgiBridge:
         self.pipeline: deque[AsgiRequest] = deque()
 
     def connect(self, transport: asyncio.Transport) -> None:
-        """Answer requests of a connection."""
+        """Start serving the requests of a connection."""
         self._transport = transport
         self.flow = FlowControl(transport)
         self.client = get_remote_addr(transport)
 
     def begin(self, parser: RequestParser, *, behind_another: bool) -> AsgiRequest:
-        """Hand a request over whose headers are whole.
+        """Pass on a request with complete headers.
 
         Args:
-            parser: has read them.
-            behind_another: whether an earlier request of the connection is not answered yet: the application gets this
+            parser: The parser of the headers.
+            behind_another: Whether an earlier request of the connection has no response yet: the application gets this
                 one after it (pipelining).
 
         Raises:
-            RefusedRequestError: its URL can't be understood.
+            RefusedRequestError: The URL is not valid.
         """
         request = AsgiRequest(
             scope=self._scope_of(parser),  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ class AsgiBridge:
             request.message_event.set()
 
     def drop_unread(self) -> bool:
-        """Drop the request whose body was being read; whether others in front of it are still to be answered."""
+        """Drop the request with an incomplete body. Return whether earlier requests still need their responses."""
         request, self.reading = self.reading, None
         if request is not None and request in self.pipeline:
             self.pipeline.remove(request)
@@ -184,7 +184,7 @@ class AsgiBridge:
         return False
 
     def resume_reading(self) -> None:
-        """Read on, unless pipelined requests wait or the client doesn't read its answers."""
+        """Resume reading, unless pipelined requests wait or the client does not read its responses."""
         if not (self.pipeline or self.flow.write_paused or self._transport.is_closing()):
             self.flow.resume_reading()
 
@@ -206,4 +206,4 @@ def _disconnect(request: AsgiRequest) -> None:
 
 
 def _nothing() -> None:
-    """Called after the answer of a request whose connection has ended."""
+    """Called after the response of a request on a closed connection."""

@@ -9,17 +9,17 @@ from app.http.connection.request_parser import READ_BYTES
 from app.service.inference import InferenceService
 
 RECEIVED = bytearray(READ_BYTES)
-"""What the event loop reads into; one for all connections, since it is emptied before the loop reads again."""
+"""Shared buffer of the event loop; one for all connections, because it is emptied before the next read."""
 RECEIVED_VIEW = memoryview(RECEIVED)
-_FIRST_BYTES = 64 * 1024  # room for a long body at first; then twice what has come, whatever length was announced
+_FIRST_BYTES = 64 * 1024  # initial size for a long body; doubles as bytes arrive, whatever length was announced
 POOL = BodyBuffers()
 
 
 class BodyReader:
-    """Receives the rest of a body of known length straight into the body's buffer.
+    """Receives the rest of a body of known length directly into the body's buffer.
 
     Attributes:
-        rest: where the event loop puts the next bytes; None while no body is received this way.
+        rest: The buffer for the next bytes; None if no body is received this way.
     """
 
     __slots__ = ("_body", "_length", "rest")
@@ -38,7 +38,7 @@ class BodyReader:
         """Start to receive a body, with its first piece.
 
         Raises:
-            OverloadedError: too much is in flight, or there is no memory.
+            OverloadedError: The byte budget is exhausted, or memory is insufficient.
         """
         self._length = length
         self._continue_in(request, _used_buffer(service, request, length), min(length, _FIRST_BYTES), begun)
@@ -47,14 +47,14 @@ class BodyReader:
         """Account for received bytes; True if the body is complete.
 
         Raises:
-            OverloadedError: as in ``begin``.
+            OverloadedError: See ``begin``.
         """
         if self.rest is not None and nbytes < len(self.rest):
             self.rest = self.rest[nbytes:]
             return False
         if len(self._body) == self._length:
             return True
-        # The event loop still holds a view of the full buffer, so that it can't be made longer.
+        # The event loop still holds a view of the full buffer, so it cannot be resized.
         begun, self._body, self.rest = self._body, bytearray(), None
         self._continue_in(request, None, min(self._length, 2 * len(begun)), begun)
         return False
@@ -72,19 +72,20 @@ class BodyReader:
     def _continue_in(
         self, request: WireRequest, used: bytearray | memoryview | None, count: int, begun: Body | memoryview
     ) -> None:
-        """Receive what comes next behind ``begun``, in a used buffer or in ``count`` new bytes."""
+        """Receive the bytes after ``begun``, in a reused buffer or in ``count`` new bytes."""
         try:
             request.reservation.reserve((count if used is None else len(used)) - request.reservation.nbytes)
             body = bytearray(count) if used is None else used
         except MemoryError:
-            raise OverloadedError("there is no memory for a body of that length now") from None
-        body[: len(begun)] = begun
+            raise OverloadedError("not enough memory for a body of this length; try again later") from None
+        view = memoryview(body)
+        view[: len(begun)] = begun  # a bytearray itself would copy it twice
         self._body = body
-        self.rest = memoryview(body)[len(begun) :]
+        self.rest = view[len(begun) :]
 
 
 def _used_buffer(service: InferenceService, request: WireRequest, length: int) -> bytearray | memoryview | None:
-    """A buffer for a whole body that exists already (pinned for CUDA where tensors are copied from it), or None."""
+    """An existing buffer for a whole body (pinned, if tensors are copied from it to CUDA), or None."""
     bodies = service.bodies
     if bodies is not None and request.target.api == "oip" and HEADER_LENGTH in request.headers:
         return bodies.take(length) or POOL.take(length)

@@ -1,13 +1,13 @@
-"""Buffers for long request bodies, used again while they are still warm."""
+"""Buffers for long request bodies, reused while they are in the processor's cache."""
 
 _KEPT_BYTES = 16 * 1024 * 1024
 _LARGEST = 4 * 1024 * 1024
 
 
 class BodyBuffers:
-    """Keeps buffers that were given back, by length: clients tend to send bodies of one size.
+    """Keeps returned buffers by length: clients tend to send bodies of one size.
 
-    A new buffer has to be cleared and lies outside the processor's cache; for a body of half a megabyte that costs as
+    A new buffer has to be zeroed and is not in the processor's cache; for a body of half a megabyte that costs as
     much as receiving it.
     """
 
@@ -16,7 +16,7 @@ class BodyBuffers:
         self._kept_bytes = 0
 
     def take(self, length: int) -> bytearray | None:
-        """A buffer of exactly that length, which holds anything; None where there is none."""
+        """A buffer of exactly that length with undefined contents; None if there is none."""
         free = self._free.get(length)
         if not free:
             return None
@@ -24,12 +24,12 @@ class BodyBuffers:
         return free.pop()
 
     def give_back(self, buffer: bytearray) -> None:
-        """The buffer is no longer read."""
+        """Return a buffer that is no longer read."""
         length = len(buffer)
         if length > _LARGEST:
             return
         if self._kept_bytes + length > _KEPT_BYTES:
-            # Sizes have changed: begin again rather than keep unused sizes.
+            # Sizes have changed: empty the pool rather than keep unused sizes.
             self._free.clear()
             self._kept_bytes = 0
         self._kept_bytes += length

@@ -1,9 +1,10 @@
-"""Fast path: the inference requests of one connection, from their headers to their answers, without ASGI."""
+"""Fast path: inference requests of one connection, from their headers to their responses, without ASGI."""
 
 from collections.abc import Callable
 from functools import partial
 
 from app.engine.codec import HeaderList
+from app.engine.codec.content import Content, LongContent
 from app.errors import AppError
 from app.http.connection.body_reader import POOL, RECEIVED_VIEW, BodyReader
 from app.http.connection.context import ConnectionContext
@@ -12,19 +13,19 @@ from app.http.connection.request import WireRequest
 from app.http.connection.request_parser import RequestParser
 from app.service.inference import Target
 
-Send = Callable[[WireRequest, int, HeaderList, bytes], None]
+Send = Callable[[WireRequest, int, HeaderList, Content], None]
 
 
 class FastPath:
-    """The inference requests of one connection; the next one begins once the last one is answered.
+    """The inference requests of one connection, one at a time.
 
     Args:
-        context: what connections share.
-        send: sends an answer.
+        context: Context shared by all connections.
+        send: Sends a response.
 
     Attributes:
-        reader: receives long bodies.
-        request: the last one that began.
+        reader: Receives long bodies.
+        request: The latest request.
     """
 
     __slots__ = ("_context", "_send", "_service", "reader", "request")
@@ -47,10 +48,10 @@ class FastPath:
         """Start a request with parsed headers: admit or refuse it.
 
         Args:
-            parser: has read them.
-            target: the model that is asked for.
-            query: of the URL.
-            text: the headers as they were sent, where they may be worth remembering.
+            parser: The parser of the headers.
+            target: The requested model.
+            query: Query of the URL.
+            text: The headers as received, if they may be cached.
         """
         headers = dict(parser.headers)
         request = self.request = WireRequest(self._service, target, headers, query, keep_alive=parser.keep_alive)
@@ -60,17 +61,17 @@ class FastPath:
             self.refuse(error)
             return request
         if text and request.keep_alive and text.count(b"\r\n") == len(parser.headers) + 2:
-            # Line for line what the parser took for the headers: nothing of the text lies before or behind them.
+            # The text is exactly what the parser read as headers, without bytes before or after them.
             self._context.header_cache.remember(text, target, headers, query)
         return request
 
     def begin_known(self, known: KnownHeaders, start: int, nbytes: int) -> WireRequest:
-        """Start a request whose headers are in the cache.
+        """Start a request with cached headers.
 
         Args:
-            known: the headers.
-            start: where the body begins in what was received.
-            nbytes: what was received, no more than the request.
+            known: The headers.
+            start: Start of the body in the received bytes.
+            nbytes: Number of received bytes, at most the whole request.
         """
         request = WireRequest(self._service, known.target, known.headers, known.query, keep_alive=True)
         self.request = request
@@ -87,7 +88,7 @@ class FastPath:
         return request
 
     def receive_body(self, piece: bytes) -> None:
-        """Add a piece of the body that the parser has found."""
+        """Add a piece of the body from the parser."""
         request = self.request
         if request is None or request.response_complete:
             return
@@ -128,7 +129,7 @@ class FastPath:
         return True
 
     def end_body(self) -> None:
-        """Decode a whole request now, or in a later turn of the event loop where this one has decoded for too long."""
+        """Decode a complete request now, or in a later turn of the event loop if this one has decoded for too long."""
         request = self.request
         if request is None or request.response_complete:
             return
@@ -148,19 +149,20 @@ class FastPath:
         if not request.response_complete:
             request.call = call
 
-    def _respond(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
-        request.call = None  # it refers to the request: no reference cycle is left
+    def _respond(self, request: WireRequest, status: int, headers: HeaderList, content: Content) -> None:
+        request.call = None  # it refers to the request; avoid a reference cycle
         if request.response_complete or self._send is None:
             return
         request.response_complete = True
         request.reservation.release()
         if request.pooled is not None:
-            POOL.give_back(request.pooled)
+            if type(content) is not LongContent or not content.reads(request.pooled):
+                POOL.give_back(request.pooled)
             request.pooled = None
         self._send(request, status, headers, content)
 
     def refuse(self, error: AppError) -> None:
-        """Answer with an error before the body is complete; the rest of it is discarded with the connection."""
+        """Respond with an error before the body is complete; the connection closes and discards further input."""
         request = self.request
         if request is None or request.response_complete:
             return
@@ -170,7 +172,7 @@ class FastPath:
         self._service.refuse(request.target, request.headers, partial(self._respond, request), error)
 
     def cut(self, error: AppError) -> None:
-        """Answer a request under way with an error: the server waits no longer."""
+        """Respond to the current request with an error, without waiting for its result."""
         request = self.request
         if request is None or request.response_complete:
             return
@@ -181,12 +183,12 @@ class FastPath:
             self.refuse(error)
 
     def abandon(self) -> None:
-        """Drop the request that is under way."""
+        """Drop the current request."""
         self.reader.clear()
         if self.request is not None and not self.request.response_complete:
             self.request.abandon()
 
     def disconnect(self) -> None:
-        """Free all that a request holds: the connection has ended."""
+        """Free the resources of the request: the connection has ended."""
         self.abandon()
         self.request = self._send = None

@@ -1,4 +1,4 @@
-"""Keep-alive timeout: one timer for each connection instead of one for each request."""
+"""Keep-alive timeout: one timer per connection instead of one per request."""
 
 import asyncio
 
@@ -6,11 +6,11 @@ import asyncio
 class KeepAlive:
     """Closes a connection that has been idle for too long.
 
-    Arming and cancelling a timer for each request would cost more than the rest of its bookkeeping. So a timer that is
-    armed stays, and looks how long the connection has been idle when it fires.
+    Starting and cancelling a timer per request would cost more than the rest of its bookkeeping. So a running
+    timer is kept, and checks the idle time of the connection when it fires.
 
     Attributes:
-        idle_since: loop time since when the connection is idle; None during a request, and before the first one.
+        idle_since: Loop time of the start of the idle period; None during a request, and before the first one.
     """
 
     __slots__ = ("_loop", "_timeout_s", "_timer", "_transport", "idle_since")
@@ -23,7 +23,7 @@ class KeepAlive:
         self._timer: asyncio.TimerHandle | None = None
 
     def connect(self, transport: asyncio.Transport) -> None:
-        """Watch over a connection."""
+        """Set the connection to close."""
         self._transport = transport
 
     def start(self) -> None:

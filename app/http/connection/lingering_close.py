@@ -1,23 +1,23 @@
-"""Lingering close: send FIN and discard further input, so that the client reads the answer before a reset."""
+"""Lingering close: send FIN and discard further input, so the client reads the response before a reset."""
 
 import asyncio
 
-# As nginx has them: long enough for a client that is slow, and sends all of its body before it reads.
+# The values of nginx: long enough for a slow client that sends its whole body before it reads.
 LINGER_S = 30.0
 IDLE_S = 5.0
-"""How long nothing may come."""
+"""Maximum time without input."""
 _DISCARDED = memoryview(bytearray(64 * 1024))
 
 
 class LingeringClose(asyncio.BufferedProtocol):
-    """The protocol of a connection after its last answer, for a client that is still sending.
+    """The protocol of a connection after its last response, for a client that is still sending.
 
-    Closed at once, the kernel would answer the rest with a reset, which can overtake the answer.
+    If the connection were closed at once, the kernel would send a reset, which can overtake the response.
 
     Args:
-        protocol: told when the connection is lost.
-        transport: of the connection.
-        loop: for the time limits.
+        protocol: Notified when the connection is lost.
+        transport: Transport of the connection.
+        loop: Event loop for the time limits.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LingeringClose(asyncio.BufferedProtocol):
         self._received = True
 
     def _look(self) -> None:
-        """Give up a client that has stopped sending, or never ends."""
+        """Close the connection of a client that stopped sending, or sends for too long."""
         wait_s = min(IDLE_S, self._end - self._loop.time())
         if not self._received or wait_s <= 0:
             self._transport.abort()
@@ -50,10 +50,10 @@ class LingeringClose(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(wait_s, self._look)
 
     def eof_received(self) -> None:
-        """Close: the client has sent all it wanted to."""
+        """Close the connection: the client has sent everything."""
         self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass the end of the connection on."""
+        """Forward the end of the connection."""
         self._timer.cancel()
         self._protocol.connection_lost(exc)

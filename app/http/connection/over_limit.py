@@ -1,4 +1,4 @@
-"""Answers on connections over ``max_connections``: health checks pass, everything else gets 503."""
+"""Responses on connections over ``max_connections``: health checks pass, everything else gets 503."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,7 @@ from app.config.limits import Limits
 from app.errors import error_body
 
 RESERVED = 32
-"""Connections over the limit that are read from at all, for the sake of health checks."""
+"""Maximum number of connections over the limit that are read, which allows health checks."""
 HEALTH_CHECKS = {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 
 
@@ -14,9 +14,9 @@ class OverLimitApp:
     """ASGI application for connections over the limit: health checks pass, everything else gets 503.
 
     Args:
-        behind: the application that answers health checks.
-        limits: for the message.
-        request_id: of the answer.
+        behind: The application that serves health checks.
+        limits: Connection limits, for the message.
+        request_id: Makes the id of a request.
     """
 
     def __init__(self, behind: ASGIApp, limits: Limits, request_id: bytes) -> None:
@@ -25,7 +25,7 @@ class OverLimitApp:
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; the connection ends with it."""
+        """Respond to one request; then the connection closes."""
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,22 +1,22 @@
 """HTTP/1.1 protocol of one connection: inference requests on a fast path, all others through the ASGI bridge.
 
-An ASGI request costs a task, an event, a scope and a dozen awaits before a byte is decoded, which is more than most
-models take. On the fast path an inference request goes from the parser to the service, and its answer to the socket, in
+An ASGI request costs a task, an event, a scope and a dozen awaits before a byte is decoded, more time than most
+models need. On the fast path an inference request goes from parser to service, and its response to the socket, in
 plain calls (``buffer_updated`` → ``FastPath`` → ``InferenceService.start`` → ``_send``). Everything else, pipelined
-requests too, goes through ``AsgiBridge`` to the application, which answers alike.
+including pipelined requests, goes through ``AsgiBridge`` to the application, which gives the same responses.
 
-A connection is in one of these states, by what it reads. Independently of it an answer may be due, to the last request
-that began or to pipelined ones in front of it.
+The state of a connection is what it reads next. Independently, a response may be due: to the latest request,
+or to earlier pipelined ones.
 
 =========  =====================================  ================================  ==============================
-state      what comes next                        without an answer due             with an answer due
+state      next input                             without a response due           with a response due
 =========  =====================================  ================================  ==============================
-BETWEEN    the first byte of a request            idle: keep-alive timeout; before  answering: no timeout
+BETWEEN    the first byte of a request            idle: keep-alive timeout; before  response due: no timeout
                                                   the first one: header timeout
 HEADERS    the rest of its headers                header timeout                    no timeout (pipelined)
-BODY       a piece of its body, for the parser    (an answer is always due)         body timeout
-DIRECT     the body, into its buffer (zero-copy)  (an answer is always due)         body timeout
-ENDED      nothing: what comes is discarded       closing                           last response after the answer
+BODY       a piece of its body, for the parser    (a response is always due)        body timeout
+DIRECT     the body, into its buffer (zero-copy)  (a response is always due)        body timeout
+ENDED      nothing: input is discarded            closing                           last response after the current
 =========  =====================================  ================================  ==============================
 
 BETWEEN → HEADERS → BODY → BETWEEN by the parser; BODY → DIRECT → BETWEEN for a long body of known length; BETWEEN →
@@ -28,6 +28,7 @@ See docs/decisions/0005-answer-inference-in-the-http-protocol.md.
 import asyncio
 import time
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from uvicorn.config import Config
@@ -35,6 +36,7 @@ from uvicorn.server import ServerState
 
 from app.config.limits import Waiting
 from app.engine.codec import HeaderList
+from app.engine.codec.content import Content, LongContent
 from app.errors import ModelUnavailableError, error_body
 from app.http.connection.asgi_bridge import AsgiBridge, AsgiRequest
 from app.http.connection.body_reader import RECEIVED, RECEIVED_VIEW
@@ -43,6 +45,7 @@ from app.http.connection.fast_path import FastPath
 from app.http.connection.header_cache import header_text
 from app.http.connection.keep_alive import KeepAlive
 from app.http.connection.lingering_close import LingeringClose
+from app.http.connection.long_bodies import LONG_BYTES, LongBodies
 from app.http.connection.over_limit import RESERVED, OverLimitApp
 from app.http.connection.request import WireRequest
 from app.http.connection.request_parser import RefusedRequestError, RequestParser
@@ -51,27 +54,27 @@ from app.telemetry.logs import log_request
 
 
 class State(Enum):
-    """State of the reader of a connection; see the module's table."""
+    """Reader state of a connection; see the table in the module docstring."""
 
     BETWEEN = "between two requests"
     HEADERS = "headers"
     BODY = "body"
-    DIRECT = "body, straight into its buffer"
+    DIRECT = "body, directly into its buffer"
     ENDED = "ended"
 
 
-BETWEEN, HEADERS, BODY, DIRECT, ENDED = State  # a member is found six times as fast here as on its class
+BETWEEN, HEADERS, BODY, DIRECT, ENDED = State  # looking up a global is six times as fast as an enum member
 
 
 class Connection(asyncio.BufferedProtocol):
     """One HTTP/1.1 connection.
 
     Args:
-        config: of uvicorn; its application has the ``connections`` that are shared by all of them.
-        server_state: of uvicorn. ``draining`` and ``connected`` on it are optional: whether each answer is the last of
-            its connection, and what to call for each new connection.
-        app_state: of the lifespan.
-        _loop: the event loop.
+        config: Configuration of uvicorn; its application has the ``connections`` that all of them share.
+        server_state: State of uvicorn's server. ``draining`` (whether each response is the last of its connection)
+            and ``connected`` (a callback for each new connection) on it are optional.
+        app_state: State from the lifespan.
+        _loop: The event loop.
     """
 
     def __init__(
@@ -89,20 +92,22 @@ class Connection(asyncio.BufferedProtocol):
         self._serves_inference = True
         self._parser = RequestParser(self, self._context.limits)
         self._keep_alive = KeepAlive(self._loop, config.timeout_keep_alive)
+        self._long = LongBodies(self._loop, self._context.threads)
         self._state = BETWEEN
-        self._path: FastPath | AsgiBridge = self._bridge  # of the request that began last
-        self._last: WireRequest | AsgiRequest | None = None  # that request
-        self._new_headers = b""  # text of headers that may be worth remembering
-        self._last_response = b""  # sent once the answers in front of it are
+        self._path: FastPath | AsgiBridge = self._bridge  # path of the latest request
+        self._last: WireRequest | AsgiRequest | None = None  # the latest request
+        self._new_headers = b""  # text of headers that may be cached
+        self._last_response = b""  # sent after the responses to earlier requests
         self.transport: asyncio.Transport
 
-    # The event loop's calls.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Connection opened."""
         self.transport = transport
         self._bridge.connect(transport)
         self._keep_alive.connect(transport)
+        self._long.connect(transport, self._bridge.flow)
         state = self._server_state
         state.connections.add(self)  # type: ignore[arg-type]
         self._context.watch(state.connections)
@@ -114,11 +119,12 @@ class Connection(asyncio.BufferedProtocol):
             self._restrict(over)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Client disconnected, or the connection was closed: free all that its requests hold."""
+        """Client disconnected, or the connection was closed: free the resources of its requests."""
         self._server_state.connections.discard(self)
         self._fast.disconnect()
         self._bridge.disconnect()
         self._keep_alive.cancel()
+        self._long.close()
         self._parser.close()
         self._state = ENDED
         self._last = None
@@ -131,7 +137,7 @@ class Connection(asyncio.BufferedProtocol):
         return RECEIVED_VIEW if rest is None else rest
 
     def buffer_updated(self, nbytes: int) -> None:
-        """The event loop has read something."""
+        """The event loop has received bytes."""
         state = self._state
         if state is BETWEEN:
             if self._serves_inference and self._begin_known(nbytes):
@@ -151,9 +157,10 @@ class Connection(asyncio.BufferedProtocol):
             self._fast.receive_rest_directly()
             if self._fast.reader.rest is not None:
                 self._state = DIRECT
+                self._long.receive(self._fast.reader, self._received_directly)
 
     def _begin_known(self, nbytes: int) -> bool:
-        """Begin a request whose headers are in the cache; False where the parser is to see what was received."""
+        """Start a request with cached headers; False if the parser must read the received bytes."""
         text = header_text(RECEIVED, nbytes)
         if not text:
             return False
@@ -169,12 +176,14 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive.idle_since = None
         self._path = self._fast
         self._last = self._fast.begin_known(known, start, nbytes)
+        if known.content_length >= LONG_BYTES and self._state is DIRECT:
+            self._long.receive(self._fast.reader, self._received_directly)
         return True
 
     def _received_directly(self, nbytes: int) -> None:
         if self._fast.received_directly(nbytes):
             if self._parser.in_message:
-                self._parser.reset()  # it has seen the beginning of the body and never will see its end
+                self._parser.reset()  # it saw the start of the body, but will not see its end
             self._state = BETWEEN
             self._fast.end_body()
 
@@ -182,24 +191,24 @@ class Connection(asyncio.BufferedProtocol):
         """The client has closed its side: the transport closes the connection."""
 
     def pause_writing(self) -> None:
-        """The client doesn't read: read no more from it, so that answers don't pile up."""
+        """The client does not read: stop reading from it, so responses do not pile up."""
         self._bridge.flow.pause_writing()
         if not self.transport.is_closing():
             self._bridge.flow.pause_reading()
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """The client reads again."""
         self._bridge.flow.resume_writing()
         self._bridge.resume_reading()
 
-    # The parser's calls.
+    # Callbacks of the parser.
 
     def message_began(self) -> None:
         """BETWEEN → HEADERS."""
         self._state = HEADERS
 
     def headers_received(self) -> None:
-        """HEADERS → BODY: decide which way the request takes."""
+        """HEADERS → BODY: choose the path of the request."""
         self._state = BODY
         parser = self._parser
         due = self._answer_due()
@@ -207,7 +216,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._serves_inference and not due and parser.method == b"POST":
             service = self._context.service
             path, _, query = parser.url.partition(b"?")
-            # The bridge decodes percent-encoded paths; the application answers pages of other origins (CORS headers).
+            # The bridge decodes percent-encoded paths; the application adds CORS headers for other origins.
             if b"%" not in path and not (service.cross_origin and parser.has_origin):
                 target = service.target(path.decode("latin-1"))
         if target is None:
@@ -227,35 +236,41 @@ class Connection(asyncio.BufferedProtocol):
         self._path.receive_body(piece)
 
     def message_received(self) -> None:
-        """BODY → BETWEEN: the request is whole."""
+        """BODY → BETWEEN: the request is complete."""
         self._state = BETWEEN
         self._new_headers = b""
         self._path.end_body()
 
-    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: bytes) -> None:
-        """Send the answer of a request on the fast path."""
+    def _send(self, request: WireRequest, status: int, headers: HeaderList, content: Content) -> None:
+        """Send the response to a request on the fast path."""
         if self.transport.is_closing():
             return
         if self._draining():
             request.keep_alive = False
-        self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
+        if type(content) is LongContent:
+            more = len(content) - len(content.head)
+            head = self._render(status, headers, content.head, keep_alive=request.keep_alive, more=more)
+            self._long.send((head, *content.tensors), partial(self._answered, request))
+        else:
+            self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
         if request.began_s:
             path = request.target.path.encode("latin-1")
             request_id = dict(headers).get(b"x-request-id", b"")
             client = self._bridge.client[0] if self._bridge.client else None
             log_request("POST", path, status, time.perf_counter() - request.began_s, request_id, client)
-        if not request.keep_alive:
-            self._close()
-        self._answered()
+        if not self._long.sending:
+            self._answered(request)
 
-    # The end of a request, and of the connection.
+    # End of a request, and of the connection.
 
     def _answer_due(self) -> bool:
         last = self._last
-        return last is not None and not last.response_complete
+        return last is not None and (not last.response_complete or self._long.sending)
 
-    def _answered(self) -> None:
-        """An answer was sent: go on with what was pipelined, or begin to be idle."""
+    def _answered(self, request: WireRequest | None = None) -> None:
+        """A response was sent: close after the last one, continue with pipelined requests, or become idle."""
+        if request is not None and not request.keep_alive:
+            self._close()
         self._server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -269,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
             self._keep_alive.start()
 
     def _close(self) -> None:
-        """Close, without a reset that would overtake the answer of a client that is still sending."""
+        """Close without a reset, which could overtake the response to a client that is still sending."""
         reading = self._state in (BODY, DIRECT)
         if reading and not self._draining() and self.transport.can_write_eof():
             LingeringClose(self, self.transport, self._loop)
@@ -277,7 +292,7 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
 
     def _end_with(self, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
-        """Answer what can't be a request, and close the connection; earlier requests get their answers first."""
+        """Respond to input that is not a valid request, and close; earlier requests get their responses first."""
         if self._state is ENDED or self.transport.is_closing():
             return
         unread = self._state in (BODY, DIRECT)  # then the last request is the one that is refused
@@ -304,12 +319,12 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.write(response)
         self.transport.close()
 
-    def _render(self, status: int, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
+    def _render(self, status: int, headers: HeaderList, content: bytes, *, keep_alive: bool, more: int = 0) -> bytes:
         default_lines = self._context.default_headers.lines(self._server_state.default_headers)
-        return render(status, default_lines, headers, content, keep_alive=keep_alive)
+        return render(status, default_lines, headers, content, keep_alive=keep_alive, more=more)
 
     def _restrict(self, over: int) -> None:
-        """Answer health checks alone: this connection is over the limit; or nothing, where too many are."""
+        """Respond only to health checks, because this connection is over the limit; ignore it if too many are."""
         self._serves_inference = False
         limits = self._context.limits
         if over > RESERVED:
@@ -317,7 +332,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._bridge.app = OverLimitApp(self._bridge.app, limits, self._context.service.request_ids.of({}))
 
-    # The watchdog's calls.
+    # Callbacks of the watchdog.
 
     def waiting_for(self) -> tuple[Waiting, object] | None:
         """The client action that this connection is blocked on, with a progress mark; see the module's table."""
@@ -352,27 +367,27 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._end_with(408, str(error))
 
-    # The server's calls.
+    # Callbacks of the server.
 
     def _draining(self) -> bool:
         return getattr(self._server_state, "draining", False)
 
     def shutdown(self) -> None:
-        """Drain, as uvicorn's own server asks for it."""
+        """Drain the connection, on request of uvicorn's server."""
         self.drain(close_idle=True)
 
     def drain(self, *, close_idle: bool) -> None:
-        """Graceful shutdown: the answer under way is the last one.
+        """Graceful shutdown: the current response is the last one.
 
         Args:
-            close_idle: also close the connection if no request is under way, or only the rest of a refused one.
+            close_idle: Also close the connection if it has no request, or only the rest of a refused one.
         """
-        if self._last is not None and not self._last.response_complete:
+        if self._last is not None and self._answer_due():
             self._last.keep_alive = False
         elif close_idle and (self._state is BETWEEN or self.transport.get_protocol() is not self):
             self.transport.close()
 
     def cut(self) -> None:
-        """End of the graceful shutdown: answer an inference request under way with 503, and close."""
+        """End of the graceful shutdown: respond to the current inference request with 503, and close."""
         self._fast.cut(ModelUnavailableError("the server is shutting down"))
         self.transport.close()

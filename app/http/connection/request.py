@@ -1,4 +1,4 @@
-"""One inference request on a connection, from its headers to its answer."""
+"""One inference request on a connection, from its headers to its response."""
 
 import time
 
@@ -12,16 +12,16 @@ class WireRequest:
     """One inference request on a connection.
 
     Attributes:
-        target: the model that is asked for.
-        headers: by name, in lower case.
-        query: of the URL.
-        keep_alive: whether the connection stays open after the answer.
-        body: what has come of the body; empty once decoding has begun.
-        pooled: the buffer of a long body, to be used again after the answer.
-        reservation: the bytes that the body is counted with.
-        call: the request in the service; None before it is started and after it is answered.
-        response_complete: whether it is answered, or its client has disconnected.
-        began_s: when its headers had come; 0 without an access log.
+        target: The requested model.
+        headers: Headers by lowercase name.
+        query: Query of the URL.
+        keep_alive: Whether the connection stays open after the response.
+        body: The received part of the body; empty once decoding has begun.
+        pooled: The buffer of a long body, reused after the response.
+        reservation: Reserved bytes of the body.
+        call: The request in the service; None before its start and after its response.
+        response_complete: Whether the response was sent, or the client has disconnected.
+        began_s: Time at which its headers were complete; 0 without an access log.
     """
 
     __slots__ = (
@@ -44,13 +44,13 @@ class WireRequest:
         self.began_s = time.perf_counter() if service.access_log else 0.0
 
     def add(self, piece: bytes, max_bytes: int) -> bool:
-        """Append a piece of the body, and reserve the memory that the body takes.
+        """Append a piece of the body, and reserve its memory.
 
         Returns:
-            False where the body is longer than ``max_bytes``.
+            False if the body is longer than ``max_bytes``.
 
         Raises:
-            OverloadedError: too much is in flight.
+            OverloadedError: The byte budget is exhausted.
         """
         if len(self.body) + len(piece) > max_bytes:
             return False
@@ -63,7 +63,7 @@ class WireRequest:
         self.reservation.release()
 
     def abandon(self) -> None:
-        """Cancel the request: its client has disconnected.
+        """Cancel the request, because its client has disconnected.
 
         A run that reads the body keeps it, and its reservation, until the run ends.
         """

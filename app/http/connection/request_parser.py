@@ -1,4 +1,4 @@
-"""Request parser: httptools' parser of one connection, with the headers that it has read of the current request."""
+"""Request parser: httptools' parser for one connection, with the headers of the current request."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ from app.config.limits import Limits
 log = logging.getLogger(__name__)
 
 READ_BYTES = 32 * 1024
-"""Most bytes that are read from a connection and parsed at once."""
+"""Maximum number of bytes that are read from a connection and parsed at once."""
 _HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*\Z")
 _UPGRADE_TOKENS = {b"upgrade", b"http2-settings"}
 
@@ -20,7 +20,7 @@ class RefusedRequestError(Exception):
     """The request is refused, and nothing after it is read.
 
     Attributes:
-        status: HTTP status code of the answer.
+        status: HTTP status code of the response.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -35,30 +35,30 @@ class ParserEvents(Protocol):
         """Called at the first byte of a request."""
 
     def headers_received(self) -> None:
-        """The headers of a request are whole."""
+        """Called when the headers of a request are complete."""
 
     def body_received(self, piece: bytes) -> None:
         """Called for each piece of the body."""
 
     def message_received(self) -> None:
-        """The request is whole."""
+        """Called when a request is complete."""
 
 
 class RequestParser:
     """httptools' parser of one connection.
 
-    An offer to go on by another protocol (``Upgrade: h2c``, as Java's client sends it) is ignored: the parser stops
-    behind such headers and takes no body for them, so it is given them once more without the offer.
+    An ``Upgrade`` header (``h2c`` from Java's client) is ignored: the parser stops after such
+    headers without reading a body, so it parses them again without the upgrade.
 
     Args:
-        events: called while data is fed.
-        limits: of the connection.
+        events: Callbacks for parsed input.
+        limits: Limits of the connection.
 
     Attributes:
-        url: as it was sent.
-        headers: of the current request, names in lower case.
-        expects_continue: whether the client waits for ``100 Continue`` before it sends the body.
-        in_message: whether a request has begun and is not whole.
+        url: The URL as received.
+        headers: Headers of the current request, with lowercase names.
+        expects_continue: Whether the client waits for ``100 Continue`` before it sends the body.
+        in_message: Whether a request has started and is not complete.
     """
 
     def __init__(self, events: ParserEvents, limits: Limits) -> None:
@@ -69,19 +69,19 @@ class RequestParser:
         self.expects_continue = False
         self.in_message = False
         self._in_headers = False
-        self._header_bytes = 0  # of the current request, in all reads but the first
+        self._header_bytes = 0  # header bytes of the current request, without the first read
         self._hosts = 0
         self.reset()
 
     def reset(self) -> None:
         """Start again between two requests."""
         self._parser = httptools.HttpRequestParser(self)
-        # A request behind one with "Connection: close" is no error.
+        # A request after one with "Connection: close" is not an error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.in_message = False
 
     def close(self) -> None:
-        """Cut the reference cycle between httptools' parser and this object."""
+        """Break the reference cycle between httptools' parser and this object."""
         del self._parser, self._events
 
     @property
@@ -98,7 +98,7 @@ class RequestParser:
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the client lets the connection stay open after the current request."""
+        """Whether the client allows the connection to stay open after the current request."""
         return self.version != "1.0" and bool(self._parser.should_keep_alive())
 
     @property
@@ -110,7 +110,7 @@ class RequestParser:
         """Parse received bytes.
 
         Raises:
-            RefusedRequestError: it is not HTTP, has no valid Host, or its headers are too long.
+            RefusedRequestError: The input is not HTTP, has no valid Host, or its headers are too long.
         """
         if self._in_headers:
             self._header_bytes += len(data)
@@ -126,7 +126,7 @@ class RequestParser:
             except httptools.HttpParserCallbackError as error:
                 if isinstance(error.__context__, RefusedRequestError):
                     raise error.__context__ from None
-                log.exception("reading a request failed")
+                log.exception("parsing a request failed")
                 raise _not_http() from None
             except httptools.HttpParserError:
                 raise _not_http() from None
@@ -168,9 +168,9 @@ class RequestParser:
         if self._parser.should_upgrade():
             return  # see feed
         if self._hosts != 1 and (self._hosts or self.version != "1.0"):
-            raise RefusedRequestError(400, f"the request has {self._hosts or 'no'} Host headers; it needs exactly one")
+            raise RefusedRequestError(400, f"the request has {self._hosts or 'no'} Host headers; exactly 1 is required")
         if self.version == "1.0":
-            self.expects_continue = False  # such a client does not know the answer
+            self.expects_continue = False  # clients of older HTTP versions do not understand 100 Continue
         self._events.headers_received()
 
     def on_body(self, body: bytes) -> None:

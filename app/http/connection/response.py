@@ -8,33 +8,35 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 
 
 class DefaultHeaders:
-    """uvicorn's default headers (the date) as they are sent; it makes a new list of them every second."""
+    """uvicorn's default headers (the date) as bytes; uvicorn makes a new list every second."""
 
     def __init__(self) -> None:
         self._list: HeaderList | None = None
         self._lines = b""
 
     def lines(self, headers: HeaderList) -> bytes:
-        """The header lines of a list, encoded once for as long as the list is the same object."""
+        """The header lines of a list, encoded once per list object."""
         if headers is not self._list:
             self._lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
             self._list = headers
         return self._lines
 
 
-def render(status: int, default_lines: bytes, headers: HeaderList, content: bytes, *, keep_alive: bool) -> bytes:
-    """A whole response.
+def render(
+    status: int, default_lines: bytes, headers: HeaderList, content: bytes, *, keep_alive: bool, more: int = 0
+) -> bytes:
+    """Encode a complete response, or its beginning.
 
     Args:
         status: HTTP status code.
-        default_lines: header lines that every response has.
-        headers: those of this response, without its length.
-        content: the body.
-        keep_alive: whether the connection stays open after it.
+        default_lines: Header lines of every response.
+        headers: Headers of this response, without its length.
+        content: The body.
+        keep_alive: Whether the connection stays open after it.
+        more: Bytes of the body that are sent separately.
     """
-    parts = [_STATUS_LINES[status], default_lines]
-    for name, value in headers:
-        parts += (name, b": ", value, b"\r\n")
-    end = b"\r\n\r\n" if keep_alive else b"\r\nconnection: close\r\n\r\n"
-    parts += (b"content-length: %d" % len(content), end, content)
-    return b"".join(parts)
+    lines = _STATUS_LINES[status] + default_lines
+    for header in headers:
+        lines += b"%b: %b\r\n" % header
+    end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+    return b"%bcontent-length: %d\r\n%b%b" % (lines, len(content) + more, end, content)

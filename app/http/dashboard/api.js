@@ -1,6 +1,6 @@
-// Requests to the server that the page came from; paths are relative, so that a prefix of a proxy does no harm.
+// Requests to the server of the page; paths are relative, so they work behind a proxy with a path prefix.
 
-/** The server's own word on what went wrong. */
+/** The server's message for a failure. */
 export class ApiError extends Error {
   constructor(message, status) {
     super(message);
@@ -16,20 +16,20 @@ let denied = () => {};
 try {
   key = sessionStorage.getItem(KEY);
 } catch {
-  // No storage: the key lasts as long as the page.
+  // No storage: the key is kept only while the page is open.
 }
 
-/** Send this API key with every request, in this tab and for as long as it is open. */
+/** Send this API key with every request, in this tab while it is open. */
 export function useKey(value) {
   key = value;
   try {
     sessionStorage.setItem(KEY, value);
   } catch {
-    // As above.
+    // No storage.
   }
 }
 
-/** Call this where the server asks for a key, or for another: with whether one was sent. */
+/** Call this when the server requires a key, or another one; the argument says whether one was sent. */
 export function onDenied(listener) {
   denied = listener;
 }
@@ -43,7 +43,7 @@ async function call(path, options = {}, timeoutMs = TIMEOUT_MS) {
   try {
     document = text ? JSON.parse(text) : null;
   } catch {
-    // Not ours: a proxy's page, say.
+    // Not a response of the server, for example a proxy's page.
   }
   if (!answer.ok) throw new ApiError(document?.error ?? `${answer.status} ${answer.statusText}`, answer.status);
   return document;
@@ -55,15 +55,15 @@ const name = encodeURIComponent;
 
 /** Whether requests carry an API key. */
 export const keyed = () => Boolean(key);
-/** States and counters of all models: small, for it is read every few seconds. */
+/** States and counters of all models; small, because the page polls it every few seconds. */
 export const live = () => call("stats?live=true&histograms=true", {}, 10_000);
 /** Everything about one model. */
 export const details = async (model) => (await call(`models/${name(model)}/stats`, {}, 10_000)).models;
 export const models = () => call("models", {}, 10_000);
-/** Ask a version; the query begins with a question mark. */
+/** Run a version; the query starts with a question mark. */
 export const predict = (model, version, { body, type, query = "" }) =>
   post(`models/${name(model)}/versions/${name(version)}/predict${query}`, body, type);
-/** The whole address of a model's predictions, for other programs. */
+/** The absolute URL of a model's predictions, for other programs. */
 export const address = (model, query = "") => new URL(`models/${name(model)}/predict${query}`, document.baseURI).href;
 export const reload = (model) => post(`v2/repository/models/${name(model)}/load`);
 export const benchmark = (model) => post(`models/${name(model)}/benchmark`);

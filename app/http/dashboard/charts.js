@@ -13,7 +13,7 @@ export function ceiling(value) {
   return [1, 1.5, 2, 3, 5, 7.5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** Points [{from, to, value}] as pieces of a line, which breaks where a value or a time is missing. */
+/** Points [{from, to, value}] as pieces of a line, which is interrupted where a value or a time is missing. */
 function pieces(points, span, now, top) {
   const x = (seconds) => Math.max(0, WIDTH * (1 - (now - seconds) / span));
   const found = [];
@@ -27,7 +27,7 @@ function pieces(points, span, now, top) {
     end = to;
     if (value === null) continue;
     const y = HEIGHT - (Math.min(value, top) / top) * (HEIGHT - 3);
-    // What was read after a long pause is a mean over all of it.
+    // A reading after a long pause is a mean over the pause.
     if (to - from > span / 25 || !piece.length) piece.push([x(from), y]);
     piece.push([x(to), y]);
   }

@@ -1,4 +1,4 @@
-// Small helpers to make elements; text is always set as text, never as markup.
+// Small helpers that make elements; text is always set as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -17,7 +17,7 @@ export function h(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/** An SVG element, with the same arguments. */
 export function s(tag, attributes, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -27,7 +27,7 @@ export function fact(name, value, attributes) {
   return h("div", attributes, h("dt", {}, name), h("dd", {}, value));
 }
 
-/** A group of buttons of which one is pressed; calls back with its index. */
+/** A group of buttons, one of which is pressed; calls back with its index. */
 export function choice(label, names, choose, chosen = 0) {
   const buttons = names.map((name, index) =>
     h("button", { type: "button", "aria-pressed": String(index === chosen), onclick: () => press(index) }, name),

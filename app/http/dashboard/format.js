@@ -1,4 +1,4 @@
-// Figures as text. What is null is not known, and shown as a dash.
+// Numbers as text. null means unknown, and is shown as a dash.
 
 export const UNKNOWN = "–";
 
@@ -8,7 +8,7 @@ const whole = new Intl.NumberFormat("en-US");
 /** 401920 -> "401,920" */
 export const integer = (value) => (known(value) ? whole.format(value) : UNKNOWN);
 
-/** Three digits that matter: 0.0123, 1.23, 123 */
+/** Three significant digits: 0.0123, 1.23, 123 */
 export function short(value) {
   if (!known(value)) return UNKNOWN;
   if (value === 0) return "0";
@@ -38,7 +38,8 @@ export function bytes(value) {
   return `${step ? value.toPrecision(3) : value} ${units[step]}`;
 }
 
-export const percent = (value) => (known(value) ? `${value.toFixed(1)}%` : UNKNOWN);
+/** 12.34 -> "12.3%", 1234.5 -> "1,235%" */
+export const percent = (value) => (known(value) ? `${value >= 1000 ? whole.format(Math.round(value)) : value.toFixed(1)}%` : UNKNOWN);
 export const fraction = (value) => (known(value) ? `${(100 * value).toFixed(1)}%` : UNKNOWN);
 
 export function milliseconds(value) {
@@ -69,7 +70,7 @@ export const counted = (count, noun) => `${whole.format(count)} ${noun}${count =
 /** "CPUExecutionProvider" -> "CPU" */
 export const provider = (name) => name.replace("ExecutionProvider", "");
 
-/** How much less than dense, of the counts themselves: rounding what is rounded already would be off now and then. */
+/** Reduction against dense, computed from the counts: rounding a rounded number again is sometimes wrong. */
 export function reduction(dense, ours) {
   if (!dense) return UNKNOWN;
   const value = 100 * (1 - ours / dense);

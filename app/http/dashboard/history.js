@@ -1,4 +1,4 @@
-// From counters read every few seconds to what happened in between, for two minutes, an hour and a day.
+// Differences of polled counters, over two minutes, an hour and a day.
 
 export const RANGES = [
   { name: "2 min", seconds: 120, binSeconds: 0 },
@@ -11,7 +11,7 @@ const SUMS = ["requests", "failed", "rows", "runs", "executedRows"];
 /** Buckets of a histogram of /stats by their upper bounds. */
 const buckets = (histogram) => new Map(histogram.upper_bounds_ms.map((bound, index) => [bound, histogram.counts[index]]));
 
-/** The quantile of buckets by upper bound in ms; null where they are empty. */
+/** The quantile of buckets by upper bound in ms; null if they are empty. */
 export function quantile(counted, part) {
   const sorted = [...counted].sort(([a], [b]) => (a ?? Infinity) - (b ?? Infinity));
   const total = sorted.reduce((sum, [, count]) => sum + count, 0);
@@ -19,13 +19,13 @@ export function quantile(counted, part) {
   let below = 0;
   for (const [bound, count] of sorted) {
     below += count;
-    // The middle of the bucket, whose bounds lie a tenth apart.
+    // The middle of the bucket; its bounds are a tenth apart.
     if (below >= part * total) return bound === null ? 100_000 : bound * 0.95;
   }
   return null;
 }
 
-/** What was counted between two readings of `live`; null after a restart of the server. */
+/** Counts between two readings of `live`; null after a restart of the server. */
 function difference(before, now) {
   const [old, live] = [before.live, now.live];
   const sums = {
@@ -41,7 +41,7 @@ function difference(before, now) {
   return { from: before.seconds, to: now.seconds, ...sums, times: new Map([...times].filter(([, count]) => count > 0)) };
 }
 
-/** Two neighbouring intervals as one: counts add up, so nothing is lost but the finer time. */
+/** Merge two neighbouring intervals: counts add up, so only the finer time is lost. */
 function merged(first, second) {
   const times = new Map(first.times);
   for (const [bound, count] of second.times) times.set(bound, (times.get(bound) ?? 0) + count);
@@ -49,14 +49,14 @@ function merged(first, second) {
   return { from: first.from, to: second.to, ...sums, times };
 }
 
-/** What a model did, at three resolutions. */
+/** The history of a model at three resolutions. */
 export class History {
   constructor() {
     this.last = null;
     this.intervals = RANGES.map(() => []);
   }
 
-  /** Take a reading of `live` at a time in seconds. */
+  /** Add a reading of `live` at a time in seconds. */
   add(live, seconds) {
     const before = this.last;
     this.last = { live, seconds };
@@ -85,7 +85,7 @@ export class History {
     }));
   }
 
-  /** The rate of requests in the last reading; null before there were two. */
+  /** The request rate of the last reading; null before there were two. */
   get rate() {
     const latest = this.intervals[0].at(-1);
     return latest ? latest.requests / (latest.to - latest.from) : null;

@@ -1,4 +1,4 @@
-// The layers of a model: the dense weight of each beside what is stored, with rank and bits.
+// The layers of a model: dense weight and stored weight of each, with rank and bits.
 
 import { h, s } from "./dom.js";
 import * as format from "./format.js";
@@ -51,7 +51,7 @@ function convolutionRow(layer) {
 
 const bitsOf = (scheme) => (scheme.startsWith("int4") ? 4 : 8);
 
-/** Quantized layers, the two factors of a low rank as one. */
+/** Quantized layers, with the two factors of a low rank as one. */
 export function joined(layers) {
   const found = [];
   for (const layer of layers) {
@@ -97,7 +97,7 @@ function legend({ random, bits }) {
   );
 }
 
-/** The section of the layers; none where the card names no layer. */
+/** The section of the layers; none if the card names no layer. */
 export function layersBlock(report) {
   const random = [...(report.layers ?? []).map(linearRow), ...(report.convolutions ?? []).map(convolutionRow)];
   const bits = joined(report.quantized_layers ?? []).map(quantizedRow);

@@ -1,10 +1,10 @@
-// The list of models: a filter by name, a filter by state, and a row a model.
+// The list of models: a filter by name, a filter by state, and one row per model.
 
 import { h } from "./dom.js";
 import * as format from "./format.js";
 import { ALL, state } from "./states.js";
 
-/** Rows in the order of their state, broken ones first; those that don't match the filters are hidden. */
+/** Rows ordered by state, broken ones first; rows that do not match the filters are hidden. */
 export class ModelList {
   constructor(element) {
     this.element = element;
@@ -24,13 +24,13 @@ export class ModelList {
     this.views = [];
   }
 
-  /** Show these views; each has a `name`, an `element` and what `judge` found. */
+  /** Show these views; each has a `name`, an `element` and the result of `judge`. */
   update(views) {
     const order = (view) => ALL.indexOf(view.judged.key);
     this.views = views.toSorted((a, b) => order(a) - order(b) || a.name.localeCompare(b.name));
     const elements = this.views.map((view) => view.element);
     const same = elements.length === this.rows.children.length && elements.every((one, at) => one === this.rows.children[at]);
-    // Moving an element that has the focus takes it away.
+    // Moving a focused element takes the focus away.
     if (!same) {
       const focused = document.activeElement;
       this.rows.replaceChildren(...elements);

@@ -1,4 +1,4 @@
-// What a model does right now, and did for as long as the page is open.
+// Live counters of a model, and their history while the page is open.
 
 import { Chart } from "./charts.js";
 import { choice, fact, h } from "./dom.js";
@@ -15,7 +15,7 @@ export class Live {
     this.charts = {
       rate: new Chart("Requests", rate),
       latency: new Chart("Latency, p50", format.milliseconds),
-      batch: new Chart("Rows in a run", rows),
+      batch: new Chart("Rows per run", rows),
     };
     this.counts = h("dl", { class: "counts" });
     const ranges = choice("Time range of the charts", RANGES.map((range) => range.name), (index) => {
@@ -52,7 +52,7 @@ export class Live {
     this.counts.replaceChildren(
       fact("Requests", format.integer(live.requests), { "data-figure": "requests" }),
       fact("Rows", format.integer(live.rows), { "data-figure": "rows" }),
-      fact("Mean rows in a run", rows(live.mean_batch_rows)),
+      fact("Mean rows per run", rows(live.mean_batch_rows)),
       fact("Waiting", format.integer(live.waiting)),
       fact("Whole request", spread("request")),
       fact("Queue", spread("queue")),

@@ -1,4 +1,4 @@
-// Reads the counters every few seconds and shows them. A server that goes away is waited for.
+// Polls the counters every few seconds and shows them. If the server is unreachable, the page keeps trying.
 
 import * as api from "./api.js";
 import { fact } from "./dom.js";
@@ -8,7 +8,7 @@ import { ModelView } from "./model.js";
 
 const EVERY_MS = 2000;
 const SLOWEST_MS = 10_000;
-const SHARE = 10; // reading takes a tenth of the time at most: a server of many models, or a busy one, is asked less often
+const SHARE = 10; // polling takes at most a tenth of the time: a busy server, or one with many models, is polled less often
 const HASH = "#model=";
 
 const page = Object.fromEntries(["state", "server", "alert", "key", "models"].map((id) => [id, document.getElementById(id)]));
@@ -30,7 +30,7 @@ function warn(text) {
   page.alert.hidden = !text;
 }
 
-/** Why the server is not ready, less what the rows of broken models tell. */
+/** Why the server is not ready, without the reasons shown in the rows of broken models. */
 function toldNowhereElse(problem) {
   let rest = problem ?? "";
   for (const view of views.values()) {
@@ -51,7 +51,7 @@ function showServer(server) {
       fact("Memory", format.bytes(server.resident_bytes)),
       fact("onnxruntime", server.onnxruntime),
       fact("Version", server.version),
-      failures.length ? fact("Met no model", failures.join(", ")) : null,
+      failures.length ? fact("Matched no model", failures.join(", ")) : null,
     ].filter(Boolean),
   );
 }
@@ -76,7 +76,7 @@ function open(view) {
   history.replaceState(null, "", view.open ? HASH + encodeURIComponent(view.name) : location.pathname + location.search);
 }
 
-/** Open what the address names, or else the only model, or the default one of a few. */
+/** Open the model in the URL, or else the only one, or the default one of a few. */
 function openFirst() {
   const named = views.get(linked());
   const first = views.size === 1 ? [...views.values()][0] : views.size < 6 && [...views.values()].find((view) => view.summary?.default);
@@ -106,12 +106,12 @@ async function readOnce() {
     await learnModels(document.models);
   } catch (error) {
     if (error instanceof api.ApiError && error.status === 401) {
-      pill("key needed", "warn");
+      pill("key required", "warn");
       warn(`The server says: ${error.message}`);
       return;
     }
     pill("not reachable", "bad");
-    warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not answer. Trying again.");
+    warn(error instanceof api.ApiError ? `The server says: ${error.message}` : "The server does not respond. Retrying.");
     return;
   }
   reachable = true;
@@ -136,7 +136,7 @@ page.key.addEventListener("submit", async (event) => {
   const field = page.key.querySelector("input");
   api.useKey(field.value.trim());
   field.value = "";
-  await reading; // one that was asked without it
+  await reading; // a request that was sent without the key
   page.key.hidden = true;
   read();
 });

@@ -1,4 +1,4 @@
-// What a layer is, to scale: matrices as rectangles whose areas are their numbers of entries, or of bits.
+// A layer to scale: matrices as rectangles with areas proportional to their entries or bits.
 
 import { s } from "./dom.js";
 
@@ -16,7 +16,7 @@ function hatched(x, y, width, height) {
 
 const plain = (name) => (x, y, width, height) => s("rect", { class: name, x, y, width, height });
 
-/** An outline of 32 bits an entry, filled as far as the bits go. */
+/** An outline for 32 bits per entry, filled in proportion to the actual bits. */
 const inBits = (bits) => (x, y, width, height) =>
   s(
     "g",
@@ -27,7 +27,7 @@ const inBits = (bits) => (x, y, width, height) =>
 
 export const FILLS = { dense: plain("dense"), learnable: plain("learnable"), fixed: hatched, bits: inBits(8) };
 
-/** Stacks of matrices beside one another: [[{rows, columns, fill}]]; those of a stack touch. */
+/** Stacks of matrices side by side: [[{rows, columns, fill}]]; matrices of a stack touch. */
 export function picture(stacks, label) {
   const width = stacks.reduce((sum, stack) => sum + Math.max(...stack.map((part) => part.columns)), 0);
   const height = Math.max(...stacks.map((stack) => stack.reduce((sum, part) => sum + part.rows, 0)));
@@ -51,7 +51,7 @@ export function picture(stacks, label) {
 const matrix = (rows, columns, fill) => [{ rows, columns, fill }];
 const beside = (stack) => Object.assign(stack, { touches: true });
 
-/** A sketched linear layer: W, and A and B in its place, half learned and half fixed. */
+/** A sketched linear layer: W, and A and B instead of it, half learned and half fixed. */
 export function sketched({ in_features: rows, out_features: columns, num_terms: terms, low_rank: rank }) {
   const half = terms * rank;
   return picture(
@@ -81,7 +81,7 @@ export function convolution({ shape, num_terms: terms, low_rank: rank, terms: ki
   return picture(stacks, `the kernel of ${own}·${across} by ${outputs} and the convolutions of rank ${half} in its place`);
 }
 
-/** A layer in few bits: W at 32 bits, and what is stored: one matrix, or the two factors of a low rank. */
+/** A quantized layer: W at 32 bits, and the stored weight: one matrix, or the two factors of a low rank. */
 export function quantized({ in_features: rows, out_features: columns, rank, bits }) {
   const fill = inBits(bits);
   const stored = rank ? [matrix(rows, rank, fill), matrix(rank, columns, fill)] : [matrix(rows, columns, fill)];

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { batchingBlock, batchingPill } from "./batching.js";
+import { curveBlock } from "./curve.js";
 import { fact, h } from "./dom.js";
 import * as format from "./format.js";
 import { History } from "./history.js";
@@ -12,10 +13,10 @@ import { judge, pill, state } from "./states.js";
 import { tryForm } from "./try/form.js";
 import { Versions } from "./versions.js";
 
-// A model may stop being batched while it runs, so that what is shown of an open one is read again.
+// Batching may end while a model runs, so an open card reads it again.
 const DETAILS_S = 30;
 
-/** A row with the state and the rate of a model, and its card: savings, live figures, a form, versions. */
+/** A row with the state and the request rate of a model, and its card: savings, live counters, a form, versions. */
 export class ModelView {
   constructor(name, refresh, onToggle) {
     this.name = name;
@@ -48,7 +49,7 @@ export class ModelView {
     if (open && this.reports) this.showCard();
   }
 
-  /** Show again what differs from what is shown; a form that is being filled in stays. */
+  /** Update the parts that differ; a form that is being filled in stays. */
   once(part, shownState, make) {
     const key = JSON.stringify(shownState);
     if (this.shown[part] === key) return;
@@ -56,7 +57,7 @@ export class ModelView {
     make();
   }
 
-  /** Take what was just read: reports of the versions, the summary of /models, and when it was, in seconds. */
+  /** Show the latest data: reports of the versions, the summary of /models, and the time of both in seconds. */
   update(reports, summary, control, seconds) {
     Object.assign(this, { reports, summary, control });
     this.judged = judge(reports);
@@ -78,7 +79,7 @@ export class ModelView {
         ...[
           pill(judged.key === "ready" ? "ready" : name.toLowerCase(), tone),
           served && pill(`version ${served.version}`),
-          summary?.default && pill("default", "", "POST /predict asks this model"),
+          summary?.default && pill("default", "", "POST /predict uses this model"),
           summary?.provider && pill(format.provider(summary.provider)),
         ].filter(Boolean),
       ),
@@ -135,7 +136,7 @@ export class ModelView {
     );
   }
 
-  /** Read what belongs to the open card alone, now and then. */
+  /** Read the data of the open card now and then. */
   async readDetails() {
     const now = performance.now() / 1000;
     if (this.reading || (this.details && now - this.readAt < DETAILS_S)) return;
@@ -146,7 +147,7 @@ export class ModelView {
       this.readAt = performance.now() / 1000;
       if (loaded === this.loaded) this.showDetails(details);
     } catch {
-      // The next reading of the counters tells what is wrong, and leads here again.
+      // The next reading of the counters reports the problem, and calls this again.
     } finally {
       this.reading = false;
     }
@@ -162,6 +163,7 @@ export class ModelView {
         ...[
           this.summary?.description && h("p", { class: "description" }, this.summary.description),
           savingsBlock(report),
+          curveBlock(report),
           latencyBlock(report),
           ...layersBlock(report),
           this.summary?.inputs && tensorsBlock(this.summary),

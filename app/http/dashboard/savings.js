@@ -1,9 +1,9 @@
-// What a model saves against its dense twin, how fast it was at export, and its inputs and outputs.
+// Savings of a model against its dense twin, its latency at export, and its inputs and outputs.
 
 import { fact, h } from "./dom.js";
 import * as format from "./format.js";
 
-/** How well the model does on held-out rows: its accuracy, or the error of a regression in its unit. */
+/** Quality of the model on held-out rows: its accuracy, or the error of a regression in its unit. */
 function quality({ training, outputs }) {
   const metrics = Object.entries(training?.metrics ?? {});
   const error = metrics.find(([key]) => key.endsWith("rmse"));
@@ -30,9 +30,9 @@ function figures(report) {
       : less(twin, size.file_bytes, `bytes on disk: ${format.bytes(size.file_bytes)}, dense ${format.bytes(twin)}`),
     speed && fact(`as fast as dense, batch ${speed.batch_sizes[0]}`, `${format.short(1 / speed.ratio_to_dense_twin[0])}×`),
     quality(report),
-    model && less(model.dense, model.learnable, "parameters to learn"),
-    model?.fixed > 0 && less(model.dense, model.learnable + model.fixed, "parameters, the fixed ones too"),
-    adds?.dense > 0 && less(adds.dense, adds.planned, "multiply-adds for a row"),
+    model && less(model.dense, model.learnable, "learnable parameters"),
+    model?.fixed > 0 && less(model.dense, model.learnable + model.fixed, "parameters with fixed ones"),
+    adds?.dense > 0 && less(adds.dense, adds.planned, "multiply-adds per row"),
     fact("in memory once loaded", format.bytes(size.resident_bytes)),
     report.check && fact("largest error of the export", report.check.max_relative_error.toExponential(1)),
   );
@@ -40,23 +40,23 @@ function figures(report) {
 
 const NAMES = { float32: "float32", float16: "float16", int8: "8 bits", uint8: "8 bits", int4: "4 bits" };
 
-/** What a version saves, or what is known of a file without a card. */
+/** Savings of a version, or the known facts about a file without a card. */
 export function savingsBlock(report) {
   const dataset = report.training?.dataset;
   const types = Object.entries(report.storage?.bytes_by_type ?? {});
   return h(
     "section",
     { class: "block" },
-    h("h3", {}, report.has_card ? "What it saves" : "File", dataset && h("small", {}, `trained on ${dataset}`)),
+    h("h3", {}, report.has_card ? "Savings" : "File", dataset && h("small", {}, `trained on ${dataset}`)),
     figures(report),
     types.length > 0 &&
       h("p", { class: "why" }, `Weights by type: ${types.map(([type, size]) => `${NAMES[type] ?? type} ${format.bytes(size)}`).join(", ")}.`),
     report.card_problem && h("p", { class: "note" }, `The card: ${report.card_problem}`),
-    !report.has_card && !report.card_problem && h("p", { class: "why" }, "An ONNX file without a model card: its layers, accuracy and dense twin are not known."),
+    !report.has_card && !report.card_problem && h("p", { class: "why" }, "An ONNX file without a model card: its layers, accuracy and dense twin are unknown."),
   );
 }
 
-/** Times of the file and of its dense twin, as the export measured them. */
+/** Latency of the file and of its dense twin, as measured by the export. */
 export function latencyBlock({ latency }) {
   if (!latency) return null;
   const cell = (text) => h("td", { class: "number" }, text);

@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 
 const TONES = { READY: "good", LOADING: "warn", UNAVAILABLE: "bad" };
 
-/** A version that is not to be served is no fault. */
+/** A version that the version policy excludes is not a fault. */
 export const notWanted = ({ state, reason }) =>
   state === "UNAVAILABLE" && (reason === "unloaded" || (reason ?? "").startsWith("not selected"));
 
@@ -13,7 +13,7 @@ export const pill = (text, tone, title) => h("span", { class: `pill ${tone ?? ""
 export const statePill = (report) =>
   notWanted(report) ? pill("not served") : pill(report.state.toLowerCase(), TONES[report.state]);
 
-/** In the order of the list; `reason` is told beside the name. */
+/** In the order of the list; `reason` is shown beside the name. */
 const STATES = [
   { key: "broken", name: "Broken", tone: "bad" },
   { key: "behind", name: "Old version", tone: "warn" },
@@ -24,7 +24,7 @@ const STATES = [
 export const ALL = STATES.map((state) => state.key);
 export const state = (key) => STATES.find((one) => one.key === key);
 
-/** The state of a model by the reports of its versions, and the version whose reason tells why. */
+/** The state of a model from the reports of its versions, and the version that gives the reason. */
 export function judge(reports) {
   const served = reports.find((report) => report.served_by_default);
   const failed = reports.filter((report) => report.state === "UNAVAILABLE" && !notWanted(report)).at(-1);

@@ -1,4 +1,4 @@
-// Versions of a model, and what may be done with them.
+// Versions of a model, and the actions on them.
 
 import * as api from "./api.js";
 import { h } from "./dom.js";
@@ -20,7 +20,7 @@ function row(report, told, details) {
   );
 }
 
-/** The table, and buttons to load again and to measure. */
+/** The table, and buttons to load again and to benchmark. */
 export class Versions {
   constructor(name, refresh) {
     this.name = name;
@@ -30,11 +30,11 @@ export class Versions {
     this.reload = h("button", { type: "button", onclick: () => this.act("Loading …", () => this.load()) }, "Reload from disk");
     this.measure = h(
       "button",
-      { type: "button", onclick: () => this.act("Measuring beside a dense twin …", () => this.benchmark()) },
-      "Measure against dense",
+      { type: "button", onclick: () => this.act("Benchmarking against a dense twin …", () => this.benchmark()) },
+      "Benchmark against dense",
     );
     this.actions = h("div", { class: "actions" }, this.reload, this.measure);
-    this.closed = h("p", {}, "To reload or measure from this page, set PANTHER_MODEL_CONTROL=explicit.");
+    this.closed = h("p", {}, "To reload or benchmark from this page, set PANTHER_MODEL_CONTROL=explicit.");
     this.element = h(
       "section",
       { class: "block" },
@@ -54,7 +54,7 @@ export class Versions {
     );
   }
 
-  /** Show the reports; `told` is the one whose reason the model's row shows already. */
+  /** Show the reports; the model's row already shows the reason of `told`. */
   update(reports, control, told, details) {
     this.body.replaceChildren(...reports.toReversed().map((report) => row(report, told, details)));
     const open = control === "explicit";

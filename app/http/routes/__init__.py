@@ -1,1 +1,1 @@
-"""The HTTP surface, one module for each part of it."""
+"""HTTP routes, one module per topic."""

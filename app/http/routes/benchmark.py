@@ -1,4 +1,4 @@
-"""``POST /models/{name}/benchmark``: check the saving where it is served."""
+"""``POST /models/{name}/benchmark``: check the saving on the serving machine."""
 
 import asyncio
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ class BenchmarkBody(BaseModel):
         default=list(ROWS),
         min_length=1,
         max_length=8,
-        description="batch sizes; those over max_batch_rows are left out",
+        description="batch sizes; sizes above max_batch_rows are skipped",
     )
     seconds: float = Field(default=3.0, gt=0, le=30, description="time to spend on measuring")
 
@@ -50,18 +50,18 @@ class BatchResult(BaseModel):
     rounds: int
     model_median_us: float
     dense_twin_median_us: float
-    ratio: float = Field(description="the model's median over the twin's; below 1 is quicker than dense")
+    ratio: float = Field(description="the model's median over the twin's; below 1 is faster than dense")
 
 
 class BenchmarkAnswer(BaseModel):
-    """The model beside its dense twin."""
+    """The model compared with its dense twin."""
 
     model: str
     version: str
     provider: str
     num_threads: int
-    layers: list[str] = Field(description="sketched layers that are dense in the twin")
-    dense_twin_weights: int = Field(description="numbers in their dense matrices")
+    layers: list[str] = Field(description="sketched layers, which are dense in the twin")
+    dense_twin_weights: int = Field(description="number of weights in their dense matrices")
     batches: list[BatchResult]
     duration_s: float
 
@@ -74,18 +74,15 @@ class BenchmarkAnswer(BaseModel):
 async def benchmark(
     state: SharedState, name: str, body: Annotated[BenchmarkBody | None, Body()] = None
 ) -> BenchmarkAnswer:
-    """Run the loaded model and a dense twin of random weights in turn; concurrent requests are slower.
+    """Run the loaded model and a dense twin of random weights alternately; concurrent requests become slower.
 
-    The twin is the same graph with one dense matrix for each sketched layer, made on the spot and thrown away.
+    The twin is the same graph with one dense matrix per sketched layer, made for this call and then discarded.
     """
     state.control.check_allowed()
     serving = state.repository.get(name)
     if _RUNNING.locked():
-        raise ModelUnavailableError("another benchmark is running")
+        raise ModelUnavailableError("another benchmark is running; try again later")
     asked = body or BenchmarkBody()
     async with _RUNNING:
-        device = state.loader.device
-        if device is None:
-            raise ModelUnavailableError(str(state.loader.device_problem))
-        found: dict[str, Any] = await asyncio.to_thread(run_benchmark, serving, device, asked.rows, asked.seconds)
+        found: dict[str, Any] = await asyncio.to_thread(run_benchmark, serving, asked.rows, asked.seconds)
     return BenchmarkAnswer.model_validate(found)

@@ -1,4 +1,4 @@
-"""The page at ``/``: static files that ask this server alone."""
+"""The dashboard at ``/``: static files that send requests to this server only."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    # Asked for each time, and answered with 304 where nothing changed: an upgrade shows at once.
+    # The browser revalidates each time and gets 304 if nothing changed, so an upgrade shows at once.
     "cache-control": "no-cache",
 }
 router = APIRouter()
@@ -32,7 +32,7 @@ class _Assets(StaticFiles):
         return response
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
-        # The page itself is at / alone.
+        # The page itself is only at /.
         return ("", None) if path == "index.html" else super().lookup_path(path)
 
 

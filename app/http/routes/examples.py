@@ -26,11 +26,11 @@ MODEL = {
     "description": None,
     "preprocessing": "28x28 grey image, 0 = paper and 1 = ink, flattened row by row",
     "inputs": [{**_TENSOR_IN, "description": "rows of 784 features", "columns": None, "sample_rows": None}],
-    "outputs": [{**_TENSOR_OUT, "description": "one score a class", "kind": "logits", "labels": ["0", "1", "2"]}],
+    "outputs": [{**_TENSOR_OUT, "description": "one score per class", "kind": "logits", "labels": ["0", "1", "2"]}],
 }
 MODELS = {"models": [MODEL]}
 STATS = json.loads(Path(__file__).with_name("stats_example.json").read_bytes())
-"""A response for the shipped model."""
+"""A response for the bundled model."""
 MODEL_STATS = {"models": STATS["models"]}
 OIP_SERVER = {"name": "panther", "version": "0.1.0", "extensions": ["binary_tensor_data", "statistics"]}
 OIP_MODEL = {
@@ -85,5 +85,5 @@ def answers(example: Any, *, named: bool = False) -> Responses:
             "description": "unknown model or version",
             "content": {"application/json": {"example": _NOT_FOUND}},
         }
-        found[503] = {"model": ErrorBody, "description": "the model is known, and not served now"}
+        found[503] = {"model": ErrorBody, "description": "the model exists, but is not served now"}
     return found

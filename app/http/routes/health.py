@@ -9,13 +9,13 @@ from app.http.schemas import Liveness, Readiness
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-_NOT_LIVE: Responses = {503: {"model": Liveness, "description": "a run of a model does not end, or CUDA is lost"}}
-_NOT_READY: Responses = {503: {"model": Readiness, "description": "not ready, and why"}}
+_NOT_LIVE: Responses = {503: {"model": Liveness, "description": "a run of a model is stuck, or CUDA is lost"}}
+_NOT_READY: Responses = {503: {"model": Readiness, "description": "not ready, with the reason"}}
 
 
 @router.get("/live", response_model_exclude_none=True, responses={**answers(examples.LIVE), **_NOT_LIVE})
 async def live(state: SharedState, response: Response) -> Liveness:
-    """Whether the process responds, its model runs end, and CUDA works where it is used."""
+    """Whether the process responds, model runs end, and CUDA, if used, works."""
     problem = state.stuck_because()
     if problem is not None:
         response.status_code = 503

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2: everything but inference itself, and inference as OpenAPI sees it."""
+"""The Open Inference Protocol v2: metadata, health and control; inference only for OpenAPI."""
 
 import json
 from enum import Enum
@@ -19,7 +19,7 @@ from app.service.load_policy import load_request
 router = APIRouter(prefix="/v2")
 _META: list[str | Enum] = ["v2"]
 _CONTROL: list[str | Enum] = ["v2 repository"]
-_NOT_SO: Responses = {400: {"description": "it is not", "content": {"application/json": {}}}}
+_NOT_SO: Responses = {400: {"description": "not live or not ready", "content": {"application/json": {}}}}
 
 
 @router.get(
@@ -32,7 +32,7 @@ async def server_metadata() -> dict[str, Any]:
 
 @router.get("/health/live", tags=_META, responses=answers(examples.LIVE) | _NOT_SO)
 async def live(state: SharedState, response: Response) -> dict[str, bool]:
-    """Whether the process answers and runs of its models succeed and end; 400 where not (``/health/live`` says why)."""
+    """Whether the process responds and model runs succeed and end; 400 if not (``/health/live`` gives the reason)."""
     is_live = state.stuck_because() is None
     response.status_code = 200 if is_live else 400
     return {"live": is_live}
@@ -40,7 +40,7 @@ async def live(state: SharedState, response: Response) -> dict[str, bool]:
 
 @router.get("/health/ready", tags=_META, responses=answers(examples.READY) | _NOT_SO)
 async def ready(state: SharedState, response: Response) -> dict[str, bool]:
-    """Whether the required models are served; 400 where not (``/health/ready`` says why)."""
+    """Whether the required models are served; 400 if not (``/health/ready`` gives the reason)."""
     is_ready = state.not_ready_because() is None
     response.status_code = 200 if is_ready else 400
     return {"ready": is_ready}
@@ -65,7 +65,7 @@ _MODEL_READY = answers(examples.OIP_MODEL_READY, named=True) | _NOT_SO
 @router.get("/models/{name}/ready", tags=_META, responses=_MODEL_READY)
 @router.get("/models/{name}/versions/{version}/ready", tags=_META, responses=_MODEL_READY)
 async def model_ready(state: SharedState, response: Response, name: str, version: str | None = None) -> dict[str, Any]:
-    """Whether a model can answer; 400 where it is known and can't."""
+    """Whether a model is ready; 400 if it exists but is not ready."""
     is_ready = oip.is_model_ready(state, name, version)
     response.status_code = 200 if is_ready else 400
     return {"name": name, "ready": is_ready}
@@ -74,19 +74,19 @@ async def model_ready(state: SharedState, response: Response, name: str, version
 @router.get("/models/{name}/config", tags=_META, responses=answers(examples.OIP_CONFIG, named=True))
 @router.get("/models/{name}/versions/{version}/config", tags=_META, responses=answers(examples.OIP_CONFIG, named=True))
 async def model_config(state: SharedState, name: str, version: str | None = None) -> dict[str, Any]:
-    """The model's configuration in the form that Triton gives it."""
+    """The model's configuration in Triton's format."""
     return oip.model_config(state, name, version)
 
 
 @router.get("/models/{name}/stats", tags=_META, responses=answers(examples.OIP_STATS, named=True))
 @router.get("/models/{name}/versions/{version}/stats", tags=_META, responses=answers(examples.OIP_STATS, named=True))
 async def model_statistics(state: SharedState, name: str, version: str | None = None) -> dict[str, Any]:
-    """Statistics of a model's loaded versions, or of one of them."""
+    """Statistics of a model's loaded versions, or of one version."""
     return await oip.model_statistics(state, name, version)
 
 
 async def _object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object; an empty one counts as empty."""
+    """The body as a JSON object; an empty body counts as an empty object."""
     body = await request.body()
     if not body.strip():
         return {}
@@ -95,7 +95,7 @@ async def _object(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InvalidRequestError("the body is not valid JSON; expected an object") from None
     if not isinstance(value, dict):
-        raise InvalidRequestError("the body is not an object")
+        raise InvalidRequestError("the body is not a JSON object")
     return value
 
 
@@ -116,13 +116,14 @@ async def repository_index(state: SharedState, request: Request) -> JSONResponse
 
 @router.post("/repository/models/{name}/load", tags=_CONTROL, responses=_DONE, response_class=Response)
 async def load(state: SharedState, request: Request, name: str) -> Response:
-    """Load a model again from the folder, beside the version that is served, and swap it in.
+    """Load a model again from the repository, beside the served version, and swap it in.
 
-    The parameter ``config`` may hold ``version_policy`` in Triton's form, to load other versions than the settings say:
-    so one goes back to an older one. Its other members have no effect, and the answer names them as a warning.
+    The parameter ``config`` may hold ``version_policy`` in Triton's format, to load other versions than the settings
+    select, for example for a rollback. ``instance_group`` places the model's instances until the next load. Other
+    members have no effect, and the response names them in a warning.
     """
     wanted = load_request(await _object(request))
-    await state.control.request("load", name, wanted.policy)
+    await state.control.request("load", name, wanted.policy, wanted.placement)
     return JSONResponse({"warning": wanted.warning}) if wanted.warning else Response(status_code=200)
 
 
@@ -141,7 +142,7 @@ _INFER_BODY: dict[str, Any] = {
             "in": "header",
             "required": False,
             "schema": {"type": "integer", "minimum": 0},
-            "description": "bytes of the JSON part, where binary tensors follow it; 0 for raw mode",
+            "description": "length of the JSON header in bytes, if binary tensors follow it; 0 for raw mode",
         }
     ],
     "requestBody": {
@@ -175,7 +176,7 @@ for _path in ("/models/{name}/infer", "/models/{name}/versions/{version}/infer")
         delegate,
         methods=["POST"],
         name="infer" if "versions" not in _path else "infer_version",
-        summary="Ask a model" if "versions" not in _path else "Ask a version of a model",
+        summary="Run a model" if "versions" not in _path else "Run a version of a model",
         tags=["v2 inference"],
         response_model=None,
         responses=_INFER_ANSWERS,

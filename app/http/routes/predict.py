@@ -1,7 +1,7 @@
-"""The plain inference API, as OpenAPI sees it.
+"""The plain inference API, for OpenAPI.
 
-The application answers these paths before FastAPI does; the routes describe them, and delegate when they are reached
-after all (mounted below another application, say).
+The application serves these paths before FastAPI does; the routes document them, and delegate if they are reached
+nevertheless, for example when mounted below another application.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": {"error": "inputs[0] has 783 values; expected 784"}}},
     }
     for status, text in {
-        400: "the body can't be understood or doesn't fit the model",
+        400: "the body is invalid or does not match the model",
         403: "not allowed by the settings",
         404: "unknown model or version",
         413: "the body is over max_body_bytes",
@@ -62,7 +62,7 @@ _BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "integer", "minimum": 1, "maximum": 1000},
-            "description": "how many labels to rank for each row",
+            "description": "number of labels to rank per row",
             "example": 3,
         },
         {
@@ -70,7 +70,7 @@ _BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string"},
-            "description": "the output of a binary answer (`Accept: application/x-npy` or `application/octet-stream`)",
+            "description": "output of a binary response (`Accept: application/x-npy` or `application/octet-stream`)",
             "example": "logits",
         },
         {
@@ -78,7 +78,7 @@ _BODY: dict[str, Any] = {
             "in": "query",
             "required": False,
             "schema": {"type": "string", "enum": ["refuse", "allow"], "default": "refuse"},
-            "description": 'allow takes NaN and infinities: in JSON as null, "NaN", "Infinity" and "-Infinity"',
+            "description": 'allow accepts NaN and infinities: in JSON as null, "NaN", "Infinity" and "-Infinity"',
             "example": "refuse",
         },
     ],
@@ -102,11 +102,11 @@ _ANSWER: dict[str, Any] = {
 
 
 async def delegate(request: Request) -> Response:
-    """Answer an inference request from FastAPI's routing."""
+    """Serve an inference request from FastAPI's routing."""
     state = app_state(request)
     target = state.service.target(request.scope["path"])
     if target is None:
-        raise ModelNotFoundError("no such model")
+        raise ModelNotFoundError("unknown model")
     return Responder(state.service, target)
 
 
@@ -123,6 +123,6 @@ def _describe(path: str, name: str, summary: str) -> None:
     )
 
 
-_describe("/predict", "predict", "Ask the default model")
-_describe("/models/{name}/predict", "predict_model", "Ask a model")
-_describe("/models/{name}/versions/{version}/predict", "predict_version", "Ask a version of a model")
+_describe("/predict", "predict", "Run the default model")
+_describe("/models/{name}/predict", "predict_model", "Run a model")
+_describe("/models/{name}/versions/{version}/predict", "predict_version", "Run a version of a model")

@@ -1,4 +1,4 @@
-"""KServe's v1 protocol, which TensorFlow Serving's clients speak too; inference as OpenAPI sees it."""
+"""KServe's v1 protocol, also used by TensorFlow Serving's clients; inference only for OpenAPI."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ _BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "instances": {"type": "array", "items": {}, "description": "an element a row"},
-                        "inputs": {"description": "tensors by name, or the only one"},
+                        "instances": {"type": "array", "items": {}, "description": "one element per row"},
+                        "inputs": {"description": "tensors by name, or a single tensor"},
                         "signature_name": {"type": "string", "description": "ignored"},
                     },
                 },
@@ -49,13 +49,13 @@ _MODEL = {
 
 @router.get("/models", responses=answers({"models": ["digits"]}))
 async def list_models(state: SharedState) -> dict[str, list[str]]:
-    """The names of the models that are served."""
+    """Names of the served models."""
     return {"models": list(state.repository.names)}
 
 
 @router.get("/models/{name}", responses=answers(_MODEL, named=True))
 async def show_model(state: SharedState, name: str) -> dict[str, Any]:
-    """A model that is ready, as KServe and TensorFlow Serving say it; 503 where it is not."""
+    """Status of a ready model, in the format of KServe and TensorFlow Serving; 503 if it is not ready."""
     state.repository.get(name)
     return {
         "name": name,
@@ -83,7 +83,7 @@ for _path, _name in (
         delegate,
         methods=["POST"],
         name=_name,
-        summary="Ask a model",
+        summary="Run a model",
         response_model=None,
         responses={200: _ANSWER, **ERRORS},
         openapi_extra=_BODY,

@@ -15,7 +15,7 @@ router = APIRouter(tags=["models"])
 Form = Annotated[Literal["json", "table"], Query(alias="format", description="table: plain text for a terminal")]
 Histograms = Annotated[bool, Query(description="also return the histograms of the times")]
 Nodes = Annotated[bool, Query(description="also name the nodes that each execution provider runs")]
-Live = Annotated[bool, Query(description="only states and live counters, for what polls")]
+Live = Annotated[bool, Query(description="only states and live counters, for polling")]
 
 
 def _responses(example: dict[str, Any], model: type, *, named: bool = False) -> Responses:

@@ -1,1 +1,1 @@
-"""Models by URL: a remote model repository, mirrored into a folder of this machine. Needs an extra, by its scheme."""
+"""Models by URL: a remote model repository, mirrored to a local folder. Requires an extra, depending on the scheme."""

@@ -1,4 +1,4 @@
-"""The folder that a remote repository is mirrored into: its place, its lock, and its state."""
+"""The local folder of a mirror: its path, its lock, and its state."""
 
 import contextlib
 import fcntl
@@ -21,13 +21,13 @@ _TEXT = str
 
 @dataclass
 class State:
-    """The state of a mirror, in a file that several processes share.
+    """The state of a mirror, in a file shared by several processes.
 
     Attributes:
-        tokens: of each file that was mirrored, by its path.
-        synced_at: when the mirror was last seen to be whole, in seconds since 1970; 0 for never.
-        tried_at: when that was last tried.
-        problem: why it failed then; None where it did not.
+        tokens: Token of each mirrored file, by path.
+        synced_at: Last time at which the mirror was complete, in seconds since 1970; 0 for never.
+        tried_at: Time of the last attempt.
+        problem: Reason for the failure of the last attempt; None if it succeeded.
     """
 
     tokens: dict[str, str] = field(default_factory=dict)
@@ -37,16 +37,16 @@ class State:
 
 
 class Cache:
-    """The folder of one mirror.
+    """The local folder of one mirror.
 
     Args:
-        url: what is mirrored into it.
-        base: folder of all mirrors; None for ``panther/models`` in the user's cache folder, or else in the folder for
+        url: URL of the remote repository.
+        base: Folder of all mirrors; None for ``panther/models`` in the user's cache folder, or else in the folder for
             temporary files.
 
     Attributes:
-        models: the folder of models, as the repository reads it.
-        incoming: where files are put together before they are moved into it.
+        models: Folder of models, which the repository reads.
+        incoming: Folder for incomplete files, before they are moved into ``models``.
     """
 
     def __init__(self, url: ModelUrl, base: Path | None = None) -> None:
@@ -56,10 +56,10 @@ class Cache:
         self._state = self.folder / "state.json"
 
     def make(self) -> None:
-        """Make the folders.
+        """Create the folders.
 
         Raises:
-            RemoteError: they can't be made or written, or belong to someone else.
+            RemoteError: A folder cannot be created or written, or belongs to another user.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ class Cache:
             raise RemoteError(f"the cache folder can't be written: {error}; set PANTHER_MODEL_CACHE") from None
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise RemoteError(
-                f"the cache folder {self.folder} may be written by others than user {os.geteuid()}; "
-                "set PANTHER_MODEL_CACHE to a folder that only this user may write to"
+                f"the cache folder {self.folder} is writable by users other than {os.geteuid()}; "
+                "set PANTHER_MODEL_CACHE to a folder that only this user can write to"
             )
 
     @contextlib.contextmanager
     def locked(self, stop: Event) -> Iterator[None]:
-        """Hold the mirror's lock, for which the other processes wait; it goes with the process.
+        """Hold the mirror's lock across processes; the end of the process releases it.
 
         Raises:
             MirrorStoppedError: ``stop`` was set before the lock was free.
@@ -91,7 +91,7 @@ class Cache:
             yield
 
     def state(self) -> State:
-        """The state; empty where the file is missing or can't be read."""
+        """Read the state; empty if the file is missing or unreadable."""
         try:
             document = json.loads(self._state.read_bytes())
             tokens = {_TEXT(name): _TEXT(token) for name, token in document["tokens"].items()}
@@ -108,10 +108,10 @@ class Cache:
 
 
 def default_base() -> Path:
-    """Where mirrors lie unless the settings say otherwise."""
+    """The default folder of mirrors."""
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
+    except RuntimeError:  # a user without a home folder
         caches = Path("/nonexistent")
     nearest = next((folder for folder in (caches, *caches.parents) if folder.exists()), Path("/"))
     if caches.is_absolute() and os.access(nearest, os.W_OK | os.X_OK):
@@ -120,5 +120,5 @@ def default_base() -> Path:
 
 
 def now() -> float:
-    """Seconds since 1970, which processes share."""
+    """Seconds since 1970, comparable across processes."""
     return time.time()

@@ -1,4 +1,4 @@
-"""Checksums of files, as stores tell them: MD5, CRC-32C and SHA-256."""
+"""Checksums of files in remote stores: MD5, CRC-32C and SHA-256."""
 
 import base64
 import binascii
@@ -19,14 +19,14 @@ class Checksum:
 
     Attributes:
         kind: ``md5``, ``sha256`` or ``crc32c``.
-        value: in hexadecimal digits.
+        value: Hexadecimal digits.
     """
 
     kind: str
     value: str
 
     def of_file(self, path: Path) -> str:
-        """The checksum of this kind of a file."""
+        """Compute the checksum of this kind for a file."""
         counted = _crc32c() if self.kind == "crc32c" else hashlib.new(self.kind, usedforsecurity=False)
         with path.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -35,15 +35,15 @@ class Checksum:
 
 
 def checksum_of(scheme: str, info: Mapping[str, Any], bucket: str) -> Checksum | None:
-    """The checksum that a listing gives of an object; None where it gives none.
+    """The checksum of an object in a listing; None if there is none.
 
     Args:
         scheme: ``s3``, ``gs`` or ``az``.
-        info: of the object, as its file system of fsspec lists it.
-        bucket: whose objects are listed.
+        info: Description of the object by its fsspec file system.
+        bucket: Bucket of the object.
     """
     if scheme == "s3":
-        # Of an upload in one part alone, and not in directory buckets. See https://docs.aws.amazon.com, "ETag".
+        # Only for an upload in one part, and not in directory buckets. See https://docs.aws.amazon.com, "ETag".
         match = _MD5_HEX.match(str(info.get("ETag", "")))
         return Checksum("md5", match[1]) if match and not bucket.endswith("--x-s3") else None
     if scheme == "gs":
@@ -65,6 +65,6 @@ def _from_base64(value: Any) -> str | None:
 
 
 def _crc32c() -> Any:
-    import google_crc32c  # comes with gcsfs, whose store alone gives such checksums
+    import google_crc32c  # a dependency of gcsfs, the only store with such checksums
 
     return google_crc32c.Checksum()

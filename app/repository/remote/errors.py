@@ -4,11 +4,11 @@ from app.errors import AppError, ModelUnavailableError
 
 
 class RemoteError(ModelUnavailableError):
-    """The remote repository, or a part of it, can't be mirrored for now; the served models stay."""
+    """The remote repository, or a part of it, cannot be mirrored now; the served models stay."""
 
 
 class MissingExtraError(AppError):
-    """A URL was given, and the packages of its scheme are not installed."""
+    """A URL is set, but the packages for its scheme are not installed."""
 
 
 class MirrorStoppedError(RemoteError):

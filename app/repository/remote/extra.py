@@ -1,4 +1,4 @@
-"""The packages that a scheme needs, which come by an extra: none of them is imported without a URL."""
+"""Packages required by a URL's scheme, installed by an extra; none of them is imported without a URL."""
 
 from importlib.util import find_spec
 
@@ -14,15 +14,15 @@ _PACKAGES = {
 
 
 def require_extra(url: ModelUrl) -> None:
-    """Require the packages of a URL's scheme.
+    """Check that the packages for a URL's scheme are installed.
 
     Raises:
-        MissingExtraError: names the extra, and the first package that is missing.
+        MissingExtraError: A package is missing; the message names it and the extra.
     """
     extra = SCHEMES[url.scheme]
     for package in _PACKAGES[extra]:
         if find_spec(package) is None:
             raise MissingExtraError(
-                f"model_dir={url} needs the extra {extra!r} (pip install 'panther-sketch[{extra}]'): "
+                f"model_dir={url} requires the extra {extra!r} (pip install 'panther-sketch[{extra}]'): "
                 f"package {package!r} is not installed"
             )

@@ -1,7 +1,7 @@
-"""A remote model repository, mirrored into a folder of this machine.
+"""A remote model repository, mirrored to a local folder.
 
-A version is downloaded whole, checked, and moved into place in one step, so that a reader of the folder never sees half
-of one. Nothing is removed unless a listing succeeded and says so.
+A version is downloaded completely, verified, and moved into place in one step, so a reader of the folder never sees a
+partial version. Files are only removed after a successful listing without them.
 
 See docs/decisions/0076-models-by-url.md.
 """
@@ -31,12 +31,12 @@ _MOST_TOLD = 20
 
 @dataclass(frozen=True)
 class MirrorOptions:
-    """How a repository is mirrored.
+    """Options of a mirror.
 
     Attributes:
-        cache: folder of all mirrors; None for the default.
-        max_bytes: most bytes of all files.
-        max_files: most files.
+        cache: Folder of all mirrors; None for the default.
+        max_bytes: Maximum total size of the files.
+        max_files: Maximum number of files.
     """
 
     cache: Path | None = None
@@ -49,8 +49,8 @@ class Changes:
     """The changes of one pass.
 
     Attributes:
-        files, nbytes: downloaded.
-        removed: files and folders taken away.
+        files, nbytes: Number and size of downloaded files.
+        removed: Number of removed files and folders.
     """
 
     files: int = 0
@@ -59,18 +59,18 @@ class Changes:
 
 
 class Mirror:
-    """The mirror of one URL. Its calls block, and may come from several threads and processes.
+    """The mirror of one URL. Its methods block, and may be called from several threads and processes.
 
     Args:
-        url: of the remote repository.
-        options: see ``MirrorOptions``.
-        store: of the URL.
+        url: URL of the remote repository.
+        options: See ``MirrorOptions``.
+        store: Store of the URL.
 
     Attributes:
-        folder: the folder of models that is kept like the remote one.
+        folder: The local folder of models.
 
     Raises:
-        MissingExtraError: the packages of the URL's scheme are not installed.
+        MissingExtraError: The packages for the URL's scheme are not installed.
     """
 
     def __init__(self, url: ModelUrl, options: MirrorOptions | None = None, store: Store | None = None) -> None:
@@ -83,22 +83,22 @@ class Mirror:
         self._told: set[str] = set()
 
     def stop(self) -> None:
-        """End the pass under way, and begin no other."""
+        """Stop the current pass, and start no other."""
         self._stop.set()
 
     @property
     def has_copy(self) -> bool:
-        """Whether the folder was whole once."""
+        """Whether the folder was complete at least once."""
         return self._cache.state().synced_at > 0
 
     def sync(self, asked_at: float) -> None:
-        """Make the folder like the remote one.
+        """Synchronize the folder with the remote repository.
 
         Args:
-            asked_at: a pass by any process that began later than this, in seconds since 1970, is as good as a new one.
+            asked_at: Skip the pass if any process began one after this time, in seconds since 1970.
 
         Raises:
-            RemoteError: a part of it failed, and is as it was before; what could be mirrored is.
+            RemoteError: A part failed and is unchanged; the other parts are mirrored.
         """
         self._cache.make()
         with self._cache.locked(self._stop):
@@ -116,7 +116,7 @@ class Mirror:
             except MirrorStoppedError:
                 state.tried_at = 0.0
                 raise
-            except Exception as error:  # of the store's libraries, which raise errors of all kinds
+            except Exception as error:  # the store's libraries raise errors of many kinds
                 state.problem = self._explain(error)
                 raise RemoteError(state.problem) from error
             finally:
@@ -151,12 +151,12 @@ class Pass:
     """One pass over the remote repository, under the cache's lock.
 
     Args:
-        store: what is mirrored.
-        cache: where it is mirrored to.
-        options: see ``MirrorOptions``.
-        state: what is known of the mirror; kept up to date.
-        stop: ends the pass when it is set.
-        tell: called with the names that are not mirrored.
+        store: The remote store.
+        cache: The local folder.
+        options: See ``MirrorOptions``.
+        state: State of the mirror; updated by the pass.
+        stop: Event that stops the pass.
+        tell: Called with the names that are not mirrored.
     """
 
     def __init__(
@@ -177,15 +177,15 @@ class Pass:
         self._number = 0
         self._saved_at = now()
         self._changes = Changes()
-        self._nbytes = 0  # of all files of the mirror, as far as this pass has come
+        self._nbytes = 0  # total size of the files that this pass has mirrored
         self._problems: list[str] = []
 
     def run(self) -> None:
         """Mirror everything.
 
         Raises:
-            Exception: the listing failed, and nothing was changed.
-            RemoteError: a part failed; all others are mirrored.
+            Exception: The listing failed, and nothing was changed.
+            RemoteError: A part failed; all others are mirrored.
         """
         files = self._store.files(self._fresh())
         names = sort_names(files)
@@ -209,26 +209,26 @@ class Pass:
 
     def _check_limits(self, names: Names, wanted: dict[str, RemoteFile]) -> None:
         if not any(f"{folder}/{MODEL_FILE}" in inside for folder, inside in names.versions.items()):
-            # The listing of a prefix that is mistyped is empty, too: that is no wish to unload everything.
-            raise RemoteError("it has no model, NAME/VERSION/model.onnx; what is mirrored stays")
+            # The listing of a mistyped prefix is empty, too; it must not unload all models.
+            raise RemoteError("it has no model NAME/VERSION/model.onnx; mirrored files stay")
         if len(wanted) > self._options.max_files:
-            raise RemoteError(f"it has {len(wanted)} files; model_cache_max_files is {self._options.max_files}")
+            raise RemoteError(f"it has {len(wanted)} files, above model_cache_max_files ({self._options.max_files})")
         total = sum(file.size or 0 for file in wanted.values())
         if total > self._options.max_bytes:
             raise self._too_large(total)
 
     def _too_large(self, nbytes: int) -> RemoteError:
-        return RemoteError(f"its files have {nbytes} bytes; model_cache_max_bytes is {self._options.max_bytes}")
+        return RemoteError(f"its files have {nbytes} bytes, above model_cache_max_bytes ({self._options.max_bytes})")
 
     def _part(self, path: str, files: dict[str, RemoteFile]) -> None:
-        """Mirror a version, or a file beside the versions; what is wrong with it must not keep the others out."""
+        """Mirror a version, or a file outside the versions; a failure does not stop the others."""
         if self._stop.is_set():
             raise MirrorStoppedError
         try:
             self._replace(path, files)
         except MirrorStoppedError:
             raise
-        except Exception as error:  # noqa: BLE001 - of the store's libraries, which raise errors of all kinds
+        except Exception as error:  # noqa: BLE001 - the store's libraries raise errors of many kinds
             reason = str(error) if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
             self._problems.append(f"{path}: {reason}")
             return
@@ -256,21 +256,21 @@ class Pass:
         self._state.tokens.update({name: file.token for name, file in files.items()})
 
     def _is_known(self, name: str, file: RemoteFile) -> bool:
-        """Whether the mirror has this very content."""
+        """Whether the mirror has exactly this content."""
         local = self._cache.models / name
         if self._state.tokens.get(name) != file.token or local.is_symlink() or not local.is_file():
             return False
         return file.size is None or local.stat().st_size == file.size
 
     def _download(self, name: str, file: RemoteFile, into: Path) -> None:
-        """Download a file and check it."""
+        """Download a file and verify it."""
         most = self._options.max_bytes - self._nbytes
 
         def received(count: int) -> None:
             if self._stop.is_set():
                 raise MirrorStoppedError
             if file.size is not None and count > file.size:
-                raise RemoteError(f"{name} has more than the {file.size} bytes that the listing says")
+                raise RemoteError(f"{name} has more than {file.size} bytes, its size in the listing")
             if count > most:
                 raise self._too_large(self._nbytes + count)
 
@@ -278,19 +278,19 @@ class Pass:
         size = into.stat().st_size
         received(size)
         if file.size is not None and size != file.size:
-            raise RemoteError(f"{name} came with {size} bytes; the listing says {file.size}")
+            raise RemoteError(f"{name} was downloaded with {size} bytes; its size in the listing is {file.size}")
         if file.checksum is not None:
             found = file.checksum.of_file(into)
             if found != file.checksum.value and (file.checksum.kind != "md5" or self._store.is_md5(name)):
                 raise RemoteError(
-                    f"{name} came with the {file.checksum.kind} {found}; the listing says {file.checksum.value}"
+                    f"{name} was downloaded with {file.checksum.kind} {found}; the listing has {file.checksum.value}"
                 )
         self._nbytes += size
         self._changes.files += 1
         self._changes.nbytes += size
 
     def _remove(self, names: Names) -> None:
-        """Take away what is not in the remote repository any more."""
+        """Remove files that are no longer in the remote repository."""
         keep = set(names.accepted())
         folders = {parent for name in keep for parent in _folders(name)}
         for path in _outermost(self._cache.models, folders, keep):
@@ -300,7 +300,7 @@ class Pass:
         self._state.tokens = {name: token for name, token in self._state.tokens.items() if name in keep}
 
     def _fresh(self) -> Path:
-        """A separate path among the incoming files."""
+        """A unique path among the incoming files."""
         self._number += 1
         return self._cache.incoming / str(self._number)
 
@@ -317,7 +317,7 @@ def _folders(name: str) -> Iterator[str]:
 
 
 def _outermost(root: Path, folders: set[str], files: set[str]) -> list[Path]:
-    """What lies in a mirror and is not to be kept: folders as a whole where nothing in them is."""
+    """Paths in the mirror to remove: whole folders if none of their files stays."""
     found: list[Path] = []
     todo = [root]
     while todo:

@@ -1,4 +1,4 @@
-"""Which names of a remote repository become files of the mirror: none that could lead out of it."""
+"""Validation of names in a remote repository: only safe paths below the mirror become files."""
 
 import re
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 @dataclass(frozen=True)
 class Names:
-    """The names of a listing, sorted out.
+    """The classified names of a listing.
 
     Attributes:
-        versions: the files of each version, by ``NAME/VERSION``.
-        loose: files beside the versions, such as ``NAME/panther.toml``.
-        refused: names that are not mirrored, with the reason.
+        versions: Files of each version, by ``NAME/VERSION``.
+        loose: Files outside the versions, such as ``NAME/panther.toml``.
+        refused: Names that are not mirrored, with the reason.
     """
 
     versions: dict[str, list[str]] = field(default_factory=dict)
@@ -33,9 +33,9 @@ class Names:
 
 
 def sort_names(names: Iterable[str]) -> Names:
-    """Sort out the names of a listing, relative to the repository's root.
+    """Classify the names of a listing, relative to the repository's root.
 
-    Hidden files and the empty objects that stand for folders are skipped without a message.
+    Hidden files and the empty objects that represent folders are skipped without a message.
     """
     found = Names()
     accepted = []
@@ -49,8 +49,8 @@ def sort_names(names: Iterable[str]) -> Names:
             found.refused[name] = reason
     folders = {parent for name in accepted for parent in _parents(name)}
     for name in accepted:
-        if name in folders:  # which an object store allows
-            found.refused[name] = "it is the name of a file and of a folder"
+        if name in folders:  # possible in an object store
+            found.refused[name] = "both a file and a folder have this name"
             continue
         model, part, *rest = name.split("/")
         if rest and valid_version(part):
@@ -61,7 +61,7 @@ def sort_names(names: Iterable[str]) -> Names:
 
 
 def why_refused(name: str) -> str | None:
-    """Why a name can't be a file's in the mirror; None where it can."""
+    """The reason why a name cannot be a file in the mirror; None if it can."""
     parts = name.split("/")
     try:
         sizes = [len(part.encode()) for part in parts]
@@ -73,17 +73,17 @@ def why_refused(name: str) -> str | None:
         return "it has a control character or a backslash"
     if max(sizes) > _MOST_PART_BYTES or sum(sizes) > _MOST_BYTES or len(parts) > MOST_PARTS:
         return (
-            f"a path has at most {_MOST_BYTES} bytes in {MOST_PARTS} parts, and each of these at most "
+            f"a path may have at most {_MOST_BYTES} bytes in {MOST_PARTS} parts, and each of these at most "
             f"{_MOST_PART_BYTES} bytes"
         )
     if len(parts) == 1:
         model = shortened(name.removesuffix(".onnx"), 40)
-        return f"a model needs folders of its name and version: {model}/1/{MODEL_FILE}"
-    return None if valid_name(parts[0]) else f"its first part can't be a model's name: {NAME_RULE}"
+        return f"a model requires folders with its name and version: {model}/1/{MODEL_FILE}"
+    return None if valid_name(parts[0]) else f"its first part is not a valid model name: {NAME_RULE}"
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a part of a path begins with one dot; two, or an empty part, are named as refused."""
+    """Whether a part of a path is hidden (starts with a single dot); '..' and empty parts are refused by name."""
     parts = name.split("/")
     return any(part[:1] == "." and part[1:2] not in ("", ".") for part in parts) and "" not in parts
 

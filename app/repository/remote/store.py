@@ -1,4 +1,4 @@
-"""Remote model repositories: object stores, which list their objects, and web servers, which have a ``SHA256SUMS``.
+"""Remote model repositories: object stores, which list their objects, and web servers with a ``SHA256SUMS``.
 
 See docs/decisions/0076-models-by-url.md.
 """
@@ -25,7 +25,7 @@ _CONNECT_S, _READ_S = 15, 60
 _TOKENS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "updated", "mtime")
 _LOGGERS = ("adlfs", "aiobotocore", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 Received = Callable[[int], None]
-"""Called with the number of bytes that have come; what it raises ends the download."""
+"""Called with the number of received bytes; an exception aborts the download."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class RemoteFile:
     """A file of a remote repository.
 
     Attributes:
-        size: in bytes; None where it is not known before the download.
-        token: changes whenever the content does.
-        checksum: of its content; None where the store gives none.
+        size: Size in bytes; None if unknown before the download.
+        token: Changes with the content.
+        checksum: Checksum of the content; None if the store has none.
     """
 
     size: int | None
@@ -47,10 +47,10 @@ class Store(ABC):
     """A remote model repository.
 
     Args:
-        url: where it is.
+        url: URL of the repository.
 
     Raises:
-        MissingExtraError: the packages of its scheme are not installed.
+        MissingExtraError: The packages for its scheme are not installed.
     """
 
     def __init__(self, url: ModelUrl) -> None:
@@ -59,29 +59,29 @@ class Store(ABC):
 
     @abstractmethod
     def files(self, scratch: Path) -> dict[str, RemoteFile]:
-        """Every file below the URL, by its path relative to it; paths are as they come.
+        """Every file below the URL, by relative path; paths are not validated.
 
         Args:
-            scratch: a file that may be written.
+            scratch: A temporary file for the listing.
 
         Raises:
-            Exception: whatever the store's library raises; or RemoteError, where the listing can't be used.
+            Exception: An error of the store's library; or RemoteError for an invalid listing.
         """
 
     @abstractmethod
     def download(self, path: str, target: Path, received: Received) -> None:
-        """Write a file of the listing to ``target``; raises as ``files`` does."""
+        """Write a file of the listing to ``target``; raises the same exceptions as ``files``."""
 
-    def is_md5(self, path: str) -> bool:  # noqa: ARG002 - for stores where it depends
-        """Whether the listing's MD5 of this file is one."""
+    def is_md5(self, path: str) -> bool:  # noqa: ARG002 - for stores where it depends on the path
+        """Whether the listing's MD5 of this file is an MD5 of its content."""
         return True
 
 
 def open_store(url: ModelUrl) -> Store:
-    """The store of a URL; nothing is connected to yet.
+    """Make the store of a URL, without connecting.
 
     Raises:
-        MissingExtraError: the packages of its scheme are not installed.
+        MissingExtraError: The packages for its scheme are not installed.
     """
     return WebStore(url) if url.scheme in ("http", "https") else ObjectStore(url)
 
@@ -94,7 +94,7 @@ class ObjectStore(Store):
         self._bucket = url.root.partition("/")[0]
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if url.scheme == "s3":
-            # A pass that fails is repeated as a whole.
+            # A failed pass is repeated as a whole.
             retries = {"max_attempts": 2, "mode": "standard"}
             options["config_kwargs"] = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S, "retries": retries}
         self._files: Any = _filesystem(url.scheme, options)
@@ -120,7 +120,7 @@ class ObjectStore(Store):
         self._files.get_file(f"{self.url.root}/{path}", str(target), callback=_callback(received))
 
     def is_md5(self, path: str) -> bool:
-        """Whether the ETag of an object is its MD5: on S3 not where it is encrypted with a key of KMS."""
+        """Whether the ETag of an object is its MD5: on S3, not with KMS encryption."""
         if self.url.scheme != "s3":
             return True
         key = f"{self.url.root}/{path}".removeprefix(f"{self._bucket}/")
@@ -129,7 +129,7 @@ class ObjectStore(Store):
 
 
 class WebStore(Store):
-    """A web server, which can't list: the file ``SHA256SUMS`` does, as the program sha256sum writes it."""
+    """A web server. It has no listing, so the file ``SHA256SUMS`` (format of the program sha256sum) lists the files."""
 
     def __init__(self, url: ModelUrl) -> None:
         super().__init__(url)
@@ -144,13 +144,13 @@ class WebStore(Store):
 
         def bound(count: int) -> None:
             if count > MOST_MANIFEST_BYTES:
-                raise RemoteError(f"{MANIFEST} has more than {MOST_MANIFEST_BYTES} bytes")
+                raise RemoteError(f"{MANIFEST} has more than {MOST_MANIFEST_BYTES} bytes, the maximum")
 
         try:
             self.download(MANIFEST, scratch, bound)
         except FileNotFoundError:
             raise RemoteError(
-                f"there is no {MANIFEST}, which lists the files; in the folder of models, run: "
+                f"{MANIFEST}, the list of files, is missing; in the folder of models, run: "
                 f"find * -type f ! -name {MANIFEST} -exec sha256sum {{}} + > {MANIFEST}"
             ) from None
         return parse_manifest(scratch.read_bytes())
@@ -162,10 +162,10 @@ class WebStore(Store):
 
 
 def parse_manifest(content: bytes) -> dict[str, RemoteFile]:
-    """The files that a ``SHA256SUMS`` lists.
+    """Parse a ``SHA256SUMS``.
 
     Raises:
-        RemoteError: it is none; names the line.
+        RemoteError: A line is invalid; the message names it.
     """
     found: dict[str, RemoteFile] = {}
     try:
@@ -190,12 +190,12 @@ def _filesystem(scheme: str, options: dict[str, Any]) -> Any:
     import fsspec
 
     for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)  # they log each request, with its headers
+        logging.getLogger(name).setLevel(logging.WARNING)  # at lower levels they log each request with its headers
     return fsspec.filesystem(scheme, **options)
 
 
 def _callback(received: Received) -> Any:
-    """A callback of fsspec that adds up the bytes of one download."""
+    """An fsspec callback that counts the bytes of one download."""
     from fsspec.callbacks import Callback
 
     return Callback(hooks={"received": lambda size, value, **_: received(value)})  # noqa: ARG005 - fsspec's signature

@@ -1,4 +1,4 @@
-"""Moving files and folders into place, so that a reader sees the old or the new and nothing between."""
+"""Atomic replacement of files and folders: a reader sees the old or the new state."""
 
 import contextlib
 import ctypes
@@ -12,9 +12,9 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def put_in_place(fresh: Path, target: Path, trash: Path) -> None:
-    """Move a file or folder to where another may be, which is moved to ``trash``.
+    """Move a file or folder to a path; an existing one moves to ``trash``.
 
-    Linux exchanges both in one step. Where the file system can't, a folder is missing for the time of two calls.
+    Linux exchanges both in one step. Without support by the file system, a folder is missing between two calls.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(target):
@@ -27,7 +27,7 @@ def put_in_place(fresh: Path, target: Path, trash: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder, or leave it for the next time."""
+    """Delete a file or folder; on failure, leave it for the next time."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -36,7 +36,7 @@ def discard(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two paths in one step; whether that could be done."""
+    """Exchange two paths in one step. Return whether that succeeded."""
     rename = _renameat2()
     if rename is None:
         return False
@@ -46,7 +46,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @cache
 def _renameat2() -> Any:
-    """The function of the C library; None where it has none."""
+    """The function of the C library; None if it is not available."""
     try:
         function = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):

@@ -1,1 +1,1 @@
-"""CUDA execution: device buffers and one CUDA graph for each batch size."""
+"""CUDA execution: device buffers and one CUDA graph per batch size."""

@@ -1,4 +1,4 @@
-"""How a model is run on CUDA: the fastest way that it allows, and the reason why not a faster one."""
+"""Choose the fastest possible way to run a model on CUDA, and record the reason against a faster one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,18 @@ from app.runtime.signature import Signature
 
 @dataclass
 class CudaReport:
-    """How a model runs on CUDA, as ``/stats`` shows it.
+    """The way a model runs on CUDA, as ``/stats`` shows it.
 
     Attributes:
-        device_id: the device.
-        mode: ``graph``: one CUDA graph for each batch size; ``bound``: node by node from the same buffers; ``host``:
-            node by node from arrays of the host.
-        reason: why not a faster mode, or None.
-        batch_sizes: to which batches are padded; None in the mode ``host``, and where nothing is batched.
-        padded_to: for each of them the size that its batches are run at, where a larger one was measured to be faster.
-        buffer_bytes: of the device, for inputs and outputs.
-        tf32: whether products of float32 are computed in TF32.
-        tf32_max_relative_error: of the outputs against those without, over the largest of them, on random rows.
+        device_id: The CUDA device.
+        mode: ``graph``: one CUDA graph per batch size; ``bound``: node by node from the same buffers; ``host``:
+            node by node from arrays in host memory.
+        reason: The reason against a faster mode, or None.
+        batch_sizes: Sizes that batches are padded to; None in mode ``host``, and without batching.
+        padded_to: The size at which batches of each size run: a larger one if it was measured to be faster.
+        buffer_bytes: Device memory for inputs and outputs.
+        tf32: Whether float32 products are computed in TF32.
+        tf32_max_relative_error: Error of the outputs due to TF32, relative to the largest value, on random rows.
     """
 
     device_id: int
@@ -47,16 +47,16 @@ def accelerate(
     feeds: Feeds,
     host: Runner,
 ) -> tuple[CudaReport, CudaGraphRunner | None]:
-    """Find the fastest way to run a session on CUDA.
+    """Choose the fastest way to run a session on CUDA.
 
     Args:
-        session, signature, max_rows, host: see ``CudaRuns``.
-        device: what the session was made for.
-        target: where to run; None where buffers are not possible.
-        feeds: makes inputs of so many rows.
+        session, signature, max_rows, host: See ``CudaRuns``.
+        device: The device of the session.
+        target: Where to run; None if buffers are not possible.
+        feeds: Makes inputs with a number of rows.
 
     Returns:
-        The way, and the runner; None where runs go from arrays of the host.
+        The report, and the runner; None if runs use arrays in host memory.
     """
     report = CudaReport(device.cuda.device_id, tf32=device.cuda.tf32)
     if target is None:
@@ -66,7 +66,7 @@ def accelerate(
         check_buffers(signature.inputs, signature.outputs, batched=max_rows is not None)
         runner = CudaGraphRunner(session, signature, max_rows, host, target)
         runner.warm_up(feeds)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds; random input is not to every model's liking
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises many kinds; some models reject random input
         report.reason = f"no buffers: {first_line(error)}"
         return report, None
     report.mode = "bound"

@@ -1,4 +1,4 @@
-"""Memory for a model's tensors on CUDA that stays where it is: pinned memory of the host, and memory of the device.
+"""Fixed buffers for a model's tensors on CUDA: pinned host memory, and device memory.
 
 See docs/decisions/0035-pinned-bodies-and-overlapped-encoding.md.
 """
@@ -18,15 +18,16 @@ from app.runtime.tensors import Array, TensorSpec
 log = logging.getLogger(__name__)
 
 _KIB = 1024
-_SHORT = 64 * _KIB  # a body up to this is copied by the host as quickly as it finds a place
-_BODIES = ((256 * _KIB, 128), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes of a piece, and how many there are
-_MOST_LOANS = 8
+_SHORT = 64 * _KIB  # up to this size, copying a body is as fast as reserving pinned memory
+_BODIES = ((256 * _KIB, 64), (1088 * _KIB, 16), (4160 * _KIB, 4))  # bytes per piece, and pieces per block
+_MOST_BLOCKS = 8
+_MOST_LOANS = 16
 _MOST_LOAN_BYTES = 64 * 1024 * 1024
 
 
 @dataclass
 class Owned:
-    """Resources to free in the end."""
+    """Resources to free at shutdown."""
 
     device: list[int] = field(default_factory=list)
     pinned: list[int] = field(default_factory=list)
@@ -39,7 +40,7 @@ def give_back(runtime: CudaRuntime, device_id: int, owned: Owned) -> None:
     try:
         runtime.set_device(device_id)
     except CudaError as error:
-        log.warning("memory of device %d could not be freed: %s", device_id, error)
+        log.warning("cannot free memory of device %d: %s", device_id, error)
         return
     runtime.free(owned.device, owned.pinned, owned.graphs, owned.events)
 
@@ -49,10 +50,10 @@ class CudaTarget:
     """Device and stream of a session on CUDA.
 
     Attributes:
-        runtime: the CUDA runtime.
-        device_id: the device.
-        stream: on which the session queues its work.
-        bodies: large inputs that lie in there are copied to the device from where they are.
+        runtime: The CUDA runtime.
+        device_id: The CUDA device.
+        stream: The stream of the session.
+        bodies: Pinned memory for request bodies; large inputs in it are copied to the device without a host copy.
     """
 
     runtime: CudaRuntime
@@ -62,13 +63,13 @@ class CudaTarget:
 
 
 class Buffer:
-    """One tensor for the largest batch.
+    """The buffer of one tensor, sized for the largest batch.
 
     Attributes:
-        spec: of the tensor.
-        array: over the pinned memory; its first axis is the largest batch where the model is batched.
-        pinned, device: addresses.
-        row_bytes: of one row, or of the whole where the model is not batched.
+        spec: The tensor.
+        array: View of the pinned memory; its first axis is the largest batch if the model is batched.
+        pinned, device: Addresses.
+        row_bytes: Size of one row, or of the whole tensor without batching.
     """
 
     def __init__(self, spec: TensorSpec, max_rows: int | None, runtime: CudaRuntime, stream: int, owned: Owned) -> None:
@@ -81,7 +82,7 @@ class Buffer:
         self.pinned, self.device = owned.pinned[-1], owned.device[-1]
         self.array = view(self.pinned, rest if max_rows is None else (max_rows, *rest), spec.dtype)
         self.fill(0)
-        # What a batch is padded with is what lies there.
+        # Padding rows keep the contents of the buffer.
         runtime.copy(self.device, self.pinned, self.nbytes, HOST_TO_DEVICE, stream)
         runtime.synchronize(stream)
 
@@ -94,10 +95,10 @@ class BufferSet:
     """The buffers of all tensors of a model, and the pools that large outputs are copied to.
 
     Args:
-        signature: of the model.
-        max_rows: of the largest batch; None for a model that is not batched.
-        target: where it runs.
-        owned: records what has to be freed.
+        signature: Tensors of the model.
+        max_rows: Size of the largest batch; None for a model without batching.
+        target: The device and stream.
+        owned: Records the resources to free.
     """
 
     def __init__(self, signature: Signature, max_rows: int | None, target: CudaTarget, owned: Owned) -> None:
@@ -116,7 +117,7 @@ class BufferSet:
 
 
 class Loan:
-    """Pinned memory of an array; it returns to its pool when the last array over it is gone."""
+    """Pinned memory of an array; it returns to its pool when the last array that uses it is deleted."""
 
     def __init__(self, pool: "LoanPool | Bodies", address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
@@ -128,11 +129,11 @@ class Loan:
 
 
 class LoanPool:
-    """Pinned memory that results are copied to and stay in until they have been read.
+    """Pinned memory for results, lent until they have been read.
 
     Args:
-        size: bytes of each loan.
-        runtime, device_id: whose copies go there.
+        size: Bytes of each loan.
+        runtime, device_id: Device that copies into the memory.
     """
 
     def __init__(self, size: int, runtime: CudaRuntime, device_id: int) -> None:
@@ -145,7 +146,7 @@ class LoanPool:
         weakref.finalize(self, give_back, runtime, device_id, self._owned)
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, Array] | None:
-        """An address and an array over it; None where too many are lent already."""
+        """An address and an array over it; None if too many are already lent."""
         with self._lock:
             if self._free:
                 address = self._free.pop()
@@ -164,44 +165,70 @@ class LoanPool:
 class Bodies:
     """Pinned memory for long request bodies, copied to the device without a further copy.
 
-    One block, in pieces of a few sizes. A piece is free again when the last array over it is gone, so none is reused
-    while a run reads it, even if its client has left.
+    The pool is empty at first. A body without a free piece of its size uses ordinary memory, and a thread allocates a
+    block of such pieces for later bodies. A piece becomes free when the last array over it is deleted, so none is
+    reused while a run reads it, even if its client has disconnected. Every device may copy from it.
 
     Args:
-        runtime, device_id: whose copies come from there.
+        runtime, device_id: Device that copies from the memory.
     """
 
     def __init__(self, runtime: CudaRuntime, device_id: int) -> None:
-        owned = Owned()
-        runtime.set_device(device_id)
-        self._start = runtime.pinned_memory(sum(size * count for size, count in _BODIES))
-        owned.pinned.append(self._start)
-        self._pieces: list[tuple[int, list[int]]] = []
-        self._end = self._start
-        for size, count in _BODIES:
-            self._pieces.append((size, [self._end + size * number for number in range(count)]))
-            self._end += size * count
-        weakref.finalize(self, give_back, runtime, device_id, owned)
+        self._runtime = runtime
+        self._device_id = device_id
+        self._owned = Owned()
+        self._free: dict[int, list[int]] = {size: [] for size, _ in _BODIES}
+        self._blocks: list[tuple[int, int, int]] = []  # first address, the one behind the last, bytes of a piece
+        self._growing = threading.Lock()
+        weakref.finalize(self, give_back, runtime, device_id, self._owned)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are allocated."""
+        return sum(end - start for start, end, _ in self._blocks)
 
     def take(self, length: int) -> memoryview | None:
-        """Room for a body of that length, which holds anything; None where there is none, or it is not worth it."""
+        """Reserve memory for a body, with undefined contents; None if none is free or the body is too short."""
         if length <= _SHORT:
             return None
-        for size, free in self._pieces:
+        for size, count in _BODIES:
             if length <= size:
-                return np.asarray(Loan(self, free.pop(), (length,), np.dtype(np.uint8))).data if free else None
+                free = self._free[size]
+                if free:
+                    return np.asarray(Loan(self, free.pop(), (length,), np.dtype(np.uint8))).data
+                self._grow(size, count)
+                return None
         return None
+
+    def _grow(self, size: int, count: int) -> None:
+        """Allocate a block of pieces, in a thread since it takes milliseconds, and one block at a time."""
+        if len(self._blocks) >= _MOST_BLOCKS or not self._growing.acquire(blocking=False):
+            return
+        try:
+            threading.Thread(target=self._allocate, args=(size, count), name="pinned-bodies", daemon=True).start()
+        except RuntimeError:  # no thread can be started
+            self._growing.release()
+
+    def _allocate(self, size: int, count: int) -> None:
+        try:
+            self._runtime.set_device(self._device_id)
+            start = self._runtime.pinned_memory(size * count)
+        except CudaError as error:
+            log.warning("no further pinned memory for request bodies: %s", error)
+            return  # and never again: the lock stays taken
+        self._owned.pinned.append(start)
+        self._blocks.append((start, start + size * count, size))
+        self._free[size] += [start + size * number for number in range(count)]
+        self._growing.release()
 
     def take_back(self, address: int) -> None:
         """Return a piece to the pool."""
-        end = self._start
-        for (size, count), (_, free) in zip(_BODIES, self._pieces, strict=True):
-            end += size * count
-            if address < end:
-                free.append(address)
-                return
+        for start, end, size in self._blocks:
+            if start <= address < end:
+                self._free[size].append(address)
 
     def address(self, array: Array) -> int | None:
-        """Address of an array in the pinned memory, or None."""
+        """Address of an array in the pinned memory, or None if it is elsewhere."""
         address: int = array.__array_interface__["data"][0]
-        return address if self._start <= address < self._end and array.flags.c_contiguous else None
+        inside = any(start <= address < end for start, end, _ in self._blocks)
+        return address if inside and array.flags.c_contiguous else None

@@ -1,4 +1,4 @@
-"""The calls of the CUDA runtime that the server makes itself, by ctypes, in the library that onnxruntime uses.
+"""Binding to the CUDA runtime library of onnxruntime, by ctypes.
 
 See docs/decisions/0032-cuda-runtime-through-ctypes.md.
 See docs/decisions/0036-ask-cuda-whether-it-is-lost.md.
@@ -19,10 +19,11 @@ from app.runtime.tensors import Array
 log = logging.getLogger(__name__)
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
+_PORTABLE = 1  # cudaHostAllocPortable: for every device
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 _MEMCPY_NODE, _HOST_NODE = 1, 3  # cudaGraphNodeType
-_PROPERTIES_BYTES = 16 * 1024  # more than any version's cudaDeviceProp, which begins with the name
+_PROPERTIES_BYTES = 16 * 1024  # larger than cudaDeviceProp in any version, which starts with the name
 _NAME_BYTES = 256
 
 Address = ctypes.c_void_p
@@ -51,7 +52,7 @@ class _MemcpyParams(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy that a graph makes: addresses, and one of the kinds above."""
+    """A copy in a graph: addresses, and one of the kinds above."""
 
     source: int
     target: int
@@ -60,7 +61,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device as the runtime names it; versions are those of CUDA."""
+    """A device with its name, memory and the CUDA versions of driver and runtime."""
 
     id: int
     name: str
@@ -71,17 +72,19 @@ class Gpu:
 
 
 class CudaRuntime:
-    """The runtime's functions under plain names; addresses, streams and graphs are integers.
+    """The functions of the runtime under plain names; addresses, streams and graphs are integers.
 
-    Every method raises ``CudaError`` where the runtime reports an error.
+    Every method raises ``CudaError`` if the runtime reports an error.
 
     Attributes:
-        lost: why CUDA is unusable in this process, or None while it is not known to be.
+        lost: The reason why CUDA is unusable in this process, or None.
+        several: Whether a device other than the first was used, so a thread's current device may be any.
     """
 
     def __init__(self, waiting: Any, quick: Any) -> None:
-        """Take the library twice: ``waiting`` releases Python's lock around a call, ``quick`` keeps it."""
+        """Load the library twice: ``waiting`` releases Python's lock around a call, ``quick`` keeps it."""
         self.lost: str | None = None
+        self.several = False
         self._waiting = waiting
         self._quick = quick
         waiting.cudaGetErrorString.restype = ctypes.c_char_p
@@ -107,18 +110,20 @@ class CudaRuntime:
 
     def _check(self, code: int, call: str) -> None:
         if code:
-            self._waiting.cudaGetLastError()  # which forgets it
+            self._waiting.cudaGetLastError()  # clears the error
             reason = self._waiting.cudaGetErrorString(code).decode()
             raise CudaError(f"{call} failed: {reason} (CUDA error {code})")
 
     def device_count(self) -> int:
-        """Devices that this process sees."""
+        """Number of devices visible to this process."""
         count = ctypes.c_int()
         self._check(self._waiting.cudaGetDeviceCount(ctypes.byref(count)), "cudaGetDeviceCount")
         return count.value
 
     def set_device(self, device_id: int) -> None:
-        """Make a device that of the calling thread."""
+        """Select the device of the calling thread."""
+        if device_id:
+            self.several = True
         self._check(self._quick.cudaSetDevice(device_id), "cudaSetDevice")
 
     def gpu(self, device_id: int) -> Gpu:
@@ -138,21 +143,23 @@ class CudaRuntime:
         return Gpu(device_id, gpu_name, free.value, total.value, *versions)
 
     def make_stream(self) -> int:
-        """A stream of the thread's device that does not wait for the default one."""
+        """Create a stream that does not wait for the default stream."""
         stream = Address()
         self._check(self._waiting.cudaStreamCreateWithFlags(ctypes.byref(stream), _NON_BLOCKING), "making a stream")
         return stream.value or 0
 
     def device_memory(self, size: int) -> int:
-        """Memory of the thread's device."""
+        """Allocate memory on the device of the calling thread."""
         address = Address()
         self._check(self._waiting.cudaMalloc(ctypes.byref(address), size), f"allocating {size:,} bytes of the device")
         return address.value or 0
 
     def pinned_memory(self, size: int) -> int:
-        """Page-locked memory of the host, which the device copies from and to by itself."""
+        """Allocate page-locked host memory, which the device can copy from and to directly."""
         address = Address()
-        self._check(self._waiting.cudaHostAlloc(ctypes.byref(address), size, 0), f"allocating {size:,} pinned bytes")
+        self._check(
+            self._waiting.cudaHostAlloc(ctypes.byref(address), size, _PORTABLE), f"allocating {size:,} pinned bytes"
+        )
         return address.value or 0
 
     def free(
@@ -162,7 +169,7 @@ class CudaRuntime:
         graphs: Sequence[int] = (),
         events: Sequence[int] = (),
     ) -> None:
-        """Free memory, graphs and events; ignore errors, since the end of the process frees them too."""
+        """Free memory, graphs and events; ignore errors, because the end of the process frees them too."""
         for graph in graphs:
             self._waiting.cudaGraphExecDestroy(graph)
         for address in device:
@@ -182,10 +189,10 @@ class CudaRuntime:
         self._check(self._waiting.cudaStreamSynchronize(stream), "the run")
 
     def check_device(self, stream: int) -> None:
-        """After a run that failed: set ``lost`` if no other can succeed.
+        """Check the device after a failed run: set ``lost`` if no later run can succeed.
 
-        An ordinary error is told once. After an illegal access, an error of the memory or the loss of the device each
-        call fails as long as the process lives, one that waits for an idle stream too.
+        The runtime reports an ordinary error once. After an illegal access, a memory error or a lost device, every
+        call fails until the process ends, including one that waits for an idle stream.
         """
         try:
             self._waiting.cudaGetLastError()
@@ -196,13 +203,13 @@ class CudaRuntime:
             self.lost = str(error)
 
     def launch(self, graph: int, stream: int) -> None:
-        """Queue a graph."""
+        """Launch a graph (cudaGraphLaunch)."""
         code = self._quick.cudaGraphLaunch(graph, stream)
         if code:
             self._check(code, "launching the graph")
 
     def make_event(self) -> int:
-        """A point in time, to be recorded."""
+        """Create an event."""
         event = Address()
         self._check(self._waiting.cudaEventCreate(ctypes.byref(event)), "making an event")
         return event.value or 0
@@ -212,7 +219,7 @@ class CudaRuntime:
         self._check(self._quick.cudaEventRecord(event, stream), "recording an event")
 
     def elapsed_ns(self, start: int, end: int) -> int:
-        """Nanoseconds of the device between two events, which must have happened."""
+        """Device time between two completed events, in nanoseconds."""
         ms = ctypes.c_float()
         self._check(self._quick.cudaEventElapsedTime(ctypes.byref(ms), start, end), "reading an event")
         return int(1e6 * ms.value)
@@ -221,7 +228,7 @@ class CudaRuntime:
         """Capture the operations that ``work`` queues on a stream, without running them.
 
         Returns:
-            The graph, to be instantiated and destroyed.
+            The graph, to be instantiated and then destroyed.
         """
         self._check(self._waiting.cudaStreamBeginCapture(stream, _RELAXED), "beginning a capture")
         graph = Address()
@@ -237,17 +244,17 @@ class CudaRuntime:
         return graph.value or 0
 
     def instantiate(self, graph: int) -> int:
-        """Make a graph ready to be launched."""
+        """Instantiate a graph, ready to be launched."""
         executable = Address()
         self._check(self._waiting.cudaGraphInstantiate(ctypes.byref(executable), graph, 0), "instantiating the graph")
         return executable.value or 0
 
     def destroy(self, graph: int) -> None:
-        """Destroy a captured graph; its instances stay."""
+        """Destroy a captured graph; its instances remain valid."""
         self._check(self._waiting.cudaGraphDestroy(graph), "destroying a graph")
 
     def host_work(self, graph: int) -> tuple[list[Copy], int, int]:
-        """Copies of a graph, and its numbers of host callbacks and of all nodes."""
+        """Copy nodes of a graph, number of host callbacks, and number of all nodes."""
         count = ctypes.c_size_t()
         self._check(self._waiting.cudaGraphGetNodes(graph, None, ctypes.byref(count)), "cudaGraphGetNodes")
         nodes = (Address * count.value)()
@@ -267,7 +274,7 @@ class CudaRuntime:
 
 
 class Streams:
-    """Streams to be used one after the other: one that a session has used is never destroyed before it."""
+    """A pool of streams; a stream is never destroyed before the session that used it."""
 
     def __init__(self, runtime: CudaRuntime) -> None:
         self._runtime = runtime
@@ -275,7 +282,7 @@ class Streams:
         self._lock = threading.Lock()
 
     def take(self, device_id: int) -> int:
-        """A stream of a device."""
+        """Take a stream of a device."""
         with self._lock:
             free = self._free.get(device_id)
             if free:
@@ -290,10 +297,10 @@ class Streams:
 
 
 def load_runtime() -> CudaRuntime:
-    """The runtime of the version that this onnxruntime was built for.
+    """Load the CUDA runtime of the version that this onnxruntime was built for.
 
     Raises:
-        CudaError: it is not found.
+        CudaError: The library is not found.
     """
     version = str(getattr(ort, "cuda_version", "") or "")
     name = f"libcudart.so.{version.split('.', maxsplit=1)[0]}"
@@ -306,7 +313,7 @@ def load_runtime() -> CudaRuntime:
 
 
 def view(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Memory of the host as an array; it must outlive the array."""
+    """View of host memory as an array; the memory must outlive the array."""
     size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     memory: Any = (ctypes.c_byte * size).from_address(address)
     array: Array = np.frombuffer(memory, dtype).reshape(shape)

@@ -26,14 +26,14 @@ Feeds = Callable[[int], Mapping[str, Array]]
 
 
 class NoBuffersError(Exception):
-    """Why a model's tensors can't have own buffers; the message is for ``/stats``."""
+    """The reason why a model cannot have fixed buffers; the message is shown in ``/stats``."""
 
 
 def check_buffers(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batched: bool) -> None:
-    """Check that the shape of every tensor is known in advance, except for the rows of a batch.
+    """Check that the shape of every tensor is fixed, except for the rows of a batch.
 
     Raises:
-        NoBuffersError: one is not, or can't lie on the device.
+        NoBuffersError: A shape is not fixed, or a tensor cannot be in device memory.
     """
     for spec in (*inputs, *outputs):
         if spec.datatype == "BYTES":
@@ -46,20 +46,20 @@ def check_buffers(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *
 
 
 class CudaGraphRunner(CudaRuns):
-    """Runs that are validated against plain ones, and captured as CUDA graphs where that is possible.
+    """Runs that are validated against plain runs, and captured as CUDA graphs if possible.
 
-    onnxruntime's own graphs (``enable_cuda_graph``) belong to the thread that captured them, keep all other threads
-    from allocating meanwhile, and leave the copies out; so the capture is made here, around its run.
+    The CUDA graphs of onnxruntime (``enable_cuda_graph``) are bound to the capturing thread, block allocations of all
+    other threads during the capture, and exclude the copies. Therefore this class captures around its run.
     """
 
     def warm_up(self, feeds: Feeds) -> None:
-        """Run every size, the largest first, and compare with plain runs; so the runtime's memory grows but once.
+        """Run every size, the largest first so the arena grows only once, and compare with plain runs.
 
         Args:
-            feeds: makes inputs of so many rows.
+            feeds: Makes inputs with a number of rows.
 
         Raises:
-            NoBuffersError: an output does not have the shape that the graph declares, or the runs differ.
+            NoBuffersError: An output does not have the declared shape, or the runs differ.
         """
         outputs = self.buffers.outputs
         for plan in reversed(self.plans):
@@ -67,14 +67,16 @@ class CudaGraphRunner(CudaRuns):
             for item, expected in zip(outputs.values(), self._host.run(given, list(outputs)).arrays, strict=True):
                 declared = ((plan.rows,) if self.batched else item.spec.shape[:1]) + item.spec.shape[1:]
                 if expected.shape != declared:
-                    raise NoBuffersError(f"{item.spec.name!r} came out as {expected.shape}, not as {declared}")
+                    raise NoBuffersError(
+                        f"{item.spec.name!r} has shape {expected.shape}, the graph declares {declared}"
+                    )
             self._compare(plan.rows, given)
 
     def capture(self, feeds: Feeds) -> None:
         """Capture one graph per batch size, validate each against a plain run, and choose the fastest.
 
         Raises:
-            CudaError: the capture is refused, or a replay would not do what a run does.
+            CudaError: The capture is refused, or a replay would differ from a run.
         """
         graphs: list[int] = []
         runtime, device_id = self._target.runtime, self._target.device_id
@@ -100,7 +102,7 @@ class CudaGraphRunner(CudaRuns):
         self._owned.graphs += graphs
 
     def _captured(self, plan: SizePlan) -> int:
-        """The graph of one size, ready to be launched."""
+        """Instantiate the graph of one size."""
         work = partial(self._run_bound if plan.large else self._queue, plan)
         graph = self._target.runtime.capture(self._target.stream, work)
         try:
@@ -110,7 +112,7 @@ class CudaGraphRunner(CudaRuns):
             self._target.runtime.destroy(graph)
 
     def _time_copies(self, plan: SizePlan) -> int:
-        """What each way of copying takes within the graph of a size: half of what it takes longer than one without."""
+        """Cost of each copy direction within the graph of a size: half of the extra time over a graph without it."""
         runtime, stream = self._target.runtime, self._target.stream
         if plan.graph is None:
             return 0
@@ -130,19 +132,19 @@ class CudaGraphRunner(CudaRuns):
         return max(0, int(whole - alone) // 2)
 
     def _check_graph(self, graph: int) -> None:
-        """A replay must need nothing of the host but the buffers: what else lay there is gone by then."""
+        """Check that a replay reads only the buffers: other host memory may be freed by then."""
         mine = {(item.pinned, item.device) for item in self.buffers.inputs.values()}
         mine |= {(item.device, item.pinned) for item in self.buffers.outputs.values()}
         copies, callbacks, nodes = self._target.runtime.host_work(graph)
         ours = [item for item in copies if (item.source, item.target) in mine]
         foreign = [item for item in copies if item.kind != DEVICE_TO_DEVICE and item not in ours]
         if foreign or callbacks:
-            raise CudaError("a node copies from memory of the host, or calls it")
+            raise CudaError("a node copies from host memory, or calls a host function")
         if nodes <= len(ours):
-            raise CudaError("the recording holds no work: it went to another stream")
+            raise CudaError("the capture is empty: the work went to another stream")
 
     def _choose(self, feeds: Feeds) -> None:
-        """Run a size as a larger one where that is faster: the kernels chosen for some numbers of rows are slow."""
+        """Run a size as a larger one if that is faster: kernels are slow for some numbers of rows."""
         names = list(self.buffers.outputs)
         for plan in self.plans:
             given = feeds(plan.rows)
@@ -169,11 +171,11 @@ class CudaGraphRunner(CudaRuns):
         for name, mine, other in zip(names, found, expected, strict=True):
             error = relative_error(mine, other, outputs[name].spec)
             if not error <= _TOLERANCE:
-                raise NoBuffersError(f"output {name!r} of {size} rows is off by {error:.2g} from a plain run")
+                raise NoBuffersError(f"output {name!r} of {size} rows differs by {error:.2g} from a plain run")
 
 
 def relative_error(mine: Array, expected: Array, spec: TensorSpec) -> float:
-    """The largest difference over the largest finite value; 0 or 1 for non-floating types."""
+    """Largest difference relative to the largest finite value; 0 or 1 for non-floating types."""
     if spec.datatype == "BF16":
         mine, expected = (bfloat16_values(array) for array in (mine, expected))
     elif spec.dtype.kind != "f":

@@ -1,4 +1,4 @@
-"""Runs of a session on CUDA from buffers that stay where they are."""
+"""Run a session on CUDA from fixed buffers."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ _LARGE_BYTES = 64 * 1024
 
 
 class _Events(NamedTuple):
-    """CUDA events that time one run: its begin, the end of the copies in, of the graph, and of the copies out."""
+    """CUDA events that time one run: start, end of the input copies, end of the graph, end of the output copies."""
 
     began: int
     sent: int
@@ -40,33 +40,33 @@ class CudaRuns:
     """Runs a session from fixed buffers.
 
     A run copies its inputs into pinned memory, queues the copies to the device, the graph and the copies back, and
-    waits once. The batch is padded with the buffers' contents. Where the tensors are small, the copies are part of
-    the graph, so that a run is one launch; where they are large, the rows that are there are copied piece by piece,
-    each while the next is written to pinned memory, and outputs stay in the pinned memory that received them.
+    waits once. The contents of the buffers pad the batch. For small tensors the copies are part of the graph, so a run
+    is one launch. For large tensors only the rows of the batch are copied, piece by piece: one piece transfers
+    while the next is written to pinned memory. Outputs stay in the pinned memory that received them.
 
-    One run at a time: runs share their buffers, and those of different sizes the runtime's memory for what lies
-    between.
+    One run at a time: runs share their buffers, and runs of different sizes share the runtime's memory for
+    intermediate values.
 
-    The times of a run: for large tensors ``input_ns`` and ``output_ns`` are time of the device, from the beginning of
-    the run to the end of the last copy in, and from the end of the graph to that of the last copy out; copies within
-    the graph count as what they took in trials when it was captured. Of few rows in a graph of many they are
-    what the host took, the rest counts as the model's.
+    Times of a run with large tensors: ``input_ns`` and ``output_ns`` are device time, from the start of the run to the
+    end of the last input copy, and from the end of the graph to the end of the last output copy. Copies within
+    the graph count with the duration measured at capture. For few rows in a graph of many, they are the
+    host time of the copies, and the rest counts as model time.
 
     Args:
-        session: of onnxruntime, made with the target's stream as its ``user_compute_stream``.
-        signature: its tensors, see ``check_buffers``.
-        max_rows: of the largest batch; None for a model that is not batched.
-        host: runs the session on arrays of the host; for more rows than the largest batch, and to compare with.
-        target: where to run.
+        session: Session of onnxruntime, made with the target's stream as its ``user_compute_stream``.
+        signature: Tensors of the model, see ``check_buffers``.
+        max_rows: Size of the largest batch; None for a model without batching.
+        host: Runs the session on arrays in host memory: for batches above ``max_rows``, and for validation.
+        target: The device and stream.
 
     Attributes:
-        plans: how a batch of each size is run, the smallest first.
-        buffers: of its tensors.
+        plans: The way to run a batch of each size, the smallest first.
+        buffers: Buffers of the tensors.
     """
 
     gathers = True
     memory = "cuda"
-    """Where onnxruntime is told that the buffers are."""
+    """Bind the buffers to the session."""
 
     def __init__(
         self, session: Any, signature: Signature, max_rows: int | None, host: Runner, target: CudaTarget
@@ -86,7 +86,7 @@ class CudaRuns:
             for index, rows in enumerate(sizes)
         ]
         self._options = ort.RunOptions()
-        # The run returns once it is queued; this class waits for it, after the copies.
+        # The run returns once its work is queued; this class waits for it, after the copies.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     @property
@@ -101,7 +101,7 @@ class CudaRuns:
 
     @property
     def padded_to(self) -> tuple[int, ...]:
-        """Run size for each batch size: itself, or a larger and faster one."""
+        """Run size for each batch size: the size itself, or a larger and faster one."""
         return tuple(self.plans[plan.run_as].rows for plan in self.plans)
 
     def _bind(self, size: int) -> Any:
@@ -123,17 +123,17 @@ class CudaRuns:
     ) -> RunResult:
         """Run the graph; see ``Runner``.
 
-        A graph can't be stopped: ``options`` count only where the run goes from arrays of the host.
+        A graph cannot be stopped: ``options`` only apply to runs from arrays in host memory.
 
         Raises:
-            CudaError: the runtime reports one.
+            CudaError: The runtime reports an error.
         """
         with self._lock:
             rows = row_count(next(iter(feeds.values()))) if self.batched else 1
             if not 0 < rows <= self.plans[-1].rows:
                 return self._host.run({name: joined(parts) for name, parts in feeds.items()}, output_names, options)
             plan = self.plans[self.plans[size_index(rows)].run_as]
-            if self._target.device_id:
+            if self._target.runtime.several:
                 self._target.runtime.set_device(self._target.device_id)
             if plan.large:
                 return self._run_large(feeds, output_names, rows, plan, meanwhile)
@@ -206,7 +206,7 @@ class CudaRuns:
         if meanwhile is not None:
             whole_ns = runtime.elapsed_ns(events.began, events.copied)
             meanwhile_ns = max(0, min(free - queued, ended - began - whole_ns))
-        # The time that reading the events takes is not the model's.
+        # Exclude the time for reading the events from the model's time.
         return RunResult(arrays, input_ns, output_ns + time.perf_counter_ns() - ended, meanwhile_ns)
 
     def _send(self, name: str, parts: Parts) -> None:
@@ -219,7 +219,7 @@ class CudaRuns:
         self._target.runtime.copy(item.device, item.pinned, item.row_bytes, HOST_TO_DEVICE, self._target.stream)
 
     def _fetch(self, name: str, rows: int) -> Array:
-        """Queue the copy of an output from the device; its values are there once the stream was waited for."""
+        """Queue the copy of an output from the device; the values are valid after waiting for the stream."""
         item = self.buffers.outputs[name]
         runtime, stream = self._target.runtime, self._target.stream
         shape = (rows, *item.array.shape[1:]) if self.batched else item.array.shape

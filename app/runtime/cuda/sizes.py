@@ -1,4 +1,4 @@
-"""Batch sizes on CUDA, and how a batch of each size is run."""
+"""Batch sizes on CUDA, and the way to run a batch of each size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,22 +15,22 @@ def batch_sizes(max_rows: int) -> tuple[int, ...]:
 
 
 def size_index(rows: int) -> int:
-    """Which of the ``batch_sizes`` is the smallest that holds so many rows."""
+    """Index of the smallest of the ``batch_sizes`` that holds a number of rows."""
     return (rows - 1).bit_length()
 
 
 @dataclass(slots=True)
 class SizePlan:
-    """How a batch of one size is run.
+    """The way to run a batch of one size.
 
     Attributes:
-        rows: that batches are padded to.
-        index: of this size.
-        large: whether its tensors are copied piece by piece, and not within the graph.
-        binding: of onnxruntime, over the buffers.
-        run_as: index of the size that its batches are run at: this one, or a larger one that is faster.
-        graph: the CUDA graph; None where it runs node by node.
-        copy_ns: what each way of copying takes within the graph.
+        rows: Number of rows that batches are padded to.
+        index: Index of this size.
+        large: Whether its tensors are copied piece by piece instead of within the graph.
+        binding: IO binding of onnxruntime over the buffers.
+        run_as: Index of the size at which its batches run: this one, or a larger and faster one.
+        graph: The CUDA graph; None if it runs node by node.
+        copy_ns: Duration of each copy direction within the graph.
     """
 
     rows: int
@@ -42,7 +42,7 @@ class SizePlan:
     copy_ns: int = 0
 
     def forget_graph(self) -> None:
-        """Return to running node by node."""
+        """Switch back to running node by node."""
         self.graph = None
         self.run_as = self.index
         self.copy_ns = 0

@@ -1,10 +1,10 @@
-"""Copies of large inputs to the device: directly from pinned bodies, else in pieces through a buffer."""
+"""Copies of large inputs to the device: directly from pinned bodies, otherwise in pieces through a buffer."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from app.runtime.cuda.buffers import Bodies, Buffer, CudaTarget
+from app.runtime.cuda.buffers import Buffer, CudaTarget
 from app.runtime.cuda.cudart import HOST_TO_DEVICE
 from app.runtime.runner import Parts
 from app.runtime.tensors import Array
@@ -16,41 +16,44 @@ _LAST_CHUNK_BYTES = 64 * 1024
 def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
     """Queue the copies of one batched input.
 
-    Each piece is copied to the device while the host puts the next one into the pinned memory.
+    Rows in pinned request bodies are copied from there. Of other rows, each piece is copied to the device while the
+    host writes the next one into pinned memory.
 
     Args:
-        target: where to.
-        item: the buffer of the input.
-        parts: its rows, of one request or of several.
+        target: The device and stream.
+        item: Buffer of the input.
+        parts: Its rows, of one or several requests.
     """
-    runtime, stream = target.runtime, target.stream
-    addresses = None if target.bodies is None else pinned_addresses(target.bodies, parts)
-    if addresses is not None:
-        place = item.device
-        for address, nbytes in addresses:
-            runtime.copy(place, address, nbytes, HOST_TO_DEVICE, stream)
-            place += nbytes
-        return
+    runtime, bodies = target.runtime, target.bodies
     done = 0
-    for piece, size in pieces(parts, item.row_bytes):
+    elsewhere: list[Array] = []  # parts that have to be copied to pinned memory first
+    for part in parts if isinstance(parts, list) else [parts]:
+        address = None if bodies is None else bodies.address(part)
+        if address is None:
+            elsewhere.append(part)
+            continue
+        done = _stage(target, item, elsewhere, done)
+        elsewhere = []
+        runtime.copy(item.device + done * item.row_bytes, address, part.nbytes, HOST_TO_DEVICE, target.stream)
+        done += len(part)
+    _stage(target, item, elsewhere, done)
+
+
+def _stage(target: CudaTarget, item: Buffer, parts: list[Array], done: int) -> int:
+    """Queue copies by way of the buffer's pinned memory, behind so many rows; the rows after it."""
+    if not parts:
+        return done
+    for piece, size in pieces(parts if len(parts) > 1 else parts[0], item.row_bytes):
         if isinstance(piece, list):
             np.concatenate(piece, out=item.array[done : done + size])
         else:
             item.array[done : done + size] = piece
         offset = done * item.row_bytes
-        runtime.copy(item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, stream)
+        target.runtime.copy(
+            item.device + offset, item.pinned + offset, size * item.row_bytes, HOST_TO_DEVICE, target.stream
+        )
         done += size
-
-
-def pinned_addresses(bodies: Bodies, parts: Parts) -> list[tuple[int, int]] | None:
-    """Addresses and sizes of arrays if all are in pinned request bodies, else None."""
-    found = []
-    for part in parts if isinstance(parts, list) else [parts]:
-        address = bodies.address(part)
-        if address is None:
-            return None
-        found.append((address, part.nbytes))
-    return found
+    return done
 
 
 def joined(parts: Parts) -> Array:
@@ -64,13 +67,13 @@ def row_count(parts: Parts) -> int:
 
 
 def piece_rows(left: int, row_bytes: int) -> int:
-    """Rows of the next piece of those that are left: smaller towards the end, when nothing more hides its copying."""
+    """Number of rows in the next piece: smaller towards the end, where no other work hides the copy."""
     wanted = min(_CHUNK_BYTES, max(_LAST_CHUNK_BYTES, left * row_bytes // 2))
     return max(1, min(left, wanted // row_bytes))
 
 
 def pieces(parts: Parts, row_bytes: int) -> Iterator[tuple[Parts, int]]:
-    """Cut or gather rows into pieces, each with the number of its rows."""
+    """Cut or concatenate rows into pieces, each with its number of rows."""
     rows = row_count(parts)
     done = 0
     if not isinstance(parts, list):

@@ -1,4 +1,4 @@
-"""Which axis of each input may carry the rows: the likeliest assumptions, from the names of the dimensions."""
+"""Candidate row axes of each input, the most likely first, from the names of the dimensions."""
 
 from collections.abc import Iterator
 
@@ -9,15 +9,15 @@ _MAX_TRIES = 6
 
 
 def no_axis(inputs: list[ValueInfo]) -> str:
-    """Why there is no assumption at all."""
+    """The reason for having no candidate."""
     hidden = [value.name for value in inputs if value.shape is None]
     if hidden:
-        return f"input {hidden[0]!r} is of a rank that is not known"
-    return "no input has an axis of any size, so that there is none for the rows"
+        return f"input {hidden[0]!r} has unknown rank"
+    return "no input has an axis of variable size that could carry the rows"
 
 
 def assumptions(inputs: list[ValueInfo]) -> Iterator[Axes]:
-    """Which axis of each input may carry the rows, the likeliest assumption first."""
+    """Candidate row axes of each input, the most likely first."""
     open_axes = {
         value.name: [axis for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)]
         for value in inputs
@@ -51,7 +51,7 @@ def assumptions(inputs: list[ValueInfo]) -> Iterator[Axes]:
 
 
 def _preference(axes: Axes, first: Axes) -> tuple[int, int]:
-    """Fewer first axes missed come first, then more inputs that carry the rows."""
+    """Order candidates by the number of first axes they miss, then by the number of inputs that carry rows."""
     missed = sum(first[name] is not None and axis != 0 for name, axis in axes.items())
     return missed, sum(axis is None for axis in axes.values())
 
@@ -65,7 +65,7 @@ def _first_unnamed(value: ValueInfo) -> int | None:
 
 
 def refusal(inputs: list[ValueInfo], axes: Axes) -> str:
-    """Why an assumption can't hold: the file gives the number of rows to another axis, too."""
+    """The reason against a candidate: the file gives the number of rows to another axis, too."""
     rows = {
         value.shape[axis]: value.name
         for value in inputs

@@ -1,4 +1,4 @@
-"""One call of an operator as its rule sees it, and the table of rules."""
+"""One operator call, as its rule sees it, and the table of rules."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Scope(Protocol):
     """Services of the walker for the rules of control-flow operators."""
 
     def body(self, graph: Graph, inputs: Sequence[Value], *, isolated: bool = False) -> list[Value]:
-        """The outputs of a subgraph."""
+        """Return the outputs of a subgraph."""
 
 
 Result = Value | Sequence[Value]
@@ -24,15 +24,15 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 
 @dataclass(frozen=True)
 class Call:
-    """The operator, its inputs and attributes.
+    """An operator call: the node, its inputs and attributes.
 
     Attributes:
-        node: the node.
-        inputs: what is known of the inputs; None where one is left out.
-        version: of the operators of the node's domain.
-        algebra: for sizes.
-        scope: for subgraphs.
-        attributes: of the function whose body the node is in; they are referred to by name.
+        node: The node.
+        inputs: Known facts about the inputs; None for an omitted input.
+        version: Version of the operator set of the node's domain.
+        algebra: Arithmetic on sizes.
+        scope: Analysis of subgraphs.
+        attributes: Attributes of the function that contains the node; the node refers to them by name.
     """
 
     node: Node
@@ -43,7 +43,7 @@ class Call:
     attributes: dict[str, Attribute] = field(default_factory=dict)
 
     def attribute(self, name: str) -> Attribute | None:
-        """An attribute, or None where it is not given."""
+        """An attribute, or None if it is not given."""
         found = self.node.attribute(name)
         if found is not None and found.reference:
             return self.attributes.get(found.reference)
@@ -60,7 +60,7 @@ class Call:
         return None if found is None else found.integers()
 
     def string(self, name: str, default: str = "") -> str:
-        """A text attribute."""
+        """A string attribute."""
         found = self.attribute(name)
         return default if found is None else found.string()
 
@@ -69,21 +69,21 @@ class Call:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def tensor(self, index: int) -> Tensor:
-        """An input that is a tensor.
+        """A tensor input.
 
         Raises:
-            Decision: it is none.
+            Decision: The input is not a tensor.
         """
         value = self.inputs[index] if index < len(self.inputs) else None
         if not isinstance(value, Tensor):
-            raise unproven(f"takes as input {index} what is not followed")
+            raise unproven(f"has an input {index} that the analysis does not support")
         return value
 
     def data(self, index: int) -> Tensor:
-        """An input that is a tensor and not made of the number of rows.
+        """A tensor input that does not depend on the number of rows.
 
         Raises:
-            Decision: it is none.
+            Decision: The input is not a tensor or depends on the number of rows.
         """
         value = self.tensor(index)
         if value.counted:
@@ -91,72 +91,72 @@ class Call:
         return value
 
     def tensors(self, first: int = 0, last: int | None = None) -> list[Tensor]:
-        """The inputs that are given, of a range."""
+        """The given inputs of a range."""
         return [self.data(index) for index in range(first, len(self.inputs))[:last] if self.has(index)]
 
     def shared(self, *indices: int) -> None:
         """Check that inputs are the same for all rows.
 
         Raises:
-            Decision: one is not.
+            Decision: An input depends on the rows.
         """
         for index in indices:
             if self.has(index) and self.data(index).batch is not None:
-                raise unproven(f"takes its input {index} from the rows")
+                raise unproven(f"requires input {index} to be the same for all rows")
 
     def elements(self, index: int) -> Array | None:
-        """Symbolic elements of an input that holds shapes or places; None if unknown.
+        """Symbolic elements of an input that holds shapes or positions; None if unknown.
 
         Raises:
-            Decision: it depends on the data of rows.
+            Decision: The elements depend on the data of rows.
         """
         value = self.tensor(index)
         if value.batch is not None:
-            raise mixes("takes a size from the data of the rows", ragged=True)
+            raise mixes("reads a size from the data of the rows", ragged=True)
         return value.elements
 
     def listed(self, index: int, attribute: str) -> list[Element] | None:
-        """A list of sizes or axes that newer versions take as an input and older ones as an attribute.
+        """A list of sizes or axes: an input in newer operator sets, an attribute in older ones.
 
         Returns:
-            The list, or None where neither is given.
+            The list, or None if neither is given.
 
         Raises:
-            Decision: it is not known.
+            Decision: The list is unknown.
         """
         if self.has(index):
             found = self.elements(index)
             if found is None:
-                raise unproven(f"takes {attribute} from an input that is not known")
+                raise unproven(f"reads {attribute} from an input with unknown values")
             return listed(found)
         return None if (given := self.integers(attribute)) is None else list(given)
 
     def axes(self, index: int, rank: int, attribute: str = "axes") -> list[int] | None:
-        """The axes that a node names, counted from the first; None where it names none."""
+        """The axes that a node names, as non-negative numbers; None if it names none."""
         given = self.listed(index, attribute)
         return None if given is None else [self.axis_of(value, rank) for value in given]
 
     @staticmethod
     def axis_of(value: Element, rank: int) -> int:
-        """An axis counted from the first.
+        """An axis as a non-negative number.
 
         Raises:
-            Decision: it is not one of the tensor.
+            Decision: The tensor has no such axis.
         """
         if isinstance(value, Size | float) or not -rank <= value < rank:
-            raise unproven(f"names the axis {value if isinstance(value, int) else '?'} of {rank}")
+            raise unproven(f"names axis {value if isinstance(value, int) else '?'} of a tensor of rank {rank}")
         return int(value) % rank
 
     def axis(self, default: int, rank: int, name: str = "axis") -> int:
-        """The axis of an attribute, counted from the first."""
+        """The axis of an attribute, as a non-negative number."""
         return self.axis_of(self.integer(name, default), rank)
 
     def make(self, shape: Sequence[Number], batch: Batch | None = None) -> Tensor:
-        """A tensor, see ``tensor_of``."""
+        """Make a tensor, see ``tensor_of``."""
         return tensor_of(self.algebra, shape, batch)
 
     def all_shared(self) -> bool:
-        """Whether no input has anything to do with the rows."""
+        """Whether no input depends on the rows."""
         return all(
             value is None
             or (isinstance(value, Tensor) and value.is_shared)
@@ -166,20 +166,20 @@ class Call:
 
     @property
     def output_count(self) -> int:
-        """How many outputs the node has."""
+        """Number of outputs of the node."""
         return len(self.node.outputs)
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A rule, and which values it can take besides plain tensors.
+    """A rule and the kinds of values it supports besides plain tensors.
 
     Attributes:
-        rule: gives the outputs for the inputs.
-        counts: whether it takes sizes that depend on the number of rows.
-        places: whether it takes the index of a row.
-        padded: whether it takes rows that are padded to the longest.
-        failures: whether it takes values that another node has decided about.
+        rule: Maps inputs to outputs.
+        counts: Whether it supports sizes that depend on the number of rows.
+        places: Whether it supports the index of a row.
+        padded: Whether it supports rows padded to the longest row.
+        failures: Whether it supports values on which another node has failed.
     """
 
     rule: Rule
@@ -201,7 +201,7 @@ def operator(
     padded: bool = False,
     failures: bool = False,
 ) -> Callable[[AnyRule], AnyRule]:
-    """Register the rule of operators."""
+    """Register a rule for operators."""
 
     def register(rule: AnyRule) -> AnyRule:
         for name in names:
@@ -212,7 +212,7 @@ def operator(
 
 
 def unplain(call: Call, found: Registered) -> str:
-    """Why a rule does not take an input, or nothing."""
+    """The reason why a rule does not support an input, or an empty string."""
     for value in call.inputs:
         for tensor in value.items if isinstance(value, Listed) else (value,):
             if not isinstance(tensor, Tensor):
@@ -222,18 +222,18 @@ def unplain(call: Call, found: Registered) -> str:
             if tensor.places is not None and not found.places:
                 return "computes with the position of a row in the batch"
             if tensor.padding is not None and not found.padded:
-                return "takes rows that are padded to the longest of the batch"
+                return "uses rows padded to the longest row of the batch"
     return ""
 
 
 def failure_of(values: Sequence[Value | None]) -> Failure | None:
-    """The failure among values that matters most: one that ends the run, then one that is proven to mix, else any."""
+    """The most severe failure among values: "impossible" first, then "mixed", then any other."""
     found = [value for value in values if isinstance(value, Failure)]
     return min(found, key=lambda value: _GRAVITY.index(value.finding), default=None)
 
 
 def listed(elements: Array) -> list[Element]:
-    """Elements one after the other."""
+    """Elements as a flat list."""
     found: list[Element] = elements.ravel().tolist()
     return found
 

@@ -1,4 +1,4 @@
-"""Exceptions that end the walk of a node: its rows mix, or its rule does not cover it."""
+"""Exceptions that end the analysis of a node: its rows mix, or its rule does not cover it."""
 
 from typing import Literal
 
@@ -6,14 +6,14 @@ Verdict = Literal["independent", "mixed", "unknown"]
 Finding = Literal["mixed", "unknown", "impossible"]
 
 
-class Decision(Exception):  # noqa: N818 - a verdict on the model and no error of this program
-    """A node's outputs are not one block for each row.
+class Decision(Exception):  # noqa: N818 - a verdict on the model, not an error of the program
+    """The outputs of a node do not consist of one block per row.
 
     Attributes:
-        finding: "mixed" where that is proven, "unknown" where it is only not excluded, "impossible" where the runtime
-            refuses the node's inputs, so that there is no answer.
-        reason: a predicate of the node, such as "reduces over the batch axis".
-        ragged: whether the shape of the outputs depends on the data of the rows.
+        finding: "mixed" if this is proven, "unknown" if it cannot be excluded, "impossible" if the runtime
+            refuses the inputs of the node, so the graph has no result.
+        reason: A predicate of the node, such as "reduces over the batch axis".
+        ragged: Whether the shape of the outputs depends on the data of the rows.
     """
 
     def __init__(self, finding: Finding, reason: str, *, ragged: bool = False) -> None:
@@ -24,25 +24,25 @@ class Decision(Exception):  # noqa: N818 - a verdict on the model and no error o
 
 
 def mixes(reason: str, *, ragged: bool = False) -> Decision:
-    """The decision that a node mixes rows, to be raised."""
+    """Return the exception for a node that mixes rows."""
     return Decision("mixed", reason, ragged=ragged)
 
 
 def unproven(reason: str) -> Decision:
-    """The decision that nothing is known of a node, to be raised."""
+    """Return the exception for a node that the analysis does not support."""
     return Decision("unknown", reason)
 
 
 def impossible(reason: str) -> Decision:
-    """The decision that the runtime refuses the inputs of a node, to be raised."""
+    """Return the exception for a node with inputs that the runtime refuses."""
     return Decision("impossible", reason)
 
 
-class Fork(Exception):  # noqa: N818 - a question and no error
-    """A condition with two cases to analyse.
+class Fork(Exception):  # noqa: N818 - a question, not an error
+    """A condition to analyse separately for true and false.
 
     Attributes:
-        atom: the number of the condition's symbol.
+        atom: Number of the condition's symbol.
     """
 
     def __init__(self, atom: int) -> None:

@@ -31,14 +31,14 @@ from app.runtime.independence.values import Tensor, as_elements, elements_of
 
 _FLOATS = {1, 11}
 _BOOL = 9
-_FOLLOWED = {1, 6, 7, 9, 11}  # float, int32, int64, bool, double: what shapes are computed in
+_FOLLOWED = {1, 6, 7, 9, 11}  # float, int32, int64, bool, double: the types of shape arithmetic
 _LARGEST = 1 << 53
 _Binary = Callable[[Algebra, Element, Element], Element]
 _Unary = Callable[[Algebra, Element], Element]
 
 
 def outputs(call: Call) -> list[Tensor] | None:
-    """The outputs of a node whose inputs have known elements; None where it is not such a node."""
+    """Outputs of a node if all elements of its inputs are known and it is shape arithmetic, else None."""
     if call.node.domain:
         return None
     evaluator = _EVALUATORS.get(call.node.op_type)
@@ -67,7 +67,7 @@ def _given(arrays: Sequence[Array | None]) -> list[Array]:
 
 
 def _paired(*arrays: Array) -> tuple[tuple[int, ...], Iterator[tuple[Element, ...]]]:
-    """The shape that arrays are broadcast to, and their elements, one of each."""
+    """The broadcast shape of arrays, and the elements of each array broadcast to it."""
     sides = np.broadcast_arrays(*arrays)
     return sides[0].shape, zip(*(listed(side) for side in sides), strict=True)
 
@@ -139,7 +139,7 @@ def _where(call: Call, arrays: Sequence[Array | None]) -> list[Array] | None:
 
 def _integers(array: Array | None) -> list[int]:
     if array is None or not all(is_known(value) for value in array.flat):
-        raise ValueError("not known")
+        raise ValueError("unknown element")
     return [int(value) for value in array.flat]
 
 

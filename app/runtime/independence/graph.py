@@ -1,6 +1,6 @@
-"""The parts of an ONNX file that the proof reads: graphs, nodes, functions, and constants that are small.
+"""The parts of an ONNX file that the proof reads: graphs, nodes, functions and small constants.
 
-Attributes are parsed when a rule asks for them, so that the million numbers of a forest of trees are skipped. Source:
+Attributes are parsed on demand, which skips the millions of numbers in a tree ensemble. Source:
 onnx.proto3.
 """
 
@@ -29,7 +29,7 @@ from app.runtime.independence.reader import (
 
 MAX_ELEMENTS = 1024
 _EXTERNAL = 1
-# Constants of which elements matter: float, int32, int64, bool, double. Sizes are computed in no other type.
+# Types of constants that are read: float, int32, int64, bool, double. Shape arithmetic uses no other type.
 _TYPES: dict[int, str] = {1: "<f4", 6: "<i4", 7: "<i8", 9: "<?", 11: "<f8"}
 _LISTS, _ATTRIBUTE = (1, 2), 5  # of NodeProto: inputs, outputs; attributes
 _NAMES = {3: "name", 4: "op_type", 7: "domain", 8: "overload"}
@@ -40,7 +40,7 @@ Array = npt.NDArray[np.object_]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A constant: its shape, and its elements where it has few."""
+    """A constant: its shape, and its elements if there are few."""
 
     name: str
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ValueInfo:
-    """An input or output of the graph; a dimension is a size, a name, or None. No shape: the rank is not known."""
+    """An input or output of the graph. A dimension is a size, a name, or None; ``shape`` None is an unknown rank."""
 
     name: str
     shape: tuple[int | str | None, ...] | None
@@ -58,54 +58,54 @@ class ValueInfo:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute of a node, parsed when it is asked for."""
+    """One attribute of a node, parsed on demand."""
 
     message: Fields
     budget: Budget
 
     @property
     def reference(self) -> str:
-        """The name of the function's attribute that it takes its value from."""
+        """Name of the function attribute that supplies the value."""
         return text(self.message, 21)
 
     @property
     def kind(self) -> int:
-        """Type of its value, ``AttributeProto.AttributeType``."""
+        """Type of the value, ``AttributeProto.AttributeType``."""
         return integer(self.message, 20)
 
     def integer(self) -> int:
-        """Its integer."""
+        """The integer value."""
         return integer(self.message, 3)
 
     def number(self) -> float:
-        """Its floating-point number."""
+        """The floating-point value."""
         found = floats(self.message, 2)
         return found[-1] if found else 0.0
 
     def string(self) -> str:
-        """Its text."""
+        """The string value."""
         return text(self.message, 4)
 
     def integers(self) -> list[int]:
-        """Its list of integers."""
+        """The list of integers."""
         return signed(self.message, 8)
 
     def numbers(self) -> list[float]:
-        """Its list of floating-point numbers."""
+        """The list of floating-point numbers."""
         return floats(self.message, 7)
 
     def strings(self) -> list[str]:
-        """Its list of texts."""
+        """The list of strings."""
         return texts(self.message, 9)
 
     def tensor(self) -> TensorInfo | None:
-        """Its tensor."""
+        """The tensor value."""
         found = content(self.message, 5)
         return None if found is None else read_tensor(found, self.budget)
 
     @cached_property
     def graph(self) -> "Graph | None":
-        """Its graph."""
+        """The graph value."""
         found = content(self.message, 6)
         return None if found is None else Graph(fields(found, self.budget), self.budget)
 
@@ -114,12 +114,12 @@ class Node:
     """A call of an operator.
 
     Attributes:
-        inputs: the names of its inputs; one that is left out has none.
-        outputs: the names of its outputs.
-        name: its name, often empty.
-        op_type: the operator's name.
-        domain: the operator's domain; that of ONNX itself is empty.
-        overload: which of the functions of one name.
+        inputs: Names of the inputs; an omitted input has an empty name.
+        outputs: Names of the outputs.
+        name: Name of the node, often empty.
+        op_type: Name of the operator.
+        domain: Domain of the operator; the domain of ONNX itself is empty.
+        overload: Selects among functions with the same name.
     """
 
     __slots__ = (
@@ -150,7 +150,7 @@ class Node:
                 self._unread.append(value)
             elif number in _LISTS or number in _NAMES:
                 if isinstance(value, Span):
-                    raise ValueError("a name of a node is longer than 4 kB")
+                    raise ValueError("a node name is longer than 4 kB, the limit")
                 if number in _LISTS:
                     (self.inputs if number == 1 else self.outputs).append(value.decode())
                 else:
@@ -159,7 +159,7 @@ class Node:
             self.domain = ""
 
     def attribute(self, name: str) -> Attribute | None:
-        """An attribute, or None where the node has none of this name."""
+        """An attribute, or None if the node does not have it."""
         if self._messages is None:
             self._messages = self._named()
         message = self._messages.get(name)
@@ -174,7 +174,7 @@ class Node:
             if name is None:
                 name = text(fields(message, self._budget), 1)
             if name in found:
-                raise ValueError(f"the attribute {name!r} is there twice")
+                raise ValueError(f"the attribute {name!r} is given twice")
             found[name] = message
         return found
 
@@ -188,28 +188,28 @@ class Graph:
 
     @property
     def node_count(self) -> int:
-        """How many nodes it has; nodes are not read for that."""
+        """Number of nodes, without reading them."""
         return len(contents(self.message, 1))
 
     @cached_property
     def nodes(self) -> list[Node]:
-        """Its nodes in order."""
+        """Nodes in order."""
         return [Node(fields(message, self.budget), self.budget) for message in contents(self.message, 1)]
 
     @cached_property
     def constants(self) -> list[TensorInfo]:
-        """Its initializers, the sparse ones too."""
+        """Initializers, dense and sparse."""
         dense = [read_tensor(message, self.budget) for message in contents(self.message, 5)]
         return dense + [_read_sparse(message, self.budget) for message in contents(self.message, 15)]
 
     @cached_property
     def inputs(self) -> list[ValueInfo]:
-        """Its inputs."""
+        """Graph inputs."""
         return [_read_value(message, self.budget) for message in contents(self.message, 11)]
 
     @cached_property
     def outputs(self) -> list[ValueInfo]:
-        """Its outputs."""
+        """Graph outputs."""
         return [_read_value(message, self.budget) for message in contents(self.message, 12)]
 
 
@@ -227,7 +227,7 @@ class Function:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """An ONNX file: its graph, its functions by (domain, name, overload), the version of each domain of operators."""
+    """An ONNX file: its graph, its functions by (domain, name, overload), and the version of each operator set."""
 
     graph: Graph
     versions: dict[str, int]
@@ -235,23 +235,23 @@ class ModelFile:
 
 
 def read_model(source: Span) -> ModelFile:
-    """The model of a file.
+    """Read the model of a file.
 
     Raises:
-        ValueError: it is no ONNX file.
+        ValueError: The data is not a valid ONNX file.
     """
     budget = Budget()
     message = fields(source, budget)
     graph = content(message, 7)
     versions = _versions(message, 8, budget)
     if graph is None or not versions:
-        raise ValueError("the file has no graph" if graph is None else "the file says no version of the operators")
+        raise ValueError("the file has no graph" if graph is None else "the file declares no operator set")
     functions = {}
     for found in contents(message, 25):
         function = fields(found, budget)
         key = text(function, 10), text(function, 1), text(function, 13)
         if key in functions:
-            raise ValueError(f"the function {key[1]!r} is there twice")
+            raise ValueError(f"the function {key[1]!r} is defined twice")
         defaults = [Attribute(fields(one, budget), budget) for one in contents(function, 11)]
         functions[key] = Function(
             texts(function, 4),
@@ -270,11 +270,11 @@ def _versions(message: Fields, number: int, budget: Budget) -> dict[str, int]:
 
 
 def read_tensor(message: Content, budget: Budget) -> TensorInfo:
-    """The shape of a tensor, and its elements where they are few and in the file."""
+    """The shape of a tensor, and its elements if they are few and stored in the file."""
     tensor = fields(message, budget)
     shape = tuple(signed(tensor, 1))
     if any(size < 0 for size in shape) or len(shape) > 64:
-        raise ValueError(f"a constant of the shape {shape}")
+        raise ValueError(f"the shape {shape} of a constant has a negative size or more than 64 axes")
     return TensorInfo(text(tensor, 8), shape, _elements(tensor, shape))
 
 
@@ -295,7 +295,7 @@ def _elements(tensor: Fields, shape: tuple[int, ...]) -> Array | None:
     else:
         flat = np.array(signed(tensor, 7 if kind == 7 else 5), np.int64).astype(dtype)
     if flat.size != count:
-        raise ValueError(f"a constant of {count} elements has {flat.size}")
+        raise ValueError(f"a constant of {count} elements holds {flat.size}")
     found_elements = np.empty(count, object)
     found_elements[:] = flat.tolist()
     return found_elements.reshape(shape)

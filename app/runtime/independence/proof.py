@@ -1,4 +1,4 @@
-"""The proof itself: which inputs carry the batch, and whether every output has one block for each row."""
+"""The proof: which inputs carry the batch, and whether every output has one block per row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,24 +16,24 @@ from app.runtime.independence.walk import Scope, TooLargeError, Walker
 Shape = tuple[int | str | None, ...]
 _MAX_VISITS = 100_000
 _SEVERITY: list[Verdict] = ["mixed", "unknown", "independent"]
-_PROVEN = "each row of the outputs depends on the same row of the inputs alone"
+_PROVEN = "each row of the outputs depends only on the same row of the inputs"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Result of the analysis of a graph: are its rows independent?
+    """Result of the analysis of a graph.
 
     Attributes:
-        verdict: "independent" where every row of the outputs is proven to depend on its row of the inputs alone,
-            "mixed" where the rows are proven to meet or their number to change, "unknown" otherwise.
-        input_axes: for each input the axis of the rows; None for one that all rows share.
-        output_axes: for each output the axis of the rows, 0 for a sequence of maps; None for one that is the same
-            whatever the rows are, and where nothing is proven.
-        reason: a sentence that names the node that decides.
-        node, op_type: that node, or two empty texts.
-        nodes_walked: how many nodes were examined.
-        defaults: inputs that are initializers too; the proof takes their values from the file.
-        ragged_outputs: outputs whose shape, the rows apart, is proven to depend on the data of the rows.
+        verdict: "independent" if every output row is proven to depend only on its input row,
+            "mixed" if rows are proven to be combined or their number to change, "unknown" otherwise.
+        input_axes: The axis of the rows for each input; None for an input that all rows share.
+        output_axes: The axis of the rows for each output, 0 for a sequence of maps; None for an output that is the same
+            for all rows, and if nothing is proven.
+        reason: A sentence that names the deciding node.
+        node, op_type: The deciding node, or two empty strings.
+        nodes_walked: Number of examined nodes.
+        defaults: Inputs that are also initializers; the proof takes their values from the file.
+        ragged_outputs: Outputs with a shape that is proven to depend on the data of the rows.
     """
 
     verdict: Verdict
@@ -51,12 +51,12 @@ def prove(model: str | Path | bytes, shapes: Mapping[str, Shape] | None = None) 
     """Prove from the graph of an ONNX file that its rows are independent, or find the node that mixes them.
 
     Args:
-        model: the file, or its bytes.
-        shapes: shapes to take instead of the file's, by input; needed for inputs of unknown rank. A size is an
-            integer, or a name or None where it is not known.
+        model: The file, or its bytes.
+        shapes: Shapes that override those of the file, by input; required for inputs of unknown rank. A size is an
+            integer, or a name or None if it is unknown.
 
     Returns:
-        The proof. A file that can't be read gives the verdict "unknown"; nothing is raised.
+        The proof. An unreadable file gives the verdict "unknown"; nothing is raised.
     """
     try:
         if isinstance(model, bytes):
@@ -97,13 +97,13 @@ def _prove(model: ModelFile, shapes: Mapping[str, Shape]) -> Proof:
 
 
 def _tempered(found: Proof) -> Proof:
-    """What is found where it is not likely that the axes carry the rows: then nothing is proven."""
+    """Weaken a "mixed" result to "unknown" if the assumed row axes are not plausible."""
     if 0 in found.input_axes.values() or found.verdict != "mixed":
         return found
     return replace(
         found,
         verdict="unknown",
-        reason=f"no input has a first axis of any size; were its rows on another axis, {found.reason}",
+        reason=f"no input has a first axis of variable size; with the rows on another axis, {found.reason}",
     )
 
 
@@ -112,7 +112,7 @@ class _Case:
     """The graph under one assumption about the axes that carry the rows.
 
     Attributes:
-        visits: how many nodes may still be walked.
+        visits: Number of nodes that may still be walked.
     """
 
     model: ModelFile
@@ -122,7 +122,7 @@ class _Case:
     visits: int
 
     def prove(self, assumed: dict[int, bool]) -> Proof | None:
-        """The proof where some conditions are assumed to hold or not; None where no run is possible then."""
+        """The proof under the given truth values of conditions; None if no run is possible under them."""
         algebra = Algebra(assumed=assumed)
         walker = Walker(self.model, algebra, self.visits)
         try:
@@ -141,8 +141,8 @@ class _Case:
         found: dict[str, Value] = {}
         for value in self.inputs:
             if value.shape is None:
-                kind = "rank that is not known" if value.is_tensor else "type that is not followed"
-                found[value.name] = Failure("unknown", "", "", f"input {value.name!r} is of a {kind}")
+                kind = "unknown rank" if value.is_tensor else "an unsupported type"
+                found[value.name] = Failure("unknown", "", "", f"input {value.name!r} has {kind}")
                 continue
             axis = self.axes[value.name]
             shape: list[Number] = []
@@ -182,13 +182,13 @@ class _Case:
 
 
 def _both(first: Proof | None, second: Proof | None) -> Proof | None:
-    """What holds in both cases of a condition that all rows share."""
+    """Combine the proofs of both cases of a condition that all rows share."""
     if first is None or second is None:
         return first or second
     if first.verdict != second.verdict:
         return min(first, second, key=lambda proof: _SEVERITY.index(proof.verdict))
     if first.output_axes != second.output_axes and first.verdict == "independent":
-        return replace(first, verdict="unknown", reason="the batch is on one axis or another of an output")
+        return replace(first, verdict="unknown", reason="the batch axis of an output depends on a condition")
     return replace(first, nodes_walked=first.nodes_walked + second.nodes_walked)
 
 
@@ -198,25 +198,31 @@ def _axis(value: Value) -> int | None:
     return value.batch.axis if isinstance(value, Tensor) and value.batch is not None else None
 
 
+def _is_ragged(value: Value) -> bool:
+    return isinstance(value, Tensor) and not (value.padding is None and value.picked is None)
+
+
 def _failure(scope: Scope, name: str, value: Value) -> Failure | None:
-    """Why an output is not one row for each row of the inputs, or None."""
+    """The reason why an output does not have one row per input row, or None."""
     if isinstance(value, Failure):
         return value
     verdict: Finding = "mixed"
     if isinstance(value, Maps) or (isinstance(value, Tensor) and (value.is_shared or value.is_plain)):
         return None
     if not isinstance(value, Tensor):
-        verdict, reason = "unknown", f"gives the output {name!r} as a sequence"
+        verdict, reason = "unknown", f"returns the output {name!r} as a sequence"
     elif value.counted:
-        reason = f"gives the number of rows as the output {name!r}"
+        reason = f"returns the number of rows as the output {name!r}"
     elif value.places is not None:
-        reason = f"gives the output {name!r} by the position of each row in the batch"
+        reason = f"computes the output {name!r} by the position of each row in the batch"
+    elif value.picked is not None:
+        reason = f"computes an output {name!r} whose number of elements depends on the data of the rows"
     elif value.padding is not None:
         reason = f"pads the output {name!r} to the longest row"
     elif value.batch is not None and is_known(value.batch.outer) and is_known(value.batch.inner):
-        reason = f"gives the output {name!r} several rows for each row of the inputs"
+        reason = f"returns several rows in the output {name!r} for each row of the inputs"
     else:
-        verdict, reason = "unknown", f"may give the output {name!r} several rows for each row of the inputs"
+        verdict, reason = "unknown", f"may return several rows in the output {name!r} for each row of the inputs"
     maker = scope.makers.get(name)
     node, op_type = ("", "") if maker is None else (maker.name or name, maker.op_type)
-    return Failure(verdict, node, op_type, reason, isinstance(value, Tensor) and value.padding is not None)
+    return Failure(verdict, node, op_type, reason, _is_ragged(value))

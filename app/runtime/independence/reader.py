@@ -1,7 +1,7 @@
-"""Protocol buffers read from a file field by field: the payload of a weight is skipped, not copied.
+"""Field-by-field reader for protocol buffers in a file: the payload of a weight is skipped, not copied.
 
-A field's value is an integer, bytes, or, above 4 kB, a ``Span``: where it lies. A file is read by ``pread`` and not
-mapped, so that a file that is shortened meanwhile is an error and no signal.
+A field's value is an integer, bytes, or, above 4 kB, a ``Span``: a reference into the file. The file is read with
+``pread`` instead of ``mmap``, so truncating it meanwhile raises an error instead of a signal.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.runtime.protobuf import BYTES, FIXED32, FIXED64, VARINT, integers, parse
+from app.runtime.protobuf import BYTES, FIXED32, FIXED64, VARINT, integers, parse, varint
 
 _WINDOW = 4096
 _MAX_FIELDS = 3_000_000
@@ -19,14 +19,14 @@ _MAX_TEXT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes that have not been read: ``size`` of them from ``start``."""
+    """A reference to ``size`` unread bytes from ``start``."""
 
     read: Callable[[int, int], bytes]
     start: int
     size: int
 
     def content(self) -> bytes:
-        """All of its bytes."""
+        """Read all bytes of the span."""
         data = self.read(self.start, self.size)
         if len(data) != self.size:
             raise ValueError("the file ends within a field")
@@ -38,7 +38,7 @@ Fields = list[tuple[int, int, int | Content]]
 
 
 class Budget:
-    """The number of fields that may still be read, so that a hostile file ends in an error."""
+    """The number of fields that may still be read, which bounds the work on a hostile file."""
 
     def __init__(self, left: int = _MAX_FIELDS) -> None:
         self._left = left
@@ -47,15 +47,15 @@ class Budget:
         """Count read fields.
 
         Raises:
-            ValueError: more than the limit have been read.
+            ValueError: The limit is exceeded.
         """
         self._left -= count
         if self._left < 0:
-            raise ValueError("the file has more fields than are read")
+            raise ValueError("the file has more protobuf fields than the limit of {_MAX_FIELDS}")
 
 
 def whole(source: bytes | BinaryIO) -> Span:
-    """The span of a file that is open, or of bytes."""
+    """The span of an open file, or of bytes."""
     if isinstance(source, bytes):
         return Span(lambda start, size: source[start : start + size], 0, len(source))
     number = source.fileno()
@@ -66,7 +66,7 @@ def fields(message: Content, budget: Budget) -> Fields:
     """The fields of a message, in order.
 
     Raises:
-        ValueError: it is none, or the budget is spent.
+        ValueError: The message is invalid, or the budget is spent.
     """
     if isinstance(message, bytes):
         found: Fields = [*parse(message)]
@@ -76,7 +76,7 @@ def fields(message: Content, budget: Budget) -> Fields:
 
 
 def first_text(message: Content, number: int, budget: Budget) -> str | None:
-    """The text of a message's first field, if that is the field ``number``; read without the rest."""
+    """The string of a message's first field if that is the field ``number``; the rest is not read."""
     if isinstance(message, bytes):
         if len(message) < 2 or message[0] != number << 3 | BYTES or message[1] > 0x7F:
             return None
@@ -93,19 +93,19 @@ def _scan(span: Span, budget: Budget) -> Iterator[tuple[int, int, int | Content]
         if at + 20 > base + len(window):
             base, window = at, span.read(at, min(_WINDOW, end - at))
         budget.spend()
-        tag, used = _varint(window, at - base)
+        tag, used = varint(window, at - base)
         number, wire = tag >> 3, tag & 7
         if wire == VARINT:
-            value, used = _varint(window, used)
+            value, used = varint(window, used)
             yield number, wire, value
             at = base + used
             continue
         if wire == BYTES:
-            size, used = _varint(window, used)
+            size, used = varint(window, used)
         elif wire in {FIXED32, FIXED64}:
             size = 4 if wire == FIXED32 else 8
         else:
-            raise ValueError(f"wire type {wire} is none of protocol buffers")
+            raise ValueError(f"wire type {wire} is not valid in protocol buffers")
         at = base + used
         if at + size > end:
             raise ValueError("the message ends within a field")
@@ -118,32 +118,20 @@ def _scan(span: Span, budget: Budget) -> Iterator[tuple[int, int, int | Content]
         at += size
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("the message ends within a number")
-
-
 def contents(message: Fields, number: int) -> list[Content]:
-    """The values of a field that holds bytes or messages."""
+    """The values of a field of bytes or messages."""
     return [value for known, _, value in message if known == number and not isinstance(value, int)]
 
 
 def content(message: Fields, number: int) -> Content | None:
-    """The only value of a field that holds a message, or None.
+    """The single value of a field of bytes or a message, or None.
 
     Raises:
-        ValueError: it is there more than once.
+        ValueError: The field occurs more than once.
     """
     found = contents(message, number)
     if len(found) > 1:
-        raise ValueError(f"the field {number} is there {len(found)} times")
+        raise ValueError(f"the field {number} occurs {len(found)} times; at most once is valid")
     return found[0] if found else None
 
 
@@ -151,7 +139,7 @@ def texts(message: Fields, number: int) -> list[str]:
     """The strings of a field.
 
     Raises:
-        ValueError: one is no text, or longer than 4 kB.
+        ValueError: A string is not valid text, or is longer than 4 kB.
     """
     found = contents(message, number)
     if any(isinstance(value, Span) for value in found):
@@ -160,7 +148,7 @@ def texts(message: Fields, number: int) -> list[str]:
 
 
 def text(message: Fields, number: int) -> str:
-    """The string of a field, the empty one if it is not there."""
+    """The string of a field, empty if the field is missing."""
     found = texts(message, number)
     return found[-1] if found else ""
 

@@ -1,4 +1,4 @@
-"""Operations on two elements, or one, of which some are sizes that are not known."""
+"""Operations on one or two elements, possibly unknown sizes."""
 
 import math
 
@@ -10,7 +10,7 @@ def _is_real(*values: Element) -> bool:
 
 
 def steady(value: float) -> float:
-    """A number to be rounded; none that single precision might have on the other side of an integer."""
+    """Check that a number can be rounded: single precision must not put it on the other side of an integer."""
     if isinstance(value, float) and 0 < abs(value - round(value)) < 1e-4:
         raise ValueError("too close to an integer")
     return value
@@ -21,7 +21,7 @@ def _numbers(left: Element, right: Element) -> tuple[int | float, int | float] |
 
 
 def _sizes(left: Element, right: Element) -> tuple[Number, Number] | None:
-    """Both, if they are integers or sizes."""
+    """Both elements, if they are integers or sizes."""
     if isinstance(left, float) or isinstance(right, float) or _is_real(left, right):
         return None
     return left, right
@@ -52,7 +52,7 @@ def multiply(algebra: Algebra, left: Element, right: Element) -> Element:
 
 
 def divide(algebra: Algebra, left: Element, right: Element) -> Element:
-    """A quotient; of integers the integer towards zero."""
+    """A quotient; integer division truncates toward zero."""
     if (known := _numbers(left, right)) is not None:
         above, below = known
         if below == 0:
@@ -73,14 +73,14 @@ def divide(algebra: Algebra, left: Element, right: Element) -> Element:
 
 
 def modulo(algebra: Algebra, left: Element, right: Element) -> Element:
-    """The rest of a division."""
+    """The remainder of a division."""
     if is_known(left) and is_known(right) and left >= 0 and right > 0:
         return left % right
     return algebra.opaque("mod", left, right)
 
 
 def minimum(algebra: Algebra, left: Element, right: Element) -> Element:
-    """The smaller one."""
+    """The smaller element."""
     less = algebra.less(left, right)
     if less is None:
         return algebra.opaque("min", left, right, low=0 if _both_positive(left, right) else None)
@@ -88,7 +88,7 @@ def minimum(algebra: Algebra, left: Element, right: Element) -> Element:
 
 
 def maximum(algebra: Algebra, left: Element, right: Element) -> Element:
-    """The larger one."""
+    """The larger element."""
     less = algebra.less(left, right)
     if less is None:
         return algebra.opaque("max", left, right, low=0 if _both_positive(left, right) else None)
@@ -101,24 +101,24 @@ def _both_positive(left: Element, right: Element) -> bool:
 
 
 def equal(algebra: Algebra, left: Element, right: Element) -> Element:
-    """Whether two are equal."""
+    """Whether two elements are equal."""
     found = algebra.same(left, right)
     return algebra.opaque("equal", left, right, low=0) if found is None else found
 
 
 def less(algebra: Algebra, left: Element, right: Element) -> Element:
-    """Whether the first is less."""
+    """Whether the first element is smaller."""
     found = algebra.less(left, right)
     return algebra.opaque("less", left, right, low=0) if found is None else found
 
 
 def negated(algebra: Algebra, value: Element) -> Element:
-    """Whether one is false."""
+    """Logical negation."""
     return algebra.opaque("not", value, low=0) if isinstance(value, Size) else not value
 
 
 def conjunction(algebra: Algebra, left: Element, right: Element) -> Element:
-    """Whether both are true."""
+    """Logical and."""
     if left is False or right is False:
         return False
     known = _numbers(left, right)
@@ -126,7 +126,7 @@ def conjunction(algebra: Algebra, left: Element, right: Element) -> Element:
 
 
 def disjunction(algebra: Algebra, left: Element, right: Element) -> Element:
-    """Whether one is true."""
+    """Logical or."""
     if left is True or right is True:
         return True
     known = _numbers(left, right)
@@ -134,7 +134,7 @@ def disjunction(algebra: Algebra, left: Element, right: Element) -> Element:
 
 
 def negative(algebra: Algebra, value: Element) -> Element:
-    """The negative."""
+    """The negated element."""
     if not isinstance(value, Size):
         return -value
     return algebra.opaque("negative", value) if _is_real(value) else algebra.times(-1, value)
@@ -149,14 +149,14 @@ def absolute(algebra: Algebra, value: Element) -> Element:
 
 
 def floor(algebra: Algebra, value: Element) -> Element:
-    """The next integer below."""
+    """The largest integer not above the element."""
     if not isinstance(value, Size):
         return float(math.floor(steady(value))) if isinstance(value, float) else value
     return algebra.opaque("floor", value)
 
 
 def ceil(algebra: Algebra, value: Element) -> Element:
-    """The next integer above."""
+    """The smallest integer not below the element."""
     if not isinstance(value, Size):
         return float(math.ceil(steady(value))) if isinstance(value, float) else value
     return algebra.opaque("ceil", value)

@@ -1,7 +1,7 @@
 """Arithmetic on symbolic sizes: the number of rows, a length, and values computed from them.
 
-A size is an integer, or a product of a factor and atoms. An atom is a symbol, a sum, or the result of an operation
-whose value is not known; equal operations on equal sizes give the same atom.
+A size is an integer, or the product of a factor and atoms. An atom is a symbol, a sum, or the result of an operation
+with an unknown value; equal operations on equal sizes give the same atom.
 """
 
 import math
@@ -19,14 +19,14 @@ _MAX_TABLE = 500_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Atom:
-    """A factor that is not known.
+    """An unknown factor.
 
     Attributes:
-        number: its place in the table, which orders the atoms of a product.
-        low: a lower bound, or None.
-        counts: whether it depends on the number of rows.
-        terms: of a sum, its terms.
-        real: whether it is a floating-point number.
+        number: Its index in the table, which orders the atoms of a product.
+        low: A lower bound, or None.
+        counts: Whether it depends on the number of rows.
+        terms: The terms of a sum.
+        real: Whether it is a floating-point number.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Algebra:
     """The atoms of one walk, and the operations on sizes.
 
     Attributes:
-        assumed: whether a condition holds, by the number of its atom. Walks of one graph number them alike.
+        assumed: Truth value of conditions, by the number of their atom. Walks of one graph number atoms alike.
     """
 
     _table: dict[tuple[object, ...], Atom] = field(default_factory=dict)
@@ -97,11 +97,11 @@ class Algebra:
     ) -> Atom:
         self._made += 1
         if self._made > _MAX_TABLE:
-            raise unproven("the shapes of the graph are too many to follow")
+            raise unproven("has more symbolic sizes than the analysis supports")
         return Atom(self._made, low, counts, terms, real)
 
     def fresh(self, low: int = 0) -> Size:
-        """A size of which nothing is known but that it is the same for all rows."""
+        """A new symbol for a size that is the same for all rows."""
         return Size(1, (self._atom(low),))
 
     def opaque(self, operation: object, *values: Element, low: int | None = None, real: bool | None = None) -> Size:
@@ -122,7 +122,7 @@ class Algebra:
         return found
 
     def end_of(self, size: Number) -> Number | None:
-        """The end that an axis was cut at, or None where it was not cut."""
+        """The end at which an axis was cut, or None if it was not cut."""
         return self._ends.get(size) if isinstance(size, Size) else None
 
     def times(self, left: Number, right: Number) -> Number:
@@ -136,18 +136,18 @@ class Algebra:
         if factor == 0:
             return 0
         if abs(factor) > _LARGEST or len(first.atoms) + len(second.atoms) > _MAX_ATOMS:
-            raise unproven("a size is too large to follow")
+            raise unproven("has a size that is too large to analyse")
         return _number(factor, (*first.atoms, *second.atoms))
 
     def product(self, values: "tuple[Number, ...] | list[Number]") -> Number:
-        """The product of all."""
+        """The product of all values."""
         found: Number = 1
         for value in values:
             found = self.times(found, value)
         return found
 
     def plus(self, left: Number, right: Number, sign: int = 1) -> Number:
-        """The sum, or with the sign -1 the difference."""
+        """The sum, or the difference if the sign is -1."""
         if is_known(left) and is_known(right):
             return _checked(left + sign * right)
         terms: _Terms = {}
@@ -175,7 +175,7 @@ class Algebra:
         return self.times(Size(1, (atom,)), _number(divisor, common))
 
     def divided(self, value: Number, divisor: Number) -> Number | None:
-        """The quotient where the division is known to leave nothing, or None."""
+        """The quotient if the division is known to have no remainder, or None."""
         first, second = _size(value), _size(divisor)
         if first.factor == 0 and second.factor:
             return 0
@@ -187,7 +187,7 @@ class Algebra:
         return _number(first.factor // second.factor, tuple((left - right).elements()))
 
     def rounded_down(self, value: Number, divisor: int) -> Number | None:
-        """The quotient without the rest, where only a known integer leaves one; or None."""
+        """The quotient rounded down, or None if it is unknown."""
         found: Number = 0
         for factor, atoms in _terms(value):
             if atoms and factor % divisor:
@@ -207,7 +207,7 @@ class Algebra:
         )
 
     def same(self, left: Element, right: Element) -> bool | None:
-        """Whether two are equal for every number of rows; None where that is not known."""
+        """Whether two sizes are equal for every number of rows; None if unknown."""
         if isinstance(left, Size) or isinstance(right, Size):
             if is_real(left) or is_real(right):
                 return None
@@ -221,7 +221,7 @@ class Algebra:
         return left == right
 
     def less(self, left: Element, right: Element) -> bool | None:
-        """Whether the first is less; None where that is not known."""
+        """Whether the first size is smaller; None if unknown."""
         if isinstance(left, Size) or isinstance(right, Size):
             if is_real(left) or is_real(right):
                 return None
@@ -254,7 +254,7 @@ def _low_of_terms(terms: tuple[tuple[int, tuple[Atom, ...]], ...]) -> int | None
 
 def _checked(value: int) -> int:
     if abs(value) > _LARGEST:
-        raise unproven("a size is too large to follow")
+        raise unproven("has a size that is too large to analyse")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Abstract values of the proof: row axis, shape, and elements if they are sizes."""
+"""Abstract values of the proof: row axis, shape, and the elements of shape tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from app.runtime.independence.decisions import Finding, mixes, unproven
 from app.runtime.independence.graph import MAX_ELEMENTS, Array
-from app.runtime.independence.sizes import Algebra, Element, Number, counts
+from app.runtime.independence.sizes import Algebra, Element, Number, Size, counts
 
 _MAX_RANK = 64
 Shape = tuple[Number, ...]
@@ -17,7 +17,7 @@ Shape = tuple[Number, ...]
 class Batch:
     """The axis that carries the rows: its size is ``outer`` · number of rows · ``inner``.
 
-    Seen as (outer, rows, inner), the block of a row is what the graph computes from that row alone. Both factors are
+    In the view (outer, rows, inner), the graph computes the block of a row from that row only. Both factors are
     1 unless a reshape merged axes, or rows were repeated.
     """
 
@@ -27,7 +27,7 @@ class Batch:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the axis holds the rows and nothing else."""
+        """Whether the axis holds only the rows."""
         return self.outer == 1 and self.inner == 1
 
     def on(self, axis: int) -> "Batch":
@@ -37,12 +37,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Elements that follow from the index of the row.
+    """Elements that are computed from the index of the row.
 
     Attributes:
-        stride: each element is the index times this, and what ``offset`` says more; None where that is not known.
-        offset: whether something is added that is not negative, and no position.
-        parts: which places along the last axis are the index itself; the others have nothing to do with it.
+        stride: Each element is the index times ``stride``, plus an offset if ``offset`` is set; None if unknown.
+        offset: Whether a non-negative value is added that is not a position.
+        parts: The positions along the last axis that hold the index itself; the others do not depend on it.
     """
 
     stride: Number | None = None
@@ -55,18 +55,32 @@ class Places:
         return self.stride == 1 and not self.offset
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensor:
-    """A tensor in a run of any number of rows.
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Items of the batch axis that a condition over them chose, see ``picked``.
 
     Attributes:
-        shape: its sizes, or None where the rank is not known.
-        batch: the axis of the rows; without one the tensor is the same whatever the rows are, unless ``counted``.
-        elements: its elements where they are few and follow from constants and sizes.
-        counted: whether an element depends on the number of rows.
-        places: how the elements follow from the index of the row, if they do.
-        is_index: whether the elements are known not to be negative.
-        padding: the text that fills rows up to the longest one, where a tokenizer did that; else None.
+        choice: a symbol of the condition.
+        index: whether the elements are the places of the items along the axis.
+    """
+
+    choice: Size
+    index: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A tensor in a run with any number of rows.
+
+    Attributes:
+        shape: Its sizes, or None if the rank is unknown.
+        batch: The axis of the rows; without one the tensor does not depend on the rows, unless ``counted``.
+        elements: Its elements if they are few and computed from constants and sizes.
+        counted: Whether an element depends on the number of rows.
+        places: How the elements are computed from the index of the row, if they are.
+        is_index: Whether the elements are known to be non-negative.
+        padding: The string that pads rows to the longest one after a tokenizer; else None.
+        picked: The choice, if the batch axis holds only items chosen by the data; else None.
     """
 
     shape: Shape | None
@@ -76,41 +90,43 @@ class Tensor:
     places: "Places | None" = None
     padding: str | None = None
     is_index: bool = False
+    picked: Picked | None = None
 
     @property
     def rank(self) -> int:
-        """How many axes it has.
+        """Number of axes.
 
         Raises:
-            Decision: that is not known.
+            Decision: The rank is unknown.
         """
         return len(self.sizes)
 
     @property
     def sizes(self) -> Shape:
-        """Its shape.
+        """The shape.
 
         Raises:
-            Decision: that is not known.
+            Decision: The rank is unknown.
         """
         if self.shape is None:
-            raise unproven("takes a tensor of a rank that is not known")
+            raise unproven("has an input of unknown rank")
         return self.shape
 
     @property
     def is_shared(self) -> bool:
-        """Whether it is the same whatever the rows are and how many."""
+        """Whether it depends neither on the rows nor on their number."""
         return self.batch is None and not self.counted
 
     @property
     def is_plain(self) -> bool:
-        """Whether an axis holds the rows and nothing else, and the elements are no positions and no padding."""
-        return self.batch is not None and self.batch.is_plain and self.places is None and self.padding is None
+        """Whether an axis holds all rows and only rows, and the elements are neither positions nor padding."""
+        whole = self.places is None and self.padding is None and self.picked is None
+        return self.batch is not None and self.batch.is_plain and whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Listed:
-    """A sequence of tensors, each known by itself."""
+    """A sequence of tensors with separate facts for each."""
 
     items: tuple[Tensor, ...]
 
@@ -122,7 +138,7 @@ class Maps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """A value of which a node has decided that it is not one block for each row."""
+    """A value that a node has found not to consist of one block per row."""
 
     finding: Finding
     node: str
@@ -136,32 +152,32 @@ SHARED = Tensor(None)
 
 
 def tensor_of(algebra: Algebra, shape: Sequence[Number], batch: Batch | None = None) -> Tensor:
-    """A tensor of a shape; the size of its batch axis is taken from ``batch``.
+    """Make a tensor of a shape; the size of its batch axis is taken from ``batch``.
 
     Raises:
-        Decision: another axis depends on the number of rows.
+        Decision: Another axis depends on the number of rows.
     """
     sizes = list(shape)
     if len(sizes) > _MAX_RANK:
-        raise unproven(f"makes a tensor of {len(sizes)} axes")
+        raise unproven(f"makes a tensor of rank {len(sizes)}; the analysis supports at most {_MAX_RANK}")
     if batch is not None:
         if counts(batch.outer) or counts(batch.inner):
-            raise mixes("merges the rows with another axis of the size of the batch")
+            raise mixes("merges the batch axis with another axis of its size")
         sizes[batch.axis] = algebra.times(algebra.times(batch.outer, algebra.rows), batch.inner)
     for axis, size in enumerate(sizes):
         if counts(size) and (batch is None or axis != batch.axis):
             if batch is not None:
-                raise mixes("gives a second axis of the size of the batch, so that rows meet one another")
-            raise mixes("gives a tensor whose size follows the number of rows, but not one block for each row")
+                raise mixes("makes a second axis of the batch size, which combines rows with other rows")
+            raise mixes("makes a tensor that grows with the number of rows but not by one block per row")
     return Tensor(tuple(sizes), batch)
 
 
 def elements_of(elements: Array | Sequence[Element] | Element) -> Tensor:
-    """A tensor whose elements are known."""
+    """A tensor with known elements."""
     array = as_elements(elements)
     if array.size > MAX_ELEMENTS:
         if any(counts(value) for value in array.flat):
-            raise unproven("gives more sizes than are followed")
+            raise unproven("makes more sizes than the analysis supports")
         return Tensor(array.shape)
     return Tensor(array.shape, elements=array, counted=any(counts(value) for value in array.flat))
 
@@ -184,7 +200,7 @@ def broadcast(algebra: Algebra, tensors: Sequence[Tensor]) -> tuple[Shape, Batch
     """The shape and batch axis of tensors that are combined element by element.
 
     Raises:
-        Decision: rows meet other rows, or a shape is not known.
+        Decision: Rows are combined with other rows, or a shape is unknown.
     """
     rank = max((tensor.rank for tensor in tensors), default=0)
     sizes: list[Number] = [1] * rank
@@ -198,9 +214,9 @@ def broadcast(algebra: Algebra, tensors: Sequence[Tensor]) -> tuple[Shape, Batch
     batch = found[0]
     for other in found[1:]:
         if other.axis != batch.axis:
-            raise mixes("combines rows with other rows, as the batch is on another axis of each input")
+            raise mixes("combines rows with other rows, because the batch is on a different axis of each input")
         if other != batch:
-            raise unproven("combines tensors that hold different numbers of parts for each row")
+            raise unproven("combines tensors with different numbers of blocks per row")
     for tensor in tensors:
         if tensor.batch is None:
             check_no_rows(tensor, batch.axis - (rank - tensor.rank))
@@ -208,26 +224,26 @@ def broadcast(algebra: Algebra, tensors: Sequence[Tensor]) -> tuple[Shape, Batch
 
 
 def check_no_rows(tensor: Tensor, axis: int) -> None:
-    """Check that a shared tensor says the same of each row: it lacks the axis, or has the size 1 there.
+    """Check that a shared tensor is the same for each row: it lacks the axis, or has size 1 there.
 
     Raises:
-        Decision: it doesn't.
+        Decision: It may differ between rows.
     """
     if axis < 0 or tensor.sizes[axis] == 1:
         return
     size = tensor.sizes[axis]
     if isinstance(size, int):
-        raise mixes(f"combines the batch axis with a tensor of {size} rows that does not come from the batch")
-    raise unproven("combines the batch axis with a tensor that may have several rows and does not come from the batch")
+        raise mixes(f"combines the batch axis with a tensor of {size} rows that is not part of the batch")
+    raise unproven("combines the batch axis with a tensor outside the batch that may have several rows")
 
 
 def meet(algebra: Algebra, left: Number, right: Number) -> Number:
-    """The size of an axis of two tensors that are broadcast to one another."""
+    """The broadcast size of an axis of two tensors."""
     if right in {left, 1}:
         return left
     if left == 1:
         return right
-    # An axis cut at an end that lies beyond it would not fit one that reaches that end.
+    # An axis cut at an end beyond its size would not match one that reaches that end.
     if algebra.end_of(left) == right or algebra.end_of(right) == left:
         return right if algebra.end_of(left) == right else left
     if counts(left) != counts(right):

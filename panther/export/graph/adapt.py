@@ -1,4 +1,4 @@
-"""Ways to run a model of transformers that torch.onnx can translate; each computes the same values."""
+"""Settings of transformers models that torch.onnx can translate, with the same values."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-# experts as batched products over gathered weights; the other ways branch on values, or have no ONNX operator
+# experts as batched products over gathered weights; other implementations branch on values, or have no ONNX operator
 _EXPERTS = {"_experts_implementation": "batched_mm"}
-# attention as plain products, where the shapes of torch's fused kernel can't be traced; no cache to fill
+# attention as plain products: torch's fused kernel can't be traced at these shapes; no cache is filled
 _PLAIN = {"_attn_implementation": "eager", "use_cache": False}
 
 

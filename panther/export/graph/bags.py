@@ -1,4 +1,4 @@
-"""Bags of embeddings as the lookup of rows and a sum over them, in place of the loop that torch translates them to.
+"""Export bags of embeddings as a lookup and a sum, instead of torch's loop.
 
 A loop over the bags runs one bag at a time, and no proof of independent rows sees through it.
 """
@@ -29,7 +29,7 @@ def make_bags_traceable(model: nn.Module) -> None:
 
 
 def is_like_offsets(tensor: Tensor) -> bool:
-    """Whether it can be where bags begin: integers from 0 on that never fall."""
+    """Whether a tensor can be offsets of bags: integers from 0 that never fall."""
     integers = not tensor.is_floating_point() and tensor.dtype != torch.bool
     if tensor.dim() != 1 or len(tensor) < 2 or not integers:
         return False

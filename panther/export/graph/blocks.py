@@ -16,7 +16,7 @@ from panther.export.graph.nodes import first_input, replace_node
 from panther.nn.quantized import BlockLinear
 
 OP, DOMAIN = "MatMulNBits", "com.microsoft"
-# of onnxruntime: activations as they are, or in 8 bits with a scale for each block of a row
+# onnxruntime's accuracy levels: float activations, or 8 bits with a scale for each block of a row
 _FLOAT, _INT8 = 1, 4
 
 Signature = tuple[int, ...]
@@ -40,7 +40,7 @@ class BlockProducts:
             None if zeros is None else self._shared(zeros, f"{name}.weight_zero_point"),
         ]
         if layer.bias is not None:
-            # the fifth input, an order of columns, is not used
+            # the fifth input, a column order, is not used
             values += [None, self.builder.initializer(layer.bias.detach().cpu().float().numpy(), f"{name}.bias")]
         while values[-1] is None:
             values.pop()

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from panther.linalg.levels import LARGEST_4_BITS
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# names of initializers that hold signs
+# initializer names of signs
 BITS_SUFFIX = ".bits"
-# of those that hold 8-bit integers
+# initializer names of 8-bit integers
 LEVELS_SUFFIX = ".levels"
 _BIT_MASKS = np.array([128, 64, 32, 16, 8, 4, 2, 1], dtype=np.uint8)
 
@@ -73,7 +73,7 @@ class Builder:
             rows, columns = constant.shape
             compact = self._fold and foldable and constant.stored_bytes < rows * columns * constant.dtype.itemsize
             value = constant.emit(self, name) if compact else self.initializer(constant.value(), name)
-            # the constant is kept, so that its id stays its own
+            # keep the constant alive, so that its id is not reused
             self._values[id(constant)] = (constant, value)
         return self._values[id(constant)][1]
 

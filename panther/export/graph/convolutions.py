@@ -23,11 +23,11 @@ from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN, layers_of
 from panther.nn import functional
 from panther.nn.hooks import computes_weights, take_hooks
-from panther.nn.quantized import Int8Conv
+from panther.nn.quantized import StoredConv
 from panther.nn.sketched_conv import SketchedConv, own_padding, padded
 
 CONV_OP = "SketchedConv"
-ExportedConv = SketchedConv | Int8Conv
+ExportedConv = SketchedConv | StoredConv
 # what onnxruntime makes of a Conv: with an activation, or over blocks of channels
 _CONV_OPS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 
@@ -37,13 +37,13 @@ class ConvPlaceholder(nn.Module):
 
     def __init__(self, layer: ExportedConv, name: str) -> None:
         super().__init__()
-        # code around the layer may ask for its sizes
+        # code around the layer may read its sizes
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding, self.padding_mode = layer.padding, layer.padding_mode
         self.axes, self.name = layer.axes, name
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-        # a list, so that it is no submodule
+        # a list, so that it is not registered as a submodule
         self._layer = [layer]
         if not computes_weights(layer):
             take_hooks(self, layer)
@@ -74,7 +74,7 @@ class ConvPlaceholder(nn.Module):
 
 def conv_layers(model: nn.Module) -> dict[str, ExportedConv]:
     """The sketched convolutions of a model and those in 8 bits by their dotted name, as `layers_of`."""
-    return {**layers_of(model, SketchedConv), **layers_of(model, Int8Conv)}
+    return {**layers_of(model, SketchedConv), **layers_of(model, StoredConv)}
 
 
 def output_sizes(layer: ExportedConv, sizes: Sequence[int]) -> list[int]:
@@ -111,7 +111,7 @@ def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold
     if dense:
         factors = composed(layer) if fold and isinstance(layer, SketchedConv) and dtype is np.float32 else None
         return [[Step("W", _array(layer.dense_weight(), dtype) if factors is None else factors, strided=True)]]
-    if isinstance(layer, Int8Conv):
+    if isinstance(layer, StoredConv):
         kernels = [(Stored(kernel, np.dtype(dtype)), whole) for kernel, whole in layer.kernels]
         return [[Step(f"W{i}", kernel, strided=whole) for i, (kernel, whole) in enumerate(kernels)]]
     S1s, U1s, U2s, S2s = layer.all_terms()
@@ -120,7 +120,7 @@ def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold
     down = None if U2s is None else functional.down_weight(U2s, layer.groups) * scale
     up, down = (None if W is None else W.reshape(*W.shape, *points) for W in (up, down))
     if S1s is not None and up is not None and down is not None and S2s is not None and _is_pointwise(layer):
-        # one convolution to all channels between and one back, as the two products of a linear layer
+        # one convolution to all intermediate channels and one back, like the two products of a linear layer
         A, B = torch.cat([S1s, down]), torch.cat([up, S2s], dim=1)
         return [[Step("A", _array(A, dtype), strided=True), Step("B", _array(B, dtype), strided=False)]]
     found = []
@@ -133,7 +133,7 @@ def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold
 
 def weights(layer: ExportedConv, *, dense: bool) -> int:
     """Entries of the weights that a plan convolves by."""
-    if isinstance(layer, Int8Conv):
+    if isinstance(layer, StoredConv):
         return layer.dense_entries if dense else layer.stored_entries
     count = layer.parameter_count()
     bias = 0 if layer.bias is None else layer.out_channels
@@ -202,7 +202,9 @@ def check_convolutions(optimized: onnx.ModelProto, written: ir.Graph) -> None:
         for node in attribute.g.node
     )
     if found < planned:
-        raise ExportError(f"onnxruntime's graph has {found} convolutions, planned were {planned}; nothing was written")
+        raise ExportError(
+            f"onnxruntime's graph has {found} convolutions, but {planned} were planned; nothing was written"
+        )
 
 
 def _is_pointwise(layer: SketchedConv) -> bool:
@@ -254,7 +256,7 @@ def _attributes(layer: ExportedConv, step: Step) -> dict[str, Any]:
     plain = [1] * layer.axes
     found: dict[str, Any] = {"group": layer.groups, "kernel_shape": list(step.weight.shape[2:])}
     if step.strided:
-        # any other padding is in the graph already
+        # the graph already has any other padding as a node
         padding = own_padding(layer) or (0,) * layer.axes
         found |= {"strides": list(layer.stride), "dilations": list(layer.dilation), "pads": [*padding, *padding]}
     else:

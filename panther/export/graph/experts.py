@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from panther.nn import SKLinear
-from panther.nn.experts import LISTS, OpenedExperts
+from panther.nn.experts import EVERY_LIST, OpenedExperts
 
 Shape = tuple[int, ...]
 
@@ -23,7 +23,7 @@ def evenly_routed(model: nn.Module, shapes: dict[str, Shape]) -> dict[str, Shape
     for name, experts in model.named_modules():
         if not isinstance(experts, OpenedExperts):
             continue
-        for list_name in LISTS.values():
+        for list_name in EVERY_LIST:
             prefix = f"{name}.{list_name}" if name else list_name
             sketched = {
                 f"{prefix}.{index}": layer.in_features

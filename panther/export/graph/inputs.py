@@ -20,7 +20,7 @@ from panther.export.graph.recurrent import refuse_what_onnx_lacks
 from panther.export.graph.trace import no_fast_path, sketched_layers, tied_layers
 
 Axes = Mapping[str, Mapping[int, str]]
-# of the largest value: what two orders of adding up the same products may differ by
+# largest relative difference from summing the same products in another order
 FAST_PATH_ROUNDING = 1e-3
 
 
@@ -96,7 +96,7 @@ def check_unique(argument: str, names: Sequence[str]) -> None:
 
 
 def check_axes(axes: Axes, examples: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless the variable axes are there, well named, and of one size where they have one name."""
+    """Raise ValueError unless the variable axes exist and have valid names, and the same name means the same size."""
     sizes: dict[str, tuple[str, int]] = {}
     for name, by_axis in axes.items():
         if name not in examples:
@@ -111,7 +111,7 @@ def check_axes(axes: Axes, examples: Mapping[str, Tensor]) -> None:
             if size != shape[axis]:
                 raise ValueError(
                     f"dynamic_axes: axis {axis_name!r} is {size} in input {other!r} and {shape[axis]} in {name!r}; "
-                    "axes of one name are of one size"
+                    "axes of the same name must have the same size"
                 )
 
 
@@ -201,14 +201,14 @@ def named_outputs(
     for entry in outputs:
         if entry.name in inputs:
             raise ValueError(
-                f"output {entry.name!r} is called like an input, and a graph has one value of a name: "
+                f"output {entry.name!r} has the name of an input, and names in a graph are unique: "
                 "choose another name in outputs or inputs"
             )
     return tuple(outputs)
 
 
 def _fast_path_differs(slow: Any, fast: Any) -> Iterator[str]:
-    """Say where nn.TransformerEncoder's fast path of evaluation mode returns something else."""
+    """Outputs in which nn.TransformerEncoder's fast path of eval mode differs."""
     for (path, ours), theirs in zip(tree_flatten_with_path(slow)[0], tree_leaves(fast), strict=True):
         if isinstance(ours, Tensor) and ours.is_floating_point() and ours.shape == theirs.shape and ours.numel():
             difference = float((ours - theirs).detach().abs().nan_to_num().max())
@@ -224,8 +224,8 @@ def _fast_path_differs(slow: Any, fast: Any) -> Iterator[str]:
 def _left_out(outputs: Any) -> Iterator[str]:
     for path, leaf in tree_flatten_with_path(outputs)[0]:
         if leaf is not None and not isinstance(leaf, Tensor):
-            where = "".join(map(str, path)) or "what forward returns"
-            yield f"{where} ({type(leaf).__name__}) is no tensor and no output of the file"
+            where = "".join(map(str, path)) or "the return value of forward"
+            yield f"{where} ({type(leaf).__name__}) is not a tensor; the file has no output for it"
 
 
 def _output_names(outputs: Any) -> Iterator[str]:

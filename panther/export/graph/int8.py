@@ -14,7 +14,7 @@ from panther.export.graph.constants import Array, Builder
 from panther.export.graph.nodes import first_input, graph_of, replace_node
 from panther.nn.quantized import Int8Linear
 
-# of onnxruntime: integers in, floats out, with a scale a column and the bias in one kernel
+# onnxruntime operator: integers in, floats out, with a scale per column and the bias in one kernel
 OP, DOMAIN = "MatMulIntegerToFloat", "com.microsoft"
 
 
@@ -29,7 +29,7 @@ class IntegerProducts:
 
     def product(self, node: ir.Node, layer: Int8Linear, name: str) -> None:
         """Replace a node by x̂ = QuantizeLinear(x · smoothing), MatMulIntegerToFloat(x̂, Ŵ)."""
-        # a nested graph sees the values around it, and not the other way round
+        # a nested graph sees the values around it, but not the reverse
         if graph_of(node) is not self.graph:
             self.inputs = {}
         x = first_input(node)

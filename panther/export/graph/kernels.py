@@ -11,7 +11,7 @@ from torch import Tensor
 
 from panther.export.graph.constants import Array, Builder, Levels, Plain, Product
 from panther.nn import functional
-from panther.nn.quantized import Int8Kernel
+from panther.nn.quantized import StoredKernel
 from panther.nn.sketched_conv import SketchedConv
 
 
@@ -30,25 +30,25 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A weight in 8 bits.
+    """A weight in 8 or 4 bits.
 
     Attributes:
         kernel: the integers and scales.
         dtype: that the running graph has it in.
     """
 
-    kernel: Int8Kernel
+    kernel: StoredKernel
     dtype: np.dtype[Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
-        return tuple(self.kernel.weight_int8.shape)
+        return self.kernel.shape
 
     def emit(self, builder: Builder, name: str) -> ir.Value:
-        """Cast → Mul → Reshape."""
-        integers = self.kernel.weight_int8.flatten(1).cpu().numpy()
-        rows = Levels(integers, self.kernel.scale.unsqueeze(1).cpu().numpy(), self.dtype)
+        """Cast → Mul → Reshape, behind the unpacking of 4 bits."""
+        integers, scale = (tensor.cpu().numpy() for tensor in self.kernel.rows)
+        rows = Levels(integers, scale, self.dtype)
         return _reshaped(builder, rows.emit(builder, f"{name}.rows"), self.shape, name)
 
 

@@ -98,7 +98,7 @@ class Site:
 def find_sites(
     traced: Traced, *, dtype: type[np.floating] = np.float32, merge: bool = True, balance: bool = False
 ) -> list[Site]:
-    """The linear maps of a traced graph, in its order; layers that meet with nothing between are one.
+    """The linear maps of a traced graph in order; directly connected layers are one.
 
     A chain x·A₁·B₁·A₂·B₂ is the map of rank min(r₁, r₂) that (A₁·B₁·A₂, B₂) or (A₁, B₁·A₂·B₂) are; either takes fewer
     multiply-adds than the four products, and the smaller rank the fewest.
@@ -163,7 +163,7 @@ def lower(
                 _replace(node, site.input(node), matrices + added, has_bias=bool(added), name=name)
     _lower_weights(traced, sites, builder)
     builder.finish()
-    # first layers of chains: what they put out is used no more
+    # first layers of chains: their outputs are no longer used
     for node in reversed(list(graph.all_nodes())):
         if (is_op(node, OP) or is_op(node, WEIGHT_OP)) and node.graph is not None:
             node.graph.remove(node, safe=True)
@@ -186,7 +186,7 @@ def _lower_weights(traced: Traced, sites: list[Site], builder: Builder) -> None:
             half = weight.dtype == ir.DataType.FLOAT16
             factors = factor_constants(traced.layers[name], dtype=np.float16 if half else np.float32)
             read[name] = Site([name], *factors, None)
-        # by way of A and B themselves, which are in the file already
+        # computed from A and B, which the file already holds
         W = builder.add(read[name].dense(), f"{name}.W")
         constant = builder.node("Transpose", [W], f"{name}.weight", perm=[1, 0])
         constant.type, constant.shape = weight.type, weight.shape
@@ -199,7 +199,7 @@ def _lower_weights(traced: Traced, sites: list[Site], builder: Builder) -> None:
 
 
 def _matrices(builder: Builder, site: Site, *, dense: bool, transpose: bool) -> list[ir.Value]:
-    """What x is multiplied by, one after the other."""
+    """The matrices that x is multiplied by, in order."""
     if dense:
         return [builder.add(site.dense(transposed_=transpose), f"{site.name}.W")]
     return [builder.add(site.A, f"{site.name}.A"), builder.add(site.B, f"{site.name}.B")]
@@ -211,7 +211,7 @@ def _bias(layer: SKLinear, known: dict[int, Array], dtype: type[np.floating]) ->
         return None
     array = _array(layer.bias, 1.0, dtype)
     parameter = layer._parameters.get("bias")
-    # a bias that is computed from others is a new tensor at each reading
+    # a parametrized bias is a new tensor at each access
     return array if parameter is None else known.setdefault(id(parameter), array)
 
 
@@ -225,7 +225,7 @@ def factor_constants(
     Args:
         layer: whose terms they are.
         dtype: of the constants.
-        balance: scale the halves S1 and U2 of A to the same mean square, and B the other way. Where x @ A is quantised
+        balance: scale the halves S1 and U2 of A to the same mean square, and B the other way. Where x @ A is quantized
             in blocks, entries of one block should be of one size: x·U is several times x·S after training from scratch.
     """
     scale = 1 / (2 * layer.num_terms)
@@ -254,7 +254,7 @@ def _constant(matrix: Tensor, scale: float, dtype: type[np.floating]) -> Constan
 
 
 def _array(tensor: Tensor, scale: float, dtype: type[np.floating]) -> Array:
-    """Scaled in float32, and only then rounded to the type of the graph."""
+    """Scale in float32, then round to the type of the graph."""
     return (tensor.detach().cpu().float() * scale).contiguous().numpy().astype(dtype)
 
 
@@ -292,7 +292,7 @@ def _replace(node: ir.Node, x: ir.Value, factors: list[ir.Value], *, has_bias: b
     value = x
     for index, factor in enumerate(factors):
         op = "Add" if has_bias and index == len(factors) - 1 else "MatMul"
-        # a separate name: the constants of the layer have the plain ones
+        # a separate name: the layer's constants have the plain ones
         result = ir.Value(name=f"{name}.{op.lower()}{index}", type=output.type)
         nodes.append(ir.node(op, [value, factor], outputs=[result], name=f"{name}/{op}{index}"))
         value = result

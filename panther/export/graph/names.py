@@ -1,4 +1,4 @@
-"""Names of values: those of inputs and outputs are the caller's, all others give way to them and to each other."""
+"""Unique names of values: inputs and outputs keep the caller's, others are renamed."""
 
 from __future__ import annotations
 

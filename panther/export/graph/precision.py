@@ -1,4 +1,4 @@
-"""Weights at eight bits, by onnxruntime's own quantiser.
+"""Weights at eight bits, by onnxruntime's own quantizer.
 
 See docs/decisions/0050-scale-factors-for-int8.md.
 """
@@ -18,13 +18,13 @@ from panther.export.errors import ExportError
 from panther.export.graph.constants import Array
 
 PRECISIONS = ("float32", "float16", "int8")
-# largest max |y - reference| / max |reference| at which a file is written
+# largest max |y - reference| / max |reference| for which a file is written
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
 BLOCK_SIZE = 32
-# resident bytes of an entry of a matrix that a product multiplies by; at eight bits with its share of the scale
+# resident bytes per entry of a matrix that a product multiplies by; at 8 bits with its share of the scale
 ENTRY_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1 + 4 / BLOCK_SIZE}
-# onnxruntime computes with the eight-bit weights as they are, activations in blocks of eight bits as well; at the level
-# below it unpacks them to floats at every run, which takes 15 to 50 times as long
+# at this level onnxruntime computes with the 8-bit weights themselves and 8-bit blocks of activations; at the level
+# below it unpacks the weights to floats at every run, which takes 15 to 50 times as long
 _ACCURACY_LEVEL = 4
 _ZERO_POINT, _LARGEST = 128, 127
 _MAX_BYTES = 1_900_000_000
@@ -36,14 +36,14 @@ def quantize_weights(model: ir.Model) -> ir.Model:
     Inputs, outputs, biases and everything else stay float32.
 
     Raises:
-        ExportError: the model is larger than the quantiser takes.
+        ExportError: the model is larger than the quantizer takes.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size > _MAX_BYTES:
         raise ExportError(f"precision 'int8' takes models of up to {_MAX_BYTES:,} bytes; this one has {size:,}")
     quantized = ir.from_proto(quantize_proto(ir.to_proto(model)))
     if not isinstance(quantized, ir.Model):
-        raise ExportError("onnxruntime's quantiser returned no model")
+        raise ExportError("onnxruntime's quantizer returned no model")
     return quantized
 
 
@@ -66,7 +66,7 @@ def quantize_proto(before: onnx.ModelProto) -> onnx.ModelProto:
 def _make_signs_exact(graph: onnx.GraphProto, products: dict[str, Array]) -> None:
     """Write blocks of ±c as ±127 steps of c/127.
 
-    The quantiser takes -c as -128 steps and +c as +127: all of a sign matrix is shifted to one side, and on inputs
+    The quantizer takes -c as -128 steps and +c as +127: all of a sign matrix is shifted to one side, and on inputs
     whose mean is not zero, as after a ReLU, the shifts add up (error 5% where 1% is due).
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -92,7 +92,7 @@ def _make_signs_exact(graph: onnx.GraphProto, products: dict[str, Array]) -> Non
 
 @contextlib.contextmanager
 def logging_as_it_was() -> Iterator[None]:
-    """The quantiser's module configures the root logger when it is imported, and logs each node it takes."""
+    """The quantizer's module configures the root logger when it is imported, and logs each node it takes."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)

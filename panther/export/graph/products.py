@@ -95,7 +95,7 @@ def check_products(optimized: onnx.ModelProto, layers: Mapping[str, QuantizedLay
     for kind, count in planned.items():
         if found[kind] < count:
             raise ExportError(
-                f"onnxruntime's graph has {found[kind]} {_words(kind)}, planned were {count}; nothing was written"
+                f"onnxruntime's graph has {found[kind]} {_words(kind)}, but {count} were planned; nothing was written"
             )
 
 

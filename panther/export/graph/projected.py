@@ -27,7 +27,7 @@ class FactoredRNN(nn.Module):
 
     def __init__(self, projected: ProjectedRNN) -> None:
         super().__init__()
-        # code of the model may ask for its options
+        # code of the model may read its options
         self.__dict__.update({key: value for key, value in projected.__dict__.items() if not key.startswith("_")})
         self._states = 2 if projected.mode == "LSTM" else 1
         self._directions = 1 + projected.bidirectional

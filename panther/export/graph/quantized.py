@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from panther.export.errors import ExportError, first_line
 
 _QUANTIZED_MODULES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-# of the largest output: what floats may differ by from the same weights in eight or four bits, by the model's own type
+# largest relative difference between floats and the same weights in 8 or 4 bits, by the model's own type
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 _HALF_ROUNDING = 3e-2
 _WAY_OUT = "export the model before it is quantized; precision='int8' stores the weights of the file in eight bits"

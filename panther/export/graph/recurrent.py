@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from panther.export.errors import ExportError
 
-# the gates of a layer in torch's order, as indices in the order of ONNX: LSTM i o f c, GRU z r h
+# torch's gates as indices in ONNX order: LSTM i o f c, GRU z r h
 _GATES: dict[type[nn.RNNBase], tuple[str, tuple[int, ...]]] = {
     nn.LSTM: ("LSTM", (0, 3, 1, 2)),
     nn.GRU: ("GRU", (1, 0, 2)),

@@ -24,7 +24,7 @@ def look_up(graph: ir.Graph, builder: Builder, node: ir.Node, table: BlockEmbedd
     """
 
     def stored(tensor: Tensor, part: str) -> ir.Value:
-        # equal constants of a name are stored once
+        # equal constants with the same name are stored once
         return builder.initializer(tensor.cpu().numpy(), f"{layer_of(node)}.{part}")
 
     values = [

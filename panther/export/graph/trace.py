@@ -94,7 +94,7 @@ class Placeholder(nn.Module):
             for tensor in (layer.S1s, layer.U1s, layer.U2s, layer.S2s)
         )
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-        # code around the layer may ask for its sizes
+        # code around the layer may read its sizes
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.num_terms, self.low_rank = layer.num_terms, layer.low_rank
         self.name = name
@@ -173,7 +173,7 @@ def tied_layers(model: nn.Module) -> dict[str, str]:
     for name, layer in layers.items():
         S1s, S2s = layer._parameters.get("S1s"), layer._parameters.get("S2s")
         if S1s is None or S2s is None:
-            # computed from other parameters, as pruning does
+            # computed from other parameters, as by pruning
             result[name] = name
             continue
         known = first.setdefault((id(S1s), id(S2s)), [])
@@ -285,7 +285,7 @@ def _name_axes(model: ir.Model, dynamic_axes: Mapping[str, Mapping[int, str]]) -
     for value in model.graph.inputs:
         for axis, name in dynamic_axes.get(value.name or "", {}).items():
             size = value.shape[axis] if value.shape is not None else None
-            # an axis that torch came to know is left as a symbol whose name is a number
+            # torch leaves an axis that it specialized as a symbol with a number as its name
             if not isinstance(size, ir.SymbolicDim) or size.value is None or size.value.isdecimal():
                 raise ExportError(
                     f"axis {axis} ({name!r}) of input {value.name!r} was to vary; the model fixes it at {size}; "

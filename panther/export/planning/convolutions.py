@@ -88,7 +88,7 @@ def measure_convolution(
         feeds = {"x": random.standard_normal(shape).astype(dtype)}
         runs = {}
         for plan, graph in graphs.items():
-            # a session a shape: a CUDA graph is recorded for one
+            # one session per shape: a CUDA graph is recorded for one shape
             session = load(graph, target, cuda_graph=target.device == "cuda")
             runs[plan] = runner(
                 session, feeds, target, {"y": (shape[0], layer.out_channels, *output_sizes(layer, shape[2:]))}

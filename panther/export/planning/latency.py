@@ -21,7 +21,7 @@ from panther.export.ort import Target
 from panther.export.planning.measure import clock_of, median_us, resized, runner
 from panther.export.publish.counts import other_bytes
 
-# what onnxruntime takes in one message
+# size limit of one message in onnxruntime
 _MAX_TWIN_BYTES = 1_800_000_000
 
 

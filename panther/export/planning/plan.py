@@ -15,9 +15,9 @@ from panther.export.ort import Target, load
 from panther.export.planning.measure import clock_of, median_us, runner
 
 PLANS = (TWO_PRODUCTS, DENSE)
-# below this share of dense's multiply-adds nothing has to be measured, nor above it where dense would not fit a file
+# below this share of dense's multiply-adds nothing is measured; above it neither, if dense would not fit a file
 HOPELESS = 1 / 32
-# two products take less memory, and win where dense is not faster by more than this
+# two products take less memory, and win unless dense is faster by more than this
 NOISE = 0.02
 _BUDGET_S, _SITE_BUDGET_S = 30.0, 1.5
 _MAX_MEASURED_BYTES = 1 << 30
@@ -72,7 +72,7 @@ def choose(
         for site in sites
         if site.name in undecided
     }
-    # a model of a hundred different layers shares out the time that twenty of them would take
+    # a model of a hundred different layers is measured in the time of twenty
     budget_s = min(_SITE_BUDGET_S, _BUDGET_S / max(1, len(set(keys.values()))))
     measured: dict[tuple[object, ...], dict[str, list[float]]] = {}
     planned = {}
@@ -110,7 +110,7 @@ def measure_site(
         graph = _graph(site, plan, len(shapes[0]), dtype, random, gemm=gemm)
         graphs[plan] = (quantize_proto(graph) if precision == "int8" else graph).SerializeToString()
     for shape in shapes:
-        # a session a shape: a CUDA graph is recorded for one
+        # one session per shape: a CUDA graph is recorded for one shape
         feeds = {"x": random.standard_normal(shape).astype(dtype)}
         runs = {
             plan: runner(
@@ -190,7 +190,7 @@ def _requested(sites: Sequence[Site], requested: str | Mapping[str, str]) -> dic
         check_plan(plan)
         if layer not in known:
             raise ValueError(f"plan names layer {layer!r}; the sketched layers are {sorted(known)}")
-    # layers that are one site, by a merge or a tie, are decided by the first that is named
+    # for merged or tied layers, which are one site, the first named layer decides
     return {
         site.name: next((requested[layer] for layer in names[site.name] if layer in requested), "auto")
         for site in sites
@@ -225,9 +225,9 @@ def _keep_limit(
         planned[site.name] = PlannedSite(
             before.layers,
             TWO_PRODUCTS,
-            "dense is faster and would pass max_weight_bytes",
+            "dense is faster, but would exceed max_weight_bytes",
             int(site.weights(TWO_PRODUCTS) * entry_bytes),
             before.median_us,
         )
     if total() > limit:
-        raise ValueError(f"max_weight_bytes ({limit:,}) is below the {total():,} bytes that the weights take at least")
+        raise ValueError(f"max_weight_bytes ({limit:,}) must be at least {total():,}, the bytes of the weights")

@@ -26,10 +26,11 @@ from panther.nn.quantized import (
     BlockLinear,
     CorrectedLinear,
     FactoredLinear,
-    Int8Conv,
+    Int4Kernel,
     Int8Embedding,
     Int8Kernel,
     Int8Linear,
+    StoredConv,
 )
 from panther.nn.sketched_conv import SketchedConv
 
@@ -88,8 +89,8 @@ def quantized_entries(model: nn.Module) -> tuple[cards.QuantizedLayer, ...]:
                 scheme, blocks = "int4-blocks", module.block_size
             found.append(cards.QuantizedLayer(name, "embedding", *sizes, scheme, smoothed, module.stored_bytes, blocks))
             continue
-        elif isinstance(module, Int8Conv):
-            found += _int8_convolution(name, module)
+        elif isinstance(module, StoredConv):
+            found += _stored_convolution(name, module)
             continue
         else:
             continue
@@ -99,16 +100,23 @@ def quantized_entries(model: nn.Module) -> tuple[cards.QuantizedLayer, ...]:
     return tuple(found)
 
 
-def _int8_convolution(name: str, layer: Int8Conv) -> list[cards.QuantizedLayer]:
+def _stored_convolution(name: str, layer: StoredConv) -> list[cards.QuantizedLayer]:
     """An entry for each of its weights."""
     found = []
     for part, (kernel, _) in zip(("first", "second"), layer.kernels, strict=False):
-        rows, *columns = kernel.weight_int8.shape
+        rows, *columns = kernel.shape
+        block_size = kernel.block_size if isinstance(kernel, Int4Kernel) else None
         whole = name if layer.second is None else f"{name}.{part}"
         sizes = (math.prod(columns), rows)
         found.append(
             cards.QuantizedLayer(
-                whole, "convolution", *sizes, "int8-stored", smoothed=False, weight_bytes=kernel.stored_bytes
+                whole,
+                "convolution",
+                *sizes,
+                "int8-stored" if block_size is None else "int4-stored",
+                smoothed=False,
+                weight_bytes=kernel.stored_bytes,
+                block_size=block_size,
             )
         )
     return found
@@ -177,7 +185,7 @@ def totals(model: nn.Module) -> cards.Totals:
     of_sketched = of_layers.keys() | of_convolutions.keys()
     other = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in of_sketched)
     other += _quantized_weights(model)
-    # layers that share a bias alone are separate layers, each with its bias
+    # layers that share only a bias are separate layers, each with its bias
     twice = sketched.learnable - sum(parameter.numel() for parameter in of_layers.values())
     whole = ParameterCount(
         dense=sketched.dense + other + _dense_more(model) - twice,
@@ -189,7 +197,7 @@ def totals(model: nn.Module) -> cards.Totals:
     whole += ParameterCount(convolved.dense - own, convolved.learnable - own, convolved.fixed)
     tables = embedding_count(model)
     if tables is not None:
-        # their factors are among the other parameters
+        # their factors are counted with the other parameters
         whole += ParameterCount(tables.dense - tables.learnable, 0, 0)
     return cards.Totals(
         _parameters(sketched),
@@ -205,9 +213,9 @@ def _dense_more(model: nn.Module) -> int:
     Layers of one weight count once.
     """
     convolutions = {
-        id(each.first.weight_int8): each.dense_entries - each.stored_entries
+        id(each.first): each.dense_entries - each.stored_entries
         for each in model.modules()
-        if isinstance(each, Int8Conv)
+        if isinstance(each, StoredConv)
     }
     corrections = {id(each.correction) for each in model.modules() if isinstance(each, CorrectedLinear)}
     factored: dict[int, FactoredLinear | Int8LowRank] = {}
@@ -229,6 +237,8 @@ def _quantized_weights(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, Int8Linear | Int8Embedding | Int8Kernel):
             found[id(module.weight_int8)] = module.weight_int8.numel()
+        elif isinstance(module, Int4Kernel):
+            found[id(module.weight_packed)] = math.prod(module.shape)
         elif isinstance(module, BlockLinear):
             found[id(module.weight_packed)] = module.in_features * module.out_features
         elif isinstance(module, BlockEmbedding):

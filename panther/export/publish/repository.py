@@ -21,7 +21,7 @@ from panther.export.errors import ExportError
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.pbtxt"
-# As the server has it (app/repository/versions.py): what is exported under a name is served under it.
+# Same rule as the server's (app/repository/versions.py): a model is served under the name of its export.
 _MAX_NAME_LENGTH = 128
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[1-9]\d*")
@@ -44,7 +44,7 @@ class Staged:
         self._target = target
         self._name = name
         self.folder = root / "1"
-        # the file that is there keeps its own data until the new one has taken its place
+        # the existing file keeps its data until the new one has replaced it
         self.data_name = f"{MODEL_FILE}.data" if self.in_repository else f"{target.name}.{secrets.token_hex(4)}.data"
 
     def publish(self, config: str) -> Path:
@@ -58,7 +58,7 @@ class Staged:
             return self._publish_file()
         model = self._target / self._name
         if not model.exists():
-            # the first version comes with its folder and its configuration, in one step
+            # one rename publishes the first version with its folder and configuration
             write_text_aside(self._root / CONFIG_FILE, config)
             _sync(self._root)
             with _unless_taken():
@@ -67,7 +67,7 @@ class Staged:
                 return model / "1" / MODEL_FILE
         while True:
             version = max(versions(self._target, self._name), default=0) + 1
-            # another export may take the number between the look and the rename
+            # another export may take the number between the listing and the rename
             with _unless_taken():
                 self.folder.rename(model / str(version))
                 _sync(model)
@@ -75,7 +75,7 @@ class Staged:
                 return model / str(version) / MODEL_FILE
 
     def _publish_file(self) -> Path:
-        # what the model refers to first, the model last
+        # data files first, the model last
         for entry in sorted(self.folder.iterdir(), key=lambda entry: entry.name == MODEL_FILE):
             entry.replace(self._target if entry.name == MODEL_FILE else self._target.parent / entry.name)
         _sync(self._target.parent)
@@ -109,7 +109,7 @@ def staged(path_or_repository: Path, name: str) -> Iterator[Staged]:
         root = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=parent))
         stage = Staged(root, path_or_repository, name)
         stage.folder.mkdir()
-        # mkdtemp is for secrets; a model repository is read by the server's own user
+        # mkdtemp makes private folders, but the server runs as another user
         root.chmod(0o755)
         stage.folder.chmod(0o755)
     except OSError as error:
@@ -121,7 +121,7 @@ def staged(path_or_repository: Path, name: str) -> Iterator[Staged]:
     finally:
         shutil.rmtree(root, ignore_errors=True)
         for folder in missing:
-            # made for nothing; not empty when all went well
+            # remove the folders that this export created; not empty after success
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -131,7 +131,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise ValueError(
             f"model name {name!r} must be 1 to {_MAX_NAME_LENGTH} letters, digits, '.', '_' or '-', "
-            "beginning with none of '.' and '-'"
+            "and must not begin with '.' or '-'"
         )
 
 

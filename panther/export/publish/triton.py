@@ -37,7 +37,7 @@ def config(name: str, session: Any) -> str:
     def tensor(kind: str, entry: Any) -> str:
         shape = entry.shape[1:] if batched else entry.shape
         dims = ", ".join(str(size if isinstance(size, int) else -1) for size in shape)
-        # a batched scalar a row: Triton wants one axis, and takes it off again
+        # Triton wants one axis for a scalar per row, and removes it again
         reshape = "" if dims else "\n    reshape { shape: [] }"
         return (
             f"{kind} [\n  {{\n    name: {json.dumps(entry.name)}\n    data_type: {_TYPES[entry.type]}\n"

@@ -214,7 +214,7 @@ class _Reference:
                 return _outputs(self._model, inputs, torch.float64, by_name=self._by_name)
             if way is not self._ways[-1]:
                 self._ways.remove(way)
-        # refuses these inputs, or float64?
+        # do these inputs fail, or only float64?
         outputs = self.single(inputs)
         self._ways, self.precision = [], "float32"
         return outputs
@@ -240,7 +240,7 @@ def _compare(name: str, result: Array, reference: Array, tolerance: float) -> tu
     finite = np.isfinite(reference)
     if not np.array_equal(result[~finite], reference[~finite], equal_nan=True) or not np.isfinite(result[finite]).all():
         raise ExportError(
-            f"output {name!r} is not finite where torch's is, or the other way round, in "
+            f"output {name!r} is not finite where torch's is, or the reverse, in "
             f"{int((np.isfinite(result) != finite).sum())} of {result.size} values; nothing was written"
         )
     if not finite.any():

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# of a model's tensors, from which on its layers are doubled one at a time
+# bytes of a model's tensors above which its layers are doubled one at a time
 _LARGE_BYTES = 2**28
 
 
@@ -31,7 +31,7 @@ def doubled(model: nn.Module) -> Iterator[None]:
     finally:
         for each in held:
             each.put_back()
-        # changes no tensor: layers derive again what they keep besides
+        # changes no tensor, but layers derive their cached tensors again
         model.float()
 
 

@@ -1,4 +1,4 @@
-"""Is the graph that runs the one that was planned? Checked after onnxruntime's own optimisation."""
+"""Is the graph that runs the one that was planned? Checked after onnxruntime's own optimization."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_graph(
         optimized: what onnxruntime runs.
         sites: the linear maps of sketched layers that are computed at each run.
         plans: a plan for each site's name.
-        others: shapes of the constant matrices of products that belong to no site, before optimisation.
+        others: shapes of the constant matrices of products that belong to no site, before optimization.
 
     Raises:
         ExportError: a planned product is not there, a matrix of a dense layer is there that was to be two products,
@@ -55,7 +55,7 @@ def check_graph(
             if found[shape] < planned[shape]:
                 raise ExportError(
                     f"layer {site.name!r}: onnxruntime's graph has {found[shape]} products by constants of shape "
-                    f"{shape}, planned were {planned[shape]}; nothing was written"
+                    f"{shape}, but {planned[shape]} were planned; nothing was written"
                 )
         dense = site.shapes(DENSE)[0]
         if found[dense] > planned[dense] + others[dense]:
@@ -93,7 +93,7 @@ def constant_products(graph: ir.Graph) -> Counter[Shape]:
     A matrix that is used as it is and by a Transpose counts twice: onnxruntime folds the Transpose into a second one.
     """
     seen: dict[tuple[int, bool], Shape] = {}
-    # also what is computed from constants alone, as a parametrised weight is, and folded at load
+    # includes values computed from constants alone, such as a parametrized weight, which are folded at load
     constant = constant_values(graph)
     for node in graph.all_nodes():
         if node.op_type not in _PRODUCTS or len(node.inputs) < 2 or node.inputs[1] is None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from panther.export.graph.constants import Array
 
-# of additive masks: a score that softmax takes to zero
+# value of additive masks: softmax maps such a score to zero
 _LARGE_NEGATIVE = -1e4
-# masks whose values are tried in all combinations
+# most masks whose values are tried in all combinations
 _MOST_MASKS = 4
 
 

@@ -23,17 +23,17 @@ from panther.nn.kernels.packed import side_by_side
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
-# x is (..., d_in). What it is made of is decided where it is traced further, by `_decided`, from these arguments and
-# from what the cache on disk of the compiler tells apart; that of torch 2.11 takes one type of autocast for another
+# x is (..., d_in). `_decided` chooses the implementation when the operation is traced further, from these arguments
+# and from the keys of the compiler's disk cache; that of torch 2.11 confuses the types of autocast
 _LIBRARY.define(
     f"sketched_linear(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, str backend, str version) -> Tensor"
 )
-# y, and the split-K partial sums of H, (splits, N, 2Lk), for N rows; the cast A and B too, for a backward pass
+# y, and the split-K partial sums of H, (splits, N, 2Lk), for N rows; also the cast A and B, for a backward pass
 _LIBRARY.define(
     f"sketched_linear_forward(Tensor x, {_TERMS}, Tensor? bias, ScalarType dtype, int splits, bool learning)"
     " -> Tensor[]"
 )
-# the gradients of x, S1s, S2s and the bias, those that are needed; factors: A and B as they were cast, or four terms
+# the requested gradients of x, S1s, S2s and the bias; factors: A and B after the cast, or four terms
 _LIBRARY.define(
     "sketched_linear_backward(Tensor grad, Tensor x, Tensor H, Tensor[] factors, ScalarType dtype,"
     " ScalarType parameter_dtype, bool[4] needs) -> Tensor[]"
@@ -102,7 +102,7 @@ def _decided(
 def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
     """What is computed in; None where the types do not fit together, of which torch tells best."""
     if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
-        # as autocast does with the weights of nn.Linear; it leaves float64 alone
+        # like autocast for the weights of nn.Linear, which leaves float64 alone
         return torch.get_autocast_dtype("cuda")
     return x.dtype if x.dtype == S1s.dtype else None
 
@@ -120,10 +120,10 @@ def _splits(
     """The split-K factor of H where our kernels are used; 0 elsewhere."""
     L, d_in, k = S1s.shape
     if (
-        # a symbol, whose value may be another at each call
+        # a symbol, whose value may differ at each call
         not all(type(size) is int for size in x.shape)
         or private_names.functorch_transforms_active()
-        # CUDA graphs that torch.compile will make, in which launches cost nothing
+        # torch.compile will capture CUDA graphs, in which launches cost nothing
         or private_names.compiles_cuda_graphs()
     ):
         return 0
@@ -230,7 +230,7 @@ def _kernels_for(
     if plan is None:
         return None
     if are_terms and (plan.casts or not (_follows(A, factors[2]) and _follows(B, factors[3]))):
-        # otherwise a kernel goes on from the first half into the second
+        # otherwise one kernel computes both halves
         A, B = _whole(factors)
         if plan.casts:
             A, B = A.to(dtype), B.to(dtype)

@@ -262,7 +262,7 @@ class _CudaLinear(torch.autograd.Function):
         x, S1s, S2s, H = ctx.saved_tensors
         needs, (A, B) = ctx.needs_input_grad[:4], ctx.factors
         if torch.is_grad_enabled():
-            # a second derivative is wanted: through plain operations on tensors that know where they come from
+            # double backward: recompute by plain operations on tensors with a graph
             found = _differentiable(grad, x, S1s, S2s, A, B, needs)
         else:
             found = backward(_rows(grad), _rows(x), H, ctx.kept, A.shape[0] // 2, needs)
@@ -271,7 +271,7 @@ class _CudaLinear(torch.autograd.Function):
         return (*found, None)
 
 
-# as _CudaLinear.apply does, without a search for what transformations left over: `packed.applicable` has ruled it out
+# as _CudaLinear.apply does, without its search for leftovers of transformations: `packed.applicable` rules them out
 _apply: Any = super(torch.autograd.Function, _CudaLinear).apply
 
 
@@ -287,7 +287,7 @@ def _differentiable(
     """What `backward` gives, as a function that has derivatives."""
     L, k = len(A) // 2, A.shape[2]
     B_terms = B.view(2 * L, k, -1)
-    # where S is not kept, no derivative depends on it
+    # without saved S no derivative depends on it
     S1s = A[:L].requires_grad_() if S1s is None else S1s
     S2s = B_terms[L:].requires_grad_() if S2s is None else S2s
     terms = (term.to(grad.dtype) for term in (S1s, B_terms[:L], A[L:], S2s))

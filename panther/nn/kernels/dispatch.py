@@ -38,10 +38,10 @@ def sketched_linear(x: Tensor, layer: SketchedLayer) -> Tensor:
     Returns:
         y of shape (..., d_out).
     """
-    # a proxy of torch.fx is no Tensor
+    # a torch.fx proxy is no Tensor
     is_tensor, factors = isinstance(x, Tensor), layer._packed
     if is_tensor and factors is not None and packed.applicable(x):
-        # straight from the dicts: the attribute access of nn.Module shows at batch 1
+        # read from the dicts: attribute access of nn.Module is measurable at batch 1
         parameters, buffers = layer._parameters, layer._buffers
         S1s, S2s = parameters.get("S1s"), parameters.get("S2s")
         if factors.holds(S1s, buffers.get("U1s"), buffers.get("U2s"), S2s):
@@ -49,7 +49,7 @@ def sketched_linear(x: Tensor, layer: SketchedLayer) -> Tensor:
             return packed.packed_linear(x, S1s, S2s, bias, factors)  # type: ignore[arg-type]
     U1s, U2s = layer.U1s, layer.U2s
     if is_tensor and U1s.dtype != layer.S1s.dtype:
-        # FSDP's mixed precision casts parameters and leaves buffers
+        # FSDP's mixed precision casts parameters but not buffers
         U1s, U2s = U1s.to(layer.S1s.dtype), U2s.to(layer.S1s.dtype)
     if is_tensor and x.is_cuda and compiled.by_torch_compile():
         plain = factors is not None and type(x) is Tensor

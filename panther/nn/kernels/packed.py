@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from panther.nn.kernels import cuda, private_names
 
 _PLAIN = (Tensor, nn.Parameter)
-# entries below which the calls, not the arithmetic, are what a product with one row costs
+# entries below which the calls dominate a product with one row, not the arithmetic
 SMALL = 1 << 20
 
 
@@ -104,7 +104,7 @@ def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
     pair = torch.empty((2 * L, *first.shape[1:]), dtype=first.dtype, device=first.device)
     pair[:L].copy_(first.detach())
     pair[L:].copy_(second.detach())
-    # .data: each half keeps its own version counter, so that a step of the optimiser does not count as a change
+    # .data: each half keeps its own version counter, so that a step of the optimizer does not count as a change
     # of the fixed half
     first.data, second.data = pair.data[:L], pair.data[L:]
     return pair
@@ -135,10 +135,10 @@ def packed_linear(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, pack
     y: Tensor
     dtype, device = None, x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        # as autocast does with the weights of nn.Linear; it leaves float64 alone
+        # like autocast for the weights of nn.Linear, which leaves float64 alone
         dtype = torch.get_autocast_dtype(device)
     if device == "cuda" and A.device == x.device and (dtype is not None or x.dtype == A.dtype):
-        # what does not fit together falls through, to the error that torch gives
+        # mismatching shapes fall through to torch's own error
         return cuda.linear(x, S1s, S2s, bias, A, B, A.dtype if dtype is None else dtype)
     rows = x if x.dim() == 2 else x.reshape(-1, A.shape[1])
     if torch.is_grad_enabled() and (
@@ -182,7 +182,7 @@ class _PackedLinear(torch.autograd.Function):
         if dtype is not None:
             rows, A, B = rows.to(dtype), A.to(dtype), B.to(dtype)
             bias = bias.to(dtype) if bias is not None else None
-        # scaled here, on the small matrix in the middle, so that no gradient need be
+        # scale the small matrix in the middle, so that no gradient needs scaling
         H = _hidden(rows, A).mul_(1 / len(A))
         # S1s and S2s are needed for the gradient of x alone. They are saved for their version counters, and for
         # second derivatives; the first ones use A and B.
@@ -203,14 +203,14 @@ class _PackedLinear(torch.autograd.Function):
         half = terms // 2 * k
         rows = rows.to(A.dtype)
         if torch.is_grad_enabled():
-            # a second derivative is wanted: the same computation on tensors that know where they come from
+            # double backward: the same computation on tensors with a graph
             H2 = torch.bmm(rows.expand(terms // 2, *rows.shape), A[terms // 2 :] / terms).transpose(0, 1).flatten(1)
             if needs_x:
                 A = torch.cat([S1s.to(A.dtype), A[terms // 2 :]])
                 B = torch.cat([B[:half], S2s.flatten(0, 1).to(B.dtype)])
         dx = dS1 = dS2 = dbias = None
         if needs_x or needs_S1:
-            # (N, 2Lk); without x only the learnable terms' half of it is used
+            # (N, 2Lk); without the gradient of x only the learnable half is used
             dH = (grad @ (B if needs_x else B[:half]).t()).mul_(1 / terms)
             by_term = dH.view(len(dH), dH.shape[1] // k, k).transpose(0, 1)
             if needs_S1:
@@ -224,7 +224,7 @@ class _PackedLinear(torch.autograd.Function):
         return dx, dS1, dS2, dbias, None, None, None
 
 
-# as _PackedLinear.apply does, without a search for what transformations left over: `applicable` has ruled it out
+# as _PackedLinear.apply does, without its search for leftovers of transformations: `applicable` rules them out
 _apply: Any = super(torch.autograd.Function, _PackedLinear).apply
 
 
@@ -241,6 +241,6 @@ def _sum_of_products(by_term: Tensor, A: Tensor) -> Tensor:
 def _outer(rows: Tensor, by_term: Tensor) -> Tensor:
     """(N, d_in), (L, N, k) → (L, d_in, k): rowsᵀ @ each term."""
     if len(rows) == 1:
-        # a product over an axis of one entry: BLAS is slow at it
+        # BLAS is slow at products over an axis of one entry
         return rows.view(-1, 1) * by_term
     return torch.bmm(rows.t().expand(len(by_term), -1, -1), by_term)

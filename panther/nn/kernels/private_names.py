@@ -33,15 +33,15 @@ def _always(*_: object) -> bool:
 
 _dynamo_guards: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 
-# (size, stride, dtype) → Tensor on the current device; what the compiler's generated code calls
+# (size, stride, dtype) → Tensor on the current device; called by compiler-generated code
 empty_strided_cuda: Any = getattr(_dynamo_guards, "_empty_strided_cuda", _empty_strided)
-# index of a device → handle of its current stream
+# device index → handle of its current stream
 current_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", _current_raw_stream)
-# without the check for an initialised CUDA of the public function
+# the public function without its check that CUDA is initialized
 current_device: Any = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
-# ("cuda", "matmul") → "tf32" or "ieee"; what the public property calls
+# ("cuda", "matmul") → "tf32" or "ieee"; called by the public property
 fp32_precision: Any = getattr(torch._C, "_get_fp32_precision_getter", _fp32_precision)
-# whether vmap, grad, jvp or another transformation of torch.func is active; unknown counts as active
+# whether vmap, grad, jvp or another torch.func transformation is active; unknown counts as active
 functorch_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", _always)
 # whether a tensor is left over from such a transformation and has no memory; unknown counts as such
 is_dead_tensor_wrapper: Any = getattr(getattr(torch._C, "_functorch", None), "is_dead_tensor_wrapper", _always)

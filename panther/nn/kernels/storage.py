@@ -29,7 +29,7 @@ class PackedStorage(nn.Module):
     _packed: packed.Packed | None = None
     _kernel: Kernel
 
-    # every layer that shares the terms of this one, itself included; a list, so that it is no submodule
+    # every layer that shares the terms of this one, itself included; a list, so that none becomes a submodule
     _ties: list[PackedStorage] | None = None
 
     def _share_terms(self, other: PackedStorage) -> None:
@@ -73,12 +73,12 @@ class PackedStorage(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if keep_vars or self._packed is None:
             return
-        # the same memory, as a storage for each term: what writes checkpoints takes two tensors of one storage for tied
+        # the same memory as separate storages: checkpoint writers take two tensors of one storage as tied
         for name in ("S1s", "U1s", "U2s", "S2s"):
             destination[prefix + name] = packed.with_separate_storage(destination[prefix + name])
 
     def __getstate__(self) -> dict[str, Any]:
-        # a function made at run time can't be pickled
+        # a closure can't be pickled
         return {key: value for key, value in self.__dict__.items() if key != "_kernel"} | {"_packed": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-# columns, 2·num_terms·low_rank, up to which a layer is bound by the reading of x and the writing of y
+# columns, 2·num_terms·low_rank, up to which reading x and writing y dominate
 FEW_COLUMNS = 64
-# rows from which those pass by once, in large tiles
+# rows from which x and y are streamed once, in large tiles
 MANY_ROWS = 4096
-# rows up to which, with few columns, the kernels are the fastest where launches cost nothing
+# rows up to which, with few columns, the kernels are fastest where launches cost nothing
 FEW_ROWS = 64
 # rows up to which casting the factors beforehand does not pay
 FEW_BLOCKS_ROWS = 1024
@@ -32,7 +32,7 @@ BUSY_S = 100e-6
 # bytes of shared memory that the tiles of a program may take, and that leave room for a second program beside it
 SHARED_BYTES = 210_000
 HALF_SHARED_BYTES = 100_000
-# bytes of split-K partial sums, read again by each panel of the consumer, from which a reduction kernel takes less time
+# bytes of split-K partial sums, which each panel of the consumer rereads, from which a reduction kernel is faster
 SUM_BYTES = 64 << 20
 
 
@@ -179,7 +179,7 @@ def shrink_tiles(
         # the consumer kernel reduces the partial sums, so they must be few
         most = min(16, max(1, (8192 if ieee else 2048) // columns))
     elif columns > FEW_COLUMNS and (precision == "half" or (precision == "tf32" and learning)):
-        # so few that no separate reduction is needed: in forward and backward the launches dominate
+        # so few that no separate reduction is needed: launches dominate in forward and backward
         most = 4
     else:
         most = 8
@@ -187,7 +187,7 @@ def shrink_tiles(
     if streamed or (rows > 64 and not ieee and 10 * large >= 9 * processors):
         BM = 128
     tiles = _cdiv(rows, BM) * _cdiv(columns, BC)
-    # programs that multiply entry by entry leave room for another one beside them
+    # programs that multiply entry by entry leave room for another beside them
     splits = max(1, min((2 if ieee else 1) * processors // tiles, features // (4 * BF), most))
     split_size = _cdiv(_cdiv(features, splits), BF) * BF
     splits = _cdiv(features, split_size)
@@ -235,12 +235,12 @@ def expand_tiles(
     warps, budget = (8, SHARED_BYTES) if large else (4, HALF_SHARED_BYTES)
     added_up = large and precision == "tf32" and H_bytes == 4
     if added_up:
-        # two programs beside each other, in two stages
+        # two programs side by side, in two stages
         warps, budget, BF = 4, HALF_SHARED_BYTES, _tile(features, 64)
     W_stage = 0 if one_tile else BF * BC * W_bytes
     while BM > 16 and BM * BC * H_bytes + W_stage > budget:
         BM //= 2
-    # what is added up, or multiplied without a descriptor, needs no separate memory in the last stage
+    # the last stage needs no separate memory for sums, or for products without a descriptor
     spared = not added_up and (large or not (one_tile or beside or precision == "half"))
     stages = min(3, _stages(budget, BM * BC * H_bytes + W_stage) + spared)
     panels, blocks = _cdiv(features, BF), _cdiv(rows, BM)

@@ -12,7 +12,7 @@ part (SPLITS, rows, columns), split-K partial sums over the features, which the 
 See docs/decisions/0042-two-triton-kernels-each-way.md.
 """
 
-# The arguments of a kernel are pointers, numbers and constants of compilation.
+# Kernel arguments are pointers, numbers and compile-time constants.
 # ruff: noqa: ANN001, ANN201, ANN202, D403, FBT003
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _expand(
     if HAS_BIAS:
         b = tl.load(bias + f_read).to(tl.float32)[None, :]
     if ONE_TILE:
-        # the panel of W and the bias stay where they are while the rows pass by
+        # the panel of W and the bias stay in place while rows stream by
         c = tl.arange(0, BC)
         w = _panel(W_features, c, columns, W_term, W_rank, K, FULL_C).to(DTYPE)
         for at in tl.range(first, last, BM, num_stages=STAGES):

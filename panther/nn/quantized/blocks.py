@@ -10,7 +10,7 @@ from panther.nn.quantized.packing import pack, unpack
 
 BITS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-# of 8-bit activations
+# levels of 8-bit activations
 _LARGEST = 127
 
 

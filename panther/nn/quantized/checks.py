@@ -1,4 +1,4 @@
-"""Validation of the tensors that a quantized layer is made of."""
+"""Validation of the tensors of a quantized layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions whose weights are stored in 8 bits."""
+"""Convolutions whose weights are stored in 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d
 
+from panther.linalg.levels import LARGEST_4_BITS
 from panther.nn.quantized.checks import float_copy
+from panther.nn.quantized.packing import pack, unpack
 from panther.nn.sketched_conv import padded
 
 _LARGEST = 127
+_ZERO_4_BITS = 8
 
 
 class Int8Kernel(nn.Module):
@@ -50,17 +53,83 @@ class Int8Kernel(nn.Module):
         return floats * _per_channel(self.scale, floats)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return tuple(self.weight_int8.shape)
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The integers (n, m) as int8, and the scale of each row, (n, 1)."""
+        return self.weight_int8.flatten(1), self.scale.unsqueeze(1)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the integers and the scales."""
         return self.weight_int8.nbytes + self.scale.nbytes
 
     def extra_repr(self) -> str:
         """The shape."""
-        return ", ".join(map(str, self.weight_int8.shape))
+        return ", ".join(map(str, self.shape))
 
 
-class Int8Conv(nn.Module):
-    """A convolution, or two in sequence, one of them 1x1, with weights in 8 bits; it computes in float32.
+class Int4Kernel(nn.Module):
+    """The weight of a convolution in 4 bits, with a scale for each block of an output channel's entries.
+
+    Args:
+        integers: (C_out, C_in/groups, *kernel), int8 from -7 to 7.
+        scale: (C_out, blocks), float32; blocks divides the entries of an output channel.
+    """
+
+    weight_packed: Tensor
+    scale: Tensor
+    shape: tuple[int, ...]
+
+    def __init__(self, integers: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        fits = integers.dtype == torch.int8 and bool((integers.abs() <= LARGEST_4_BITS).all())
+        if not fits or integers.dim() not in (3, 4):
+            raise ValueError(
+                f"integers ({integers.dtype}, {integers.dim()} axes) must be a kernel of torch.int8 from -7 to 7, with "
+                "3 or 4 axes"
+            )
+        self.shape = tuple(integers.shape)
+        entries = math.prod(self.shape[1:])
+        if scale.dim() != 2 or entries % scale.shape[1]:
+            raise ValueError(
+                f"scale of shape {tuple(scale.shape)} must be (C_out, blocks), blocks a divisor of {entries} entries"
+            )
+        self.block_size = entries // scale.shape[1]
+        levels = (integers.flatten(1) + _ZERO_4_BITS).to(torch.uint8)
+        self.register_buffer("weight_packed", pack(levels, 4))
+        self.register_buffer("scale", float_copy(scale, (self.shape[0], scale.shape[1]), "scale"))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as floating-point numbers."""
+        integers, scale = self.rows
+        return (integers.to(scale.dtype) * scale).view(self.shape)
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The integers (n, m) as int8, and the scale of each row, (n, 1)."""
+        levels = unpack(self.weight_packed, 4, math.prod(self.shape[1:])).to(torch.int8) - _ZERO_4_BITS
+        return levels.reshape(-1, self.block_size), self.scale.reshape(-1, 1)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the integers and the scales."""
+        return self.weight_packed.nbytes + self.scale.nbytes
+
+    def extra_repr(self) -> str:
+        """The shape and the size of a block."""
+        return f"{', '.join(map(str, self.shape))}, block_size={self.block_size}"
+
+
+StoredKernel = Int8Kernel | Int4Kernel
+
+
+class StoredConv(nn.Module):
+    """A convolution, or two in sequence, one of them 1x1, with weights in 8 or 4 bits; it computes in float32.
 
     An exported file holds the integers. onnxruntime unpacks them once, when it loads the file: memory and speed are
     those of float weights, and activations are not rounded.
@@ -81,8 +150,8 @@ class Int8Conv(nn.Module):
     def __init__(
         self,
         conv: nn.Conv1d | nn.Conv2d,
-        first: Int8Kernel,
-        second: Int8Kernel | None = None,
+        first: StoredKernel,
+        second: StoredKernel | None = None,
         *,
         bias: Tensor | None = None,
     ) -> None:
@@ -100,15 +169,15 @@ class Int8Conv(nn.Module):
     @property
     def rank(self) -> int | None:
         """Channels between two convolutions; None where there is one."""
-        return None if self.second is None else len(self.first.weight_int8)
+        return None if self.second is None else self.first.shape[0]
 
     @property
-    def kernels(self) -> list[tuple[Int8Kernel, bool]]:
+    def kernels(self) -> list[tuple[StoredKernel, bool]]:
         """The weights in sequence, each with whether it has the stride, the padding and the dilation of the layer."""
         if self.second is None:
             return [(self.first, True)]
         # of two 1x1 convolutions the first, so that the second has fewer positions
-        kernel_first = tuple(self.first.weight_int8.shape[2:]) == self.kernel_size
+        kernel_first = self.first.shape[2:] == self.kernel_size
         return [(self.first, kernel_first), (self.second, not kernel_first)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,8 +216,8 @@ class Int8Conv(nn.Module):
 
     @property
     def stored_entries(self) -> int:
-        """Entries of the weights in 8 bits."""
-        return sum(kernel.weight_int8.numel() for kernel, _ in self.kernels)
+        """Entries of the stored weights."""
+        return sum(math.prod(kernel.shape) for kernel, _ in self.kernels)
 
     @property
     def stored_bytes(self) -> int:
@@ -164,7 +233,7 @@ class Int8Conv(nn.Module):
         )
 
     def _check(self) -> None:
-        shapes = [tuple(kernel.weight_int8.shape) for kernel, _ in self.kernels]
+        shapes = [kernel.shape for kernel, _ in self.kernels]
         points = (1,) * self.axes
         if self.second is None:
             wanted = [(self.out_channels, self.in_channels // self.groups, *self.kernel_size)]

@@ -88,7 +88,7 @@ class BlockEmbedding(nn.Module):
         check_levels(zero_point, self.bits, "zero_point")
         self.num_embeddings, self.embedding_dim = levels.shape
         if self.embedding_dim % 2:
-            raise ValueError(f"levels of width {self.embedding_dim} must be of an even one: two share a byte")
+            raise ValueError(f"the width of levels ({self.embedding_dim}) must be even: two levels share a byte")
         self.block_size, self.padding_idx = block_size, padding_idx
         shape = (self.num_embeddings, -(-self.embedding_dim // block_size))
         if tuple(zero_point.shape) != shape:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from panther.nn.quantized.checks import float_copy
 
-# of the 8-bit activations
+# levels of the 8-bit activations
 LEVELS = 255
 
 

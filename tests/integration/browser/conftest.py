@@ -135,6 +135,28 @@ CONVOLUTION = {
 }
 
 
+def curve(budget, *points, **more):
+    """A compression curve of (bytes, error, metric); the second is in the file, the last one only predicted."""
+    found = [
+        {"bytes": size, "error": error, "measured": number < len(points) - 1, "chosen": number == 1}
+        | ({} if metric is None else {"metric": metric})
+        for number, (size, error, metric) in enumerate(points)
+    ]
+    return {"budget": budget, "original_bytes": 20_000, "points": found, **more}
+
+
+BY_ERROR = curve(
+    "error of the outputs at most 0.1",
+    *((1800, 0.4, None), (2400, 0.09, None), (3100, 0.12, None), (5200, 0.021, None), (20_000, 0.0, None)),
+    (9000, 0.004, None),
+)
+BY_METRIC = curve(
+    "metric at least 0.95",
+    *((3000, 0.35, 0.91), (4100, 0.2, 0.955), (6000, 0.11, 0.968), (8000, 0.05, None)),
+    original_metric=0.972,
+)
+
+
 def _graph(node, shapes, types=(TensorProto.FLOAT, TensorProto.FLOAT), constants=()):
     (given, put_out), nodes = shapes, node if isinstance(node, list) else [node]
     x = helper.make_tensor_value_info("x", types[0], given)
@@ -159,15 +181,14 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("many")
     tiny = build.Tiny()
     inputs = [{"name": "x", "description": "measures", "columns": COLUMNS, "sample_rows": SAMPLES}]
-    build.put(root, tiny.graph(), "animals", card=build.sketched_card(inputs=inputs))
+    build.put(root, tiny.graph(), "animals", card=build.sketched_card(inputs=inputs, compression_curve=BY_ERROR))
     unit = [{"name": "logits", "kind": "regression", "unit": "mg/dL", "labels": ["low", "mean", "high"]}]
     build.put(root, tiny.graph(), "progress", card=build.sketched_card(outputs=unit))
     tags = [{"name": "logits", "kind": "multilabel", "labels": ["sea", "sky", "sun"]}]
     totals = {"convolutions": CONVOLUTION["parameters"], "sketched_layers": {"dense": 0, "learnable": 0, "fixed": 0}}
     totals["model"] = {"dense": 5000, "learnable": 2120, "fixed": 192}
-    card = build.sketched_card(
-        layers=[], outputs=tags, quantized_layers=FEW_BITS, convolutions=[CONVOLUTION], totals=totals
-    )
+    parts = {"layers": [], "quantized_layers": FEW_BITS, "convolutions": [CONVOLUTION], "totals": totals}
+    card = build.sketched_card(**parts, outputs=tags, compression_curve=BY_METRIC)
     build.put(root, tiny.graph(), "tags", card=card)
     build.put(root, tiny.graph(), "plain")
     build.put(root, _photos(), "photos")

@@ -35,10 +35,10 @@ def enter(page, key):
 def test_a_key_is_asked_for_and_kept_in_the_tab(guarded, tab):
     tab.goto(guarded.url)
     tab.locator("#key").wait_for()
-    assert tab.locator("#state").inner_text() == "key needed"
-    assert "an API key is needed" in tab.locator("#alert").inner_text()
+    assert tab.locator("#state").inner_text() == "key required"
+    assert "an API key is required" in tab.locator("#alert").inner_text()
     enter(tab, "not-a-known-key-012345")
-    tab.get_by_text("the API key is not known").wait_for()
+    tab.get_by_text("the API key is unknown").wait_for()
     enter(tab, PREDICT)
     tab.wait_for_selector("[data-model] .about .block")
     assert tab.locator("#key").is_hidden()
@@ -57,7 +57,7 @@ def test_a_key_for_predicting_is_told_that_it_may_not_reload_and_another_may(gua
     tab.goto(guarded.url)
     enter(tab, PREDICT)
     tab.get_by_role("button", name="Reload from disk").click()
-    tab.get_by_text("this API key may ask models, but not load, unload or measure them").wait_for()
+    tab.get_by_text("this API key allows inference, but not to load, unload or benchmark models").wait_for()
     tab.locator("#key").wait_for()
     enter(tab, CONTROL)
     tab.locator("#key").wait_for(state="hidden")

@@ -48,9 +48,9 @@ def test_it_shows_the_figures_of_stats(server, visit):
     figures = dict(
         zip(page.locator(".figures dt").all_inner_texts(), page.locator(".figures dd").all_inner_texts(), strict=True)
     )
-    assert figures["parameters to learn"] == less(model["dense"], model["learnable"])
-    assert figures["parameters, the fixed ones too"] == less(model["dense"], model["learnable_and_fixed"])
-    assert figures["multiply-adds for a row"] == less(adds["dense"], adds["planned"])
+    assert figures["learnable parameters"] == less(model["dense"], model["learnable"])
+    assert figures["parameters with fixed ones"] == less(model["dense"], model["learnable_and_fixed"])
+    assert figures["multiply-adds per row"] == less(adds["dense"], adds["planned"])
     # the shipped file's size, three digits of it
     assert f"{report['bytes']['file_bytes'] / 1e3:.0f} kB" in text
     accuracy = report["training"]["metrics"]["test_accuracy"]
@@ -99,8 +99,8 @@ def test_charts_follow_the_load(server, visit, until):
         httpx.post(f"{server.url}/predict", json={"inputs": [ROW, ROW]}, timeout=60)
     until(page, f"+document.querySelector('[data-figure=requests] dd').textContent.replace(',', '') >= {before + 40}")
     charts = {chart.locator("h4").inner_text(): chart for chart in page.locator(".chart").all()}
-    assert set(charts) == {"Requests", "Latency, p50", "Rows in a run"}
-    assert charts["Rows in a run"].locator("svg").get_attribute("aria-label").endswith("at most 2")
+    assert set(charts) == {"Requests", "Latency, p50", "Rows per run"}
+    assert charts["Rows per run"].locator("svg").get_attribute("aria-label").endswith("at most 2")
     assert charts["Latency, p50"].locator("path.upper").count() >= 1
     label = charts["Requests"].locator("svg").get_attribute("aria-label")
     rate = float(re.search(r"at most ([\d.]+)/s", label)[1])
@@ -131,9 +131,7 @@ def test_a_model_that_is_not_batched_says_why(start, visit, tmp_path):
     with start(tmp_path) as server:
         page = visit(server.url, ["scaled", "chosen"]).page
         scaled, chosen = (page.locator(f"[data-model={name}]") for name in ("scaled", "chosen"))
-        assert (
-            "Each request runs by itself: node 'quantize' takes its scale over the whole tensor" in scaled.inner_text()
-        )
+        assert "Each request runs separately: node 'quantize' computes its scale over the whole" in scaled.inner_text()
         assert scaled.locator(".pill.warn").all_inner_texts() == ["not batched"]
         assert "set in panther.toml" in chosen.inner_text()
         assert "Graph optimization basic" in " ".join(chosen.inner_text().split())
@@ -154,7 +152,7 @@ def test_a_model_without_a_card_says_what_is_unknown_and_can_be_asked(start, vis
         page = visited.page
         shown = page.locator("[data-model=product]").inner_text()
         assert "An ONNX file without a model card" in shown
-        assert "Requests share runs: each row of the outputs depends on the same row of the inputs alone." in shown
+        assert "Requests share runs: each row of the outputs depends only on the same row of the inputs." in shown
         assert "batched" in page.locator("h3 .pill").all_inner_texts()
         assert "%" not in page.locator(".figures").inner_text()
         page.locator("textarea").fill('{"inputs": {"a": [[1, 2, 3]], "b": [[4, 5, 6]]}}')
@@ -178,12 +176,13 @@ def test_reloading_and_versions(start, visit, tmp_path, until):
         page.get_by_role("button", name="Reload from disk").click()
         page.get_by_text("Loaded.").wait_for()
         until(page, "document.querySelector('.model > header').textContent.includes('version 2')")
-        rows = page.locator(".card > .block tbody tr").all_inner_texts()
+        # in one go: the page replaces the rows at each reading
+        rows = page.evaluate("[...document.querySelectorAll('.card > .block tbody tr')].map((row) => row.innerText)")
         assert [row.split()[0] for row in rows] == ["2", "1"]
         page.locator(".samples button").nth(8).click()
         until(page, "document.querySelector('.answer span').textContent.includes('version 2')")
         assert page.locator(".answer b").inner_text() == "4"
-        page.get_by_role("button", name="Measure against dense").click()
+        page.get_by_role("button", name="Benchmark against dense").click()
         until(page, "/batch 256: .* of dense/.test(document.querySelector('.card > .block output').textContent)")
 
         (tmp_path / "digits" / "3").mkdir()
@@ -211,7 +210,7 @@ def test_it_survives_a_restart_of_the_server(start, visit, until):
         until(page, "document.querySelector('.answer b').textContent === '2'")
         server.stop()
         until(page, "document.querySelector('#state').textContent === 'not reachable'")
-        assert page.get_by_text("The server does not answer").is_visible()
+        assert page.get_by_text("The server does not respond").is_visible()
         server.start()
         until(page, "document.querySelector('#state').textContent === 'ready'")
         assert page.locator("#alert").is_hidden()

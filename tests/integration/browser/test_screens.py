@@ -39,6 +39,7 @@ PARTS = {
             "header": "> header",
             "form": "section[aria-label^='Try']",
             "savings": ".block:has(> .figures)",
+            "curve": ".pareto",
             "layers": ".block:has(.layer)",
             "live": ".block:has(.charts)",
             "tensors": ".block:has([aria-label^='Inputs'])",
@@ -166,6 +167,7 @@ def test_a_change_of_the_page_is_seen(shown):
     for rule, names in {
         ".layer svg { visibility: hidden }": {"animals, layers", "tags, layers"},
         ".figures { grid-template-columns: 1fr }": {"animals, savings", "tags, savings"},
+        ".pareto > svg { display: none }": {"animals, curve", "tags, curve"},
         ".pill.bad { background: lime }": {"broken model"},
         ".charts { display: none }": {"animals, live", "tags, live"},
     }.items():

@@ -131,7 +131,7 @@ def test_what_takes_longer_than_the_bound_is_refused_and_the_process_ends(models
         answer = ended.result()
         assert (answer.status_code, answer.json()) == (503, {"error": "the server is shutting down"})
         assert server.process.wait(LIMIT_S) in (0, 1)  # 1 where the runtime could not be stopped
-        assert "1 connections and 0 tasks were not done after shutdown_timeout_s (1)" in server.log
+        assert "1 connections and 0 tasks are unfinished after shutdown_timeout_s (1)" in server.log
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -154,7 +154,7 @@ def test_the_end_may_come_while_models_are_loaded(tmp_path, workers):
         processes.put(tmp_path, processes.linear(number), f"m{number}", 1)
     with processes.running(tmp_path, workers=workers, wait=False) as server:
         server.wait_for(lambda: server.log.count("loaded model") >= workers)
-        assert server.ask("GET", "/health/ready").json()["error"] == "models are being loaded"
+        assert server.ask("GET", "/health/ready").json()["error"] == "models are loading"
         assert server.end() == 0
         assert "ready: " not in server.log
         assert server.log.count("loaded model") < 300

@@ -152,7 +152,7 @@ def test_one_goes_back_by_loading_the_old_version(tmp_path):
         assert load() == (200, None)
         assert values() == {1}
         status, error = load('{"version_policy": {"specific": {"versions": [9]}}}')
-        assert (status, error) == (404, "model 'm' has no version of version_policy '9'; there are: 1")
+        assert (status, error) == (404, "model 'm' has no version of version_policy '9'; available: 1")
         for wrong in ("[]", "x", '{"version_policy": {"latest": {"num_versions": 2}}}'):
             status, error = load(wrong)
             assert status == 400

@@ -34,17 +34,17 @@ def test_keys_are_those_of_http(tmp_path, grpc_arguments):
     with running(tmp_path, *grpc_arguments, "--model-control", "explicit", **keys) as server:
         request = infer_request("m", raw=bytes(24))
         assert call(server.grpc, "ServerReady", b"", pb.ServerReadyResponse).ready
-        said = "an API key is needed; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+        said = "an API key is required; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
         assert refused(server.grpc, "ModelInfer", request) == ("UNAUTHENTICATED", said)
         assert refused(server.grpc, "ModelMetadata", pb.ModelMetadataRequest(name="m")) == ("UNAUTHENTICATED", said)
         wrong = (("authorization", "Bearer " + "x" * 16),)
         status, details = refused(server.grpc, "ModelInfer", request, metadata=wrong)
-        assert (status, details.partition(";")[0]) == ("UNAUTHENTICATED", "the API key is not known")
+        assert (status, details.partition(";")[0]) == ("UNAUTHENTICATED", "the API key is unknown")
         for metadata in ((("authorization", f"Bearer {KEY}"),), (("x-api-key", KEY),)):
             assert infer(server.grpc, request, metadata=metadata).model_name == "m"
         unload = pb.RepositoryModelUnloadRequest(model_name="m")
         status, details = refused(server.grpc, "RepositoryModelUnload", unload, metadata=(("x-api-key", KEY),))
-        assert (status, "may ask models, but not load" in details) == ("PERMISSION_DENIED", True)
+        assert (status, "allows inference, but not to load" in details) == ("PERMISSION_DENIED", True)
         call(server.grpc, "RepositoryModelUnload", unload, metadata=(("x-api-key", CONTROL_KEY),))
 
 
@@ -171,7 +171,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
 def test_without_the_extra_the_message_names_it(tmp_path):
     hidden = "import runpy, sys; sys.modules['grpc_health'] = None; runpy.run_module('app', run_name='__main__')"
     done = run("--grpc-port", 0, "--model-dir", tmp_path, program=("-c", hidden))
-    said = "grpc_port=0 needs the extra 'grpc' (pip install 'panther-sketch[grpc]'): package 'grpc_health' is not"
+    said = "grpc_port=0 requires the extra 'grpc' (pip install 'panther-sketch[grpc]'): package 'grpc_health' is not"
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 1

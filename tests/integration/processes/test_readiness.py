@@ -89,7 +89,7 @@ def test_a_default_model_that_is_not_there_is_an_error_in_the_log(models):
     with processes.running(models, "--default-model", "digit") as server:
         server.wait_for(
             lambda: (
-                "default_model 'digit' is not in the model folder, which POST /predict needs; there are: good"
+                "default_model 'digit' is not in the model folder, which POST /predict needs; available: good"
                 in server.log
             )
         )

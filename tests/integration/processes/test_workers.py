@@ -76,7 +76,7 @@ def test_a_worker_that_says_nothing_is_replaced(tmp_path):
         time.sleep(2.5)  # it is asked every second; one that has not answered yet is given two minutes
         os.kill(victim, signal.SIGSTOP)
         server.wait_for(lambda: server.log.count("ready: serving") == 3, 4 * LIMIT_S)
-        assert re.search(rf"killing and replacing worker {victim}: it has said nothing for \d+ s", server.log)
+        assert re.search(rf"killing and replacing worker {victim}: it has not reported for \d+ s", server.log)
         assert victim not in server.children()
         assert server.end() == 0
 
@@ -95,7 +95,7 @@ def test_ready_only_when_every_worker_is(tmp_path):
         os.kill(victim, signal.SIGSTOP)
         server.wait_for(lambda: "ready: " in server.log)
         answers = [server.wait_for(ready) for _ in range(4)]
-        assert all(answer == {"ready": False, "error": "models are being loaded"} for answer in answers)
+        assert all(answer == {"ready": False, "error": "models are loading"} for answer in answers)
         os.kill(victim, signal.SIGCONT)
         server.wait_for(lambda: ready() == {"ready": True})
 
@@ -115,7 +115,7 @@ def test_a_run_that_does_not_end_fails_the_liveness_probe(tmp_path):
         assert ended.result().status_code == 200
         assert server.ask("GET", "/health/live").json() == {"live": True}
         assert server.metric("panther_live") == 1
-        assert "not alive: model 'slow' version 1 has been running for" in server.log
+        assert "not live: model 'slow' version 1 has been running for" in server.log
 
 
 def test_a_worker_whose_run_does_not_end_is_replaced(tmp_path):
@@ -139,5 +139,5 @@ def test_a_worker_whose_event_loop_is_stuck_is_replaced(tmp_path):
         ended = server.begin_slow_run(pool, 60)
         server.wait_for(lambda: server.log.count("ready: serving") == 3)
         assert isinstance(ended.exception(), Exception)
-        assert re.search(r"killing and replacing worker \d+: its event loop has not come round for", server.log)
+        assert re.search(r"killing and replacing worker \d+: its event loop has been blocked for", server.log)
         assert server.end() == 0

@@ -38,7 +38,7 @@ def test_kserves_client_is_answered(root, client_python, models):
         assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [found.pop(key) for key in ("live", "ready", "model ready")] == [True, True, True]
-    assert "'model_name' is 'other'; the address of the request leads to 'm'" in found.pop("meant for another")
+    assert "'model_name' is 'other'; the URL of the request names 'm'" in found.pop("meant for another")
     texts = [["é", "b"], ["", "long " * 50]]
     values = numbers.json()["outputs"]["y"]
     assert found == {
@@ -56,7 +56,7 @@ def test_both_clients_are_answered_over_grpc(root, client_python, models, client
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert "input 'x' has shape [2, 5]; the model takes (n, 6)" in found.pop("wrong shape")
+    assert "input 'x' has shape [2, 5]; expected (n, 6)" in found.pop("wrong shape")
     assert found == {
         "live": True,
         "ready": True,

@@ -26,7 +26,7 @@ def table(heading):
 def test_the_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     namespace = {}
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
         for i, block in enumerate(blocks):

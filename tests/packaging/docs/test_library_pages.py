@@ -95,7 +95,7 @@ def test_the_table_of_starting_points():
     assert rows == expected
 
 
-@pytest.mark.parametrize("document", ["layers.md", "training.md", "migrating.md"])
+@pytest.mark.parametrize("document", ["layers.md", "training.md", "migrating.md", "cookbook.md"])
 def test_the_code_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(

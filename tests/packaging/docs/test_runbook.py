@@ -27,10 +27,19 @@ def test_every_alert_links_to_its_section(root, text):
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
 
 
-def test_every_section_says_what_it_means_and_what_to_do(text):
+def test_every_section_has_a_symptom_a_command_to_check_and_actions(text):
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        assert "**Meaning.**" in section, section
-        assert re.search(r"^1\. .+\n(.*\n)*2\. ", section, re.MULTILINE), section
+        symptom, check, action = (section.find(f"**{part}.**") for part in ("Symptom", "Check", "Action"))
+        assert -1 < symptom < check < action, section
+        assert re.search(r"^```console\n\$ ", section[check:action], re.MULTILINE), section
+        assert re.search(r"^1\. .+\n(.*\n)*2\. ", section[action:], re.MULTILINE), section
+
+
+def test_the_metrics_of_the_runbook_exist(text, root):
+    told = set(re.findall(r"\bpanther_[a-z_]+", text))
+    known = set(re.findall(r"`(panther_[a-z_]+)`", (root / "docs" / "metrics.md").read_text(encoding="utf-8")))
+    assert len(told) >= 5
+    assert told <= known
 
 
 def test_errors_and_settings_in_the_runbook_exist(text, root):

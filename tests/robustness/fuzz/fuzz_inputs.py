@@ -198,6 +198,8 @@ def _card() -> list[bytes]:
     latency = {"device": "cpu", "num_threads": 2, "batch_sizes": [1], "median_us": [1.5], "dense_twin_median_us": [2]}
     storage = {"precision": "float32", "u_storage": "bits", "weight_bytes": 12}
     more = {**card, "latency": latency, "storage": storage, "schema_version": "1.1", "new": {"a": [1]}}
+    points = [{"bytes": 9, "error": 0.5, "measured": True, "chosen": True}, {"bytes": 5, "error": 1, "measured": False}]
+    more["compression_curve"] = {"budget": "9 bytes", "original_bytes": 20, "original_metric": 1, "points": points}
     return [json.dumps(item).encode() for item in (card, more, {**card, "schema_version": "2.0"})]
 
 

@@ -10,9 +10,9 @@ from app.runtime import protobuf
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 KINDS = {
-    "ended the process": "a trial ended the process",
+    "ended the process": "a trial crashed",
     "too long": "a trial took longer",
-    "too much memory": "more memory than there is",
+    "too much memory": "exceeded the available memory",
 }
 
 

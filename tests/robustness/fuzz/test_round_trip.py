@@ -78,7 +78,7 @@ def test_json_of_the_protocol(drawn, nested):
     data = as_lists(tensor, array if nested or not array.shape else array.reshape(-1))
     body = json.dumps({"inputs": [announced(tensor, array, data=data)]}).encode()
     if tensor.datatype in ("FP16", "BF16"):
-        with pytest.raises(InvalidRequestError, match="travels as binary data only"):
+        with pytest.raises(InvalidRequestError, match="must be sent as binary data"):
             Decoder(model_of(tensor)).decode(body, None, MAX_ROWS)
         return
     if nested and array.size == 0 and 0 in array.shape[1:]:

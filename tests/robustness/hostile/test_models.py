@@ -163,13 +163,13 @@ def wide(width):
 def test_absurd_dimensions(server):
     before = server.memory()
     for made, match in (
-        (filled([1, 10**11]), "needed more memory than there is"),
-        (filled([1, 10**14]), "needed more memory than there is"),
+        (filled([1, 10**11]), "exceeded the available memory"),
+        (filled([1, 10**14]), "exceeded the available memory"),
         (claiming([4, 10**12]), "exceeds the 2147483648 byte limit"),
         (claiming([2**33, 2**31]), "Incompatible dimensions"),
         (claiming([-1, 2]), "Out of bounds dimensions"),
-        (wide(2 * 10**10), "needed more memory than there is"),
-        (wide(2**62), r"inputs of these shapes can't be made: 'x' \(n, 4611686018427387904\)"),
+        (wide(2 * 10**10), "exceeded the available memory"),
+        (wide(2**62), r"cannot make random inputs of the shapes 'x' \(n, 4611686018427387904\)"),
     ):
         server.put("absurd", made.SerializeToString())
         began = time.monotonic()
@@ -232,7 +232,7 @@ def recurrent(shape):
 def test_a_model_that_ends_the_process(server):
     """onnxruntime 1.32 aborts where several threads share the work of an LSTM over an empty batch."""
     server.put("abort", recurrent(["s", 0, 4]).SerializeToString())
-    server.assert_refused("abort", r"a trial ended the process \(SIGABRT\)|can't run without values")
+    server.assert_refused("abort", r"a trial crashed \(SIGABRT\)|can't run without values")
 
 
 def test_an_empty_request_to_a_recurrent_model(server):

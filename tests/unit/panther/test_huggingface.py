@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from helpers.training import together
 from torch import nn
 
 import panther as pr
@@ -86,20 +87,19 @@ def test_a_new_process_loads_it_where_panther_is_imported(tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(model(input_ids=IDS).logits, tmp_path / "logits.pt")
     code = """
-        import sys, torch
-        for name in sys.argv[2:]:
-            __import__(name)
-        from transformers import AutoModelForSequenceClassification
-        logits = torch.load(sys.argv[1] + "/logits.pt")
-        model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-        ids = torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(0))
-        assert torch.equal(model(input_ids=ids).logits, logits)
+        import torch
+
+        def main(folder, *names):
+            for name in names:
+                __import__(name)
+            from transformers import AutoModelForSequenceClassification
+            logits = torch.load(folder + "/logits.pt")
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            ids = torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(0))
+            assert torch.equal(model(input_ids=ids).logits, logits)
     """
-    for order in (["panther", "transformers"], ["transformers", "transformers.modeling_utils", "panther"]):
-        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), *order]
-        root = Path(pr.__file__).parents[1]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=root, check=False)
-        assert done.returncode == 0, done.stderr
+    orders = (["panther", "transformers"], ["transformers", "transformers.modeling_utils", "panther"])
+    assert together(code, *([str(tmp_path), *order] for order in orders), count=1) == [[0], [0]]
 
 
 def test_importing_panther_imports_no_transformers():
@@ -183,3 +183,26 @@ def test_another_type_is_loaded_as_asked(tmp_path):
     layer = next(module for module in loaded.modules() if isinstance(module, SKLinear))
     assert {tensor.dtype for tensor in layer.state_dict().values()} == {torch.bfloat16}
     torch.testing.assert_close(loaded(input_ids=IDS).logits.float(), model(input_ids=IDS).logits, atol=0.05, rtol=0.05)
+
+
+def t5():
+    torch.manual_seed(0)
+    sizes = {"d_model": 48, "d_kv": 24, "d_ff": 64, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=100, **sizes)).eval()
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda: bert("BertForMaskedLM"), t5], ids=["GPT-2", "BERT", "T5"])
+def test_from_pretrained_gives_tied_heads_back_and_the_file_has_their_factors_once(make, tmp_path):
+    model = make()
+    inputs = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if make is t5 else {})
+    pr.sketch_(model, ratio=0.5, calibration=[inputs], embeddings=True, filter_fn=lambda m, _: len(m.weight) == 100)
+    head = model.get_output_embeddings()
+    assert isinstance(head, pr.nn.LowRankHead)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert loaded.get_output_embeddings().A is loaded.get_input_embeddings().A
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert sum(tuple(tensor.shape) == tuple(head.A.shape) for tensor in stored.values()) == 1
+    loaded.tie_weights()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)

@@ -66,19 +66,19 @@ def test_errors_have_types_and_the_servers_own_words(own):
     with pytest.raises(NotFoundError, match="model 'none' is not loaded; loaded: tiny") as raised:
         own.infer("none", X)
     assert raised.value.status == 404
-    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[3, 5\]; the model takes"):
+    with pytest.raises(InvalidRequestError, match=r"input 'x' has shape \[3, 5\]; expected"):
         own.infer("tiny", X[:, :5])
     with pytest.raises(InvalidRequestError, match="the model has no input 'y'; its inputs: x"):
         own.infer("tiny", {"y": X})
-    with pytest.raises(InvalidRequestError, match="takes FP32; the array is"):
+    with pytest.raises(InvalidRequestError, match="requires FP32, which cannot hold the array of"):
         own.infer("tiny", np.array([["a"] * 6]))
-    with pytest.raises(InvalidRequestError, match="JSON can't hold NaN"):
+    with pytest.raises(InvalidRequestError, match="JSON does not support NaN"):
         own.infer("tiny", X * np.nan, binary=False)
     with pytest.raises(DeadlineExceededError, match="longer than its timeout"):
         own.infer("tiny", X, timeout_us=1)
     with pytest.raises(AccessDeniedError, match="set PANTHER_MODEL_CONTROL=explicit"):
         own.load("tiny")
-    with pytest.raises(InvalidRequestError, match="a version needs the name of its model"):
+    with pytest.raises(InvalidRequestError, match="a version requires the name of its model"):
         own.predict(X, version=1)
 
 
@@ -119,7 +119,7 @@ def test_a_brain_float_nan_stays_one_whatever_its_bits(identities):
 
 @pytest.mark.parametrize(("model", "value"), [("half", 70000), ("half", -7e4), ("single", 1e39)])
 def test_a_number_that_is_too_large_is_refused_and_infinity_is_not(identities, model, value):
-    with pytest.raises(InvalidRequestError, match="and does not fit"):
+    with pytest.raises(InvalidRequestError, match="cannot hold the array of"):
         identities.infer(model, [[1, value]])
     np.testing.assert_array_equal(identities.infer(model, [[1, -np.inf]])["y"], [[1, -np.inf]])
 
@@ -129,7 +129,7 @@ def test_what_is_no_text_or_no_number_is_said(identities, binary):
     for element in (b"\xff", "\ud800"):
         with pytest.raises(InvalidRequestError):
             identities.infer("text", np.array([[element, "a"]], dtype=object), binary=binary)
-    with pytest.raises(InvalidRequestError, match="the plain API takes numbers"):
+    with pytest.raises(InvalidRequestError, match="the plain API requires numbers"):
         identities.predict(np.array([["a", "b"]], dtype=object), model="text")
 
 
@@ -236,10 +236,14 @@ def test_retries_end(monkeypatch):
     ("answer", "kind", "message"),
     [
         (httpx.Response(500, json={"error": "broke"}), ServerError, "broke"),
-        (httpx.Response(502, text="<html>bad gateway"), ServerError, "the server answered 502: <html>bad gateway"),
-        (httpx.Response(200, text="no JSON"), ServerError, "the server answered 200, but no JSON: no JSON"),
+        (
+            httpx.Response(502, text="<html>bad gateway"),
+            ServerError,
+            "the server responded with 502: <html>bad",
+        ),
+        (httpx.Response(200, text="no JSON"), ServerError, "the server responded with 200, but without JSON: no JSON"),
         (httpx.Response(413, json={"error": "long"}), InvalidRequestError, "long"),
-        (httpx.ReadTimeout("slow"), DeadlineExceededError, "did not answer in time"),
+        (httpx.ReadTimeout("slow"), DeadlineExceededError, "did not respond in time"),
     ],
 )
 def test_other_failures_are_not_tried_again(answer, kind, message):
@@ -342,7 +346,7 @@ def test_a_key_goes_with_every_request(guarded, tiny):
         np.testing.assert_allclose(client.infer("tiny", X)["logits"], tiny.logits(X), rtol=1e-3, atol=1e-4)
         assert client.predict(X).model == "tiny"
         assert client.stats()["server"]["ready"]
-        with pytest.raises(AccessDeniedError, match="no API key may load, unload or measure models") as raised:
+        with pytest.raises(AccessDeniedError, match="no API key may load, unload or benchmark models") as raised:
             client.load("tiny")
         assert raised.value.status == 403
 
@@ -355,7 +359,7 @@ def test_a_key_goes_with_every_request(guarded, tiny):
         assert client.models()
 
 
-@pytest.mark.parametrize(("key", "said"), [(None, "an API key is needed"), (KEY + "x", "the API key is not known")])
+@pytest.mark.parametrize(("key", "said"), [(None, "an API key is required"), (KEY + "x", "the API key is unknown")])
 def test_without_the_right_key_the_error_has_its_type(guarded, key, said):
     with Client(guarded, api_key=key) as client:
         assert client.is_ready()
@@ -366,7 +370,7 @@ def test_without_the_right_key_the_error_has_its_type(guarded, key, said):
 
 
 def test_what_can_be_no_key_is_refused_without_showing_it():
-    with pytest.raises(InvalidRequestError, match="api_key must be of visible ASCII characters") as raised:
+    with pytest.raises(InvalidRequestError, match="api_key must consist of printable ASCII characters") as raised:
         Client("http://127.0.0.1:1", api_key="two\nlines")
     assert "two" not in str(raised.value)
 
@@ -416,8 +420,8 @@ class TestCommand:
         arguments = [guarded, "--input", tmp_path / "rows.npy", "--json"]
         refused = self.run(*arguments)
         assert refused.exit_code == 1
-        assert "an API key is needed" in refused.output
-        assert "give it by --api-key or PANTHER_API_KEY" in " ".join(refused.output.split())
+        assert "an API key is required" in refused.output
+        assert "set it with --api-key or PANTHER_API_KEY" in " ".join(refused.output.split())
         if how == "flag":
             arguments += ["--api-key", KEY]
         else:

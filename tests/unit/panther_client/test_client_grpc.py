@@ -95,7 +95,7 @@ def test_errors_have_the_types_and_words_that_they_have_over_http(grpc, server):
         grpc.infer("tiny", np.zeros((5000, 6)))
     with (
         Client(f"grpc://{server.grpc}", api_key="x") as other,
-        pytest.raises(AccessDeniedError, match="not known") as raised,
+        pytest.raises(AccessDeniedError, match="is unknown") as raised,
     ):
         other.load("tiny")
     assert raised.value.status == 401

@@ -75,15 +75,15 @@ def test_answers_raw_and_typed(raw):
 
 def test_answers_that_are_none():
     call = GrpcCalls().infer(METADATA, "m", None, {"x": X}, InferOptions())
-    with pytest.raises(ServerError, match="the answer of 3 bytes is no ModelInferResponse"):
+    with pytest.raises(ServerError, match="the response of 3 bytes is not a valid ModelInferResponse"):
         call.read(Reply(200, body=b"\xff\xff\xff"))
     answer = pb.ModelInferResponse(raw_output_contents=[b"1234"])
-    with pytest.raises(ServerError, match="has 0 outputs and the bytes of 1"):
+    with pytest.raises(ServerError, match="has 0 outputs, but the bytes of 1"):
         read(call, answer)
     answer.outputs.add(name="y", datatype="FP32", shape=[2])
-    with pytest.raises(ServerError, match=r"a tensor that can't be read \(FP32, \[2\]\)"):
+    with pytest.raises(ServerError, match=r"an invalid tensor \(FP32, \[2\]\)"):
         read(call, answer)
-    with pytest.raises(ServerError, match=r"can't be read \(FP99, \[\]\)"):
+    with pytest.raises(ServerError, match=r"an invalid tensor \(FP99, \[\]\)"):
         read(call, pb.ModelInferResponse(outputs=[pb.ModelInferResponse.InferOutputTensor(datatype="FP99")]))
 
 
@@ -101,11 +101,11 @@ def test_a_table_becomes_a_tensor_for_each_input(table):
 @pytest.mark.parametrize(
     ("table", "top_k", "said"),
     [
-        ({"a": [1]}, None, "over gRPC a table needs a column for each input: a, b; it has a"),
-        ([{"a": 1, "b": 2}, {"a": 1}], None, "each row of the table must have the columns of the first one"),
-        ("a,b\n1,2\n", None, "CSV needs HTTP"),
-        ({"a": [1], "b": [2]}, 2, "top_k needs HTTP"),
-        ({"a": ["x"], "b": [2]}, None, "input 'a' takes FP32"),
+        ({"a": [1]}, None, "over gRPC a table must have a column per input: a, b; it has a"),
+        ([{"a": 1, "b": 2}, {"a": 1}], None, "each row of the table must have the columns of the first row"),
+        ("a,b\n1,2\n", None, "CSV requires HTTP"),
+        ({"a": [1], "b": [2]}, 2, "top_k requires HTTP"),
+        ({"a": ["x"], "b": [2]}, None, "input 'a' requires FP32"),
     ],
 )
 def test_what_the_protocol_cannot_say_is_refused(table, top_k, said):

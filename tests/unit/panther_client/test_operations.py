@@ -93,7 +93,7 @@ def test_the_time_is_for_all_tries_together():
         run(run.operations.metadata("m", None))
     assert (len(run.sent), len(run.pauses)) == (2, 1)
     run = Run(fine(), took=5.0, timeout_s=4.0)
-    with pytest.raises(DeadlineExceededError, match=r"not answered within timeout_s \(4\)"):
+    with pytest.raises(DeadlineExceededError, match=r"no response within timeout_s \(4\)"):
         run(run.operations.infer("m", None, None, options()))
 
 
@@ -131,7 +131,7 @@ def test_metadata_is_remembered_until_it_no_longer_fits():
 
 def test_a_protocol_without_a_plain_api_needs_a_name():
     run = Run(fine(b"m"), fine(), calls=Calls(needs_metadata=True))
-    with pytest.raises(InvalidRequestError, match="predict needs the name of a model"):
+    with pytest.raises(InvalidRequestError, match="predict requires the name of a model"):
         run(run.operations.predict([], None, None, None))
     assert run(run.operations.predict([], "m", None, None)) == b"fine"
 

@@ -24,11 +24,11 @@ def test_the_scheme_chooses_the_protocol(url, expected):
         ("ftp://example.org", "must be http://"),
         ("http://", "and a host"),
         ("http://example.org?x=1", "and a host"),
-        ("grpc://example.org", "must be grpc://HOST:PORT alone"),
-        ("grpc://example.org:8001/path", "must be grpc://HOST:PORT alone"),
-        ("grpc://me:SECRET@example.org:8001", r"url 'grpc://\*\*\*@example.org:8001' must be grpc://HOST:PORT alone"),
-        ("http://example.org:99999", "can't be understood: Port out of range"),
-        ("http://[::1", "can't be understood"),
+        ("grpc://example.org", "must be grpc://HOST:PORT only"),
+        ("grpc://example.org:8001/path", "must be grpc://HOST:PORT only"),
+        ("grpc://me:SECRET@example.org:8001", r"url 'grpc://\*\*\*@example.org:8001' must be grpc://HOST:PORT only"),
+        ("http://example.org:99999", "is not valid: Port out of range"),
+        ("http://[::1", "is not valid"),
     ],
 )
 def test_a_wrong_url_is_refused_with_its_rule(url, rule):

@@ -1,4 +1,4 @@
-// Asks a model and shows the answer: bars for classes and labels, numbers with their unit, a table for many rows.
+// Sends a request and shows the result: bars for classes and labels, numbers with their unit, a table for many rows.
 
 import * as api from "../api.js";
 import { h } from "../dom.js";
@@ -16,13 +16,13 @@ const shown = (value, unit) => {
   return unit ? `${text} ${unit}` : text;
 };
 
-/** The classes that the server ranks: those of an output whose last axis has a label for each entry. */
+/** The classes that the server ranks: those of an output with a label for each entry of its last axis. */
 const classesOf = (model) =>
   model.outputs.find(
     ({ kind, labels, shape }) => ["logits", "probabilities"].includes(kind) && shape.length === 2 && shape[1] === labels?.length,
   )?.labels ?? [];
 
-/** What a model answered, with the request to copy. */
+/** The result of a request, with the request to copy. */
 export class Answer {
   constructor(model, hint) {
     this.model = model;
@@ -32,8 +32,8 @@ export class Answer {
     this.best = h("b", {}, "?");
     this.note = h("span", {}, hint);
     this.rows = h("div");
-    this.raw = h("pre", { tabindex: "0", "aria-label": "Answer as JSON" });
-    this.details = h("details", {}, h("summary", {}, "Answer as JSON"), this.raw);
+    this.raw = h("pre", { tabindex: "0", "aria-label": "Response as JSON" });
+    this.details = h("details", {}, h("summary", {}, "Response as JSON"), this.raw);
     this.snippets = new Snippets(model);
     this.element = h(
       "div",
@@ -56,7 +56,7 @@ export class Answer {
     this.rows.replaceChildren(...(order ? [this.bars(this.labels.map((name) => ({ name, part: null })), null)] : []));
   }
 
-  /** Send a request {body, type, query} and show what comes back; `what` was asked about, in a word. */
+  /** Send a request {body, type, query} and show the result; `what` names the input in a word. */
   async ask(request, what = null) {
     const turn = (this.asked += 1);
     const began = performance.now();
@@ -93,7 +93,7 @@ export class Answer {
     this.note.textContent = note;
     this.best.hidden = rows.length !== 1;
     if (rows.length !== 1) {
-      this.rows.replaceChildren(rows.length ? this.table(rows) : "An empty answer.");
+      this.rows.replaceChildren(rows.length ? this.table(rows) : "An empty response.");
       return;
     }
     const [row] = rows;
@@ -144,7 +144,7 @@ export class Answer {
     const more = rows.length - body.length;
     return h(
       "div",
-      { class: "scroll rows", tabindex: "0", role: "region", "aria-label": `Answers of ${this.model.name}` },
+      { class: "scroll rows", tabindex: "0", role: "region", "aria-label": `Results of ${this.model.name}` },
       h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...body)),
       more > 0 && h("p", {}, `and ${format.integer(more)} more rows`),
     );

@@ -5,7 +5,7 @@ import { dropZone } from "./drop.js";
 import { Answer } from "./answer.js";
 import { csv } from "./table.js";
 
-/** A text of CSV with a line of names, and the answers row by row. */
+/** CSV text with a line of names, and the results row by row. */
 export class CsvForm {
   constructor(model, { columns, samples }) {
     this.answer = new Answer(model, "Paste rows, or drop a file. The first line names the columns, in any order.");

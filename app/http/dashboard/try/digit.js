@@ -1,17 +1,17 @@
-// From pen strokes to what the model was trained on: 8x8 counts of ink, resized bilinearly to 28x28.
+// Converts pen strokes to the model's training format: 8x8 counts of ink, resized bilinearly to 28x28.
 //
 // The training images (UCI, "Optical Recognition of Handwritten Digits") are bitmaps of 32x32, scaled until the digit
-// fills the height, and counted in blocks of 4x4. All of them hold about the same share of ink, so the pen is as broad
-// as it takes for that.
+// fills the height, and counted in blocks of 4x4. All of them have about the same share of ink, so the width of the
+// pen is chosen for that share.
 
 const SIDE = 32;
 const BLOCK = 4;
 const CELLS = SIDE / BLOCK;
 const INK = 0.305; // mean over the data set
-const WIDEST = 27; // a digit seldom fills the width
+const WIDEST = 27; // few digits fill the width
 const PEN = { thinnest: 1.2, broadest: 5 }; // half the width of a line, in pixels of the bitmap
 
-/** Strokes, lists of [x, y], moved and scaled to fill the bitmap, less the margin of the pen. */
+/** Strokes, lists of [x, y], moved and scaled to fill the bitmap, minus the margin of the pen. */
 export function fitted(strokes, margin) {
   const points = strokes.flat();
   const xs = points.map(([x]) => x);
@@ -29,7 +29,7 @@ function distance2(px, py, [ax, ay], [bx, by]) {
   return (px - ax - t * dx) ** 2 + (py - ay - t * dy) ** 2;
 }
 
-/** 64 counts from 0 to 16: pixels of each 4x4 block that lie within `radius` of a stroke. */
+/** 64 counts from 0 to 16: pixels of each 4x4 block within `radius` of a stroke. */
 export function counts(strokes, radius) {
   const lines = fitted(strokes, radius);
   const cells = new Array(CELLS * CELLS).fill(0);
@@ -44,7 +44,7 @@ export function counts(strokes, radius) {
   return cells;
 }
 
-/** The 8x8 counts of a drawing, with the pen that brings the share of ink nearest to the data's. */
+/** The 8x8 counts of a drawing, with the pen width that best matches the data's share of ink. */
 export function fromStrokes(strokes) {
   let { thinnest: low, broadest: high } = PEN;
   for (let turn = 0; turn < 7; turn += 1) {
@@ -56,7 +56,7 @@ export function fromStrokes(strokes) {
   return counts(strokes, (low + high) / 2);
 }
 
-/** 8x8 counts to 28x28 between 0 (paper) and 1 (ink), bilinearly, pixel centres aligned as torch does it. */
+/** 8x8 counts to 28x28 between 0 (paper) and 1 (ink), bilinearly, with pixel centres aligned as in torch. */
 export function enlarged(cells, size = 28) {
   const row = [];
   for (let y = 0; y < size; y += 1) {
@@ -80,7 +80,7 @@ function sample(cells, x, y) {
 /** A sample of the file: 64 digits of base 17. */
 export const parse = (text) => [...text].map((digit) => Number.parseInt(digit, 17));
 
-/** Paint numbers between 0 and 1 into a canvas of their own size, ink on paper. */
+/** Paint numbers between 0 and 1 into a canvas of their size, ink on paper. */
 export function paint(canvas, values) {
   const side = Math.sqrt(values.length);
   canvas.width = side;

@@ -1,4 +1,4 @@
-// A button that takes a file, chosen or dropped on it.
+// A button that accepts a file, selected or dropped on it.
 
 import { h } from "../dom.js";
 

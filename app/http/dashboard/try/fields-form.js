@@ -1,11 +1,11 @@
-// A labelled field for each column, filled in with a real row of the card.
+// A labelled field per column, filled in with a sample row of the card.
 
 import { h } from "../dom.js";
 import { Answer } from "./answer.js";
 
 let forms = 0;
 
-/** The field of a column, and how its value is read for JSON: null where it is empty. */
+/** The field of a column, and the conversion of its value to JSON: null if it is empty. */
 function fieldOf({ type, categories }, id) {
   if (type === "category") {
     const options = categories.map((category) => h("option", { value: category }, category));
@@ -30,7 +30,7 @@ export class FieldsForm {
     forms += 1;
     this.columns = columns;
     this.fields = columns.map((column, index) => fieldOf(column, `field-${forms}-${index}`));
-    this.answer = new Answer(model, samples.length ? "The fields hold a real row: ask, or change it." : "The card has no sample row: fill in the fields.");
+    this.answer = new Answer(model, samples.length ? "The fields hold a real row: run or change it." : "The card has no sample row: fill in the fields.");
     const labelled = columns.map((column, index) => {
       const { field } = this.fields[index];
       const unit = column.unit && h("small", {}, ` ${column.unit}`);

@@ -1,4 +1,4 @@
-// Chooses the forms that suit a model by its inputs: a drawing pad, fields, CSV, text, an image, and always JSON.
+// Selects the forms for a model by its inputs: a drawing pad, fields, CSV, text, an image, and always JSON.
 
 import { choice, h } from "../dom.js";
 import { CsvForm } from "./csv-form.js";
@@ -20,7 +20,7 @@ function formsOf(model) {
   return [json];
 }
 
-/** A form, or a choice of several; each is made when it is first chosen, and keeps what was put in. */
+/** A form, or a choice of several; each is made when it is first selected, and keeps its contents. */
 export function tryForm(model) {
   const forms = formsOf(model);
   const place = h("div");
@@ -31,5 +31,5 @@ export function tryForm(model) {
   };
   show(0);
   const names = forms.map(([name]) => name);
-  return { element: h("div", {}, forms.length > 1 && h("p", { class: "ways" }, choice("How to put a row in", names, show)), place) };
+  return { element: h("div", {}, forms.length > 1 && h("p", { class: "ways" }, choice("Input method", names, show)), place) };
 }

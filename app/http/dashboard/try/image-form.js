@@ -1,12 +1,12 @@
-// An image for models that take one, resized and scaled as the model wants it.
+// An image for models with an image input, resized and scaled to the model's format.
 
 import { h } from "../dom.js";
 import { Answer } from "./answer.js";
 import { dropZone } from "./drop.js";
 
-const FREE = 224; // where the model takes any size
+const FREE = 224; // size for models that accept any size
 const IMAGENET = { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
-/** How bytes become values: as a function of the byte and its channel, and in Python. */
+/** Conversions of bytes to values: as a function of the byte and its channel, and in Python. */
 const SCALES = [
   { name: "0 to 1", value: (byte) => byte / 255, python: "x = x / 255" },
   { name: "0 to 255", value: (byte) => byte, python: null },
@@ -31,7 +31,7 @@ function imageOf({ shape, datatype }) {
 /** Whether the only input of a model is an image. */
 export const takesImages = ({ inputs }) => inputs.length === 1 && imageOf(inputs[0]) !== null;
 
-/** The scale that a model's card or its type suggests. */
+/** The scale suggested by a model's card or input type. */
 function suggested({ inputs, preprocessing }) {
   if (inputs[0].datatype === "UINT8") return 1;
   return /imagenet|0\.485/i.test(preprocessing ?? "") ? 3 : 0;
@@ -60,7 +60,7 @@ export class ImageForm {
   async take(file) {
     const { width, height } = this.size;
     try {
-      // Not by an <img>, whose address the page's policy refuses.
+      // Without <img>, because the content security policy refuses its URL.
       const bitmap = await createImageBitmap(file);
       const context = this.canvas.getContext("2d");
       context.fillStyle = "#fff";
@@ -75,7 +75,7 @@ export class ImageForm {
     await this.ask();
   }
 
-  /** The image as the nested lists of the input's shape. */
+  /** The image as nested lists in the shape of the input. */
   values() {
     const { channels, height, width, last } = this.size;
     const { data } = this.canvas.getContext("2d").getImageData(0, 0, width, height);
@@ -90,7 +90,7 @@ export class ImageForm {
     return list(channels, (channel) => list(height, (y) => list(width, (x) => at(channel, y, x))));
   }
 
-  /** Lines of Python that read a file and make the request of it. */
+  /** Lines of Python that read a file and make the request from it. */
   python() {
     const { channels, height, width, last } = this.size;
     const scale = SCALES[this.scale.value].python;

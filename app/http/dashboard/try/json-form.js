@@ -7,13 +7,13 @@ import { tableOf } from "./table.js";
 const MOST = 4096;
 const PLACEHOLDERS = { BYTES: "text", BOOL: false };
 
-/** A value of a shape; dimensions that are free get one entry. */
+/** A value of a shape; dynamic dimensions get size 1. */
 function filled([size, ...inner], value) {
   if (size === undefined) return value;
   return Array.from({ length: size === -1 ? 1 : size }, () => filled(inner, value));
 }
 
-/** A request by the samples of the card, or else of zeros that show the shape; null where it would be too long. */
+/** A request from the samples of the card, or else zeros that show the shape; null if it would be too long. */
 function template(model) {
   const table = tableOf(model);
   if (table?.samples.length) {

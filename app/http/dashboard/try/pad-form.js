@@ -1,4 +1,4 @@
-// A pad to draw digits on, for models of the digits data, and real digits that were not in the training.
+// A drawing pad for digits, for models of the digits data, and real held-out digits.
 
 import * as api from "../api.js";
 import { h } from "../dom.js";
@@ -10,7 +10,7 @@ const PEN = 18;
 const STEP = 7;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Whether a model takes images like those of the digits data: 28x28 made from 8x8, with labels. */
+/** Whether a model accepts images like those of the digits data: 28x28 made from 8x8, with labels. */
 export function takesDigits(model) {
   const [input, ...others] = model.inputs;
   const fits = !others.length && input.shape.length === 2 && input.shape[0] === -1 && input.shape[1] === 784;

@@ -1,8 +1,8 @@
-// How to read an answer: classes with probabilities, labels, numbers with units.
+// Interpretation of a response: classes with probabilities, labels, numbers with units.
 
 const sigmoid = (logit) => 1 / (1 + Math.exp(-logit));
 
-/** One number of a row, as a list; nested lists are flattened. */
+/** The values of one row as a list; nested lists are flattened. */
 const flat = (value) => (Array.isArray(value) ? value.flat(Infinity) : [value]);
 
 function softmax(logits) {
@@ -34,7 +34,7 @@ function fromOutput(row, output) {
   return { kind: "numbers", items, unit: output?.unit };
 }
 
-/** The answer of a plain request, row by row: {kind: classes, labels or numbers, items, unit}. */
+/** The response to a plain request, row by row: {kind: classes, labels or numbers, items, unit}. */
 export function read(answer, model) {
   const described = new Map(model.outputs.map((output) => [output.name, output]));
   if (answer.predictions) {

@@ -3,10 +3,10 @@
 import * as api from "../api.js";
 import { choice, h } from "../dom.js";
 
-const LONGEST = 100_000; // of an argument, which Linux ends at 128 KiB
+const LONGEST = 100_000; // of an argument; Linux limits it to 128 KiB
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** A value of JSON as a literal of Python. */
+/** A JSON value as a Python literal. */
 export function literal(value) {
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
@@ -24,7 +24,7 @@ export function curl(model, { body, type, query }) {
   return `curl -s ${quoted(api.address(model, query))}${key} \\\n  -H ${quoted(`Content-Type: ${type}`)} --data-binary ${data}`;
 }
 
-/** The request as a program; `make` are lines that set `body`, where a literal would be too long to read. */
+/** The request as a program; `make` are lines that set `body`, for a body too long for a literal. */
 export function python(model, { body, type, query, make }) {
   const isJson = type === "application/json";
   let lines = make;
@@ -52,7 +52,7 @@ export function python(model, { body, type, query, make }) {
     .join("\n");
 }
 
-/** "Copy as": the last request, shown so that it can be copied by hand where the browser forbids more. */
+/** "Copy as": the last request, shown for copying by hand if the browser forbids the clipboard. */
 export class Snippets {
   constructor(model) {
     this.model = model;

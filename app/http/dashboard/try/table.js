@@ -1,4 +1,4 @@
-// Models whose rows have named columns: by their card, or because each input is a column.
+// Models with named columns in their rows: from their card, or because each input is a column.
 
 const TYPES = { BOOL: "boolean", BYTES: "text" };
 

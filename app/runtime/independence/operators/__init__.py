@@ -1,4 +1,4 @@
-"""The rules of the operators, one module a family; to import this registers all of them."""
+"""Operator rules, one module per family; importing this package registers all of them."""
 
 from app.runtime.independence.operators import (
     attention,

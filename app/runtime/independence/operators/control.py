@@ -1,4 +1,4 @@
-"""If, Loop and Scan: their bodies are walked, those of loops until the carried values stay the same."""
+"""If, Loop and Scan: walk the bodies; repeat loop bodies until the carried values stop changing."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from app.runtime.independence.values import Batch, Failure, Listed, Maps, Tensor
 
 _MAX_ROUNDS = 6
 _MAX_FORKS = 5
-_DIFFERENT = Failure("unknown", "", "If", "its branches, or the rounds of a loop, leave the batch on different axes")
+_DIFFERENT = Failure("unknown", "", "If", "its branches or loop iterations leave the batch on different axes")
 
 
 def _graph(call: Call, name: str) -> Graph:
@@ -22,16 +22,16 @@ def _graph(call: Call, name: str) -> Graph:
 
 
 def _condition(value: Value | None, what: str) -> Tensor:
-    """A condition that all rows share.
+    """Check that a condition is the same for all rows.
 
     Raises:
-        Decision: it depends on the rows or their number.
+        Decision: The condition depends on the rows or their number.
     """
     if isinstance(value, Failure):
-        reason = "all rows say together" if value.finding == "mixed" else "is not known"
-        raise Decision(value.finding, f"{what} by what {reason}")
+        reason = "a value computed from all rows" if value.finding == "mixed" else "an unknown value"
+        raise Decision(value.finding, f"{what} by {reason}")
     if not isinstance(value, Tensor):
-        raise unproven(f"{what} by what is not followed")
+        raise unproven(f"{what} by a value that the analysis does not support")
     if value.batch is not None:
         raise mixes(f"{what} by the data of the rows")
     if value.counted:
@@ -60,7 +60,7 @@ def branch(call: Call) -> Result:
 
 
 def _joined(algebra: Algebra, left: Value, right: Value) -> Value:
-    """What is known of a value that is one of two."""
+    """The facts that hold for both of two values."""
     if left is right:
         return left
     for value, other in ((left, right), (right, left)):
@@ -103,7 +103,7 @@ def _shape(algebra: Algebra, left: Sequence[Number], right: Sequence[Number]) ->
 
 
 def _settled(left: Value, right: Value) -> bool:
-    """Whether a value is all that is known of another one, too."""
+    """Whether every fact about the first value also holds for the second."""
     if left is right:
         return True
     if isinstance(left, Failure) and isinstance(right, Failure):
@@ -120,9 +120,9 @@ def _settled(left: Value, right: Value) -> bool:
 
 
 class _Fixpoint:
-    """What a loop carries from round to round: joined until it stays the same.
+    """The values that a loop carries between iterations, joined until they stop changing.
 
-    A size that differs between two rounds is one symbol from then on.
+    A size that differs between two iterations becomes one symbol.
     """
 
     def __init__(self, algebra: Algebra, carried: Sequence[Value]) -> None:
@@ -131,14 +131,14 @@ class _Fixpoint:
         self._open: dict[tuple[int, int], Size] = {}
 
     def settle(self, after: Sequence[Value]) -> bool:
-        """Join what a round carries on; whether nothing is new."""
+        """Join the values of an iteration. Return whether nothing changed."""
         merged = [self._merge(place, *pair) for place, pair in enumerate(zip(self.carried, after, strict=True))]
         settled = all(map(_settled, merged, self.carried))
         self.carried = merged
         return settled
 
     def ended(self) -> list[Value]:
-        """What is carried after the last round; sizes that differ between rounds are others than within one."""
+        """The values after the last iteration; a changing size gets a symbol other than the one inside the body."""
         found: list[Value] = []
         for place, value in enumerate(self.carried):
             if isinstance(value, Tensor) and value.shape is not None and (value.elements is None):
@@ -169,7 +169,7 @@ class _Fixpoint:
 def _rounds(
     call: Call, graph: Graph, carried: Sequence[Value], others: Sequence[Value], *, skip: int, first: Sequence[Value]
 ) -> tuple[list[Value], list[Value]]:
-    """What a loop carries in the end, and all outputs of its body."""
+    """The final carried values, and all outputs of the body."""
     fixpoint = _Fixpoint(call.algebra, carried)
     for _ in range(_MAX_ROUNDS):
         results = call.scope.body(graph, [*first, *fixpoint.carried, *others])
@@ -177,21 +177,21 @@ def _rounds(
             raise unproven("has a body with too few outputs")
         if fixpoint.settle(results[skip : skip + len(carried)]):
             return fixpoint.ended(), results
-    raise unproven("carries what differs from round to round")
+    raise unproven("carries a value of a different kind in each iteration")
 
 
 @operator("Loop", failures=True, counts=True, places=True, padded=True)
 def loop(call: Call) -> Result:
-    """A body repeated as often as all rows share."""
+    """A body repeated a number of times that all rows share."""
     for index, what in ((0, "repeats"), (1, "ends")):
         if call.has(index):
             _condition(call.inputs[index], what)
     graph = _graph(call, "body")
     carried = [value for value in call.inputs[2:] if value is not None]
     if len(carried) != len(call.inputs[2:]):
-        raise unproven("carries what is not given")
+        raise unproven("carries a value that is not given")
     if any(isinstance(value, Listed) for value in carried):
-        raise unproven("carries a sequence")
+        raise unproven("carries a sequence, which the analysis does not support")
     round_number, going_on = Tensor(()), Tensor(())
     ended, results = _rounds(call, graph, carried, [], skip=1, first=[round_number, going_on])
     _condition(results[0], "ends")
@@ -200,11 +200,11 @@ def loop(call: Call) -> Result:
 
 
 def _stacked(call: Call, value: Value, axis: int, count: Number) -> Value:
-    """The values of all rounds, on an axis for the rounds."""
+    """The values of all iterations, stacked on a new axis."""
     if isinstance(value, Failure):
         return value
     if not isinstance(value, Tensor) or value.places is not None or value.padding is not None:
-        return Failure("unknown", "", call.node.op_type, "a loop gives what is not followed")
+        return Failure("unknown", "", call.node.op_type, "a loop returns a value that the analysis does not support")
     if value.counted:
         return Failure("mixed", "", call.node.op_type, "a loop computes with the number of rows")
     if value.shape is None:
@@ -217,14 +217,14 @@ def _stacked(call: Call, value: Value, axis: int, count: Number) -> Value:
 
 @operator("Scan", failures=True, counts=True, places=True)
 def scan(call: Call) -> Result:
-    """A body for each place of an axis: of one that is not the batch, or of the batch if nothing is carried over."""
+    """A body for each element of an axis: any axis but the batch, or the batch if nothing is carried over."""
     if call.version < 9:
-        raise unproven("is of a version of Scan that is not followed")
+        raise unproven("uses a version of Scan that the analysis does not support")
     graph = _graph(call, "body")
     scanned = call.integer("num_scan_inputs", 1)
     split = len(call.inputs) - scanned
     if scanned < 1 or split < 0 or any(value is None for value in call.inputs):
-        raise unproven("scans what is not given")
+        raise unproven("scans an input that is not given")
     carried = [value for value in call.inputs[:split] if value is not None]
     failed = failure_of(call.inputs)
     if failed is not None:
@@ -238,7 +238,7 @@ def scan(call: Call) -> Result:
     if any(over):
         return _over_rows(call, graph, carried, list(zip(tensors, axes, strict=True)), outputs)
     if counts(count):
-        raise unproven("scans an axis of the size of the batch")
+        raise unproven("scans an axis as long as the batch")
     parts = [_part(call, tensor, axis) for tensor, axis in zip(tensors, axes, strict=True)]
     ended, results = _rounds(call, graph, carried, parts, skip=0, first=[])
     given = results[len(carried) :]
@@ -247,7 +247,7 @@ def scan(call: Call) -> Result:
 
 
 def _part(call: Call, tensor: Tensor, axis: int) -> Tensor:
-    """A tensor at one place of an axis."""
+    """One element of a tensor along an axis."""
     shape = [size for place, size in enumerate(tensor.sizes) if place != axis]
     batch = tensor.batch
     return call.make(shape, None if batch is None else batch.on(batch.axis - (axis < batch.axis)))
@@ -256,17 +256,17 @@ def _part(call: Call, tensor: Tensor, axis: int) -> Tensor:
 def _over_rows(
     call: Call, graph: Graph, carried: list[Value], scanned: list[tuple[Tensor, int]], outputs: list[int]
 ) -> list[Value]:
-    """A scan over the rows. They are independent if what is carried never changes.
+    """A scan over the rows, which are independent if the carried values never change.
 
-    Within the body nothing is known of other rows, so that all its values belong to the row or are shared.
+    Other rows are unknown within the body, so each of its values belongs to the row or is shared.
     """
     batches = {tensor.batch.on(0) for tensor, axis in scanned if tensor.batch is not None and tensor.batch.axis == axis}
     if len(batches) != 1 or any(tensor.batch is None or tensor.batch.axis != axis for tensor, axis in scanned):
-        raise unproven("scans the rows and what does not come from them")
+        raise unproven("scans the rows together with a tensor without a batch axis")
     if any(call.integers("scan_input_directions") or []) or any(call.integers("scan_output_directions") or []):
-        raise mixes("scans the rows in the reverse order")
+        raise mixes("scans the rows in reverse order")
     if any(not isinstance(value, Tensor) or not value.is_shared for value in carried):
-        raise mixes("carries from row to row what comes from the rows")
+        raise mixes("carries the data of one row to the next")
     parts = [
         Tensor(tuple(size for place, size in enumerate(tensor.sizes) if place != axis)) for tensor, axis in scanned
     ]
@@ -275,9 +275,9 @@ def _over_rows(
         raise unproven("has a body with too few outputs")
     for before, after in zip(carried, results, strict=False):
         if isinstance(after, Failure):
-            raise Decision(after.finding, "carries from row to row what is not the same for all")
+            raise Decision(after.finding, "carries a value from row to row that differs between rows")
         if after is not before:
-            raise mixes("carries from row to row what may change")
+            raise mixes("carries a value from row to row that may change")
     batch = next(iter(batches))
     given = enumerate(results[len(carried) :])
     return [
@@ -287,10 +287,10 @@ def _over_rows(
 
 
 def _row_by_row(call: Call, value: Value, axis: int, batch: Batch) -> Value:
-    """What a body gives for a row, as a tensor of all rows."""
+    """The output of a body for one row, as a tensor of all rows."""
     if isinstance(value, Failure):
         return value
     if not isinstance(value, Tensor) or value.shape is None or not value.is_shared:
-        raise unproven("gives what is not followed")
+        raise unproven("returns a value that the analysis does not support")
     place = call.axis_of(axis, len(value.shape) + 1)
     return call.make([*value.shape[:place], 1, *value.shape[place:]], batch.on(place))

@@ -1,4 +1,4 @@
-"""Operators that work element by element, broadcasting their inputs to one shape."""
+"""Element-wise operators, which broadcast their inputs to one shape."""
 
 from app.runtime.independence.call import Call, Result, listed, operator
 from app.runtime.independence.decisions import mixes, unproven
@@ -24,7 +24,7 @@ _INTEGERS = {6, 7}  # int32, int64
 )  # fmt: skip
 @operator("Binarizer", "CategoryMapper", "LabelEncoder", domain=LEARNING)
 def elementwise(call: Call) -> Result:
-    """One output of the inputs' common shape."""
+    """One output of the broadcast shape of the inputs."""
     tensors = call.tensors()
     shape, batch = broadcast(call.algebra, tensors)
     found = call.make(shape, batch)
@@ -34,7 +34,7 @@ def elementwise(call: Call) -> Result:
 
 
 def _places(call: Call, tensors: list[Tensor]) -> Places:
-    """What is known of positions times a size, or plus what is not negative; of others only the shape may be taken."""
+    """Positions times a size, or plus a non-negative value; for other values only the shape is known."""
     first, *others = sorted(tensors, key=lambda tensor: tensor.places is None)
     places = first.places
     if places is None or places.stride is None or len(others) != 1 or others[0].places is not None:
@@ -69,7 +69,7 @@ def same(call: Call) -> Result:
 
 @operator("CastLike", counts=True)
 def cast_like(call: Call) -> Result:
-    """The first input, in the type of the second."""
+    """The first input, cast to the type of the second."""
     value = call.data(0)
     return Tensor(value.shape, value.batch)
 
@@ -77,7 +77,7 @@ def cast_like(call: Call) -> Result:
 @operator("Dropout", counts=True)
 @operator("BiasDropout", "BitmaskDropout", domain=MICROSOFT)
 def dropout(call: Call) -> Result:
-    """Identity, unless it is training."""
+    """Identity, except in training mode."""
     mode = 4 if call.node.op_type == "BiasDropout" else 2
     if call.has(mode):
         elements = call.elements(mode)
@@ -95,10 +95,10 @@ def dropout(call: Call) -> Result:
 
 @operator("ComplexMul", "ComplexMulConj", domain=MICROSOFT)
 def complex_product(call: Call) -> Result:
-    """Products of complex numbers, whose parts are the last axis."""
+    """Products of complex numbers, stored as pairs on the last axis."""
     shape, batch = broadcast(call.algebra, call.tensors())
     if batch is not None and batch.axis == len(shape) - 1:
-        raise unproven("takes rows as the parts of complex numbers")
+        raise unproven("treats rows as the parts of complex numbers")
     return call.make(shape, batch)
 
 
@@ -109,7 +109,7 @@ def einsum(call: Call) -> Result:
     left, arrow, right = equation.partition("->")
     terms, tensors = left.split(","), call.tensors()
     if len(terms) != len(tensors) or len(equation) > 512:
-        raise unproven("has an equation that is too long, or for another number of inputs")
+        raise unproven("has an equation that is too long or does not match the number of inputs")
     names = [_letters(term, tensor) for term, tensor in zip(terms, tensors, strict=True)]
     output = list(right.replace("...", "")) if arrow else _implicit(names)
     dots = max((sum(name.startswith(".") for name in one) for one in names), default=0)
@@ -136,7 +136,7 @@ def einsum(call: Call) -> Result:
 
 
 def _batch_letter(names: list[list[str]], tensors: list[Tensor]) -> tuple[str, Batch] | None:
-    """The letter of the batch axis, which must be one in all inputs."""
+    """The letter of the batch axis, which must be the same in all inputs."""
     found: tuple[str, Batch] | None = None
     for one, tensor in zip(names, tensors, strict=True):
         if tensor.batch is None:
@@ -147,13 +147,13 @@ def _batch_letter(names: list[list[str]], tensors: list[Tensor]) -> tuple[str, B
         if found is not None and found[0] != letter:
             raise mixes("combines rows with other rows")
         if found is not None and found[1] != batch:
-            raise unproven("combines tensors that hold different numbers of parts for each row")
+            raise unproven("combines tensors with different numbers of blocks per row")
         found = letter, batch
     return found
 
 
 def _letters(term: str, tensor: Tensor) -> list[str]:
-    """A name for each axis of an input: its letter, or the place from the right within the ellipsis."""
+    """A name for each axis of an input: its letter, or its position from the right within the ellipsis."""
     before, dots, after = term.partition("...")
     hidden = tensor.rank - len(before) - len(after)
     if hidden < 0 or (hidden and not dots) or not all(letter.isalpha() for letter in before + after):

@@ -8,7 +8,7 @@ from app.runtime.independence.operators.shapes import numbers
 from app.runtime.independence.sizes import is_known
 from app.runtime.independence.values import Batch, Tensor, check_no_rows
 
-_BY_POSITION = "takes rows by their position in the batch"
+_BY_POSITION = "selects rows by their position in the batch"
 
 
 @operator("Gather", places=True)
@@ -19,7 +19,7 @@ def gather(call: Call) -> Result:
     axis = call.axis(0, data.rank, "gather_axis" if call.node.domain else "axis")
     if call.node.domain:
         if data.batch is not None:
-            raise unproven("takes quantized rows from the batch")
+            raise unproven("selects quantized rows of the batch")
         call.shared(2, 3)
     shape = [*data.sizes[:axis], *indices.sizes, *data.sizes[axis + 1 :]]
     if data.places is not None:
@@ -29,7 +29,7 @@ def gather(call: Call) -> Result:
     if data.batch is not None and data.batch.axis == axis:
         raise mixes(_BY_POSITION)
     if data.batch is not None and indices.batch is not None:
-        raise mixes("takes from every row what each row says")
+        raise mixes("selects from every row by the indices of each row")
     if indices.batch is not None:
         return call.make(shape, indices.batch.on(axis + indices.batch.axis))
     if data.batch is None:
@@ -40,9 +40,9 @@ def gather(call: Call) -> Result:
 
 
 def _by_places(data: Tensor, indices: Tensor, axis: int) -> Batch:
-    """The batch axis where each row takes from its own part of an axis: at the index of the row times its size.
+    """The batch axis of a gather in which each row reads its own part: index of the row times the part's size.
 
-    What is added to that stays within the part, as it does where there is one row alone.
+    The added offset stays within the part, as in a run of a single row.
     """
     places, own = indices.places, data.batch
     if own is None or own.axis != axis or own.outer != 1 or indices.batch is None or places is None:
@@ -54,7 +54,7 @@ def _by_places(data: Tensor, indices: Tensor, axis: int) -> Batch:
 
 @operator("GatherElements")
 def gather_elements(call: Call) -> Result:
-    """Elements along an axis at indices, each at the place of the index."""
+    """Elements along an axis at indices of the same rank."""
     data, indices = call.data(0), call.data(1)
     axis = call.axis(0, data.rank)
     if data.batch is None and indices.batch is None:
@@ -64,7 +64,7 @@ def gather_elements(call: Call) -> Result:
     if data.batch is None:
         if indices.batch is not None and indices.batch.axis == axis:
             return call.make(indices.sizes, indices.batch)
-        raise mixes("takes from a table the entry of a row's position")
+        raise mixes("reads a table at the position of each row")
     if indices.batch is None:
         raise mixes(_BY_POSITION)
     return call.make(indices.sizes, _agreeing(data.batch, indices.batch))
@@ -74,7 +74,7 @@ def _agreeing(first: Batch, second: Batch) -> Batch:
     if first.axis != second.axis:
         raise mixes("combines rows with other rows")
     if first != second:
-        raise unproven("combines tensors that hold different numbers of parts for each row")
+        raise unproven("combines tensors with different numbers of blocks per row")
     return first
 
 
@@ -87,7 +87,7 @@ def scatter_elements(call: Call) -> Result:
     if all(tensor.batch is None for tensor in tensors):
         return call.make(data.sizes)
     if data.batch is None or indices.batch is None or updates.batch is None:
-        raise unproven("writes at the position of a row, or what does not come from the rows")
+        raise unproven("writes at the position of a row, or writes a tensor without a batch axis")
     batch = _agreeing(_agreeing(data.batch, indices.batch), updates.batch)
     if batch.axis == axis:
         raise mixes("writes to rows by their position in the batch")
@@ -97,14 +97,14 @@ def scatter_elements(call: Call) -> Result:
 @operator("GatherND", places=True)
 @operator("GatherND", domain="com.microsoft", places=True)
 def gather_nd(call: Call) -> Result:
-    """Slices at indices of several axes; the first axes may go along with those of the indices."""
+    """Slices at indices of several axes; leading axes may be batch dimensions of the indices."""
     data, indices = call.data(0), call.data(1)
     joint, depth = call.integer("batch_dims", 0), indices.sizes[-1]
     if not is_known(depth) or data.places is not None:
-        raise unproven("takes indices of a depth that is not known")
+        raise unproven("has indices of unknown depth")
     lead, first = indices.rank - 1, joint + depth
     if joint < 0 or depth < 0 or first > data.rank or joint > lead:
-        raise unproven("takes indices that don't fit")
+        raise unproven("has indices that do not fit its data")
     shape = [*indices.sizes[:-1], *data.sizes[first:]]
     own, theirs = data.batch, indices.batch
     if theirs is not None and theirs.axis == lead:
@@ -112,11 +112,11 @@ def gather_nd(call: Call) -> Result:
     flags = _flags(indices, depth)
     if own is None:
         if any(flags) or (theirs is not None and theirs.axis < joint):
-            raise mixes("takes from a table the entry of a row's position")
+            raise mixes("reads a table at the position of each row")
         return call.make(shape, theirs)
     if own.axis >= first:
         if theirs is not None:
-            raise mixes("takes from every row what each row says")
+            raise mixes("selects from every row by the indices of each row")
         return call.make(shape, own.on(lead + own.axis - first))
     if theirs is None:
         raise mixes(_BY_POSITION)
@@ -124,7 +124,7 @@ def gather_nd(call: Call) -> Result:
 
 
 def _own_rows(own: Batch, theirs: Batch, joint: int, flags: Sequence[bool]) -> Batch:
-    """The batch axis where indices choose within the rows: by a joint axis, or by the position of each row."""
+    """The batch axis if indices select within each row: by a batch dimension, or by the position of each row."""
     if own.axis < joint:
         if any(flags):
             raise mixes("computes with the position of a row in the batch")
@@ -151,29 +151,29 @@ def scatter_nd(call: Call) -> Result:
     if all(tensor.batch is None for tensor in (data, indices, updates)):
         return call.make(data.sizes)
     if not is_known(depth) or data.places is not None or updates.places is not None or depth > data.rank:
-        raise unproven("takes indices of a depth that is not known")
+        raise unproven("has indices of unknown depth")
     lead = indices.rank - 1
     if data.batch is None:
-        raise mixes("writes the rows into a tensor that they share")
+        raise mixes("writes the rows into a shared tensor")
     axis = data.batch.axis
     if axis >= depth:
         if indices.batch is not None:
-            raise mixes("writes to every row what each row says")
+            raise mixes("writes to every row by the indices of each row")
         place = lead + axis - depth
         if updates.batch is None or updates.batch != data.batch.on(place):
-            raise unproven("writes to the rows what does not come from them")
+            raise unproven("writes values to the rows that do not match their batch axis")
         return call.make(data.sizes, data.batch)
     flags = _flags(indices, depth)
     if indices.batch is None or not flags[axis] or sum(flags) != 1 or not data.batch.is_plain:
         raise mixes("writes to rows by their position in the batch")
     if updates.batch is None or updates.batch != indices.batch:
-        raise unproven("writes to the rows what does not come from them")
+        raise unproven("writes values to the rows that do not match their batch axis")
     return call.make(data.sizes, data.batch)
 
 
 @operator("ArrayFeatureExtractor", domain="ai.onnx.ml")
 def array_feature_extractor(call: Call) -> Result:
-    """The columns of a matrix at indices, which are taken in order whatever their shape."""
+    """The columns of a matrix at indices, in order, whatever the shape of the indices."""
     data, indices = call.data(0), call.data(1)
     count = call.algebra.product(indices.sizes)
     shape = [*(data.sizes[:-1] or (1,)), count]
@@ -182,7 +182,7 @@ def array_feature_extractor(call: Call) -> Result:
             raise mixes(_BY_POSITION)
         return call.make(shape, data.batch)
     if data.batch is not None:
-        raise mixes("takes from every row what each row says")
+        raise mixes("selects from every row by the indices of each row")
     batch = indices.batch
     outer = call.algebra.product([*indices.sizes[: batch.axis], batch.outer])
     inner = call.algebra.product([batch.inner, *indices.sizes[batch.axis + 1 :]])
@@ -192,13 +192,13 @@ def array_feature_extractor(call: Call) -> Result:
 @operator("Col2Im", "GridSample", "AffineGrid", counts=True)
 @operator("GridSample", domain="com.microsoft")
 def sampling(call: Call) -> Result:
-    """Operators whose first axis is that of the rows in each input."""
+    """Operators with the rows on the first axis of each input."""
     tensor = call.data(0)
     if call.node.op_type == "AffineGrid":
         return _affine_grid(call, tensor)
     if call.node.op_type == "Col2Im":
         if tensor.batch is not None and tensor.batch.axis != 0:
-            raise mixes("takes the batch axis as one of an image")
+            raise mixes("treats the batch axis as an axis of an image")
         elements = call.elements(1)
         spatial = [call.algebra.fresh() for _ in range(2)] if elements is None else numbers(listed(elements))
         return call.make([tensor.sizes[0], call.algebra.fresh(), *spatial], tensor.batch)
@@ -211,15 +211,15 @@ def sampling(call: Call) -> Result:
         raise unproven("samples one image for all rows")
     batch = _agreeing(tensor.batch, grid.batch)
     if batch.axis != 0:
-        raise mixes("takes the batch axis as one of an image")
+        raise mixes("treats the batch axis as an axis of an image")
     return call.make(shape, batch)
 
 
 def _affine_grid(call: Call, theta: Tensor) -> Tensor:
     elements = call.elements(1)
     if elements is None or theta.batch is None or theta.batch.axis != 0:
-        raise unproven("makes a grid of a size that is not known")
+        raise unproven("makes a grid of unknown size")
     sizes = numbers(listed(elements))
     if sizes[0] != theta.sizes[0]:
-        raise unproven("makes a grid of another number of rows")
+        raise unproven("makes a grid with a different number of rows")
     return call.make([sizes[0], *sizes[2:], len(sizes) - 2], theta.batch)

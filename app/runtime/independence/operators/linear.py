@@ -1,4 +1,4 @@
-"""Products of matrices: MatMul, Gemm, and the fused and quantized forms of them."""
+"""Matrix products: MatMul, Gemm, and their fused and quantized forms."""
 
 from collections.abc import Sequence
 
@@ -22,13 +22,13 @@ def swapped(call: Call, tensor: Tensor) -> Tensor:
 
 
 def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
-    """The product of two tensors as numpy's matmul has it.
+    """The product of two tensors with the semantics of numpy.matmul.
 
     Raises:
-        Decision: rows meet other rows.
+        Decision: Rows are combined with other rows.
     """
     if left.rank == 0 or right.rank == 0:
-        raise unproven("takes a matrix without axes")
+        raise unproven("requires matrices, but an input is a scalar")
     if left.batch is not None and left.batch.axis == left.rank - 1:
         raise mixes(_CONTRACTS)
     if right.batch is not None and right.batch.axis == max(right.rank - 2, 0):
@@ -37,7 +37,7 @@ def product(call: Call, left: Tensor, right: Tensor) -> Tensor:
     first = _lead(call, left, left.rank - 2)
     second = _lead(call, right, right.rank - 2)
     if (rows is not None and right.batch is not None) or (columns is not None and left.batch is not None):
-        raise mixes("multiplies every row with every row")
+        raise mixes("multiplies rows with each other")
     lead, batch = broadcast(call.algebra, [first, second])
     shape: list[Number] = [*lead]
     if left.rank > 1:
@@ -60,17 +60,17 @@ def _columns(right: Tensor) -> Batch | None:
 
 
 def _lead(call: Call, tensor: Tensor, count: int) -> Tensor:
-    """A tensor of the axes before the matrix."""
+    """The leading axes of a tensor, without the matrix."""
     count = max(count, 0)
     batch = tensor.batch if tensor.batch is not None and tensor.batch.axis < count else None
     return call.make(tensor.sizes[:count], batch)
 
 
 def with_bias(call: Call, result: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """A result and its bias, which must not be larger."""
+    """A product plus a bias, which must not be larger than the product."""
     shape, batch = broadcast(call.algebra, [result, *others])
     if len(shape) != result.rank or batch != result.batch:
-        raise unproven("adds what is larger than the product")
+        raise unproven("adds a bias that is larger than the product")
     return call.make(result.sizes, batch)
 
 
@@ -83,7 +83,7 @@ def matmul(call: Call) -> Result:
 @operator("MatMulInteger")
 @operator("MatMulIntegerToFloat", domain=MICROSOFT)
 def matmul_integer(call: Call) -> Result:
-    """A product of integers less their zero points; in the fused form also scaled."""
+    """A product of integers minus their zero points, optionally scaled."""
     result = product(call, call.data(0), call.data(1))
     fused = bool(call.node.domain)
     for index in range(2, 6 if fused else 4):
@@ -95,17 +95,17 @@ def matmul_integer(call: Call) -> Result:
 
 
 def _check_parameter(call: Call, index: int, *factors: Tensor) -> None:
-    """Check that a scale or zero point says the same of each row of the factors that it belongs to."""
+    """Check that a scale or zero point is the same for each row of its factors."""
     parameter = call.data(index)
     if parameter.batch is not None:
-        raise unproven(f"takes its input {index} from the rows")
+        raise unproven(f"requires input {index} to be the same for all rows")
     if any(factor.batch is not None for factor in factors) and any(size != 1 for size in parameter.sizes):
-        raise unproven(f"takes its input {index} for each row by position")
+        raise unproven(f"applies input {index} to each row by position")
 
 
 @operator("QLinearMatMul")
 def qlinear_matmul(call: Call) -> Result:
-    """A product of quantized matrices, all scales given."""
+    """A product of quantized matrices with given scales."""
     left, right = call.data(0), call.data(3)
     for index, factors in (
         (1, [left]),
@@ -125,7 +125,7 @@ def gemm(call: Call) -> Result:
     """A product of two matrices, each transposed or not, plus a third one."""
     left, right = call.data(0), call.data(1)
     if left.rank != 2 or right.rank != 2:
-        raise unproven("takes matrices of another rank than 2")
+        raise unproven("requires matrices of rank 2")
     left = swapped(call, left) if call.integer("transA", 0) else left
     right = swapped(call, right) if call.integer("transB", 0) else right
     result = product(call, left, right)
@@ -134,21 +134,21 @@ def gemm(call: Call) -> Result:
 
 @operator("QGemm", domain=MICROSOFT)
 def qgemm(call: Call) -> Result:
-    """A product of quantized matrices, all scales given."""
+    """A product of quantized matrices with given scales."""
     for index in (1, 2, 4, 5, 7, 8):
         if call.has(index):
             _check_parameter(call, index, call.data(3 if index in {4, 5} else 0))
     left = swapped(call, call.data(0)) if call.integer("transA", 0) else call.data(0)
     right = swapped(call, call.data(3)) if call.integer("transB", 0) else call.data(3)
     if right.batch is not None:
-        raise unproven("takes its weight from the rows")
+        raise unproven("requires a weight that is the same for all rows")
     result = product(call, left, right)
     return with_bias(call, result, [call.data(6)]) if call.has(6) else result
 
 
 @operator("FusedMatMul", "TransposeMatMul", "FusedMatMulActivation", domain=MICROSOFT)
 def fused_matmul(call: Call) -> Result:
-    """A product of matrices, each transposed or not."""
+    """A product of matrices, each optionally transposed."""
     if call.integer("transBatchA", 0) or call.integer("transBatchB", 0):
         raise unproven("moves the first axis into the matrix")
     left = swapped(call, call.data(0)) if call.integer("transA", 0) else call.data(0)
@@ -158,7 +158,7 @@ def fused_matmul(call: Call) -> Result:
 
 @operator("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain=MICROSOFT)
 def matmul_bits(call: Call) -> Result:
-    """A product with a weight of few bits, a block of each row at a time."""
+    """A product with a weight of few bits, quantized by blocks."""
     left = call.data(0)
     call.shared(*range(1, len(call.inputs)))
     if left.batch is not None and left.batch.axis == left.rank - 1:
@@ -169,14 +169,14 @@ def matmul_bits(call: Call) -> Result:
 
 @operator("DynamicQuantizeMatMul", domain=MICROSOFT)
 def dynamic_matmul(call: Call) -> Result:
-    """A product whose first factor is quantized by the range of the whole tensor."""
+    """A product with a first factor that is quantized by the range of the whole tensor."""
     if not call.all_shared():
-        raise mixes("takes its scale over the whole tensor, rows included")
+        raise mixes("computes its scale over the whole tensor, rows included")
     return product(call, call.data(0), call.data(1))
 
 
 @operator("CDist", domain=MICROSOFT)
 def distances(call: Call) -> Result:
-    """The distance of each row of one matrix to each row of another."""
+    """Pairwise distances between the rows of two matrices."""
     left, right = call.data(0), call.data(1)
     return product(call, left, swapped(call, right))

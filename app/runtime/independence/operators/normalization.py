@@ -1,4 +1,4 @@
-"""Normalization over some axes, and the fused forms of transformers."""
+"""Normalization over axes, and the fused operators of transformers."""
 
 from app.runtime.independence.call import Call, Result, operator
 from app.runtime.independence.decisions import mixes, unproven
@@ -8,7 +8,7 @@ from app.runtime.independence.values import Tensor, broadcast, check_no_rows
 
 
 def normalized(call: Call, tensor: Tensor, axis: int) -> list[Tensor]:
-    """A tensor normalized over an axis and all after it, and the statistics, which have the size 1 there."""
+    """A tensor normalized from an axis to the last, and its statistics, which have size 1 there."""
     if tensor.batch is not None and tensor.batch.axis >= axis:
         raise mixes("normalizes over the batch axis")
     shape = [*tensor.sizes[:axis], *[1] * (tensor.rank - axis)]
@@ -43,14 +43,14 @@ def skip_layer_normalization(call: Call) -> Result:
 
 @operator("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_normalization(call: Call) -> Result:
-    """The embedding of tokens, normalized; and the number of tokens that a mask leaves."""
+    """The normalized embedding of tokens, and the number of unmasked tokens."""
     ids = call.data(0)
     call.shared(2, 3, 4, 5, 6)
     if ids.rank != 2 or ids.batch is None or ids.batch.axis != 0:
-        raise unproven("takes tokens of which the batch is not the first axis")
+        raise unproven("requires the batch on the first axis of its tokens")
     for index in (1, 7):
         if call.has(index) and call.data(index).batch != ids.batch:
-            raise unproven("takes segments or a mask that do not come from the rows")
+            raise unproven("has segments or a mask without a batch axis")
     if call.has(8):
         broadcast(call.algebra, [ids, call.data(8)])
     hidden = call.make([*ids.sizes, call.data(2).sizes[-1]], ids.batch)
@@ -59,7 +59,7 @@ def embed_layer_normalization(call: Call) -> Result:
 
 @operator("InstanceNormalization", "GroupNormalization")
 def instance_normalization(call: Call) -> Result:
-    """Normalization over all but the first axis, a channel or a group of them at a time."""
+    """Normalization over all but the first axis, by channels or groups of channels."""
     call.shared(1, 2)
     return first_axis(call, call.data(0))
 
@@ -72,38 +72,38 @@ def group_norm(call: Call) -> Result:
     if call.has(3):
         _, batch = broadcast(call.algebra, [tensor, call.data(3)])
         if batch != tensor.batch:
-            raise unproven("adds rows to what is shared")
+            raise unproven("adds rows to a shared tensor")
     found = first_axis(call, tensor)
     return [found, found]
 
 
 def first_axis(call: Call, tensor: Tensor) -> Tensor:
-    """A tensor of the same shape of which each part along the first axis is computed for itself.
+    """A tensor of the same shape, computed separately for each element of the first axis.
 
     Raises:
-        Decision: the batch is on another axis.
+        Decision: The batch is on another axis.
     """
     if tensor.batch is not None and tensor.batch.axis != 0:
         raise (
             mixes("normalizes over the batch axis")
             if tensor.batch.axis > 1
-            else unproven("takes the batch axis as the channels")
+            else unproven("treats the batch axis as the channels")
         )
     return call.make(tensor.sizes, tensor.batch)
 
 
 @operator("BatchNormalization")
 def batch_normalization(call: Call) -> Result:
-    """Normalization by statistics of the training, a channel at a time; channels are the second axis."""
+    """Normalization by channel with running statistics; channels are the second axis."""
     tensor = call.data(0)
     training = call.integer("training_mode", 0) or (call.version < 14 and call.output_count > 1)
     if training and tensor.batch is not None:
         raise mixes("normalizes by the statistics of the batch")
     call.shared(1, 2, 3, 4)
     if tensor.batch is not None and tensor.batch.axis == 1:
-        raise unproven("takes the batch axis as the channels")
+        raise unproven("treats the batch axis as the channels")
     if call.version < 9 and call.integer("spatial", 1) == 0:
-        raise unproven("normalizes each place for itself")
+        raise unproven("normalizes each position separately")
     return call.make(tensor.sizes, tensor.batch)
 
 
@@ -122,7 +122,7 @@ def local_response(call: Call) -> Result:
 
 @operator("MeanVarianceNormalization")
 def mean_variance(call: Call) -> Result:
-    """Normalization over axes, the first one among them unless the node says otherwise."""
+    """Normalization over axes, by default including the first."""
     tensor = call.data(0)
     given = call.integers("axes")
     axes = [0, 2, 3] if given is None else given
@@ -133,7 +133,7 @@ def mean_variance(call: Call) -> Result:
 
 @operator("BiasSoftmax", domain=MICROSOFT)
 def bias_softmax(call: Call) -> Result:
-    """A sum of two tensors, and softmax over an axis and all after it."""
+    """A sum of two tensors, and softmax from an axis to the last."""
     shape, batch = broadcast(call.algebra, call.tensors(0, 2))
     if batch is not None and batch.axis >= call.axis(1, len(shape)):
         raise mixes("normalizes over the batch axis")

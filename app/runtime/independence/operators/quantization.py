@@ -1,4 +1,4 @@
-"""Quantization: by scales that are given, or by those of the data, which see all rows."""
+"""Quantization by given scales, or by scales computed from the data of all rows."""
 
 from app.runtime.independence.call import Call, Result, operator
 from app.runtime.independence.decisions import mixes, unproven
@@ -11,7 +11,7 @@ from app.runtime.independence.values import broadcast
 @operator("QuantizeLinear", "DequantizeLinear")
 @operator("QuantizeLinear", "DequantizeLinear", domain=MICROSOFT)
 def quantize_linear(call: Call) -> Result:
-    """Elements times or by a scale: one of the tensor, of each place of an axis, or of each block."""
+    """Elements multiplied or divided by a scale per tensor, per element of an axis, or per block."""
     tensor, scale = call.data(0), call.data(1)
     parameters = [call.data(index) for index in (1, 2) if call.has(index)]
     if tensor.batch is None:
@@ -31,9 +31,9 @@ def quantize_linear(call: Call) -> Result:
         else:
             wanted = tensor.batch
             if one.rank != tensor.rank or axis == tensor.batch.axis:
-                raise unproven("scales blocks of which it is not known where the rows are")
+                raise unproven("scales blocks with an unknown batch axis")
         if one.batch != wanted:
-            raise unproven("takes scales of which it is not known where the rows are")
+            raise unproven("has scales with an unknown batch axis")
     del scale
     return call.make(tensor.sizes, tensor.batch)
 
@@ -43,24 +43,24 @@ def dynamic_quantize(call: Call) -> Result:
     """Quantization by the range of the whole tensor."""
     tensor = call.data(0)
     if tensor.batch is not None:
-        raise mixes("takes its scale over the whole tensor, rows included")
+        raise mixes("computes its scale over the whole tensor, rows included")
     return [call.make(tensor.sizes), call.make(()), call.make(())]
 
 
 @operator("DynamicQuantizeLSTM", domain=MICROSOFT)
 def dynamic_lstm(call: Call) -> Result:
-    """An LSTM whose inputs are quantized by their range."""
+    """An LSTM with inputs quantized by their range."""
     if not call.all_shared():
-        raise mixes("takes its scale over the whole tensor, rows included")
-    raise unproven("is not followed")
+        raise mixes("computes its scale over the whole tensor, rows included")
+    raise unproven("is not supported by the analysis")
 
 
 def _parameters(call: Call, *indices: int) -> None:
-    """Check that scales and zero points are one for the whole tensor."""
+    """Check that scales and zero points are scalars, shared by the whole tensor."""
     call.shared(*indices)
     for index in indices:
         if call.has(index) and any(size != 1 for size in call.data(index).sizes):
-            raise unproven(f"takes its input {index} for each place of an axis")
+            raise unproven(f"requires input {index} to be a single value for the whole tensor")
 
 
 @operator("QLinearAdd", "QLinearMul", "QLinearSub", domain=MICROSOFT)
@@ -119,14 +119,14 @@ def qlinear_conv(call: Call) -> Result:
 
 @operator("ConvInteger")
 def conv_integer(call: Call) -> Result:
-    """A convolution of integers less their zero points."""
+    """A convolution of integers minus their zero points."""
     call.shared(*range(1, len(call.inputs)))
     return convolution(call, call.data(0), call.data(1))
 
 
 @operator("QLinearAveragePool", "QLinearGlobalAveragePool", domain=MICROSOFT)
 def qlinear_pool(call: Call) -> Result:
-    """The mean of a quantized tensor within windows, or over all places."""
+    """Average pooling of a quantized tensor within windows, or over all positions."""
     _parameters(call, 1, 2, 3, 4)
     whole = call.node.op_type == "QLinearGlobalAveragePool"
     return pooled(call, call.data(0), whole=whole, last=bool(call.integer("channels_last", 0)))

@@ -1,4 +1,4 @@
-"""Operators that draw random numbers, and others of which a row's answer is no function of the row."""
+"""Operators with results that are not a function of the row, such as random numbers."""
 
 from app.runtime.independence.call import Call, Result, operator
 from app.runtime.independence.decisions import mixes
@@ -11,4 +11,4 @@ from app.runtime.independence.decisions import mixes
 def draw(call: Call) -> Result:
     """Random numbers."""
     del call
-    raise mixes("draws random numbers, so that an answer depends on the place of its row in the batch")
+    raise mixes("draws random numbers, so a result depends on the position of its row in the batch")

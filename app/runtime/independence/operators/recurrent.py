@@ -11,7 +11,7 @@ def recurrent(call: Call) -> Result:
     """An LSTM, a GRU or a plain recurrent layer."""
     tensor = call.data(0)
     if tensor.rank != 3:
-        raise impossible("takes steps of another rank than 3")
+        raise impossible("requires steps of rank 3")
     call.shared(1, 2, 3, 7)
     first = bool(call.integer("layout", 0))
     batch = tensor.batch
@@ -19,17 +19,17 @@ def recurrent(call: Call) -> Result:
     lengths = call.data(4) if call.has(4) else None
     if batch is None:
         if (lengths is not None and lengths.batch is not None) or any(state.batch is not None for state in states):
-            raise unproven("takes states of the rows for steps that they share")
+            raise unproven("has a state per row for steps that all rows share")
     elif batch.axis == (1 if first else 0):
-        raise mixes("takes the batch axis as its steps, so that each row follows the one before")
+        raise mixes("treats the batch axis as its steps, so each row depends on the previous one")
     elif batch.axis == 2:
         raise mixes("sums over the batch axis")
     else:
         for state in states:
             if state.batch != batch.on(0 if first else 1):
-                raise unproven("takes a state that does not come from the rows")
+                raise unproven("has a state without the batch axis of its steps")
         if lengths is not None and lengths.batch != batch.on(0):
-            raise unproven("takes lengths that do not come from the rows")
+            raise unproven("has lengths without a batch axis")
     directions = 2 if call.string("direction", "forward") == "bidirectional" else 1
     width = call.integer("hidden_size", -1)
     hidden: Number = width if width >= 0 else call.algebra.fresh()

@@ -1,17 +1,18 @@
-"""Reductions over axes, and operators that order or add up along one axis."""
+"""Reductions over axes, and operators that sort or accumulate along one axis."""
 
 from app.runtime.independence.call import Call, Result, listed, operator
 from app.runtime.independence.decisions import mixes, unproven
 from app.runtime.independence.operators.shapes import numbers
+from app.runtime.independence.picked import ragged
 from app.runtime.independence.sizes import Number, counts
-from app.runtime.independence.values import Batch, Tensor
+from app.runtime.independence.values import Batch, Picked, Tensor
 
 
 def reduced(call: Call, tensor: Tensor, axes: list[int] | None, *, keep: bool) -> Tensor:
-    """A tensor reduced over axes, over all of them for None.
+    """A tensor reduced over axes; None reduces over all of them.
 
     Raises:
-        Decision: the rows are among them.
+        Decision: The batch axis is among them.
     """
     over = set(range(tensor.rank)) if axes is None else set(axes)
     batch = tensor.batch
@@ -28,10 +29,10 @@ def reduced(call: Call, tensor: Tensor, axes: list[int] | None, *, keep: bool) -
     "ReduceSum", "ReduceSumSquare",
 )  # fmt: skip
 def reduce(call: Call) -> Result:
-    """A reduction; no axes means all, unless the node says that it means none."""
+    """A reduction; without axes it covers all of them, unless the node is set to do nothing then."""
     tensor = call.data(0)
     if call.has(1) and call.elements(1) is None and tensor.batch is not None:
-        raise unproven("reduces over axes that are not known")
+        raise unproven("reduces over unknown axes")
     axes = call.axes(1, tensor.rank)
     if not axes and call.integer("noop_with_empty_axes", 0):
         return tensor
@@ -40,7 +41,7 @@ def reduce(call: Call) -> Result:
 
 @operator("ArgMax", "ArgMin")
 def arg_extreme(call: Call) -> Result:
-    """The place of the largest or smallest element along an axis."""
+    """The index of the largest or smallest element along an axis."""
     tensor = call.data(0)
     found = reduced(call, tensor, [call.axis(0, tensor.rank)], keep=bool(call.integer("keepdims", 1)))
     return Tensor(found.shape, found.batch, is_index=True)
@@ -52,15 +53,15 @@ def cumulative(call: Call) -> Result:
     tensor = call.data(0)
     axis = call.elements(1)
     if axis is None or axis.size != 1:
-        raise unproven("adds up along an axis that is not known")
-    return along(call, tensor, call.axis_of(listed(axis)[0], tensor.rank), "adds up")
+        raise unproven("accumulates along an unknown axis")
+    return along(call, tensor, call.axis_of(listed(axis)[0], tensor.rank), "accumulates")
 
 
 def along(call: Call, tensor: Tensor, axis: int, what: str) -> Tensor:
     """A tensor of the same shape, computed along one axis.
 
     Raises:
-        Decision: that is the batch axis.
+        Decision: The axis is the batch axis.
     """
     if tensor.batch is not None and tensor.batch.axis == axis:
         raise mixes(f"{what} along the batch axis")
@@ -69,7 +70,7 @@ def along(call: Call, tensor: Tensor, axis: int, what: str) -> Tensor:
 
 @operator("Softmax", "LogSoftmax", "Hardmax")
 def softmax(call: Call) -> Result:
-    """A softmax: over one axis, before version 13 over it and all after it."""
+    """Softmax over one axis; before operator set 13, from an axis to the last."""
     tensor = call.data(0)
     if call.version >= 13:
         return along(call, tensor, call.axis(-1, tensor.rank), "normalizes")
@@ -81,7 +82,7 @@ def softmax(call: Call) -> Result:
 
 @operator("TopK")
 def top_k(call: Call) -> Result:
-    """The largest elements along an axis, and their places."""
+    """The largest elements along an axis, and their indices."""
     tensor = call.data(0)
     axis = call.axis(-1, tensor.rank)
     if tensor.batch is not None and tensor.batch.axis == axis:
@@ -92,7 +93,7 @@ def top_k(call: Call) -> Result:
         if found is not None and found.size == 1:
             size = numbers(listed(found))[0]
     if counts(size):
-        raise mixes("takes as many elements as there are rows")
+        raise mixes("selects as many elements as there are rows")
     shape = [size if place == axis else one for place, one in enumerate(tensor.sizes)]
     result = call.make(shape, tensor.batch)
     return [result, result]
@@ -104,7 +105,7 @@ def matrices(call: Call) -> Result:
     """An operation on the matrices of the last two axes."""
     tensor = call.data(0)
     if tensor.batch is not None and tensor.batch.axis >= tensor.rank - 2:
-        raise mixes("takes the batch axis as one of a matrix")
+        raise mixes("treats the batch axis as an axis of a matrix")
     if call.has(1):
         call.shared(1)
     shape = tensor.sizes[:-2] if call.node.op_type == "Det" else tensor.sizes
@@ -113,7 +114,7 @@ def matrices(call: Call) -> Result:
 
 @operator("OneHot", counts=True)
 def one_hot(call: Call) -> Result:
-    """A new axis of as many classes as ``depth`` says."""
+    """One-hot encoding on a new axis of size ``depth``."""
     tensor = call.data(0)
     call.shared(2)
     depth = call.elements(1)
@@ -125,7 +126,7 @@ def one_hot(call: Call) -> Result:
 
 
 def inserted(call: Call, tensor: Tensor, axis: int, size: Number) -> Tensor:
-    """A tensor with a further axis."""
+    """A tensor with one more axis."""
     shape = [*tensor.sizes[:axis], size, *tensor.sizes[axis:]]
     batch = tensor.batch
     return call.make(shape, None if batch is None else batch.on(batch.axis + (axis <= batch.axis)))
@@ -133,12 +134,12 @@ def inserted(call: Call, tensor: Tensor, axis: int, size: Number) -> Tensor:
 
 @operator("Compress")
 def compress(call: Call) -> Result:
-    """The places of an axis that a condition keeps; without an axis those of all elements in one line."""
+    """The elements of an axis that a condition selects; without an axis, of the flattened tensor."""
     tensor, condition = call.data(0), call.data(1)
     flat = call.attribute("axis") is None
     axis = 0 if flat else call.axis(0, tensor.rank)
     if condition.batch is not None or (tensor.batch is not None and (flat or tensor.batch.axis == axis)):
-        raise mixes("keeps as many elements as a condition over the rows says", ragged=True)
+        raise mixes("keeps a number of elements that depends on the data of the rows", ragged=True)
     kept = call.algebra.fresh()
     shape = [kept] if flat else [kept if place == axis else size for place, size in enumerate(tensor.sizes)]
     return call.make(shape, tensor.batch)
@@ -148,18 +149,21 @@ def compress(call: Call) -> Result:
 @operator("Unique", domain="com.microsoft")
 def selected(call: Call) -> Result:
     """A data-dependent number of elements."""
-    if not call.all_shared():
-        raise mixes("gives as many elements as the data of the rows say", ragged=True)
     tensor = call.data(0)
+    if not call.all_shared():
+        if call.node.op_type != "NonZero" or tensor.rank != 1 or tensor.batch is None:
+            raise ragged()
+        places = call.make([1, *tensor.sizes], tensor.batch.on(1))
+        return Tensor(places.shape, places.batch, picked=Picked(call.algebra.fresh(), index=True))
     size = call.algebra.fresh()
     if call.node.op_type == "NonZero":
         return call.make([max(tensor.rank, 1), size])
-    raise unproven("is not followed")
+    raise unproven("is not supported by the analysis")
 
 
 @operator("NonMaxSuppression", counts=True)
 def boxes(call: Call) -> Result:
-    """Boxes that are left, of all rows in one list."""
+    """The selected boxes of all rows in one list."""
     if not call.all_shared():
         raise mixes("lists the boxes of all rows together", ragged=True)
     return call.make([call.algebra.fresh(), 3])
@@ -176,7 +180,7 @@ def reverse_sequence(call: Call) -> Result:
         raise mixes("reverses the order of the rows")
     if tensor.batch.axis == row_axis:
         if lengths.batch != Batch(0, tensor.batch.outer, tensor.batch.inner):
-            raise unproven("takes lengths that do not come from the rows")
+            raise unproven("has lengths without a batch axis")
     elif lengths.batch is not None:
-        raise unproven("takes lengths from the rows for another axis")
+        raise unproven("reads lengths from the rows for another axis")
     return call.make(tensor.sizes, tensor.batch)

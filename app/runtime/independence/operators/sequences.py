@@ -1,4 +1,4 @@
-"""Sequences of tensors whose number is known, and optional values."""
+"""Sequences of tensors with a known length, and optional values."""
 
 from app.runtime.independence.call import Call, Result, listed, operator
 from app.runtime.independence.decisions import mixes, unproven
@@ -11,14 +11,14 @@ from app.runtime.independence.values import Listed, elements_of
 def _list(call: Call, index: int = 0) -> Listed:
     value = call.inputs[index] if index < len(call.inputs) else None
     if not isinstance(value, Listed):
-        raise unproven("takes a sequence that is not followed")
+        raise unproven("has a sequence that the analysis does not support")
     return value
 
 
 def _place(call: Call, index: int, count: int) -> int:
     found = call.elements(index)
     if found is None or found.size != 1 or not is_known(listed(found)[0]):
-        raise unproven("takes an element of a sequence by a place that is not known")
+        raise unproven("selects an element of a sequence at an unknown position")
     return call.axis_of(listed(found)[0], count)
 
 
@@ -44,7 +44,7 @@ def at(call: Call) -> Result:
 
 @operator("SequenceLength", places=True, counts=True)
 def length(call: Call) -> Result:
-    """How many elements a sequence has."""
+    """The length of a sequence."""
     return elements_of(len(_list(call).items))
 
 
@@ -53,7 +53,7 @@ def insert(call: Call) -> Result:
     """A sequence with one more element."""
     items = list(_list(call).items)
     if len(items) > 512:
-        raise unproven("makes a sequence of more elements than are followed")
+        raise unproven("makes a sequence with more elements than the analysis supports")
     place = len(items) if not call.has(2) else _place(call, 2, len(items) + 1)
     items.insert(place, call.tensor(1))
     return Listed(tuple(items))
@@ -61,7 +61,7 @@ def insert(call: Call) -> Result:
 
 @operator("SequenceErase", places=True, counts=True)
 def erase(call: Call) -> Result:
-    """A sequence with one element less."""
+    """A sequence with one element removed."""
     items = list(_list(call).items)
     place = len(items) - 1 if not call.has(1) else _place(call, 1, len(items))
     del items[place]
@@ -70,14 +70,14 @@ def erase(call: Call) -> Result:
 
 @operator("SplitToSequence", counts=True)
 def split_to_sequence(call: Call) -> Result:
-    """A sequence of the parts of an axis."""
+    """An axis split into a sequence of parts."""
     tensor = call.data(0)
     axis = call.axis(0, tensor.rank)
     if tensor.batch is not None and tensor.batch.axis == axis:
         raise mixes("makes a sequence with an element for each row")
     size = tensor.sizes[axis]
     if not is_known(size) or size > 512:
-        raise unproven("splits an axis of a size that is not known")
+        raise unproven("splits an axis of unknown size")
     if not call.has(1):
         parts = split_into(call, tensor, axis, [1] * size)
         if call.integer("keepdims", 1):
@@ -94,7 +94,7 @@ def split_to_sequence(call: Call) -> Result:
         )
     found = call.elements(1)
     if found is None:
-        raise unproven("splits into parts that are not known")
+        raise unproven("splits into parts of unknown size")
     sizes = numbers(listed(found))
     if found.ndim == 0 and is_known(sizes[0]) and sizes[0] > 0:
         step = sizes[0]
@@ -104,7 +104,7 @@ def split_to_sequence(call: Call) -> Result:
 
 @operator("ConcatFromSequence", places=True)
 def concat_from_sequence(call: Call) -> Result:
-    """The elements of a sequence, joined along an axis or a new one."""
+    """The elements of a sequence, concatenated along an axis or stacked on a new one."""
     items = list(_list(call).items)
     axis = call.integer("axis", 0)
     if not items:

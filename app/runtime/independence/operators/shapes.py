@@ -11,18 +11,18 @@ from app.runtime.independence.values import Batch, Places, Tensor, as_elements, 
 
 
 def numbers(elements: Sequence[Element]) -> list[Number]:
-    """Elements that are sizes.
+    """Check that elements are sizes.
 
     Raises:
-        Decision: one is none.
+        Decision: An element is not a size.
     """
     if any(isinstance(value, bool) or is_real(value) for value in elements):
-        raise unproven("takes a size that is no integer")
+        raise unproven("has a size that is not an integer")
     return [value for value in elements if isinstance(value, int | Size)]
 
 
 def moved(call: Call, source: Tensor, shape: Sequence[Number], batch: Batch | None) -> Tensor:
-    """A tensor made of the elements of another, which stay with their rows."""
+    """A tensor made of the elements of another one; each element stays in its row."""
     found = call.make(shape, batch)
     places = source.places
     if places is not None and places.parts:
@@ -32,7 +32,7 @@ def moved(call: Call, source: Tensor, shape: Sequence[Number], batch: Batch | No
 
 @operator("Constant")
 def constant(call: Call) -> Result:
-    """A constant of an attribute."""
+    """A constant given by an attribute."""
     found = call.attribute("value")
     if found is not None:
         tensor = found.tensor()
@@ -58,7 +58,7 @@ _CONSTANTS: dict[str, Callable[[Attribute], Tensor]] = {
 
 @operator("Shape", places=True, counts=True)
 def shape_of(call: Call) -> Result:
-    """The sizes of a tensor."""
+    """The shape of a tensor."""
     tensor = call.tensor(0)
     rank = tensor.rank
     start, end = call.integer("start", 0), call.integer("end", rank)
@@ -73,10 +73,10 @@ def size_of(call: Call) -> Result:
 
 @operator("ConstantOfShape", counts=True)
 def constant_of_shape(call: Call) -> Result:
-    """One value, in a shape."""
+    """One value, repeated to a shape."""
     elements = call.elements(0)
     if elements is None:
-        raise unproven("takes a shape that is not known")
+        raise unproven("has an unknown target shape")
     shape = numbers(listed(elements))
     known = [size for size in shape if isinstance(size, int)]
     if len(known) == len(shape) and 0 <= math.prod(known) <= MAX_ELEMENTS:
@@ -88,12 +88,12 @@ def constant_of_shape(call: Call) -> Result:
 
 
 def uniform_batch(algebra: Algebra, shape: Sequence[Number]) -> Batch | None:
-    """The batch axis of a tensor that has the same block for each row: the one that has a multiple of the rows."""
+    """The batch axis of a tensor with equal blocks for all rows: the axis with a multiple of the number of rows."""
     for axis, size in enumerate(shape):
         if counts(size):
             inner = algebra.divided(size, algebra.rows)
             if inner is None or counts(inner):
-                raise unproven("makes a tensor whose size is no multiple of the number of rows")
+                raise unproven("makes a tensor with a size that is not a multiple of the number of rows")
             return Batch(axis, 1, inner)
     return None
 
@@ -101,7 +101,7 @@ def uniform_batch(algebra: Algebra, shape: Sequence[Number]) -> Batch | None:
 @operator("Range", counts=True)
 @operator("Range", domain="com.microsoft", counts=True)
 def number_range(call: Call) -> Result:
-    """Numbers from a start to a limit; up to the number of rows they are the rows' positions."""
+    """Numbers from a start to a limit; up to the number of rows they are the positions of the rows."""
     found = [call.elements(index) for index in range(min(3, len(call.inputs)))]
     known = [listed(array)[0] if array is not None and array.size == 1 else None for array in found]
     start, limit, step = (*known, 1)[:3] if len(known) == 2 else known
@@ -118,12 +118,12 @@ def number_range(call: Call) -> Result:
 
 @operator("Reshape", counts=True, places=True)
 def reshape(call: Call) -> Result:
-    """Another shape for the same elements in the same order."""
+    """Reshape: elements keep their order."""
     tensor = call.data(0)
     given = call.integers("shape") if len(call.inputs) < 2 else None
     elements: Array | None = as_elements([*given]) if given is not None else call.elements(1)
     if elements is None:
-        raise unproven("takes a shape that is not known")
+        raise unproven("has an unknown target shape")
     target = numbers(listed(elements))
     if not call.integer("allowzero", 0):
         target = [tensor.sizes[axis] if size == 0 and axis < tensor.rank else size for axis, size in enumerate(target)]
@@ -131,15 +131,15 @@ def reshape(call: Call) -> Result:
 
 
 def reshaped(call: Call, tensor: Tensor, target: list[Number]) -> Tensor:
-    """A tensor in another shape, of which one size may be -1.
+    """A tensor in another shape; one of the sizes may be -1.
 
     Raises:
-        Decision: the rows don't stay together, or that is not known.
+        Decision: The elements of a row do not stay together, or this is unknown.
     """
     algebra = call.algebra
     open_axes = [axis for axis, size in enumerate(target) if size == -1]
     if len(open_axes) > 1 or any(is_known(size) and size < -1 for size in target):
-        raise unproven("takes a shape that can't be")
+        raise unproven("has an invalid target shape")
     if open_axes:
         known = algebra.product([size for size in target if size != -1])
         target[open_axes[0]] = _remaining(algebra, algebra.product(tensor.sizes), known)
@@ -147,14 +147,14 @@ def reshaped(call: Call, tensor: Tensor, target: list[Number]) -> Tensor:
         return moved(call, tensor, target, None)
     axis = next((axis for axis, size in enumerate(target) if counts(size)), None)
     if axis is None:
-        raise unproven("gives a shape that has no room for any number of rows")
+        raise unproven("reshapes to a shape that fixes the number of rows")
     return moved(call, tensor, target, _placed(algebra, tensor, target, axis))
 
 
 def _placed(algebra: Algebra, tensor: Tensor, target: list[Number], axis: int) -> Batch:
-    """The batch on the axis of a new shape that has the rows: as many elements must be before, or after it."""
+    """The batch axis in a new shape: the number of elements before or after it must match."""
     if tensor.batch is None:
-        raise unproven("has no rows")
+        raise unproven("has no batch axis")
     place, block = tensor.batch.axis, algebra.divided(target[axis], algebra.rows)
     before = algebra.times(algebra.product(tensor.sizes[:place]), tensor.batch.outer)
     after = algebra.times(algebra.product(tensor.sizes[place + 1 :]), tensor.batch.inner)
@@ -167,12 +167,12 @@ def _placed(algebra: Algebra, tensor: Tensor, target: list[Number], axis: int) -
         if inner is not None and (outer := algebra.divided(block, inner)) is not None:
             return Batch(axis, outer, inner)
     if all(size is None or is_known(size) for size in (before, prefix, block)):
-        raise mixes("merges rows in another order than that of the batch")
-    raise unproven("gives a shape of which it is not known where the rows are")
+        raise mixes("merges rows in a different order than the batch")
+    raise unproven("reshapes to a shape with an unknown batch axis")
 
 
 def _remaining(algebra: Algebra, total: Number, known: Number) -> Number:
-    """The size that -1 means. A run of one row is valid, so the division of a row's elements leaves nothing."""
+    """The size that -1 resolves to. A run of one row is valid, so dividing by a row's elements has no remainder."""
     if known == 0:
         return algebra.fresh()
     above, below = algebra.reduced(total, known)
@@ -186,13 +186,13 @@ def _remaining(algebra: Algebra, total: Number, known: Number) -> Number:
 
 @operator("Flatten", places=True, padded=True)
 def flatten(call: Call) -> Result:
-    """A matrix: the axes before one, and those from it on."""
+    """A matrix: the axes before a given one merged, and the others merged."""
     tensor = call.data(0)
     axis = call.integer("axis", 1)
     if tensor.padding is not None:
         if tensor.rank == 2 and axis == 1:
             return tensor
-        raise mixes("takes rows that are padded to the longest of the batch")
+        raise mixes("uses rows padded to the longest row of the batch")
     axis = axis if axis == tensor.rank else call.axis_of(axis, tensor.rank)
     sides = tensor.sizes[:axis], tensor.sizes[axis:]
     return reshaped(call, tensor, [call.algebra.product(side) for side in sides])
@@ -200,18 +200,18 @@ def flatten(call: Call) -> Result:
 
 @operator("Squeeze", places=True)
 def squeeze(call: Call) -> Result:
-    """Axes of size 1 left out."""
+    """Axes of size 1 removed."""
     tensor = call.data(0)
     axes = call.axes(1, tensor.rank)
     batch = tensor.batch
     if axes is None:
         if batch is not None:
-            raise mixes("drops every axis of size 1, and so the batch axis of a single row")
+            raise mixes("drops every axis of size 1, including the batch axis of a single row")
         if not all(is_known(size) or (lower(size) or 0) > 1 for size in tensor.sizes):
-            raise unproven("drops axes of which it is not known whether their size is 1")
+            raise unproven("drops axes that may not have size 1")
         axes = [axis for axis, size in enumerate(tensor.sizes) if size == 1]
     if batch is not None and batch.axis in axes:
-        raise mixes("removes the batch axis, which leaves room for one row")
+        raise mixes("removes the batch axis, which allows only one row")
     shape = [size for axis, size in enumerate(tensor.sizes) if axis not in axes]
     if batch is not None:
         batch = batch.on(batch.axis - sum(axis < batch.axis for axis in set(axes)))
@@ -224,7 +224,7 @@ def unsqueeze(call: Call) -> Result:
     tensor = call.data(0)
     given = call.listed(1, "axes")
     if given is None or len(given) > 64:
-        raise unproven("adds axes that are not known")
+        raise unproven("adds axes at unknown positions")
     rank = tensor.rank + len(given)
     axes = {call.axis_of(axis, rank) for axis in given}
     rest = iter(enumerate(tensor.sizes))
@@ -246,7 +246,7 @@ def expand_dims(call: Call) -> Result:
     """One axis of size 1 added."""
     tensor, found = call.data(0), call.elements(1)
     if found is None or found.size != 1:
-        raise unproven("adds an axis that is not known")
+        raise unproven("adds an axis at an unknown position")
     axis = call.axis_of(listed(found)[0], tensor.rank + 1)
     shape = [*tensor.sizes[:axis], 1, *tensor.sizes[axis:]]
     batch = tensor.batch
@@ -255,11 +255,11 @@ def expand_dims(call: Call) -> Result:
 
 @operator("Transpose", places=True)
 def transpose(call: Call) -> Result:
-    """Axes in another order."""
+    """Axes permuted."""
     tensor = call.data(0)
     order = call.integers("perm") or list(range(tensor.rank))[::-1]
     if sorted(order) != list(range(tensor.rank)):
-        raise unproven("orders axes that the tensor does not have")
+        raise unproven("permutes axes that the tensor does not have")
     batch = None if tensor.batch is None else tensor.batch.on(order.index(tensor.batch.axis))
     return moved(call, tensor, [tensor.sizes[axis] for axis in order], batch)
 
@@ -269,10 +269,10 @@ def expand(call: Call) -> Result:
     """A tensor repeated along axes of size 1."""
     tensor, elements = call.data(0), call.elements(1)
     if elements is None:
-        raise unproven("takes a shape that is not known")
+        raise unproven("has an unknown target shape")
     target = numbers(listed(elements))
     if any((lower(size) is None or (lower(size) or 0) < 0) for size in target if is_known(size)):
-        raise unproven("takes a shape with a negative size")
+        raise unproven("has a target shape with a negative size")
     rank = max(tensor.rank, len(target))
     sizes = [*[1] * (rank - tensor.rank), *tensor.sizes]
     target = [*[1] * (rank - len(target)), *target]
@@ -284,7 +284,7 @@ def expand(call: Call) -> Result:
                 raise mixes("repeats a single row") if is_known(wanted) else unproven("may repeat a single row")
             shape.append(size)
         elif counts(wanted) and size != 1:
-            raise mixes("meets an axis that does not come from the batch with the number of rows")
+            raise mixes("broadcasts an axis outside the batch to the number of rows")
         else:
             shape.append(meet(call.algebra, size, wanted))
     if batch is None:
@@ -299,7 +299,7 @@ def tile(call: Call) -> Result:
     """A tensor repeated along its axes."""
     tensor, elements = call.data(0), call.elements(1)
     if elements is None:
-        raise unproven("repeats a number of times that is not known")
+        raise unproven("repeats an unknown number of times")
     times = numbers(listed(elements))
     if len(times) != tensor.rank:
         raise unproven("repeats axes that the tensor does not have")
@@ -315,7 +315,7 @@ def tile(call: Call) -> Result:
 
 @operator("EyeLike")
 def eye_like(call: Call) -> Result:
-    """The matrix of ones on the diagonal, in the shape of another."""
+    """A matrix with ones on the diagonal, in the shape of another tensor."""
     tensor = call.data(0)
     if tensor.batch is not None:
         raise mixes("numbers the rows of the batch")

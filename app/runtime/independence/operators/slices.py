@@ -1,4 +1,4 @@
-"""Operators that join, cut or pad along axes."""
+"""Operators that concatenate, slice or pad along axes."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _UNBOUNDED = 1_000_000_000  # TensorFlow's converter writes this for "to the end
 @operator("Concat", places=True)
 @operator("QLinearConcat", domain="com.microsoft")
 def concat(call: Call) -> Result:
-    """Tensors joined along an axis."""
+    """Tensors concatenated along an axis."""
     if call.node.op_type == "QLinearConcat":
         call.shared(0, 1, *(index for index in range(2, len(call.inputs)) if index % 3 != 2))
         tensors = [call.data(index) for index in range(2, len(call.inputs), 3)]
@@ -24,7 +24,7 @@ def concat(call: Call) -> Result:
 
 
 def joined(call: Call, tensors: Sequence[Tensor], axis: int) -> Tensor:
-    """Tensors joined along an axis; along the batch axis they must all be of the batch."""
+    """Tensors concatenated along an axis; along the batch axis all of them must have that batch axis."""
     rank = max(tensor.rank for tensor in tensors)
     axis = call.axis_of(axis, rank)
     if any(tensor.rank != rank for tensor in tensors):
@@ -40,22 +40,22 @@ def joined(call: Call, tensors: Sequence[Tensor], axis: int) -> Tensor:
         shape[axis] = _sum(call, [tensor.sizes[axis] for tensor in tensors])
         return call.make(shape)
     if len({batch.axis for batch in batches}) > 1:
-        raise mixes("joins tensors of which the batch is on another axis")
+        raise mixes("joins tensors with the batch on different axes")
     batch = next(iter(batches))
     if axis == batch.axis:
         return _joined_rows(call, tensors, shape, axis)
     if len(batches) > 1:
-        raise unproven("joins tensors that hold different numbers of parts for each row")
+        raise unproven("joins tensors with different numbers of blocks per row")
     for tensor in tensors:
         if tensor.batch is None:
             check_no_rows(tensor, batch.axis)
-            raise unproven("joins rows and a tensor that does not come from the batch")
+            raise unproven("joins rows with a tensor without a batch axis")
     shape[axis] = _sum(call, [tensor.sizes[axis] for tensor in tensors])
     return _with_places(tensors, call.make(shape, batch), axis)
 
 
 def _with_places(tensors: Sequence[Tensor], found: Tensor, axis: int) -> Tensor:
-    """Tensors joined along the last axis, of which some are the positions of the rows."""
+    """Tensors concatenated along the last axis, some with the positions of the rows."""
     if all(tensor.places is None for tensor in tensors):
         return found
     if axis != found.rank - 1 or any(not is_known(tensor.sizes[axis]) for tensor in tensors):
@@ -75,16 +75,16 @@ def _flags(tensor: Tensor) -> tuple[bool, ...]:
 
 
 def _joined_rows(call: Call, tensors: Sequence[Tensor], shape: list[Number], axis: int) -> Tensor:
-    """Several tensors of the batch, one after the other: each row then has a part in each."""
+    """Tensors concatenated along the batch axis: each row then has a block in each."""
     if any(tensor.places is not None for tensor in tensors):
         raise mixes("computes with the position of a row in the batch")
     outer: Number = 0
     inner: Number | None = None
     for tensor in tensors:
         if tensor.batch is None:
-            raise mixes("joins the rows and others that do not come from the batch")
+            raise mixes("joins rows with tensors without a batch axis")
         if inner is not None and inner != tensor.batch.inner:
-            raise unproven("joins tensors that hold different numbers of parts for each row")
+            raise unproven("joins tensors with different numbers of blocks per row")
         inner = tensor.batch.inner
         outer = call.algebra.plus(outer, tensor.batch.outer)
     return call.make(shape, Batch(axis, outer, 1 if inner is None else inner))
@@ -99,7 +99,7 @@ def _sum(call: Call, sizes: Sequence[Number]) -> Number:
 
 @operator("Slice", counts=True)
 def cut(call: Call) -> Result:
-    """A part of each axis."""
+    """A slice of each axis."""
     tensor = call.data(0)
     if call.version < 10:
         bounds: list[list[Element | None]] = [[*(call.integers(name) or [])] for name in ("starts", "ends")]
@@ -108,7 +108,7 @@ def cut(call: Call) -> Result:
     else:
         count = call.tensor(1).sizes[0]
         if not isinstance(count, int) or count > 64:
-            raise unproven("cuts a number of axes that is not known")
+            raise unproven("slices an unknown number of axes")
         bounds = [_known(call, index, count) for index in (1, 2)]
         axes = call.axes(3, tensor.rank)
         steps = _known(call, 4, count) if call.has(4) else [1] * count
@@ -118,7 +118,7 @@ def cut(call: Call) -> Result:
         if batch is not None and axis == batch.axis:
             batch = _cut_rows(call, tensor.sizes[axis], batch, start, end, step)
         elif any(counts(value) for value in (start, end, step)):
-            raise mixes("cuts another axis at the number of rows")
+            raise mixes("slices another axis at the number of rows")
         else:
             shape[axis] = cut_size(call, shape[axis], start, end, step)
     return call.make(shape, batch)
@@ -130,7 +130,7 @@ def _known(call: Call, index: int, count: int) -> list[Element | None]:
 
 
 def cut_size(call: Call, size: Number, start: Element | None, end: Element | None, step: Element | None) -> Number:
-    """How many elements are between two places of an axis."""
+    """Number of elements between two positions of an axis."""
     if start is None or end is None or step is None:
         return call.algebra.fresh()
     if is_known(size) and is_known(start) and is_known(end) and is_known(step) and step:
@@ -152,10 +152,10 @@ def _is_positive(value: Element) -> bool:
 def _cut_rows(
     call: Call, size: Number, batch: Batch, start: Element | None, end: Element | None, step: Element | None
 ) -> Batch:
-    """The batch axis after a cut: all rows, or some of several whole copies of the batch."""
+    """The batch axis after a slice: all rows, or some of several whole copies of the batch."""
     algebra = call.algebra
     if start is None or end is None or step is None:
-        raise unproven("may take some of the rows by their position")
+        raise unproven("may select some rows by their position")
     (first, last, stride) = numbers([start, end, step])
     unbounded = is_known(last) and last >= _UNBOUNDED
     whole = unbounded or last == size or (lower(algebra.plus(last, size, -1)) or -1) >= 0
@@ -165,15 +165,15 @@ def _cut_rows(
     begun = algebra.divided(first, copy) if first != 0 else 0
     ended = batch.outer if whole else algebra.divided(last, copy)
     if stride != 1 or begun is None or ended is None or not (is_known(begun) and is_known(ended)):
-        raise mixes("takes some of the rows by their position")
+        raise mixes("selects some rows by their position")
     if not is_known(batch.outer) or not 0 <= begun <= ended <= batch.outer:
-        raise mixes("takes some of the rows by their position")
+        raise mixes("selects some rows by their position")
     return Batch(batch.axis, ended - begun, batch.inner)
 
 
 @operator("Split", counts=True)
 def split(call: Call) -> Result:
-    """Parts of one axis."""
+    """Slices of one axis."""
     tensor = call.data(0)
     axis = call.axis(0, tensor.rank)
     elements = call.elements(1) if call.has(1) else None
@@ -202,19 +202,19 @@ def _share(call: Call, size: Number, count: int, place: int) -> Number:
 
 
 def split_into(call: Call, tensor: Tensor, axis: int, parts: Sequence[Number]) -> list[Tensor]:
-    """A tensor cut into parts along an axis; along the batch axis into whole copies of the batch."""
+    """A tensor split along an axis; along the batch axis into whole copies of the batch."""
     batch = tensor.batch
     found: list[Tensor] = []
     for part in parts:
         shape = [part if place == axis else size for place, size in enumerate(tensor.sizes)]
         if batch is None or batch.axis != axis:
             if counts(part):
-                raise mixes("cuts another axis at the number of rows")
+                raise mixes("slices another axis at the number of rows")
             found.append(call.make(shape, batch))
             continue
         outer = call.algebra.divided(part, call.algebra.times(call.algebra.rows, batch.inner))
         if outer is None or not is_known(outer) or not is_known(batch.outer):
-            raise mixes("takes some of the rows by their position")
+            raise mixes("selects some rows by their position")
         found.append(call.make(shape, Batch(axis, outer, batch.inner)))
     return found
 
@@ -228,10 +228,10 @@ def pad(call: Call) -> Result:
         call.shared(2)
     given = call.listed(1, "pads")
     if given is None:
-        raise unproven("pads by sizes that are not known")
+        raise unproven("pads by unknown sizes")
     axes = call.axes(3, tensor.rank) if call.has(3) else list(range(tensor.rank))
     if axes is None or len(given) != 2 * len(axes):
-        raise unproven("pads axes that are not known")
+        raise unproven("pads unknown axes")
     shape = list(tensor.sizes)
     for place, axis in enumerate(axes):
         before, after = given[place], given[place + len(axes)]
@@ -257,15 +257,15 @@ def _padded(call: Call, size: Number, before: Element, after: Element) -> Number
 
 @operator("CenterCropPad")
 def center_crop_pad(call: Call) -> Result:
-    """Axes cut or padded to given sizes."""
+    """Axes cropped or padded to given sizes."""
     tensor = call.data(0)
     axes = call.axes(9, tensor.rank) or list(range(tensor.rank))
     if tensor.batch is not None and tensor.batch.axis in axes:
-        raise unproven("may cut or add rows")
+        raise unproven("may remove or add rows")
     elements = call.elements(1)
     sizes = [call.algebra.fresh() for _ in axes] if elements is None else numbers(listed(elements))
     if any(counts(size) for size in sizes) or len(sizes) != len(axes):
-        raise unproven("cuts to a size that is not known")
+        raise unproven("crops to an unknown size")
     shape = list(tensor.sizes)
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size

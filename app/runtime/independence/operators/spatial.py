@@ -1,4 +1,4 @@
-"""Operators on images and signals, whose first axis is the batch: convolution, pooling, resizing, transforms."""
+"""Operators on images and signals with the batch on the first axis: convolution, pooling, resizing, transforms."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ _KEEPING = {"half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_c
 
 
 def on_first(tensor: Tensor) -> None:
-    """Check that the batch, if there is one, is the first axis.
+    """Check that the batch axis, if any, is the first axis.
 
     Raises:
-        Decision: it is another.
+        Decision: The batch is on another axis.
     """
     if tensor.batch is not None and tensor.batch.axis == 1:
-        raise mixes("sums over the batch axis, which it takes as the channels")
+        raise mixes("sums over the batch axis, which it treats as the channels")
     if tensor.batch is not None and tensor.batch.axis > 1:
         raise mixes("slides over the batch axis")
 
 
 def _window(call: Call, size: Number, place: int, kernel: Element | None, *, up: bool = False) -> Number:
-    """The size that a window leaves of an axis, where all is known; else a size for itself."""
+    """The size of an axis after windowing if all numbers are known, else a fresh symbol."""
     strides, dilations = call.integers("strides") or [], call.integers("dilations") or []
     stride = strides[place] if place < len(strides) else 1
     dilation = dilations[place] if place < len(dilations) else 1
@@ -43,13 +43,13 @@ def _window(call: Call, size: Number, place: int, kernel: Element | None, *, up:
 def convolution(call: Call, tensor: Tensor, weight: Tensor, *, last: bool = False, up: bool = False) -> Tensor:
     """A convolution by a weight that all rows share."""
     if weight.batch is not None:
-        raise unproven("takes its weight from the rows")
+        raise unproven("requires a weight that is the same for all rows")
     if last and tensor.batch is not None and tensor.batch.axis != 0:
         raise mixes("slides over the batch axis")
     on_first(tensor)
     rank = tensor.rank
     if rank < 3 or weight.rank != rank:
-        raise impossible("takes an image of another rank than its weight")
+        raise impossible("requires an image of the same rank as its weight")
     groups = call.integer("group", 1)
     channels = call.algebra.times(weight.sizes[1], groups) if up else weight.sizes[0]
     places = range(rank - 2)
@@ -64,7 +64,7 @@ def convolution(call: Call, tensor: Tensor, weight: Tensor, *, last: bool = Fals
 @operator("Conv")
 @operator("NhwcConv", "FusedConv", "NhwcFusedConv", "Conv", domain=MICROSOFT)
 def conv(call: Call) -> Result:
-    """A convolution, in the fused form with something added."""
+    """A convolution, fused with an addition."""
     call.shared(2)
     last = call.node.op_type.startswith("Nhwc")
     result = convolution(call, call.data(0), call.data(1), last=last)
@@ -72,7 +72,7 @@ def conv(call: Call) -> Result:
         added = call.data(3)
         _, batch = broadcast(call.algebra, [result, added])
         if added.rank != result.rank or batch != result.batch:
-            raise unproven("adds what does not come from the rows")
+            raise unproven("adds a tensor without a batch axis")
     return result
 
 
@@ -86,21 +86,21 @@ def conv_transpose(call: Call) -> Result:
 
 @operator("DeformConv")
 def deform_conv(call: Call) -> Result:
-    """A convolution at offsets that each row has for itself."""
+    """A deformable convolution with offsets per row."""
     tensor = call.data(0)
     call.shared(3)
     for index in (2, 4):
         if call.has(index) and call.data(index).batch != tensor.batch:
-            raise unproven("takes offsets that do not come from the rows")
+            raise unproven("has offsets without a batch axis")
     return convolution(call, tensor, call.data(1))
 
 
 def pooled(call: Call, tensor: Tensor, *, whole: bool, last: bool = False) -> Tensor:
-    """A tensor reduced within windows, or over all places."""
+    """A tensor reduced within windows, or over all positions."""
     if tensor.batch is not None and (tensor.batch.axis > 1 or (last and tensor.batch.axis == tensor.rank - 1)):
         raise mixes("pools over the batch axis")
     if last and tensor.batch is not None and tensor.batch.axis != 0:
-        raise unproven("takes rows of which the batch is not the first axis")
+        raise unproven("requires the batch on the first axis")
     kernel = call.integers("kernel_shape") or []
     spatial = tensor.sizes[1:-1] if last else tensor.sizes[2:]
     found: list[Number] = [
@@ -114,36 +114,36 @@ def pooled(call: Call, tensor: Tensor, *, whole: bool, last: bool = False) -> Te
 @operator("AveragePool", "LpPool")
 @operator("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool")
 def pool(call: Call) -> Result:
-    """Pooling within windows, or over all places."""
+    """Pooling within windows, or over all positions."""
     return pooled(call, call.data(0), whole=call.node.op_type.startswith("Global"))
 
 
 @operator("MaxPool")
 @operator("NhwcMaxPool", domain=MICROSOFT)
 def max_pool(call: Call) -> Result:
-    """The largest of each window; the places are counted over all rows, so they can't be given."""
+    """Max pooling. Its indices are numbered across all rows, so they are not supported."""
     tensor = call.data(0)
     if call.output_count > 1 and call.node.outputs[1] and tensor.batch is not None:
-        raise mixes("counts the places of its maxima over all rows")
+        raise mixes("numbers the positions of its maxima across all rows")
     result = pooled(call, tensor, whole=False, last=call.node.op_type.startswith("Nhwc"))
     return [result, result]
 
 
 @operator("MaxUnpool")
 def max_unpool(call: Call) -> Result:
-    """Elements put at places that are counted over all rows."""
+    """Elements written at indices that are numbered across all rows."""
     if not call.all_shared():
-        raise mixes("counts places over all rows")
-    raise unproven("is not followed")
+        raise mixes("uses positions that are numbered across all rows")
+    raise unproven("is not supported by the analysis")
 
 
 @operator("DepthToSpace", "SpaceToDepth")
 @operator("DepthToSpace", "SpaceToDepth", domain=MICROSOFT)
 def depth_to_space(call: Call) -> Result:
-    """Channels as places, or the other way round."""
+    """Channels moved to positions, or the reverse."""
     tensor = call.data(0)
     if tensor.batch is not None and tensor.batch.axis != 0:
-        raise mixes("takes the batch axis as one of an image")
+        raise mixes("treats the batch axis as an axis of an image")
     size, algebra = call.integer("blocksize", 1), call.algebra
     first, channels, *spatial = tensor.sizes
     if call.node.op_type == "DepthToSpace":
@@ -161,7 +161,7 @@ def depth_to_space(call: Call) -> Result:
 
 @operator("Resize", "Upsample", counts=True)
 def resize(call: Call) -> Result:
-    """An image scaled; the batch axis must keep its size."""
+    """A scaled image; the batch axis must keep its size."""
     tensor = call.data(0)
     rank = tensor.rank
     old = call.node.op_type == "Upsample" or call.version < 11
@@ -189,10 +189,10 @@ def _check_kept(
     call: Call, tensor: Tensor, place: int, scales: Sequence[Element] | None, sizes: Sequence[Element] | None
 ) -> None:
     if call.string("coordinate_transformation_mode", "half_pixel") not in _KEEPING:
-        raise unproven("may move rows, as it scales in a mode that need not keep an axis of the same size")
+        raise unproven("may move rows, because its scaling mode can change an axis of the same size")
     if sizes is not None and place < len(sizes):
         if call.string("keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise unproven("scales by what keeps the ratio of all axes")
+            raise unproven("scales all axes by a common ratio")
         if tensor.batch is not None and sizes[place] == tensor.sizes[tensor.batch.axis]:
             return
         raise (
@@ -206,7 +206,7 @@ def _check_kept(
             if isinstance(scales[place], Size)
             else mixes("changes the number of rows")
         )
-    raise unproven("scales by what is not known")
+    raise unproven("scales by an unknown factor")
 
 
 def _scaled(
@@ -247,7 +247,7 @@ def fourier(call: Call) -> Result:
     elif call.has(2):
         found = call.elements(2)
         if found is None or found.size != 1:
-            raise unproven("transforms along an axis that is not known")
+            raise unproven("transforms along an unknown axis")
         axis = call.axis_of(listed(found)[0], tensor.rank)
     else:
         axis = call.axis_of(-2, tensor.rank)
@@ -261,7 +261,7 @@ def fourier(call: Call) -> Result:
 
 @operator("HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", counts=True)
 def window(call: Call) -> Result:
-    """A table made of sizes alone."""
+    """A table computed from sizes only."""
     found = [call.elements(index) for index in range(len(call.inputs))]
     if any(array is not None and any(counts(value) for value in array.flat) for array in found):
         raise mixes("computes with the number of rows")
@@ -271,7 +271,7 @@ def window(call: Call) -> Result:
 
 @operator("RoiAlign", "MaxRoiPool")
 def regions(call: Call) -> Result:
-    """Regions of images, which name their image by its position."""
+    """Regions of images, which refer to their image by its position."""
     if not call.all_shared():
-        raise mixes("takes images by their position in the batch")
-    raise unproven("is not followed")
+        raise mixes("selects images by their position in the batch")
+    raise unproven("is not supported by the analysis")

@@ -139,7 +139,7 @@ def test_layers_that_are_dense_already_stay_and_a_missing_one_is_named(tmp_path)
     dense = layer(build.sketched_card, "b", 6, 5, 1, plan="dense")
     twin = make(path, parse_card(_text(build.sketched_card(layers=[known, dense]))))
     assert set(weights(twin)) == {"a.dense0", "A1", "B1"}
-    with pytest.raises(BenchmarkError, match="layer 'c' is not found in the running graph"):
+    with pytest.raises(BenchmarkError, match="layer 'c' is not in the running graph"):
         make(path, parse_card(_text(build.sketched_card(layers=[layer(build.sketched_card, "c", 9, 6, 1)]))))
 
 
@@ -174,7 +174,7 @@ def test_it_takes_turns(monkeypatch):
 @pytest.mark.parametrize(
     ("card", "body", "status", "message"),
     [
-        (None, {}, 400, "model 'm' has no card: what is dense for it is not known"),
+        (None, {}, 400, "model 'm' has no card, so its dense twin is unknown"),
         ("dense", {}, 400, "model 'm' has no layer that runs as two products"),
         ("card", {"rows": [0]}, 400, "greater than or equal to 1"),
         ("card", {"seconds": 31}, 400, "less than or equal to 30"),
@@ -204,10 +204,10 @@ def test_a_twin_that_is_too_large_is_refused_before_it_is_made(serve, tiny, monk
     monkeypatch.setattr(benchmark, "folded", None)
     answer = client.post("/models/m/benchmark")
     assert answer.status_code == 400
-    assert answer.json()["error"] == "the dense twin of model 'm' has 120 bytes of weights; at most 119 are allowed"
+    assert answer.json()["error"] == "the dense twin of model 'm' has 120 bytes of weights; the maximum is 119"
     monkeypatch.setattr(benchmark, "MAX_TWIN_BYTES", 10**9)
     monkeypatch.setattr(benchmark, "available_bytes", lambda: 100)
-    assert "too much for the 100 bytes of free memory" in client.post("/models/m/benchmark").json()["error"]
+    assert "more than the 100 bytes of free memory" in client.post("/models/m/benchmark").json()["error"]
 
 
 def test_requests_are_answered_meanwhile_and_a_second_benchmark_waits_its_turn(serve, tiny):

@@ -80,7 +80,7 @@ class Server:
 
     def submit(self, worker: int, token: int, action: str, name: str, policy: str | None = None) -> None:
         self.workers[worker].tokens.setdefault(name, deque()).append(token)
-        self.log.submit(worker, token, action, name, policy)
+        self.log.submit(worker, token, Command(0, action, name, policy))
 
     def step(self, number: int, *, reports: bool = True) -> None:
         """Have a worker apply the first command of some model that it was sent; one that dies at it reports nothing."""
@@ -163,8 +163,8 @@ def test_a_worker_that_hangs_is_waited_for_until_it_is_gone(pair):
     pair.submit(1, 7, "unload", "a")
     pair.step(1)
     assert pair.answers == {}
-    pair.log.expire(1, 7, "no answer for 600 s")
-    assert pair.answers[7].behind == {2: "no answer for 600 s"}
+    pair.log.expire(1, 7, "no response for 600 s")
+    assert pair.answers[7].behind == {2: "no response for 600 s"}
     pair.answers.clear()
     pair.submit(1, 8, "load", "a")
     pair.step(1)

@@ -53,13 +53,11 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
 def test_a_wrong_value_names_variable_value_and_rule(monkeypatch, name, value, rule):
     monkeypatch.setenv(f"PANTHER_{name}", value)
     flag = "--" + name.lower().replace("_", "-")
-    with pytest.raises(
-        SettingsError, match=re.escape(f"PANTHER_{name} (or {flag}): '{value}' is not accepted: {rule}")
-    ):
+    with pytest.raises(SettingsError, match=re.escape(f"PANTHER_{name} (or {flag}): '{value}' is not valid: {rule}")):
         read_settings([])
     monkeypatch.delenv(f"PANTHER_{name}")
     if not value.startswith("-"):
-        with pytest.raises(SettingsError, match=re.escape(f"'{value}' is not accepted: {rule}")):
+        with pytest.raises(SettingsError, match=re.escape(f"'{value}' is not valid: {rule}")):
             read_settings([flag, value])
 
 
@@ -103,11 +101,11 @@ def test_the_environment_may_name_the_file(monkeypatch, tmp_path):
         ("[server]\nport = 1", r"unknown key 'server'"),
         ('config = "other.toml"', r"unknown key 'config'"),
         ("port = ", r"the settings file .*panther.toml' is not valid TOML: Invalid value"),
-        ('port = "abc"', r"port in the settings file: 'abc' is not accepted: input should be a valid integer"),
-        ("port = 99999", r"port in the settings file: 99999 is not accepted: .*less than or equal to 65535"),
+        ('port = "abc"', r"port in the settings file: 'abc' is not valid: input should be a valid integer"),
+        ("port = 99999", r"port in the settings file: 99999 is not valid: .*less than or equal to 65535"),
         ("port = " + 5000 * "9", r"the settings file .*panther.toml' is not valid TOML: .*4300 digits"),
         ("port = " + 5000 * "[", r"the settings file .*panther.toml' is not valid TOML: .*nested too deep"),
-        ("predict_keys = []", r"predict_keys holds no keys, so every request would be refused"),
+        ("predict_keys = []", r"predict_keys holds no keys, which refuses every request"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(tmp_path, text, said):
@@ -204,7 +202,7 @@ def test_panther_serve_is_the_server_by_another_name(tmp_path):
     wrong = serve("--port", "abc")
     assert (wrong.returncode, wrong.stderr) == (
         1,
-        "error: PANTHER_PORT (or --port): 'abc' is not accepted: input should be a valid integer, "
+        "error: PANTHER_PORT (or --port): 'abc' is not valid: input should be a valid integer, "
         "unable to parse string as an integer\n",
     )
 
@@ -254,14 +252,14 @@ def run(*arguments, **environment):
 def test_a_wrong_value_ends_the_program_without_a_traceback():
     ended = run(PANTHER_PORT="abc")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("error: PANTHER_PORT (or --port): 'abc' is not accepted")
+    assert ended.stderr.startswith("error: PANTHER_PORT (or --port): 'abc' is not valid")
     assert "Traceback" not in ended.stderr
 
 
 def test_a_host_that_no_machine_can_have_is_said_clearly(tmp_path):
     ended = run("--config", write(tmp_path / "panther.toml", 'host = "a\\u0000b"'))
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
-    assert r"error: can't listen on 'a\x00b:8000': a host's name holds no null character" in ended.stderr
+    assert r"error: can't listen on 'a\x00b:8000': a host name must not contain a null character" in ended.stderr
 
 
 def test_a_port_already_taken_is_said_clearly():

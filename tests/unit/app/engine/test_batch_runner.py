@@ -72,7 +72,7 @@ def test_each_request_gets_its_rows_and_the_poisoned_ones_fail_alone(drawn, max_
     ("error", "kind", "message"),
     [
         (InferenceFailedError("model 'm' failed on this input: no"), InferenceFailedError, "failed on this input: no"),
-        (MemoryError(), OverloadedError, "model 'm' has no memory for this request now"),
+        (MemoryError(), OverloadedError, "model 'm' has not enough memory for this request"),
         (ZeroDivisionError(), InferenceFailedError, "model 'm' failed"),
     ],
 )

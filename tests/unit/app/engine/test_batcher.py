@@ -101,7 +101,7 @@ def test_a_defect_of_the_server_leaves_no_client_waiting(inline_ns, caplog):
     failed = "model 'doubler' failed"
     assert asyncio.run(run(Forgetful(), Recorded)) == [("first", failed), ("second", failed)]
     assert asyncio.run(run(Doubler(), Broken)) == [("second", None)]
-    assert "could not be delivered" in caplog.text
+    assert "cannot deliver a response" in caplog.text
 
 
 def test_requests_of_one_turn_of_the_loop_run_together():
@@ -171,7 +171,7 @@ def test_requests_are_refused_while_no_thread_can_be_started(monkeypatch):
     asyncio.run(run())
     assert names(ended) == ["refused", "answered"]
     assert isinstance(ended[0].error, OverloadedError)
-    assert "no thread to run on: can't start new thread" in str(ended[0].error)
+    assert "cannot start a thread: can't start new thread" in str(ended[0].error)
     assert ended[1].error is None
     assert [rows for rows, _ in model.runs] == [1]
 

@@ -20,7 +20,7 @@ def test_a_request_larger_than_the_queue_has_room_where_the_queue_is_empty():
     large = entry(100, nbytes=800)
     assert queue.why_full(100, 800) is None
     queue.append(large)
-    assert queue.why_full(1) == "101 rows would wait, more than max_queue_rows (4)"
+    assert queue.why_full(1) == "101 rows would be queued, more than max_queue_rows (4)"
     assert queue.discard(large)
     assert not queue.discard(large)
     assert (len(queue), queue.rows, queue.nbytes) == (0, 0, 0)
@@ -31,9 +31,9 @@ def test_a_request_larger_than_the_queue_has_room_where_the_queue_is_empty():
     [
         ({}, None),
         ({"max_rows": 5}, None),
-        ({"max_rows": 4}, "5 rows would wait, more than max_queue_rows (4)"),
+        ({"max_rows": 4}, "5 rows would be queued, more than max_queue_rows (4)"),
         ({"max_bytes": 30}, None),
-        ({"max_bytes": 29}, "30 bytes would wait, more than max_queue_bytes (29)"),
+        ({"max_bytes": 29}, "30 bytes would be queued, more than max_queue_bytes (29)"),
     ],
 )
 def test_rows_and_bytes_are_bounded(limits, reason):

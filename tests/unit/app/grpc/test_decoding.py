@@ -71,16 +71,19 @@ def test_what_is_asked_for():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda request: request.outputs.add(name="z"), "'outputs' has the text 'z'; model 'fake' has: y, h"),
+        (lambda request: request.outputs.add(name="z"), "'outputs' has the string 'z'; model 'fake' has: y, h"),
         (
             lambda request: request.inputs.add(name="x", datatype="FP32", shape=[1, 2]),
-            "has 1 tensors, and the request 2",
+            "has 1 tensors, but the request has 2",
         ),
-        (lambda request: request.raw_input_contents.append(b""), "has 2 tensors, and the request 1 inputs"),
+        (lambda request: request.raw_input_contents.append(b""), "has 2 tensors, but the request has 1 inputs"),
         (lambda request: request.inputs[0].shape.append(1), r"has shape \[1, 2, 1\]"),
-        (lambda request: request.ClearField("inputs"), "has 1 tensors, and the request 0 inputs"),
-        (lambda request: request.inputs[0].contents.fp32_contents.append(1), "'x' has contents, and the request raw_"),
-        (lambda request: setattr(request, "id", "i" * 1025), "'id' has 1025 characters; at most 1024"),
+        (lambda request: request.ClearField("inputs"), "has 1 tensors, but the request has 0 inputs"),
+        (
+            lambda request: request.inputs[0].contents.fp32_contents.append(1),
+            "'x' has contents, but the request has raw_",
+        ),
+        (lambda request: setattr(request, "id", "i" * 1025), "'id' has 1025 characters; the maximum is 1024"),
     ],
 )
 def test_what_is_wrong_is_told(change, message):

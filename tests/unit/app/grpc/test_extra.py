@@ -12,7 +12,7 @@ from app.grpc.extra import MissingExtraError, require_extra
 def test_a_missing_package_is_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        MissingExtraError, match=rf"grpc_port=8001 needs the extra 'grpc'.*'{package}' is not installed"
+        MissingExtraError, match=rf"grpc_port=8001 requires the extra 'grpc'.*'{package}' is not installed"
     ):
         require_extra(Settings(grpc_port=8001))
     require_extra(Settings())
@@ -20,7 +20,7 @@ def test_a_missing_package_is_named(monkeypatch, package):
 
 def test_the_transport_that_is_asked_for_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ngh2", None)
-    with pytest.raises(MissingExtraError, match=r"needs the extra 'grpc'.*'ngh2' is not installed"):
+    with pytest.raises(MissingExtraError, match=r"requires the extra 'grpc'.*'ngh2' is not installed"):
         require_extra(Settings(grpc_port=8001, grpc_transport="nghttp2"))
     require_extra(Settings(grpc_port=8001))
 

@@ -13,7 +13,7 @@ STATUS = health_pb2.HealthCheckResponse
 
 
 class State:
-    problem = "models are being loaded"
+    problem = "models are loading"
     draining = False
 
 
@@ -57,8 +57,8 @@ def test_a_check_tells_the_state_of_now():
 @pytest.mark.parametrize(
     ("message", "code", "words"),
     [
-        (health_pb2.HealthCheckRequest(service="x").SerializeToString(), "NOT_FOUND", "there is no service 'x'; there"),
-        (b"\xff", "INVALID_ARGUMENT", "the 1 bytes of the request are no HealthCheckRequest"),
+        (health_pb2.HealthCheckRequest(service="x").SerializeToString(), "NOT_FOUND", "unknown service 'x'; known"),
+        (b"\xff", "INVALID_ARGUMENT", "the 1 bytes of the request are not a valid protobuf message HealthCheckRequest"),
     ],
 )
 def test_what_is_wrong_is_told(message, code, words):

@@ -192,7 +192,7 @@ def test_a_message_is_not_received_without_a_key(inference):
 
     error, counts, left = asyncio.run(run())
     assert left == set()
-    assert str(error).startswith("an API key is needed")
+    assert str(error).startswith("an API key is required")
     assert counts == {(GRPC, "UnauthorizedError"): 1}
 
 

@@ -36,7 +36,7 @@ def test_a_message_of_the_public_client_is_read():
 
 def test_what_is_no_message_is_refused():
     with pytest.raises(
-        InvalidRequestError, match="the 2 bytes of the request are no ModelInferRequest in Protocol Buff"
+        InvalidRequestError, match="the 2 bytes of the request are not a valid protobuf message ModelInf"
     ):
         parse(ModelInferRequest, b"\xff\xff")
 

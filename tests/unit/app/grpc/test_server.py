@@ -168,7 +168,7 @@ def test_an_address_of_another_machine_is_refused(tiny_dir, transport):
         state = create_app(Settings(model_dir=tiny_dir, device="cpu", grpc_transport=transport)).state.panther
         await GrpcServer(state).start("192.0.2.1:1")
 
-    with pytest.raises(GrpcStartError, match=r"can't listen on 192\.0\.2\.1:1 for gRPC"):
+    with pytest.raises(GrpcStartError, match=r"cannot listen on 192\.0\.2\.1:1 for gRPC"):
         asyncio.run(run())
 
 

@@ -40,22 +40,22 @@ def test_all_datatypes_but_the_two_halves_have_a_field():
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_halves_have_none(datatype):
-    with pytest.raises(InvalidRequestError, match=f"'x' is {datatype}, which travels in raw_input_contents only"):
+    with pytest.raises(InvalidRequestError, match=f"'x' is {datatype}, which must be sent in raw_input_contents"):
         array_of(InferTensorContents(fp32_contents=[1, 2]), SPECS[datatype], (1, 2))
 
 
 @pytest.mark.parametrize(
     ("datatype", "contents", "message"),
     [
-        ("FP32", {"fp32_contents": [1]}, r"has 1 values in fp32_contents; shape \[1, 2\] takes 2"),
-        ("FP32", {}, r"has 0 values in fp32_contents; shape \[1, 2\] takes 2"),
-        ("FP32", {"fp64_contents": [1, 2]}, "has 2 values in fp64_contents; FP32 belongs in fp32_contents"),
+        ("FP32", {"fp32_contents": [1]}, r"has 1 values in fp32_contents; shape \[1, 2\] needs 2"),
+        ("FP32", {}, r"has 0 values in fp32_contents; shape \[1, 2\] needs 2"),
+        ("FP32", {"fp64_contents": [1, 2]}, "has 2 values in fp64_contents; expected FP32 in fp32_contents"),
         ("FP32", {"fp32_contents": [1, 2], "int_contents": [1]}, "has 1 values in int_contents"),
         ("INT8", {"int_contents": [0, -129]}, r"int_contents\[1\] is -129; expected an integer from -128 to 127"),
         ("UINT8", {"uint_contents": [256, 0]}, r"uint_contents\[0\] is 256; expected an integer from 0 to 255"),
         ("INT16", {"int_contents": [0, 1 << 15]}, r"is 32768; expected an integer from -32768 to 32767"),
         ("UINT16", {"uint_contents": [0, 1 << 16]}, r"is 65536; expected an integer from 0 to 65535"),
-        ("BYTES", {"bytes_contents": [b"a", b"\xff"]}, "holds bytes that are not UTF-8"),
+        ("BYTES", {"bytes_contents": [b"a", b"\xff"]}, "holds a string that is not valid UTF-8"),
     ],
 )
 def test_what_does_not_fit_is_refused(datatype, contents, message):

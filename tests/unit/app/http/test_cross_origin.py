@@ -41,7 +41,10 @@ def test_clients_without_an_origin_own_pages_and_named_ones_may(origin, site):
 )  # fmt: skip
 def test_other_pages_may_not(origin, site):
     guard = CrossOriginGuard(["https://named.example"])
-    with pytest.raises(AccessForbiddenError, match=r"a page of .* may not change what is served; PANTHER_CORS_ORIGINS"):
+    with pytest.raises(
+        AccessForbiddenError,
+        match=r"a page of .* may not change .* add the origin to PANTHER_CORS",
+    ):
         guard.check(headers(host=HOST, origin=origin, sec_fetch_site=site))
 
 
@@ -73,7 +76,9 @@ def test_loopback_names_addresses_and_named_hosts_are_allowed(host):
 def test_other_hosts_are_not(host):
     guard = CrossOriginGuard(hosts=["models.example", "*.pool.example"])
     origin = f"http://{host}"  # with DNS rebinding the page is of the same origin
-    with pytest.raises(AccessForbiddenError, match=r"for the host '.*' may not change .*; PANTHER_ALLOWED_HOSTS"):
+    with pytest.raises(
+        AccessForbiddenError, match=r"for the host '.*' may not change .*; add the host to PANTHER_ALLOWED_HOSTS"
+    ):
         guard.check(headers(host=host, origin=origin, sec_fetch_site="same-origin"))
 
 

@@ -157,7 +157,7 @@ def test_convolutions_are_reported_and_their_sum_is_checked():
     assert parsed.contradictions() == []
     given["totals"]["convolutions"] = {"dense": 161, "learnable": 60, "fixed": 40}
     assert parse_card(json.dumps(given)).contradictions() == [
-        "totals.convolutions: the card says dense 161, its layers add up to 160"
+        "totals.convolutions: the card has dense 161, the sum over its layers is 160"
     ]
     with pytest.raises(CardError, match=r"convolutions\.0\.shape\.groups"):
         parse_card(json.dumps(card(convolutions=[convolution(shape=layer["shape"] | {"groups": 0})])))
@@ -183,10 +183,52 @@ def test_embeddings_are_reported_and_their_counts_are_checked():
     assert parsed.contradictions() == []
     given["embeddings"] = [layer | {"rank": 5}]
     assert parse_card(json.dumps(given)).contradictions() == [
-        "embedding 'table': the card says learnable 464, the formula gives 580"
+        "embedding 'table': the card has learnable 464, the formula gives 580"
     ]
     with pytest.raises(CardError, match=r"embeddings\.0\.rank"):
         parse_card(json.dumps(card(embeddings=[layer | {"rank": 0}])))
+
+
+def curve(points, **changes):
+    return {"budget": "at most 300 bytes", "original_bytes": 800, "points": points, **changes}
+
+
+POINTS = [
+    {"bytes": 100, "error": 0.2, "measured": False},
+    {"bytes": 250, "error": 0.01, "measured": True, "chosen": True, "metric": 0.97},
+]
+
+
+def test_the_curve_of_a_compression_is_reported():
+    given = card(compression_curve=curve(POINTS, original_metric=1))
+    reported = card_fields(parse_card(json.dumps(given)))["compression_curve"].model_dump()
+    assert reported == curve(
+        [{"chosen": False, "metric": None, **POINTS[0]}, {**POINTS[1]}],
+        original_metric=1.0,
+    )
+    assert card_fields(parse_card(json.dumps(card())))["compression_curve"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (curve([]), "compression_curve.points: List should have at least 1 item"),
+        (curve([POINTS[1], *[POINTS[0]] * 32]), "compression_curve.points: List should have at most 32 items"),
+        (curve([POINTS[0]]), "compression_curve: .*exactly one of the points must be chosen, not 0"),
+        (curve([POINTS[1], POINTS[1]]), "compression_curve: .*must be chosen, not 2"),
+        (curve([POINTS[1] | {"bytes": -1}]), r"compression_curve\.points\.0\.bytes"),
+        (curve([POINTS[1] | {"bytes": 2**53}]), r"compression_curve\.points\.0\.bytes"),
+        (curve([POINTS[1] | {"error": -0.1}]), r"compression_curve\.points\.0\.error"),
+        (curve([POINTS[1] | {"error": "0.1"}]), r"compression_curve\.points\.0\.error"),
+        (curve([POINTS[1] | {"measured": 1}]), r"compression_curve\.points\.0\.measured"),
+        (curve([POINTS[1] | {"metric": "best"}]), r"compression_curve\.points\.0\.metric"),
+        (curve(POINTS, original_bytes=None), r"compression_curve\.original_bytes"),
+        ("<svg>", "compression_curve: Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_curve_is_refused_and_named(wrong, message):
+    with pytest.raises(CardError, match=message):
+        parse_card(json.dumps(card(compression_curve=wrong)))
 
 
 def test_a_card_of_an_older_export_has_none():

@@ -7,16 +7,16 @@ from app.errors import LoadError
 from app.repository.folder import ModelFolder, require_model_file
 
 MISPLACED = {
-    "flat/model.onnx": ("flat", "model.onnx", r"the file needs a folder for its version: flat/1/model\.onnx"),
+    "flat/model.onnx": ("flat", "model.onnx", r"the file must be in a folder for its version: flat/1/model\.onnx"),
     "m/v1/model.onnx": (
         "m",
         "v1",
-        "its name is no version: versions are whole numbers without leading zeros, such as 1",
+        "its name is not a version: versions are whole numbers without leading zeros, such as 1",
     ),
-    "m/01/model.onnx": ("m", "01", "its name is no version"),
-    "m/2/net.onnx": ("m", "2", r"it holds no file of the name model\.onnx"),
-    "my model/1/model.onnx": ("my model", "", "its name can't be a model's: at most 128 letters, digits"),
-    "net.onnx": ("net.onnx", "", r"a model needs folders of its name and version: net/1/model\.onnx"),
+    "m/01/model.onnx": ("m", "01", "its name is not a version"),
+    "m/2/net.onnx": ("m", "2", r"it has no file model\.onnx"),
+    "my model/1/model.onnx": ("my model", "", "its name is not a valid model name: at most 128 letters, digits"),
+    "net.onnx": ("net.onnx", "", r"a model requires folders with its name and version: net/1/model\.onnx"),
 }
 
 
@@ -89,6 +89,6 @@ def test_a_model_that_may_not_be_read_is_told_with_the_user_and_the_path(tmp_pat
     path.chmod(0o400)
     monkeypatch.setattr("os.access", lambda *_: False)  # root may read whatever the mode says
     monkeypatch.setattr("os.geteuid", lambda: 10001)
-    said = r"^model 'm' version 1: the user with uid 10001 may not read m/1/model\.onnx \(its mode is 400, its owner "
+    said = r"the user with uid 10001 has no permission to read m/1/model\.onnx \(its mode is 400, its "
     with pytest.raises(LoadError, match=said):
         require_model_file("m", "1", path)

@@ -7,7 +7,7 @@ from app.repository.versions import Entry, State, Version
 
 SERVED = Version("1", State.READY, "", serving=object())
 BROKEN = Version("1", State.UNAVAILABLE, "it is broken", failed=True)
-LOADING = Version("1", State.LOADING, "being loaded")
+LOADING = Version("1", State.LOADING, "loading")
 UNLOADED = Version("1", State.UNAVAILABLE, "unloaded")
 
 
@@ -64,7 +64,7 @@ def test_what_is_unloaded_or_gone_no_longer_counts_unless_it_is_required():
 
 def test_a_server_that_serves_nothing_is_not_ready():
     readiness = Readiness()
-    assert started(readiness) == ["no model was found; the model folder needs NAME/VERSION/model.onnx"]
+    assert started(readiness) == ["no model was found; the model folder must contain NAME/VERSION/model.onnx"]
     assert later(readiness, a=BROKEN) == ["a: it is broken"]
     assert later(readiness, a=SERVED) == []
 

@@ -92,7 +92,7 @@ def test_an_empty_folder_is_not_ready(tmp_path):
     with build.running(tmp_path) as client:
         answer = client.get("/health/ready")
         assert answer.status_code == 503
-        assert answer.json()["error"] == "no model was found; the model folder needs NAME/VERSION/model.onnx"
+        assert answer.json()["error"] == "no model was found; the model folder must contain NAME/VERSION/model.onnx"
         assert client.post("/predict", json={"inputs": []}).json() == {"error": "no model is loaded"}
 
 
@@ -136,7 +136,7 @@ def test_what_may_not_be_read_is_told_of_and_not_passed_over_in_silence(tmp_path
     repository = Repository(tmp_path, "latest", load)
     repository.load_all()
     assert tried == [("open", "2"), ("open", "1")]
-    reason = f"{process_user()} may not read its folder {tmp_path / 'shut'}"
+    reason = f"{process_user()} has no permission to read its folder {tmp_path / 'shut'}"
     assert f"model shut is skipped: {reason}: Permission denied" in caplog.messages
     assert repository.problems() == ["open: it can't be read"]
 

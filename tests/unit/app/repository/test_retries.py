@@ -61,7 +61,7 @@ def test_what_is_short_no_more_is_forgotten(clock, retries):
     assert retries.due(SHORT) == [Change("m", SHORT["m"])]
 
 
-TRIAL = "model 'm' version 2 is not loaded: a trial needed more memory than there is (1000 bytes): "
+TRIAL = "model 'm' version 2 is not loaded: a trial exceeded the available memory (1000 bytes): "
 
 
 @pytest.fixture

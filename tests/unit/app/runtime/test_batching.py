@@ -83,7 +83,7 @@ def test_what_is_proven_is_batched(kind):
 def test_a_trial_that_says_otherwise_forbids_it(kind):
     found = decide(lambda feeds: [MIXED[kind](feeds["x"])])
     assert (found.batched, found.decided_by) == (False, "trial")
-    assert found.reason == "random rows gave another output 'y' together than one by one"
+    assert found.reason == "random rows gave a different output 'y' together than one by one"
 
 
 def test_a_trial_that_returns_other_rows_forbids_it():

@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -5,7 +7,7 @@ from helpers import build
 from helpers.host_cuda import open_model
 from onnx import TensorProto, helper
 
-from app.runtime.host_runners import CpuRunner, OrtValueRunner, host_runner
+from app.runtime.host_runners import CpuRunner, DeviceRunner, OrtValueRunner, host_runner
 from app.runtime.tensors import bfloat16_bits, bfloat16_values
 
 
@@ -58,3 +60,14 @@ def test_a_run_can_be_stopped(tiny, model):
     options.terminate = True
     with pytest.raises(Exception, match=r"(?i)terminate"):
         runner.run(feeds, [outputs[0].name], options)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_device_of_a_session_becomes_the_current_one_where_there_are_several(tiny, several):
+    chosen = []
+    runtime = types.SimpleNamespace(several=several, set_device=chosen.append)
+    session, inputs, outputs = open_model(tiny.graph())
+    runner = DeviceRunner(host_runner(session, inputs, outputs), runtime, 1)
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    np.testing.assert_allclose(runner.run({"x": x}, ["logits"]).arrays[0], tiny.logits(x), rtol=1e-4, atol=1e-5)
+    assert chosen == [1] * several

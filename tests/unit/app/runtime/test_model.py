@@ -50,8 +50,8 @@ def test_a_run_that_fails_says_the_model_and_one_line(tmp_path, tiny):
         model.run({"x": np.zeros((1, 7), np.float32)}, model.output_names)
 
 
-PROVEN = "each row of the outputs depends on the same row of the inputs alone"
-NO_AXIS = "no input has an axis of any size, so that there is none for the rows"
+PROVEN = "each row of the outputs depends only on the same row of the inputs"
+NO_AXIS = "no input has an axis of variable size that could carry the rows"
 MIXED = "node 'y' normalizes along the batch axis (Softmax)"
 
 
@@ -62,13 +62,13 @@ MIXED = "node 'y' normalizes along the batch axis (Softmax)"
             helper.make_node("Neg", ["x"], ["y"]),
             ["n", 3],
             True,
-            "each row of the outputs depends on the same row of the inputs alone",
+            "each row of the outputs depends only on the same row of the inputs",
         ),
         (
             helper.make_node("Neg", ["x"], ["y"]),
             [2, 3],
             False,
-            "no input has an axis of any size, so that there is none for the rows",
+            "no input has an axis of variable size that could carry the rows",
         ),
         (
             helper.make_node("Softmax", ["x"], ["y"], axis=0),
@@ -103,7 +103,7 @@ def test_inputs_that_can_not_be_made_are_named(tmp_path):
         [helper.make_tensor_value_info("y", TensorProto.INT64, ["m"])],
     )
     model = load(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    with pytest.raises(LoadError, match=r"model 'm' version 1: inputs of these shapes can't be made: 'x' \(n, "):
+    with pytest.raises(LoadError, match=r"model 'm' version 1: cannot make random inputs of the shapes 'x' \(n, "):
         model.random_feeds(4)
 
 

@@ -54,7 +54,7 @@ def test_a_library_that_was_replaced_is_refused(tmp_path, library):
     keep_loaded(str(path))
     keep_loaded(str(path))
     Path(shutil.copy(library, tmp_path / "new.so")).replace(path)
-    with pytest.raises(ValueError, match=r"was replaced after it was loaded; restart the server, or give the new"):
+    with pytest.raises(ValueError, match=r"was replaced after it was loaded; restart the server, or use another path"):
         keep_loaded(str(path))
     keep_loaded(shutil.copy(library, tmp_path / "another.so"))
 

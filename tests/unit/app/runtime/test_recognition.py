@@ -16,7 +16,7 @@ CASES = {
     "empty": (b"", "the file is empty"),
     "lfs": (LFS, "the file is a Git LFS pointer, not the model; fetch the model with 'git lfs pull'"),
     "html": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "the file is an HTML page"),
-    "torch": (b"PK\x03\x04" + bytes(100), "the file is a ZIP archive, as torch.save writes it"),
+    "torch": (b"PK\x03\x04" + bytes(100), "the file is a ZIP archive, probably written by torch.save"),
     "pickle": (b"\x80\x04\x95" + bytes(100), "the file is a Python pickle"),
     "gzip": (b"\x1f\x8b\x08" + bytes(100), "compressed by gzip; unpack it"),
     "json": (b'{"error": "not found"}', "the file is JSON"),

@@ -71,7 +71,7 @@ def test_reading_needs_a_key(guarded, path):
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="panther"'
     assert answer.json() == {
-        "error": "an API key is needed; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+        "error": "an API key is required; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
     }
     assert answer.headers["x-request-id"]
     assert (
@@ -125,7 +125,7 @@ def test_changing_what_is_served_needs_a_key_for_it(guarded, path):
     assert (wrong.status_code, "invalid_token" in wrong.headers["www-authenticate"]) == (401, True)
     refused = guarded.post(path, headers=bearer(PREDICT))
     assert refused.status_code == 403
-    assert refused.json() == {"error": "this API key may ask models, but not load, unload or measure them"}
+    assert refused.json() == {"error": "this API key allows inference, but not to load, unload or benchmark models"}
     assert "www-authenticate" not in refused.headers
 
 
@@ -246,7 +246,7 @@ def test_every_known_key_is_compared_whether_or_not_one_was_found(monkeypatch):
 def test_control_raises_the_right_error_for_each_key():
     access = Access(Keys("predict_keys", PREDICT, None), Keys("control_keys", CONTROL, None))
     access.check_control({b"x-api-key": CONTROL.encode()})
-    with pytest.raises(AccessForbiddenError, match="may ask models"):
+    with pytest.raises(AccessForbiddenError, match="allows inference"):
         access.check_control({b"x-api-key": PREDICT.encode()})
     with pytest.raises(UnauthorizedError, match="not known"):
         access.check_control({b"x-api-key": SECOND.encode()})
@@ -281,7 +281,7 @@ def test_keys_are_in_no_log_line_and_in_no_error(form, capfd, monkeypatch):
 def test_a_wrong_type_of_key_in_the_file_is_masked(tmp_path):
     file = tmp_path / "panther.toml"
     file.write_text("predict_keys = [12345678901234567890]\n")
-    with pytest.raises(SettingsError, match=r"predict_keys in the settings file: \*{8} is not accepted") as raised:
+    with pytest.raises(SettingsError, match=r"predict_keys in the settings file: \*{8} is not valid") as raised:
         read_settings(["--config", str(file)])
     assert "1234567890" not in str(raised.value)
     file.write_text(f'predict_keys = ["{PREDICT}", "{SECOND}"]\n')

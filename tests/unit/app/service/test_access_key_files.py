@@ -33,10 +33,10 @@ def test_a_file_of_keys(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("short\n", r"line 1 of '.*keys': a key has 5 characters; it needs at least 16"),
-        ("# one\n\nsha256:abc\n", r"line 3 of '.*keys': a digest must be sha256: and 64 hexadecimal digits"),
-        ("a key with spaces in it\n", r"line 1 of '.*keys': a key must be of visible ASCII"),
-        ("schlüssel-schlüssel-schlüssel\n", r"line 1 of '.*keys': a key must be of visible ASCII"),
+        ("short\n", r"line 1 of '.*keys': a key has 5 characters; at least 16 are required"),
+        ("# one\n\nsha256:abc\n", r"line 3 of '.*keys': a digest must be 'sha256:' and 64 hexadecimal digits"),
+        ("a key with spaces in it\n", r"line 1 of '.*keys': a key must consist of printable ASCII"),
+        ("schlüssel-schlüssel-schlüssel\n", r"line 1 of '.*keys': a key must consist of printable ASCII"),
         ("# none\n", r"'.*keys' \(predict_keys_file\) holds no keys"),
         (None, r"the file of keys '.*keys' can't be read: No such file"),
     ],
@@ -101,5 +101,5 @@ def test_a_key_file_that_others_can_read_is_warned_of(tmp_path, caplog, mode, wa
     file.write_text(PREDICT)
     file.chmod(mode)
     warn_of_open_doors(Settings(predict_keys_file=file))
-    assert ("keys' (predict_keys_file) can be read by every user of this machine" in caplog.text) == warned
+    assert ("keys' (predict_keys_file) is readable by every user of this machine" in caplog.text) == warned
     assert PREDICT not in caplog.text

@@ -12,7 +12,7 @@ from app.errors import LoadError
 from app.repository.repository import Repository
 from app.service.control import ModelControl
 
-FULL = LoadError("model 'm' version 2 can't be tried: Too many open files")
+FULL = LoadError("model 'm' version 2 cannot be loaded in a trial: Too many open files")
 
 
 class Worker:
@@ -31,6 +31,9 @@ class Worker:
 
     def served(self, name="m"):
         return self.repository.serving_versions().get(name)
+
+    def devices(self):
+        return [instance.device for instance in self.repository.get("m").model.instances]
 
     def apply(self, *command):
         async def run():
@@ -70,6 +73,23 @@ def test_what_another_worker_decided_is_come_to(worker):
     assert worker.served() == ""
 
 
+TWICE = {"devices": ["cpu"], "instances": 2}
+
+
+def test_a_placement_of_the_log_holds_until_the_next_load_and_for_later_workers(tmp_path, worker):
+    assert worker.apply(1, "load", "m", None, "1", TWICE).error is None
+    assert worker.devices() == ["cpu", "cpu"]
+    later = Worker(tmp_path, worker._build)
+    later.fails += [FULL, FULL]
+    asyncio.run(later.control.load_all(History(("m",), (Command(4, "load", "m", None, "1", TWICE),))))
+    assert later.served() == ""
+    assert later.retry() is True  # the placement is remembered beside the versions
+    later.retry()
+    assert later.devices() == ["cpu", "cpu"]
+    assert worker.apply(2, "load", "m").error is None
+    assert worker.devices() == ["cpu"]
+
+
 def test_a_command_that_fails_here_alone_is_tried_again_until_a_later_one(worker):
     worker.fails += [FULL, FULL, FULL]
     result = worker.apply(1, "load", "m", None, "2")
@@ -88,7 +108,7 @@ def test_a_command_that_fails_here_alone_is_tried_again_until_a_later_one(worker
 
 def test_where_a_version_is_not_in_the_folder_the_worker_says_so(worker):
     result = worker.apply(1, "load", "m", None, "7")
-    assert result.error == "model 'm' has no version of version_policy '7'; there are: 1, 2"
+    assert result.error == "model 'm' has no version of version_policy '7'; available: 1, 2"
     assert worker.served() == "2"  # what its settings select is better than nothing
     assert list(worker.control.behind) == ["m"]
 

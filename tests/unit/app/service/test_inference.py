@@ -57,7 +57,7 @@ def test_both_paths_answer_alike_and_are_counted(service, tiny):
                 while not answers:
                     await asyncio.sleep(0.001)
             status, headers, body = await made.infer(TARGET, {b"x-request-id": b"a"}, b"", BODY)
-            statistics = serving_of(made).batcher.statistics
+            (statistics,) = made.repository.statistics().values()
             return answers[0], (status, dict(headers), body), statistics
 
     fast, awaited, statistics = asyncio.run(run())
@@ -96,7 +96,7 @@ def test_both_paths_refuse_alike(service, target, headers, body, status, reason,
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
-    [(ZeroDivisionError, 500, "internal error"), (MemoryError, 503, "there is no memory for this request now")],
+    [(ZeroDivisionError, 500, "internal error"), (MemoryError, 503, "not enough memory for this request")],
 )
 def test_a_defect_in_decoding_is_answered_and_logged(service, monkeypatch, caplog, error, status, said):
     def fail(*_, **__):
@@ -115,7 +115,7 @@ def test_a_defect_in_decoding_is_answered_and_logged(service, monkeypatch, caplo
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
-    [(ZeroDivisionError, 500, "internal error"), (MemoryError, 503, "there is no memory for this answer now")],
+    [(ZeroDivisionError, 500, "internal error"), (MemoryError, 503, "not enough memory for this response")],
 )
 def test_a_defect_in_encoding_is_answered_and_logged(service, monkeypatch, caplog, error, status, said):
     def fail(_):
@@ -128,7 +128,7 @@ def test_a_defect_in_encoding_is_answered_and_logged(service, monkeypatch, caplo
 
     found = asyncio.run(run())
     assert (found[0], json.loads(found[2])) == (status, {"error": said})
-    assert ("encoding an answer failed" in caplog.text) == (status == 500)
+    assert ("encoding a response failed" in caplog.text) == (status == 500)
 
 
 @pytest.fixture

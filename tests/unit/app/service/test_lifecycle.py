@@ -63,7 +63,7 @@ def test_an_empty_folder_is_named_in_the_log_and_in_no_answer(tmp_path, caplog):
             asyncio.timeout(LIMIT_S),
         ):
             while (
-                f"no model was found; the model folder needs NAME/VERSION/model.onnx (model_dir is '{tmp_path}')"
+                f"no model was found; the model folder must contain NAME/VERSION/model.onnx (model_dir is '{tmp_path}')"
                 not in (caplog.text)
             ):
                 await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from app.errors import InvalidRequestError
+from app.repository.placement import PlacementSettings
 from app.service.load_policy import LoadRequest, load_request
 
 
@@ -24,13 +25,14 @@ def test_the_version_policy_is_applied_and_the_rest_named():
         "version_policy": {"specific": {"versions": [2]}},
     }
     found = read(whole)
-    assert (found.policy, found.ignored) == ("2", ("platform", "max_batch_size", "instance_group", "dynamic_batching"))
+    assert (found.policy, found.ignored) == ("2", ("platform", "max_batch_size", "dynamic_batching"))
+    assert found.placement == PlacementSettings(devices=("cpu",), instances=2)
     assert found.warning == (
-        "these members of 'config' have no effect, and are set in panther.toml: "
-        "platform, max_batch_size, instance_group, dynamic_batching"
+        "these members of 'config' have no effect; set them in panther.toml: platform, max_batch_size, dynamic_batching"
     )
     assert read({"max_batch_size": 8}).policy is None
     assert LoadRequest("2").warning is None
+    assert read({"instance_group": [{"kind": "KIND_MODEL"}]}).warning.endswith(": instance_group.kind KIND_MODEL")
 
 
 @pytest.mark.parametrize("config", ["", "[]", "3", '"a"', {"version_policy": {}}, {"version_policy": 3}, "{" * 100_000])
@@ -40,5 +42,5 @@ def test_what_is_no_configuration_is_refused(config):
 
 
 def test_other_parameters_are_refused():
-    with pytest.raises(InvalidRequestError, match="load takes no parameter but 'config'"):
+    with pytest.raises(InvalidRequestError, match="the only parameter of load is 'config'"):
         load_request({"parameters": {"file:1/model.onnx": "AAAA"}})

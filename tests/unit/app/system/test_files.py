@@ -35,7 +35,7 @@ def test_a_regular_file_is_read_whole_by_its_name_or_a_link_to_it(tmp_path):
     for name in ("file", "link"):
         assert read_regular(tmp_path / name) == content
         assert read_regular(tmp_path / name, len(content)) == content
-    with pytest.raises(OSError, match="it has 256000 bytes; at most 255999 are read"):
+    with pytest.raises(OSError, match="it has 256000 bytes; the maximum is 255999"):
         read_regular(tmp_path / "link", len(content) - 1)
 
 

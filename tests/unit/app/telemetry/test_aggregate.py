@@ -11,9 +11,7 @@ from app.telemetry.statistics import GRPC, OIP, PLAIN, SUCCESS, Statistics
 def told(successes=0, oip=0, failures=(), depth=0, cpu=1.0, rows=1, dropped=0):
     statistics = Statistics()
     for index in range(successes):
-        statistics.success.add(1_000_000)
-        statistics.queue.add(1000)
-        statistics.compute_infer.add(500_000)
+        statistics.succeeded((1_000_000, 1000, 10, 500_000, 10))
         statistics.rows += rows
         statistics.executed(rows, 10, 500_000)
         if index < oip:

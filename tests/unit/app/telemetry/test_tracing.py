@@ -119,7 +119,7 @@ def test_off_it_costs_a_look_and_imports_nothing(client, monkeypatch):
 
 def test_without_the_packages_it_says_what_to_install(monkeypatch, tiny_dir):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(TracingError, match=r"needs the extra 'otel' \(pip install 'panther-sketch\[otel\]'\)"):
+    with pytest.raises(TracingError, match=r"requires the extra 'otel' \(pip install 'panther-sketch\[otel\]'\)"):
         create_app(Settings(model_dir=tiny_dir, tracing="otlp"))
 
 

@@ -81,7 +81,7 @@ def test_a_metric_of_the_users_code_and_a_picture(project):
             "no callable 'no'",
         ),
         (["--metric", "shrink_me", "--at-least", "1", "--out", "m", "--calibration", "rows.npz"], "MODULE:FUNCTION"),
-        (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--kind", "int3"], "must be some of"),
+        (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--kind", "int3"], "must be one or more of"),
         (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--curve", "a.png"], "must end in .svg"),
         (["--max-error", "0.1", "--out", "a.safetensors", "--speedup", "2"], "--speedup is for an exported model"),
         (["--ratio", "0.5", "--out", "models", "--name", "small"], "--name is for an exported model"),

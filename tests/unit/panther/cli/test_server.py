@@ -54,7 +54,7 @@ def test_the_sample_is_copied_once(tmp_path):
     assert example.read_bytes() == (ROOT / "examples" / "digit.json").read_bytes()
     model = tmp_path / "models" / "digits" / "1" / "model.onnx"
     assert model.read_bytes() == (ROOT / "models" / "digits" / "1" / "model.onnx").read_bytes()
-    with pytest.raises(ValueError, match=r"models/digits exists already; name another folder by --to"):
+    with pytest.raises(ValueError, match=r"models/digits already exists; name another folder with --to"):
         server.copy_sample(tmp_path / "models")
 
 
@@ -75,5 +75,5 @@ def test_the_command_says_what_to_do_next(tmp_path):
     assert "curl -s localhost:8000/predict -d @digit.json" in first.stdout
     assert (second.returncode, second.stderr) == (
         1,
-        "error: models/digits exists already; name another folder by --to\n",
+        "error: models/digits already exists; name another folder with --to\n",
     )

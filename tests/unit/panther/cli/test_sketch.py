@@ -109,7 +109,7 @@ def test_inputs_go_in_by_name(project):
         (["--ratio", "0.01", "--out", "a.safetensors"], r"ratio (0.01) can't be met"),
         (["--ratio", "0.5", "--calibration", "no.npz", "--out", "a.safetensors"], "no.npz does not exist"),
         (["--ratio", "0.5", "--calibration", "compress_me.py", "--out", "a.safetensors"], "cannot be read as an .npz"),
-        (["--ratio", "0.5", "--calibration", "odd.npz", "--out", "a.safetensors"], "'y' is no input of Net"),
+        (["--ratio", "0.5", "--calibration", "odd.npz", "--out", "a.safetensors"], "'y' is not an input of Net"),
         (["--ratio", "0.5", "--calibration", "uneven.npz", "--out", "a.safetensors"], "the same number of rows"),
         (["--ratio", "0.5", "--distill", "5", "--out", "a.safetensors"], "give --calibration"),
         (["--ratio", "0.5", "--device", "tpu", "--out", "a.safetensors"], "device ('tpu') must be 'cpu' or 'cuda'"),

@@ -195,7 +195,7 @@ def test_files_that_are_no_npz_are_refused_with_the_way_out(tmp_path, name):
     result = train("--data", path, "--to", tmp_path / "models")
     assert result.exit_code == 1
     assert (
-        "is no .npz file with the arrays 'x' and 'y'; write one by numpy.savez(path, x=rows, y=targets)"
+        "is not an .npz file with the arrays 'x' and 'y'; write one by numpy.savez(path, x=rows, y=targets)"
         in result.stderr
     )
     assert "Traceback" not in result.output

@@ -1,5 +1,11 @@
 """From the compressed model to a file that onnxruntime runs."""
 
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jsonschema
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,6 +13,9 @@ import pytest
 import torch
 
 import panther as pr
+from panther.compression.curve import Curve, Point
+
+SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "model-card.schema.json").read_text(encoding="utf-8"))
 
 
 def run(path, tokens):
@@ -55,3 +64,34 @@ def test_calibration_by_a_forward_needs_examples(model, tokens, tmp_path):
         compressed.export(tmp_path, name="small")
     exported = compressed.export(tmp_path, name="small", example_inputs=tokens[:8], num_threads=1, batch_sizes=(1,))
     assert exported.version == 1
+
+
+def test_the_card_has_the_curve(model, tokens, tmp_path):
+    def metric(net):
+        with torch.no_grad():
+            return -float(net(tokens).abs().mean())
+
+    compressed = pr.compress(
+        model, calibration=tokens, metric=metric, at_least=2 * metric(model), kinds=["int8", "low_rank_int8"], probes=2
+    )
+    file = compressed.export(tmp_path / "m.onnx", name="m", num_threads=1, batch_sizes=(1,)).path
+    card = pr.export.read_card(onnx.load(file))
+    jsonschema.validate(card, SCHEMA)
+    curve = card["compression_curve"]
+    assert curve["budget"] == compressed.report.budget
+    assert curve["original_bytes"] == compressed.report.bytes_before
+    assert curve["original_metric"] == metric(model)
+    assert 2 <= len(curve["points"]) <= 32
+    assert [point["bytes"] for point in curve["points"]] == sorted(point["bytes"] for point in curve["points"])
+    (chosen,) = [point for point in curve["points"] if point["chosen"]]
+    assert chosen["measured"]
+    assert chosen["error"] == compressed.report.output_error
+    assert chosen["metric"] == compressed.report.metric[1]
+    assert chosen["bytes"] == pytest.approx(compressed.report.bytes_after, rel=0.01)
+
+
+def test_without_finite_outputs_there_is_no_curve_in_the_card(model, tokens, tmp_path):
+    compressed = pr.compress(model, calibration=tokens, max_error=0.5, kinds=["int8"], probes=0)
+    overflown = dataclasses.replace(compressed, curve=Curve((Point(10, math.inf, math.inf, 0.0),), 0))
+    file = overflown.export(tmp_path / "m.onnx", name="m", num_threads=1, batch_sizes=(1,)).path
+    assert "compression_curve" not in pr.export.read_card(onnx.load(file))

@@ -11,14 +11,14 @@ from torch import nn
 
 import panther as pr
 from panther.compression.convolutions import ConvolutionOptions
-from panther.compression.options import FLOAT, INT8, LOW_RANK, LOW_RANK_INT8
+from panther.compression.options import FLOAT, INT4, INT8, LOW_RANK, LOW_RANK_INT4, LOW_RANK_INT8
 from panther.convert.calibration import collect
 from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.layers import find_units
 from panther.convert.plan import model_size
 from panther.nn import SKConv2d
-from panther.nn.quantized import Int8Conv
+from panther.nn.quantized import StoredConv
 
 
 class Network(nn.Module):
@@ -62,13 +62,22 @@ def kinds_of(compressed):
     return {layer.name: layer.kind for layer in compressed.report.layers}
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(INT8, Int8Conv), (LOW_RANK, SKConv2d), (LOW_RANK_INT8, Int8Conv)])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (INT8, StoredConv),
+        (INT4, StoredConv),
+        (LOW_RANK, SKConv2d),
+        (LOW_RANK_INT8, StoredConv),
+        (LOW_RANK_INT4, StoredConv),
+    ],
+)
 def test_each_kind_alone_keeps_an_error_and_is_exported(network, kind, expected, tmp_path):
     net, x = network
     found = compress(network, kinds=[kind], max_error=0.1)
     assert type(found.model.narrow) is expected
     assert kinds_of(found)["narrow"] == kind
-    assert (type(found.model.depthwise) is Int8Conv) == (kind == INT8)
+    assert (type(found.model.depthwise) is StoredConv) == (kind in (INT8, INT4))
     assert found.report.bytes_after == model_size(found.model)[1] < found.report.bytes_before
     assert found.report.output_error <= 0.1
     with torch.no_grad():
@@ -103,7 +112,7 @@ def test_all_kinds_meet_a_budget_of_bytes_and_the_file_takes_no_more(network, tm
     # shapes and the constants of batch normalization are besides
     assert sum(stored.values()) <= found.report.bytes_after + 400
     entries = {entry.name for entry in report.card.quantized_layers if entry.kind == "convolution"}
-    pairs = {name for name, module in found.model.named_modules() if isinstance(module, Int8Conv) and module.rank}
+    pairs = {name for name, module in found.model.named_modules() if isinstance(module, StoredConv) and module.rank}
     assert {f"{name}.{part}" for name in pairs for part in ("first", "second")} <= entries
     dense = sum(parameter.numel() for parameter in net.parameters())
     assert report.card.totals.model.dense == dense
@@ -143,12 +152,14 @@ def test_a_speedup_is_measured_with_the_convolutions(network):
     assert found.report.speed.speedup > 1 or found.report.notes
 
 
-def test_a_network_of_depthwise_convolutions_alone_is_stored_in_8_bits():
+def test_a_network_of_depthwise_convolutions_alone_is_stored_in_few_bits():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(16, 16, 5, groups=16), nn.ReLU(), nn.Conv1d(16, 16, 5, groups=16)).eval()
     x = torch.randn(12, 16, 20)
     found = pr.compress(net, calibration=x.split(6), max_error=0.05)
-    assert {layer.kind for layer in found.report.layers} == {INT8}
+    assert INT8 in {layer.kind for layer in found.report.layers} <= {INT4, INT8}
+    found = pr.compress(net, calibration=x.split(6), max_error=0.3)
+    assert {layer.kind for layer in found.report.layers} == {INT4}
 
 
 def test_a_convolution_of_wide_patches_is_stored_in_8_bits_without_their_covariance():
@@ -158,7 +169,7 @@ def test_a_convolution_of_wide_patches_is_stored_in_8_bits_without_their_covaria
     ).eval()
     x = torch.randn(6, 1, 20)
     found = pr.compress(wide, calibration=x, max_error=0.05, kinds=("int8",))
-    assert type(found.model[2]) is Int8Conv
+    assert type(found.model[2]) is StoredConv
     assert (found.model(x) - wide(x)).norm() <= 0.05 * wide(x).norm()
 
 

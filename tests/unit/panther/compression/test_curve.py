@@ -1,3 +1,4 @@
+import math
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -54,3 +55,28 @@ def test_it_is_saved_as_svg_alone(tmp_path):
 
 def test_a_curve_without_points_is_a_picture_too():
     assert circles(Curve((), 0)) == []
+
+
+def test_a_thinned_curve_keeps_its_ends_the_choice_and_what_was_measured():
+    measured = [Point(1000 * i, 1 / i, 1 / i, 0.9) for i in range(1, 21)]
+    predicted = [Point(1000 * i + 500, 1 / i) for i in range(1, 21)]
+    points = sorted(measured + predicted, key=lambda point: point.bytes)
+    curve = Curve(tuple(points), points.index(measured[6]))
+    thinned = curve.thinned(8)
+    assert len(thinned.points) == 8
+    assert thinned.points[thinned.chosen] == measured[6]
+    assert list(thinned.points) == sorted(thinned.points, key=lambda point: point.bytes)
+    assert {measured[0], measured[-1]} <= set(thinned.points) <= set(measured)
+    # all that was measured, then room for five that were only predicted
+    more = curve.thinned(25)
+    assert set(measured) <= set(more.points)
+    assert {predicted[0], predicted[-1]} <= set(more.points)
+    assert len(more.points) == 25
+    assert curve.thinned(40) == curve
+    assert curve.thinned(1).points == (measured[6],)
+
+
+def test_a_thinned_curve_has_no_infinite_error_but_the_choice():
+    points = (Point(1, math.inf), Point(2, 0.5, math.inf, 0.0), Point(3, 0.5, math.nan, 0.0), Point(4, 0.1, 0.1, 1.0))
+    assert Curve(points, 3).thinned(32) == Curve((points[3],), 0)
+    assert Curve(points, 1).thinned(32) == Curve((points[1], points[3]), 0)

@@ -32,7 +32,7 @@ def test_by_position_without_labels():
 
 
 def test_what_a_file_can_not_be_called_with_is_refused():
-    with pytest.raises(pr.ConversionError, match="forward calls the model in another way"):
+    with pytest.raises(pr.ConversionError, match="custom forward calls the model differently"):
         Inputs.of(Two(), [1], lambda model, batch: batch)
-    with pytest.raises(pr.ConversionError, match="no plain tensors"):
+    with pytest.raises(pr.ConversionError, match="are not plain tensors"):
         Inputs.of(Two(), [{"tokens": [1], "mask": torch.ones(1)}], None)

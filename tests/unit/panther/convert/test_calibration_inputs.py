@@ -24,10 +24,10 @@ def mlp():
         (iter([]), "calibration holds no batch"),
         (torch.randn(0, 128), r"batch 0 \(tensor \(0, 128\) float32\) is empty: it has no rows"),
         ([torch.randn(4, 128), (torch.randn(0, 128), torch.zeros(0))], r"batch 1 \(tuple of .*\) is empty"),
-        (np.zeros((4, 128), np.float32), r"batch 0 \(ndarray\) is no tensor; torch.from_numpy makes it one"),
-        ("texts", r"batch 0 \(str\) is no input of a model"),
-        ([1, 2, 3], r"batch 0 \(int\) is no input of a model"),
-        ([None], r"batch 0 \(NoneType\) is no input of a model"),
+        (np.zeros((4, 128), np.float32), r"batch 0 \(ndarray\) is not a tensor; convert it with torch.from_numpy"),
+        ("texts", r"batch 0 \(str\) is not an input of a model"),
+        ([1, 2, 3], r"batch 0 \(int\) is not an input of a model"),
+        ([None], r"batch 0 \(NoneType\) is not an input of a model"),
         ([[]], r"batch 0 \(list of nothing\) is empty"),
         ({"pixels": torch.randn(4, 128)}, r"holds no argument of Sequential.forward, which takes input"),
         (7, r"calibration \(int\) must be a tensor"),
@@ -56,7 +56,7 @@ def test_a_dynamically_quantized_layer_is_left_alone_by_name(place):
     quantized, original, x = model[place], copy.deepcopy(model), torch.randn(64, 128)
     report = pr.sketch_(model, ratio=0.8, calibration=[x])
     assert model[place] is quantized
-    assert report.kept[str(place)] == "quantized (qint8), left alone"
+    assert report.kept[str(place)] == "quantized (qint8), left unchanged"
     assert report.replaced
     with torch.no_grad():
         error = ((model(x) - original(x)).norm() / original(x).norm()).item()

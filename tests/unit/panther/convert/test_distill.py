@@ -178,7 +178,7 @@ def test_goes_on_after_a_kill_as_if_there_had_been_none(pair, inputs, tmp_path, 
     # finished: the student's values are read, not trained again
     again, _ = distill("killed", die_at=12)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
-    with pytest.raises(ValueError, match=r"of a run with steps 40, lr 0\.005; this one has steps 30, lr 0\.01\. Take"):
+    with pytest.raises(ValueError, match=r"of a run with steps 40, lr 0\.005; this one has steps 30, lr 0\.01\. Use"):
         distill("killed", steps=30, lr=0.01)
     with torch.no_grad():
         teacher[4].weight.mul_(2)

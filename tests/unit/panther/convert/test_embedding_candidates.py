@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import panther as pr
-from panther.convert.calibration import Moments, collect
+from panther.convert.calibration import collect
 from panther.convert.embedding_candidates import embedding_candidate, embedding_ranks, weigh_lookups
 from panther.convert.embeddings import TABLES
 from panther.convert.layers import find_units
+from panther.convert.moments import Moments
 from panther.linalg.whitening import whitened_svd
 from panther.nn import LowRankEmbedding, LowRankEmbeddingBag
 

@@ -27,7 +27,7 @@ class Doubled(nn.EmbeddingBag):
     [
         (nn.Embedding(9, 4, padding_idx=2, sparse=True, scale_grad_by_freq=True), None),
         (nn.EmbeddingBag(9, 4, mode="sum", include_last_offset=True), None),
-        (nn.Embedding(9, 4, max_norm=1.0), "its max_norm changes the table while it is read"),
+        (nn.Embedding(9, 4, max_norm=1.0), "its max_norm changes the table during the lookup"),
         (nn.EmbeddingBag(9, 4, mode="max"), "mode='max': the largest entries of rows are not those of their factors"),
         (changed(), "Embedding does more than nn.Embedding in its forward"),
         (Doubled(9, 4), "Doubled does more than nn.EmbeddingBag in its forward"),

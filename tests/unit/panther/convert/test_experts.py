@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import panther as pr
-from panther.convert.calibration import Moments
 from panther.convert.experts import opened_experts, pool_moments
 from panther.convert.layers import Place, Unit
+from panther.convert.moments import Moments
+from panther.convert.opened import opened
 from panther.nn import SKLinear
-from panther.nn.experts import RoutedExperts, StackedExperts
+from panther.nn.experts import GatedExperts, RoutedExperts, StackedExperts
 
 EXPERTS, WIDTH = 4, 64
 
@@ -223,7 +224,74 @@ def test_experts_of_llama_4_are_stacked():
     experts = modeling.Llama4TextExperts(config).requires_grad_(requires_grad=False)
     nn.init.normal_(experts.gate_up_proj, std=0.1)
     nn.init.normal_(experts.down_proj, std=0.1)
-    opened = opened_experts(experts)
-    assert isinstance(opened, StackedExperts)
+    stacked = opened_experts(experts)
+    assert isinstance(stacked, StackedExperts)
     x = torch.randn(6, 64)
-    assert torch.allclose(opened(x), experts(x), atol=1e-5)
+    assert torch.allclose(stacked(x), experts(x), atol=1e-5)
+
+
+def dbrx():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.DbrxConfig(
+        d_model=64, n_heads=4, n_layers=1, max_seq_len=64, vocab_size=64, use_cache=False,
+        ffn_config={"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+    )  # fmt: skip
+    return transformers.DbrxForCausalLM(config).eval()
+
+
+def test_experts_of_dbrx_lie_in_tensors_of_two_axes(tmp_path):
+    original = dbrx()
+    model = copy.deepcopy(original)
+    batches = [{"input_ids": torch.randint(0, 64, (8, 12), generator=torch.Generator().manual_seed(1))}]
+    report = pr.sketch_(model, ratio=0.7, calibration=batches, probes=2)
+    experts = {f"transformer.blocks.0.ffn.experts.{name}.{i}" for name in ("gate", "up", "down") for i in range(4)}
+    assert experts <= {layer.name for layer in report.layers}
+    assert experts & set(report.replaced)
+    assert sum(group.share for group in report.unreached) < 0.06
+    with torch.no_grad():
+        y, expected = (net(**batches[0]).logits for net in (model, original))
+    assert report.output_error == pytest.approx(((y - expected).norm() / expected.norm()).item(), rel=1e-2)
+    pr.save(model, tmp_path / "m.safetensors")
+    other = dbrx()
+    assert set(pr.restore_(other, tmp_path / "m.safetensors")) == set(report.replaced)
+    assert torch.equal(other(**batches[0]).logits, model(**batches[0]).logits)
+
+
+class Glu(nn.Module):
+    """A module of weights as that of DBRX; another order of the products with ``swapped``."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.v1, self.w2 = (nn.Parameter(torch.randn(EXPERTS * 32, WIDTH) / 8) for _ in range(3))
+        self.activation_fn = nn.functional.silu
+
+
+class GatedMixture(nn.Module):
+    def __init__(self, *, swapped=False):
+        super().__init__()
+        self.mlp, self.num_experts, self.swapped = Glu(), EXPERTS, swapped
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        w1, v1, w2 = (weight.view(EXPERTS, 32, WIDTH) for weight in (self.mlp.w1, self.mlp.v1, self.mlp.w2))
+        gate, up = (torch.einsum("nd,efd->nef", hidden_states, w) for w in ((v1, w1) if self.swapped else (w1, v1)))
+        every = torch.einsum("nef,efd->ned", nn.functional.silu(gate) * up, w2)
+        shares = torch.zeros(len(hidden_states), EXPERTS).scatter(1, top_k_index, top_k_weights)
+        return torch.einsum("ned,ne->nd", every, shares).unsqueeze(1)
+
+
+def test_experts_of_two_axes_are_opened_where_they_compute_the_same():
+    torch.manual_seed(0)
+    experts = GatedMixture()
+    made = opened_experts(experts)
+    assert isinstance(made, GatedExperts)
+    assert [len(made.layers(name)) for name in ("gate", "up", "down", "gate_up")] == [EXPERTS, EXPERTS, EXPERTS, 0]
+    assert made.gate[1].weight.data_ptr() == experts.mlp.w1[32:].data_ptr()
+    assert opened_experts(GatedMixture(swapped=True)) is None
+    other = GatedMixture()
+    other.mlp.w2 = nn.Parameter(torch.randn(EXPERTS * 32, WIDTH + 1))
+    assert opened_experts(other) is None
+    shared = nn.ModuleList([GatedMixture(), GatedMixture()])
+    shared[1].mlp.w1 = shared[0].mlp.w1
+    assert opened(shared) == []

@@ -116,7 +116,7 @@ def test_a_caller_without_derivatives_gets_the_same_model_to_train_on(mlp, input
 def test_a_model_made_in_inference_mode_is_refused_as_it_was(inputs):
     with torch.inference_mode():
         model = nn.Sequential(nn.Linear(96, 96))
-    with pytest.raises(ConversionError, match=r"0\.weight was made under torch\.inference_mode"):
+    with pytest.raises(ConversionError, match=r"0\.weight was created under torch\.inference_mode"):
         pr.sketch_(model, ratio=0.5, calibration=inputs)
     assert model[0].weight.requires_grad
     student = nn.Sequential(nn.Linear(96, 96))

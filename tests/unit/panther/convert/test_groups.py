@@ -78,7 +78,7 @@ def test_groups_give_the_model_of_one_pass(network, batches):
     passes = int(note.split()[2])
     assert passes > 2
     assert [step for step in steps if step[0] == "calibrating"][-1] == ("calibrating", 2 * passes, 2 * passes)
-    assert [step[1] for step in steps if step[0] == "factorising"] == list(range(1, len(report.layers) + 1))
+    assert [step[1] for step in steps if step[0] == "factorizing"] == list(range(1, len(report.layers) + 1))
 
 
 def test_memory_too_small_for_any_layer_converts_one_at_a_time_and_says_so(network, batches):

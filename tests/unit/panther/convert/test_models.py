@@ -154,15 +154,15 @@ def not_finite():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (parametrised, "parametrised"),
+        (parametrised, "remove_parametrizations gives it a plain one"),
         (spectral, "parametrised"),
-        (pruned, "weight is no parameter"),
+        (pruned, "prune.remove gives it a plain one"),
         (lambda: Scaled(64, 64), "Scaled does more than nn.Linear"),
         (adapted, "Linear holds more than nn.Linear does: adapter"),
         (replaced_forward, "more than nn.Linear in its forward"),
         (not_finite, "not finite"),
         (lambda: nn.Linear(64, 64, device="meta"), "'meta'"),
-        (lambda: nn.LazyLinear(64), "not initialised"),
+        (lambda: nn.LazyLinear(64), "call the model once before"),
     ],
 )
 def test_what_is_no_plain_linear_stays_with_the_reason(make, match):

@@ -45,7 +45,7 @@ def test_input_weights_are_converted_and_the_file_restores_them(kind, options, t
     assert isinstance(model.rnn.input_l0, SKLinear)
     (group,) = report.unreached
     assert group.kind == kind.__name__
-    assert "weights of the state" in group.reason
+    assert "state weights" in group.reason
     assert group.parameters == sum(p.numel() for name, p in original.rnn.named_parameters() if "_hh_" in name)
     with torch.no_grad():
         y, expected = model(x), original(x)

@@ -11,6 +11,8 @@ from panther.export import CARD_KEY, Column, Input, Output, Training, export_onn
 from panther.nn import ConditionalSKLinear, SKConv2d, SKLinear
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "model-card.schema.json").read_text())
+POINT = {"bytes": 1, "error": 0.5, "measured": True}
+CHOSEN = {**POINT, "chosen": True}
 
 
 def valid(card):
@@ -138,6 +140,9 @@ def test_a_card_without_anything_optional(export):
         ({"schema_version": "2.0"}, "does not match"),
         ({"outputs": []}, "should be non-empty|is too short"),
         ({"created_at": 5}, "is not of type 'string'"),
+        ({"compression_curve": {"budget": "", "original_bytes": 1, "points": [POINT]}}, "does not contain items"),
+        ({"compression_curve": {"budget": "", "original_bytes": 1, "points": [CHOSEN] * 2}}, "Too many items match"),
+        ({"compression_curve": {"budget": "", "original_bytes": 1, "points": [CHOSEN, *[POINT] * 32]}}, "is too long"),
     ],
 )
 def test_the_schema_refuses(change, message, full):
@@ -215,13 +220,13 @@ def test_columns_and_sample_rows_are_in_the_card(tmp_path):
     [
         (lambda: Column(""), r"name \(''\) of a column must be a text that is not empty"),
         (lambda: Column("a", "date"), r"type \('date'\) of column 'a' must be one of 'number', 'integer'"),
-        (lambda: Column("a", "category"), "a category needs categories, no other has any"),
-        (lambda: Column("a", categories=("b",)), "a category needs categories, no other has any"),
+        (lambda: Column("a", "category"), "a category needs categories, and no other type has them"),
+        (lambda: Column("a", categories=("b",)), "a category needs categories, and no other type has them"),
         (lambda: Column("a", "category", categories=("b", "b")), "categories of column 'a' must differ"),
         (lambda: Input("x", None, ()), "columns of input 'x' must have names that differ, and be at least one"),
         (lambda: Input("x", None, (Column("a"), Column("a"))), "must have names that differ"),
-        (lambda: Input("x", None, (Column("a"),), ((1.0, 2.0),)), "a row of 2 values; it names 1 columns"),
-        (lambda: Input("x", None, None, ((1.0,),)), "a row of 1 values; it names 0 columns"),
+        (lambda: Input("x", None, (Column("a"),), ((1.0, 2.0),)), "a row of 2 values; the input has 1 columns"),
+        (lambda: Input("x", None, None, ((1.0,),)), "a row of 1 values; the input has 0 columns"),
         (
             lambda: Input("x", None, (Column("a"),)).check_width((4, 2)),
             r"names 1 columns; its example has the shape \(4, 2\)",

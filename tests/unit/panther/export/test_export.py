@@ -305,7 +305,7 @@ ERRORS = [
     ({"batch_sizes": ()}, ValueError, r"batch_sizes \(\[\]\) must be positive"),
     ({"batch_sizes": (0,)}, ValueError, r"batch_sizes \(\[0\]\) must be positive"),
     ({"tolerance": 0.0}, ValueError, r"tolerance \(0\.0\) must be positive"),
-    ({"max_weight_bytes": 10}, ValueError, r"max_weight_bytes \(10\) is below the [\d,]+ bytes"),
+    ({"max_weight_bytes": 10}, ValueError, r"max_weight_bytes \(10\) must be at least [\d,]+, the bytes"),
     ({"dynamic_axes": {"y": {0: "b"}}}, ValueError, r"dynamic_axes names input 'y'; the inputs are \['input'\]"),
     ({"dynamic_axes": {"input": {2: "b"}}}, ValueError, "input 'input' has 2 axes; there is no axis 2"),
     ({"dynamic_axes": {"input": {0: "my batch"}}}, ValueError, "'my batch' of axis 0 .* must be an identifier"),

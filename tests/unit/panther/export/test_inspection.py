@@ -94,7 +94,7 @@ def test_a_file_with_weights_beside_it(mlp, export):
     next(report.path.parent.glob("*.data")).unlink()
     inspection = inspect_file(report.path)
     assert inspection["optimized_nodes"] is None
-    assert "cannot be loaded: onnxruntime refuses" in printed(inspection)
+    assert "cannot be loaded: onnxruntime rejects" in printed(inspection)
 
 
 def test_a_file_of_other_origin(tmp_path):

@@ -94,7 +94,7 @@ def test_a_model_that_ends_the_process_which_loads_it_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        ("kill -SEGV $$", "onnxruntime ends the process that loads the model (SIGSEGV)"),
+        ("kill -SEGV $$", "onnxruntime crashed while it loaded the model (SIGSEGV)"),
         ("echo no such operator; exit 3", "^no such operator$"),
         ("echo line >&2; echo last >&2; exit 1", "the process that loads the model failed: last"),
         ("exit 7", "the process that loads the model failed: exit status 7"),

@@ -36,4 +36,4 @@ def test_notes_are_printed(export):
         def forward(self, x):
             return self.layer(x), "text"
 
-    assert "note: [1] (str) is no tensor and no output of the file" in str(export(Echo(), torch.randn(4, 64)))
+    assert "note: [1] (str) is not a tensor; the file has no output for it" in str(export(Echo(), torch.randn(4, 64)))

@@ -87,7 +87,7 @@ def test_a_sketch_is_taken_of_tall_matrices_only_and_the_generator_decides():
         (lambda: pr.linalg.cqrrpt(torch.zeros(3, 0)), ValueError, r"M of shape \(3, 0\) must be a matrix"),
         (lambda: pr.linalg.cqrrpt(torch.zeros(3, 2, dtype=torch.long)), TypeError, r"M \(torch.int64\)"),
         (lambda: pr.linalg.cqrrpt(torch.full((3, 2), torch.nan)), ValueError, "not finite"),
-        (lambda: pr.linalg.cqrrpt(torch.ones(3, 2), gamma=0.5), ValueError, r"gamma \(0.5\) must be .* from 1 on"),
+        (lambda: pr.linalg.cqrrpt(torch.ones(3, 2), gamma=0.5), ValueError, r"gamma \(0.5\) must be .* of at least 1"),
         (lambda: pr.linalg.randomized_svd([[1.0]], 1, 0.1), TypeError, r"A \(list\) must be a tensor"),
         (lambda: pr.linalg.randomized_svd(torch.ones(3, 2), 0, 0.1), ValueError, r"k \(0\) must be at least 1"),
         (lambda: pr.linalg.randomized_svd(torch.ones(3, 2), 1.5, 0.1), TypeError, r"k \(1.5\) must be an integer"),

@@ -171,7 +171,7 @@ def test_factors_are_counted_and_tied():
         (
             lambda: LowRankEmbedding.from_embedding(nn.Embedding(9, 4, device="meta"), 2),
             ValueError,
-            "lies on the device 'meta'",
+            "is on the device 'meta' and has no values; load it first",
         ),
         (
             lambda: LowRankEmbedding.from_embedding(nn.Embedding.from_pretrained(torch.full((9, 4), torch.nan)), 2),

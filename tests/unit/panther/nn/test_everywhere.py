@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+from helpers.training import together
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -356,45 +354,39 @@ def test_tensors_that_cannot_be_packed_are_left():
 
 
 DDP = """
-    import sys
     import torch
     import torch.distributed as dist
     from torch import nn
     from panther.nn import SKLinear
 
-    rank, store = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    def main():
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
 
-    def train(model, x, y, steps=5):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            (model(x) - y).square().mean().backward()
-            optimizer.step()
+        def train(model, x, y, steps=5):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                (model(x) - y).square().mean().backward()
+                optimizer.step()
 
-    # each process starts elsewhere: DDP must bring parameters and U of process 0 to process 1
-    torch.manual_seed(rank)
-    model = nn.Sequential(SKLinear(64, 48, 2, 4), nn.ReLU(), SKLinear(48, 32, 1, 2))
-    parallel = nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(0)
-    alone = nn.Sequential(SKLinear(64, 48, 2, 4), nn.ReLU(), SKLinear(48, 32, 1, 2))
-    torch.manual_seed(7)
-    x, y = torch.randn(16, 64), torch.randn(16, 32)
-    train(parallel, x[8 * rank :][:8], y[8 * rank :][:8])
-    train(alone, x, y)
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert model[0]._packed.holds(model[0].S1s, model[0].U1s, model[0].U2s, model[0].S2s)
-    dist.destroy_process_group()
+        # each process starts elsewhere: DDP must bring parameters and U of process 0 to process 1
+        torch.manual_seed(rank)
+        model = nn.Sequential(SKLinear(64, 48, 2, 4), nn.ReLU(), SKLinear(48, 32, 1, 2))
+        parallel = nn.parallel.DistributedDataParallel(model)
+        torch.manual_seed(0)
+        alone = nn.Sequential(SKLinear(64, 48, 2, 4), nn.ReLU(), SKLinear(48, 32, 1, 2))
+        torch.manual_seed(7)
+        x, y = torch.randn(16, 64), torch.randn(16, 32)
+        train(parallel, x[8 * rank :][:8], y[8 * rank :][:8])
+        train(alone, x, y)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        assert model[0]._packed.holds(model[0].S1s, model[0].U1s, model[0].U2s, model[0].S2s)
+        dist.destroy_process_group()
 """
 
 
-def test_distributed_data_parallel_over_two_gloo_processes(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(DDP)]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+def test_distributed_data_parallel_over_two_gloo_processes():
+    assert together(DDP, []) == [[0, 0]]

@@ -248,7 +248,7 @@ def test_after_an_error_the_model_is_as_it_was(model, tokens):
         ({"embedding_bits": 5}, r"embedding_bits \(5\) must be 4, 8 or None"),
         ({"alphas": ()}, r"alphas \(\[\]\) must lie between 0 and 1, and be at least one"),
         ({"alphas": (0.5, 1.5)}, r"alphas \(\[0.5, 1.5\]\) must lie between 0 and 1"),
-        ({"probes": -1}, r"probes \(-1\) must be an integer from 0 on"),
+        ({"probes": -1}, r"probes \(-1\) must be an integer of at least 0"),
     ],
 )
 def test_what_is_wrong_is_named(model, tokens, changes, message):
@@ -262,7 +262,7 @@ def test_a_model_that_is_the_layer_itself_is_refused(tokens):
 
 
 def test_a_model_without_such_layers_is_refused():
-    with pytest.raises(pr.ConversionError, match="no linear layer and no embedding"):
+    with pytest.raises(pr.ConversionError, match="no linear layer, convolution or embedding"):
         pr.quantize_(nn.Sequential(nn.ReLU()), calibration=torch.randn(4, 4))
 
 
@@ -309,5 +309,5 @@ def test_without_derivatives_errors_are_those_of_the_layers():
 
 def test_a_quantized_model_has_nothing_left_to_quantize(model, tokens):
     pr.quantize_(model, calibration=tokens)
-    with pytest.raises(pr.ConversionError, match="no linear layer and no embedding to quantize"):
+    with pytest.raises(pr.ConversionError, match="no linear layer, convolution or embedding to quantize"):
         pr.quantize_(model, calibration=tokens)

@@ -95,7 +95,7 @@ def test_odd_and_small_weights(d_out, d_in):
         ({"bits": 2}, r"bits \(2\) must be one of \[4, 8\]"),
         ({"block_size": 100}, r"block_size \(100\) must be one of \[16, 32, 64, 128, 256\]"),
         ({"activation_bits": 16}, r"activation_bits \(16\) must be one of \[8, None\]"),
-        ({"correction_rank": -1}, r"correction_rank \(-1\) must be an integer from 0 on"),
+        ({"correction_rank": -1}, r"correction_rank \(-1\) must be an integer of at least 0"),
     ],
 )
 def test_what_is_wrong_is_named(changes, message):

@@ -41,5 +41,5 @@ def test_each_block_gets_the_grid_that_loses_least():
     ends = torch.ones(1, 2).double()
     grids = [Grid(step * ends, -2 * ends, 2 * ends, 2) for step in (1.0, 10.0)]
     assert best(W, grids, torch.ones(4)).step.tolist() == [[1.0, 10.0]]
-    with pytest.raises(ValueError, match="grids are empty"):
+    with pytest.raises(ValueError, match="grids must hold at least one grid"):
         best(W, [], torch.ones(4))

@@ -84,4 +84,4 @@ def test_tied_factors_stay(x):
     second = SKLinear.from_factors(torch.randn(128, 8), torch.randn(8, 128), None, 1, 4)
     second.tie_to(first)
     reasons = {unit.reason for unit in find_sketched(nn.Sequential(first, second), None, ())}
-    assert reasons == {"its factors are also those of another layer"}
+    assert reasons == {"it shares its factors with another layer"}

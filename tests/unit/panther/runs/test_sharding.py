@@ -125,9 +125,9 @@ def test_refuses_optimizers_that_would_lose_their_state_or_parameters():
     optimizer = torch.optim.Adam(model.parameters())
     _check(model, optimizer, names)
     optimizer.add_param_group({"params": nn.Parameter(torch.zeros(3))})
-    with pytest.raises(ValueError, match="has a parameter that is not the model's"):
+    with pytest.raises(ValueError, match="has a parameter of another model"):
         _check(model, optimizer, names)
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
-    with pytest.raises(ValueError, match="the optimizer has taken steps"):
+    with pytest.raises(ValueError, match="the optimizer has already taken steps"):
         _check(model, optimizer, names)

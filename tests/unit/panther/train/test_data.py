@@ -56,9 +56,9 @@ def test_a_split_of_ones_own(tmp_path):
         ({"x": X, "y": X[:, :2], "x_test": X, "y_test": X[:, :3]}, "'y_test' has 3 columns and 'y' 2"),
         ({"x": X, "y": X[:, 0], "x_test": X}, "'y_test' is missing"),
         ({"x": X, "y": np.zeros((40, 2), int) + 3}, "'y' must be"),
-        ({"x": X, "y": X[:, 0], "columns": np.array(["a", "b"])}, "'columns' must be 5 different texts"),
-        ({"x": X, "y": X[:, 0], "columns": np.array(list("abcda"))}, "'columns' must be 5 different texts"),
-        ({"x": X, "y": X[:, 0], "columns": np.arange(5)}, "'columns' must be 5 different texts"),
+        ({"x": X, "y": X[:, 0], "columns": np.array(["a", "b"])}, "'columns' must be 5 distinct names"),
+        ({"x": X, "y": X[:, 0], "columns": np.array(list("abcda"))}, "'columns' must be 5 distinct names"),
+        ({"x": X, "y": X[:, 0], "columns": np.arange(5)}, "'columns' must be 5 distinct names"),
         ({"x": X, "y": np.array([{}] * 40, object)}, r"data\.npz holds an array of Python objects"),
         (
             {"x": X, "y": X[:, :2] > 0, "x_test": X, "y_test": np.full((40, 2), 7)},

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
-from helpers.training import batches, environment, network
+from helpers.training import batches, environment, network, together, told, train_in_group
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -157,29 +155,29 @@ def test_resumes_bit_for_bit_within_an_epoch(tmp_path, shard):
 
 
 KILLED = """
-    import os, signal, sys, torch
+    import os, signal, torch
     from helpers.training import batches, network
     from panther.train import fit
-    torch.set_num_threads(1)
-    torch.manual_seed(3)
-    model = network()
-    def die(result):
-        if len(sys.argv) > 2 and result.epoch == int(sys.argv[2]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    fit(model, batches(), epochs=4, lr=0.02, checkpoints=sys.argv[1], on_epoch=die)
-    torch.save(model.state_dict(), os.path.join(sys.argv[1], "end.pt"))
+
+    def main(folder, kill_at="0"):
+        assert not os.path.exists(os.path.join(folder, "end.pt"))
+        torch.set_num_threads(1)
+        torch.manual_seed(3)
+        model = network()
+
+        def die(result):
+            if result.epoch == int(kill_at):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        fit(model, batches(), epochs=4, lr=0.02, checkpoints=folder, on_epoch=die)
+        torch.save(model.state_dict(), os.path.join(folder, "end.pt"))
 """
 
 
 def test_resumes_bit_for_bit_after_a_kill(tmp_path):
-    def run(folder: str, *kill_at: str) -> int:
-        script = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / folder)]
-        return subprocess.run([*script, *kill_at], check=False, timeout=120, env=environment()).returncode
-
-    assert run("whole") == 0
-    assert run("killed", "2") == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "end.pt").exists()
-    assert run("killed") == 0
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    codes = together(KILLED, [whole], [killed, "2"], [killed], count=1)
+    assert codes == [[0], [-signal.SIGKILL], [0]]
     whole, killed = (torch.load(tmp_path / folder / "end.pt") for folder in ("whole", "killed"))
     for key, value in whole.items():
         assert torch.equal(killed[key], value), key
@@ -202,7 +200,7 @@ def test_best_and_last(tmp_path):
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one(tmp_path):
     fit(network(), batches(), epochs=2, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match=r"last\.pt is of a run with epochs 2; this one has epochs 3\. Take"):
+    with pytest.raises(ValueError, match=r"last\.pt is of a run with epochs 2; this one has epochs 3\. Use"):
         fit(network(), batches(), epochs=3, checkpoints=tmp_path)
     with pytest.raises(ValueError, match=r"lr \[0\.001\], precision float32; this one has lr \[0\.002\], precision bf"):
         fit(network(), batches(), epochs=2, lr=0.002, precision="bfloat16", checkpoints=tmp_path)
@@ -263,38 +261,20 @@ def test_evaluate_leaves_the_mode():
     assert not model.training
 
 
-PARALLEL = """
-    import json, sys, torch
-    from helpers.training import batches, network
-    from panther.train import fit, process_group
-    torch.set_num_threads(1)
-    with process_group() as rank:
-        # each process starts elsewhere; the first one's weights and order count
-        torch.manual_seed(3 + rank)
-        model = network(rank)
-        model[2].p = 0.0
-        results = fit(
-            model, batches(seed=rank), epochs=4, lr=0.02, validation=batches(201, shuffle=False),
-            checkpoints=sys.argv[1],
-        )
-        with open(f"{sys.argv[1]}/results-{rank}.json", "w") as file:
-            json.dump([[r.loss, r.score] for r in results], file)
-"""
-
-
 def test_two_processes_under_torchrun_reach_the_loss_of_one(tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
-    script = ["-c", textwrap.dedent(PARALLEL)]
-    losses = {}
-    for name, start in (("one", [sys.executable]), ("two", [sys.executable, *command])):
-        folder = tmp_path / name
-        folder.mkdir()
-        done = subprocess.run(
-            [*start, *script, str(folder)], check=False, timeout=150, env=environment(), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        losses[name] = [json.loads(path.read_text()) for path in sorted(folder.glob("results-*.json"))]
-    assert len(losses["two"]) == 2
-    assert losses["two"][0] == losses["two"][1]
-    for ours, theirs in zip(losses["two"][0], losses["one"][0], strict=True):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    train_in_group(one)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    script = "import sys; from helpers.training import train_in_group; train_in_group(sys.argv[1])"
+    done = subprocess.run(
+        [*torchrun, sys.executable, "-c", script, str(two)],
+        check=False, timeout=150, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (expected,) = told(one)
+    first, second = told(two)
+    assert first["results"] == second["results"]
+    for ours, theirs in zip(first["results"], expected["results"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)

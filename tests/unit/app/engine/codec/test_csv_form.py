@@ -52,21 +52,21 @@ def test_a_model_without_names_takes_rows_of_numbers():
     [
         ("length,whole\n1,2\n", FLOWERS, "the first line of the CSV lacks the column 'colour'"),
         ("1,2,red\n", FLOWERS, "the first line of the CSV has an unknown column '1'"),
-        ("", FLOWERS, "the CSV is empty; its first line names the columns: length, whole, colour"),
+        ("", FLOWERS, "the CSV is empty; its first line must name the columns: length, whole, colour"),
         ("length,whole,colour\n1,2\n", FLOWERS, "line 2 of the CSV has 2 cells; expected 3"),
         (
             "length,whole,colour\n1,2,red\nlong,2,red\n",
             FLOWERS,
-            "line 3, column 'length', is the text 'long'; expected",
+            "line 3, column 'length', is the string 'long'; expected",
         ),
         ("length,whole,colour\n,2,red\n", FLOWERS, "line 2, column 'length', is null; expected a number"),
-        ("length,whole,colour\nnan,2,red\n", FLOWERS, "line 2, column 'length', is the text 'NaN'; expected a number"),
-        ("length,whole,colour\n1_0,2,red\n", FLOWERS, "line 2, column 'length', is the text '1_0'"),
+        ("length,whole,colour\nnan,2,red\n", FLOWERS, "line 2, column 'length', is the string 'NaN'"),
+        ("length,whole,colour\n1_0,2,red\n", FLOWERS, "line 2, column 'length', is the string '1_0'"),
         ('length,whole,colour\n1,2,"red\n', FLOWERS, "line 2 of the CSV: unexpected end of data"),
-        ("a,b,c\n1,2,3\n", None, "begins with 'a'; model 'm' names no columns"),
+        ("a,b,c\n1,2,3\n", None, "begins with 'a'; model 'm' has no column names"),
         ("1,2\n", None, "line 1 of the CSV has 2 cells; expected 3"),
-        ("1,2,3\n1,2,x\n", None, "line 2, cell 3, is the text 'x'; expected a number"),
-        (b"length\xff", FLOWERS, "the CSV is not UTF-8: byte 6 begins no character"),
+        ("1,2,3\n1,2,x\n", None, "line 2, cell 3, is the string 'x'; expected a number"),
+        (b"length\xff", FLOWERS, "the CSV is not valid UTF-8 at byte 6"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(text, table, message):
@@ -143,5 +143,5 @@ def test_an_answer_without_rows_has_its_names():
 def test_outputs_that_are_no_columns_are_refused():
     with pytest.raises(InvalidRequestError, match="output 'cube' has 3 dimensions"):
         written(Batch(cube=np.zeros((2, 2, 2))), (0,))
-    with pytest.raises(InvalidRequestError, match="output 'b' has 1 rows beside 2"):
+    with pytest.raises(InvalidRequestError, match="output 'b' has 1 rows, others 2"):
         written(Batch(a=np.zeros((2, 1)), b=np.zeros((1, 1))), (0, 1))

@@ -33,11 +33,11 @@ def test_columns_become_the_input():
 @pytest.mark.parametrize(
     ("columns", "table", "message"),
     [
-        (COLUMNS, None, "content_type 'pd', and model 'flowers' names no columns"),
+        (COLUMNS, None, "content_type 'pd', but model 'flowers' has no column names"),
         (COLUMNS[:2], FLOWERS, "'inputs' lacks the column 'whole'"),
         ([*COLUMNS, column("more", [1, 2])], FLOWERS, "'inputs' has an unknown column 'more'"),
-        ("none", FLOWERS, "'inputs' is the text 'none'; expected a list with an object a column"),
-        ([1, 2, 3], FLOWERS, "'inputs' is a list; expected a list with an object a column"),
+        ("none", FLOWERS, "'inputs' is the string 'none'; expected a list with an object per column"),
+        ([1, 2, 3], FLOWERS, "'inputs' is a list; expected a list with an object per column"),
         ([*COLUMNS[:2], {**COLUMNS[2], "data": 3}], FLOWERS, "column 'whole': 'data' is 3; expected a list"),
         ([*COLUMNS[:2], {**COLUMNS[2], "shape": [3]}], FLOWERS, r"the shape \[3\] and 2 values; expected \[2, 1\]"),
         ([*COLUMNS[:2], column("whole", [1.5, 2])], FLOWERS, r"inputs.whole.data\[0\] is 1.5; expected a whole number"),

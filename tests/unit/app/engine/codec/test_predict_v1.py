@@ -61,16 +61,16 @@ def test_rows_of_a_table_are_instances_too():
     ("model", "document", "message"),
     [
         (ONE, [], r'the body is a list; expected \{"instances": '),
-        (ONE, {}, "the body needs 'instances' or 'inputs', and not both"),
-        (ONE, {"instances": [], "inputs": []}, "the body needs 'instances' or 'inputs', and not both"),
+        (ONE, {}, "the body must have either 'instances' or 'inputs'"),
+        (ONE, {"instances": [], "inputs": []}, "the body must have either 'instances' or 'inputs'"),
         (ONE, {"instances": [[1, 2]], "rows": 3}, "unknown key 'rows'; known: instances, inputs"),
         (ONE, {"instances": 3}, "'instances' is 3; expected a list"),
         (ONE, {"instances": [[1, 2], [3]]}, r"instances\[1\] has 1 values; expected 2"),
-        (ONE, {"instances": [{"w": 1}]}, "instances is a table, and model 'm' names no columns"),
-        (TWO, {"instances": [[1, 2]]}, "'instances' names no inputs, and model 'm' has 2"),
+        (ONE, {"instances": [{"w": 1}]}, "instances is a table, but model 'm' has no column names"),
+        (TWO, {"instances": [[1, 2]]}, "'instances' has no input names, but model 'm' has 2"),
         (TWO, {"instances": [{"a": [1, 2], "b": [1]}, {"a": [1, 2]}]}, r"instances\[1\] is an object of a; expected"),
         (TWO, {"instances": [{"a": [1, 2], "b": [1]}, 3]}, r"instances\[1\] is 3; expected an object with a value for"),
-        (TWO, {"inputs": {"a": [[1, 2]]}}, "inputs is a table, and model 'm' names no columns"),
+        (TWO, {"inputs": {"a": [[1, 2]]}}, "inputs is a table, but model 'm' has no column names"),
     ],
 )
 def test_what_is_wrong_is_named(model, document, message):
@@ -79,9 +79,9 @@ def test_what_is_wrong_is_named(model, document, message):
 
 
 def test_bodies_of_more_values_than_a_request_can_have_are_refused():
-    with pytest.raises(InvalidRequestError, match="lists, more than a request of this model can need"):
+    with pytest.raises(InvalidRequestError, match="lists; the maximum for this model is"):
         feeds(ONE, {"instances": [[]] * 40_000})
-    with pytest.raises(InvalidRequestError, match="objects, more than a table of 100 rows and 2 columns"):
+    with pytest.raises(InvalidRequestError, match="objects; the maximum for 100 rows and 2 columns"):
         feeds(TWO, {"instances": [{}] * 40_000})
 
 

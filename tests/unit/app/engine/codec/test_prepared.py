@@ -40,7 +40,7 @@ def test_priority_and_timeout_are_part_of_the_request():
 
 def test_empty_inputs_are_refused_where_the_model_can_not_take_them():
     feeds = {"a": np.zeros((0, 1)), "b": np.zeros((0, 1))}
-    with pytest.raises(InvalidRequestError, match=r"input 'a' is empty, of shape \[0, 1\]; this model needs values"):
+    with pytest.raises(InvalidRequestError, match=r"input 'a' has the empty shape \[0, 1\]; this model"):
         prepare(model(takes_empty=False), feeds, ("y",))
-    with pytest.raises(InvalidRequestError, match="the inputs hold no rows; at least 1 is needed"):
+    with pytest.raises(InvalidRequestError, match="the inputs have no rows; at least 1 is required"):
         prepare(model(), feeds, ("y",))

@@ -27,12 +27,12 @@ def test_columns_of_the_card_become_one_input_in_its_order():
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("length", "long", r"length@1 is the text 'long'; expected a number"),
+        ("length", "long", r"length@1 is the string 'long'; expected a number"),
         ("length", None, r"length@1 is null; expected a number"),
         ("length", True, r"length@1 is true; expected a number"),
         ("length", 1e39, r"length@1 is 1e\+39, beyond what FP32 can hold"),
         ("whole", 2.5, r"whole@1 is 2.5; expected a whole number"),
-        ("colour", "green", r"colour@1 is the text 'green'; expected one of: red, blue"),
+        ("colour", "green", r"colour@1 is the string 'green'; expected one of: red, blue"),
         ("colour", 0, r"colour@1 is 0; expected one of: red, blue"),
     ],
 )

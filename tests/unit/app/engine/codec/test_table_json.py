@@ -62,18 +62,18 @@ def test_tensors_are_taken_as_ever():
 @pytest.mark.parametrize(
     ("model", "document", "message"),
     [
-        (PLAIN, RECORDS, "the body is a table, and model 'flowers' names no columns; send rows of numbers"),
-        (PLAIN, {"inputs": RECORDS}, "inputs is a table, and model 'flowers' names no columns"),
-        (NAMED, [*RECORDS, 3], r"\[2\] is 3; expected an object with a value a column"),
+        (PLAIN, RECORDS, "the body is a table, but model 'flowers' has no column names; send rows of numbers"),
+        (PLAIN, {"inputs": RECORDS}, "inputs is a table, but model 'flowers' has no column names"),
+        (NAMED, [*RECORDS, 3], r"\[2\] is 3; expected an object, one value per column"),
         (NAMED, [{"sepal": 1}], r"\[0\] lacks the column 'petal'; the columns are: sepal, petal"),
-        (NAMED, {"inputs": [{"sepal": 1, "petal": "no"}]}, r"inputs\[0\].petal is the text 'no'; expected a number"),
+        (NAMED, {"inputs": [{"sepal": 1, "petal": "no"}]}, r"inputs\[0\].petal is the string 'no'; expected a number"),
         (NAMED, {"inputs": {"sepal": [1]}}, "inputs lacks the column 'petal'"),
-        (NAMED, {"inputs": {"sepal": [1], "petal": 3}}, "inputs.petal is 3; expected a list with a value a row"),
+        (NAMED, {"inputs": {"sepal": [1], "petal": 3}}, "inputs.petal is 3; expected a list with a value per row"),
         (NAMED, {"inputs": {"sepal": [1], "petal": [[3]]}}, r"inputs.petal\[0\] is a list; expected a number"),
         (NAMED, {**SPLIT, "data": [[1.5]]}, r"data\[0\] has 1 values; expected a list of 2 values"),
         (NAMED, {**SPLIT, "data": 3}, "data is 3; expected a list of rows"),
-        (NAMED, {**SPLIT, "columns": "sepal"}, "columns is the text 'sepal'; expected a list of names"),
-        (NAMED, {**SPLIT, "top_k": 2}, "top_k is not known; a table has: columns, data, index"),
+        (NAMED, {**SPLIT, "columns": "sepal"}, "columns is the string 'sepal'; expected a list of names"),
+        (NAMED, {**SPLIT, "top_k": 2}, "top_k is an unknown key; known: columns, data, index"),
         (NAMED, {"inputs": {**SPLIT, "data": [[1, None]]}}, r"inputs.data\[0\]\[1\] \(sepal\) is null"),
     ],
 )
@@ -88,7 +88,7 @@ def test_missing_values_are_nan_where_they_are_allowed():
 
 def test_a_body_of_more_objects_than_a_table_can_have_is_refused_before_it_is_parsed():
     body = b"[" + b",".join([b'{"sepal":1,"petal":2}'] * 6000) + b"]"
-    with pytest.raises(InvalidRequestError, match="the body holds 6000 objects, more than a table of 1000 rows"):
+    with pytest.raises(InvalidRequestError, match="the body holds 6000 objects; the maximum for 1000 rows"):
         feeds(NAMED, body)
     whole = json.dumps([{"sepal": 1, "petal": 2}] * 900).encode() + b" " * 70_000
     assert feeds(NAMED, whole)["x"].shape == (900, 2)

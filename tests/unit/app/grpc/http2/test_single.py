@@ -79,7 +79,7 @@ def test_what_decompresses_to_much_does_so_beside_the_event_loop_and_within_the_
             return answers
 
     inside, outside = serve(test, max_body_bytes=2_500_000)
-    assert (inside.status, "are no ModelInferRequest" in inside.details) == (3, True)
+    assert (inside.status, "are not a valid protobuf message ModelInferRequest" in inside.details) == (3, True)
     assert outside.status == 8
     assert "max_body_bytes (2500000)" in outside.details
 
@@ -103,7 +103,7 @@ def test_a_bomb_is_refused(serve):
         (b"\1\0\0\0\0", {}, 13, "flagged as compressed, and the call names no grpc-encoding"),
         (b"\7\0\0\0\0", {}, 13, "the flag of a message is 7; expected 0 or 1"),
         (b"\1\0\0\0\2ab", {"grpc_encoding": b"gzip"}, 3, "the body is not valid gzip"),
-        (b"\0\0\0\0\2\xff\xff", {}, 3, "the 2 bytes of the request are no ModelInferRequest"),
+        (b"\0\0\0\0\2\xff\xff", {}, 3, "the 2 bytes of the request are not a valid protobuf message ModelInferRequest"),
         (b"", {"grpc_encoding": b"br"}, 12, "grpc-encoding is 'br'; known: identity, deflate, gzip"),
         (b"", {"grpc_timeout": b"soon"}, 3, "grpc-timeout is 'soon'; expected 1 to 8 digits"),
     ],
@@ -142,7 +142,7 @@ def test_a_call_without_a_key_is_refused_before_its_message(serve, message):
 
     answer = serve(test, predict_keys="k" * 16)
     assert (answer.status, answer.reset) == (16, 0)  # and the client is told to send no more
-    assert answer.details.startswith("an API key is needed")
+    assert answer.details.startswith("an API key is required")
 
 
 def test_bytes_count_against_the_budget_as_they_come(serve):
@@ -167,7 +167,7 @@ def test_a_large_message_needs_more_than_the_first_window(serve):
         async with served.client() as client:
             return await client.ask(INFER, bytes(3_000_000))
 
-    assert "the 3000000 bytes of the request are no ModelInferRequest" in serve(test).details
+    assert "the 3000000 bytes of the request are not a valid protobuf message ModelInferRequest" in serve(test).details
 
 
 def test_a_deadline_passes_while_the_message_comes(serve):

@@ -26,7 +26,7 @@ def test_an_address_that_can_not_be_listened_on_is_told(serve):
     async def test(served):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-            with pytest.raises(GrpcStartError, match=f"can't listen on {address} for gRPC: .*in use"):
+            with pytest.raises(GrpcStartError, match=f"cannot listen on {address} for gRPC: .*in use"):
                 await Http2Transport(served.services).start(address)
 
     serve(test)

@@ -51,10 +51,10 @@ def test_a_request_is_found_however_it_is_cut(size):
 @pytest.mark.parametrize(
     ("headers", "version", "message"),
     [
-        ((), "1.1", "the request has no Host headers; it needs exactly one"),
-        (("Host: a", "Host: b"), "1.1", "the request has 2 Host headers; it needs exactly one"),
-        (("Host: a", "HOST: a"), "1.1", "the request has 2 Host headers; it needs exactly one"),
-        (("Host: a", "Host: b"), "1.0", "the request has 2 Host headers; it needs exactly one"),
+        ((), "1.1", "the request has no Host headers; exactly 1 is required"),
+        (("Host: a", "Host: b"), "1.1", "the request has 2 Host headers; exactly 1 is required"),
+        (("Host: a", "HOST: a"), "1.1", "the request has 2 Host headers; exactly 1 is required"),
+        (("Host: a", "Host: b"), "1.0", "the request has 2 Host headers; exactly 1 is required"),
         (("Host: a b",), "1.1", "the Host header is not valid"),
         (("Host: a/b",), "1.1", "the Host header is not valid"),
         (("Host: user@a",), "1.1", "the Host header is not valid"),
@@ -83,7 +83,7 @@ def test_without_one_host_a_request_gets_400_and_its_connection_is_closed(client
         sock.sendall("\r\n".join(lines).encode() + BODY)
         status, headers, document = answer(rest(sock))
     assert (status, headers["connection"]) == (400, "close")
-    assert document["error"].endswith("Host headers; it needs exactly one")
+    assert document["error"].endswith("Host headers; exactly 1 is required")
 
 
 def test_a_length_that_contradicts_is_no_http():

@@ -45,7 +45,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
     cache = Cache(URL, tmp_path)
     cache.make()
     cache.folder.chmod(0o777)
-    with pytest.raises(RemoteError, match="may be written by others than user"):
+    with pytest.raises(RemoteError, match="is writable by users other than"):
         cache.make()
 
 

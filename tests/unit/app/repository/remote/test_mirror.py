@@ -77,7 +77,7 @@ def test_a_listing_that_fails_or_is_empty_removes_nothing(mirror, store):
     del store.fails[""]
     for listed in ({}, {"a/panther.toml": b"x"}, {"a/1/weights.bin": b""}):
         store.contents = listed
-        with pytest.raises(RemoteError, match=r"it has no model, NAME/VERSION/model\.onnx; what is mirrored stays"):
+        with pytest.raises(RemoteError, match=r"it has no model NAME/VERSION/model\.onnx; mirrored files stay"):
             sync(mirror)
     assert found(mirror) == FILES
 
@@ -97,9 +97,9 @@ def test_a_version_that_fails_stays_as_it_was_and_keeps_no_other_out(mirror, sto
 @pytest.mark.parametrize(
     ("sent", "checksums", "message"),
     [
-        (b"oNe", True, "a/1/model.onnx came with the md5 .*; the listing says"),
-        (b"on", False, "came with 2 bytes; the listing says 3"),
-        (b"onetwo", False, "has more than the 3 bytes that the listing says"),
+        (b"oNe", True, "a/1/model.onnx was downloaded with md5 .*; the listing has"),
+        (b"on", False, "was downloaded with 2 bytes; its size in the listing is 3"),
+        (b"onetwo", False, "has more than 3 bytes, its size in the listing"),
     ],
 )
 def test_content_that_is_not_what_the_listing_says_is_refused(tmp_path, sent, checksums, message):
@@ -124,9 +124,9 @@ def test_no_reader_sees_half_a_version(mirror, store):
 
 
 def test_limits(store, tmp_path):
-    with pytest.raises(RemoteError, match="it has 4 files; model_cache_max_files is 3"):
+    with pytest.raises(RemoteError, match=r"it has 4 files, above model_cache_max_files \(3\)"):
         sync(Mirror(store.url, MirrorOptions(tmp_path, max_files=3), store))
-    with pytest.raises(RemoteError, match="its files have 16 bytes; model_cache_max_bytes is 15"):
+    with pytest.raises(RemoteError, match=r"its files have 16 bytes, above model_cache_max_bytes \(15\)"):
         sync(Mirror(store.url, MirrorOptions(tmp_path, max_bytes=15), store))
     sync(Mirror(store.url, MirrorOptions(tmp_path, max_files=4, max_bytes=16), store))
 
@@ -138,7 +138,7 @@ def test_names_that_lead_elsewhere_are_logged_once(mirror, store, caplog):
         sync(mirror)
     assert found(mirror) == FILES
     assert len(caplog.records) == 3
-    assert "s3://bucket/models: 'flat.onnx' is not mirrored: a model needs folders" in caplog.text
+    assert "s3://bucket/models: 'flat.onnx' is not mirrored: a model requires folders" in caplog.text
 
 
 def test_one_pass_serves_all_who_asked_before_it(mirror, store):

@@ -27,8 +27,8 @@ def test_versions_loose_files_and_what_is_passed_over():
         ("a/1/\ud800", "it is not Unicode"),
         ("a/1/" + "x" * 256, "at most 1024 bytes in 16 parts, and each of these at most 255 bytes"),
         ("a/" * 16 + "x", "16 parts"),
-        ("digits.onnx", "a model needs folders of its name and version: digits/1/model.onnx"),
-        ("-a/1/model.onnx", "its first part can't be a model's name: at most 128 letters"),
+        ("digits.onnx", "a model requires folders with its name and version: digits/1/model.onnx"),
+        ("-a/1/model.onnx", "its first part is not a valid model name: at most 128 letters"),
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(name, reason):
@@ -38,5 +38,5 @@ def test_names_that_lead_elsewhere_are_refused(name, reason):
 
 def test_a_file_that_is_a_folder_too_is_refused():
     found = sort_names(["a/1", "a/1/model.onnx"])
-    assert found.refused == {"a/1": "it is the name of a file and of a folder"}
+    assert found.refused == {"a/1": "both a file and a folder have this name"}
     assert found.versions == {"a/1": ["a/1/model.onnx"]}

@@ -18,11 +18,11 @@ DIGEST = hashlib.sha256(b"one").hexdigest()
         (
             "s3://bucket/m",
             "s3fs",
-            r"model_dir=s3://bucket/m needs the extra 's3' \(pip install 'panther-sketch\[s3\]'\)",
+            r"model_dir=s3://bucket/m requires the extra 's3' \(pip install 'panther-sketch\[s3\]'\)",
         ),
         ("gs://bucket/m", "gcsfs", "extra 'gs'"),
         ("az://bucket/m", "adlfs", "extra 'az'"),
-        ("https://me:secret@h/m", "aiohttp", r"model_dir=https://\*\*\*@h/m needs the extra 'https'"),
+        ("https://me:secret@h/m", "aiohttp", r"model_dir=https://\*\*\*@h/m requires the extra 'https'"),
     ],
 )
 def test_without_the_extra_the_message_says_what_is_missing(monkeypatch, url, missing, said):
@@ -58,9 +58,7 @@ def test_files_of_a_web_server(tmp_path):
     (root / "a" / "1" / "w %?#é.bin").write_bytes(b"one")
     with web(root) as url:
         store = open_store(ModelUrl(url))
-        with pytest.raises(
-            RemoteError, match=rf"there is no {MANIFEST}, which lists the files; in the folder of models"
-        ):
+        with pytest.raises(RemoteError, match=rf"{MANIFEST}, the list of files, is missing; in the folder of models"):
             store.files(tmp_path / "scratch")
         (root / MANIFEST).write_text(f"{DIGEST}  a/1/w %?#é.bin\n")
         assert set(store.files(tmp_path / "scratch")) == {"a/1/w %?#é.bin"}

@@ -58,7 +58,7 @@ def test_if_by_the_data_of_the_rows(judge):
     ]
     proof = judge(model(nodes, [X], ["y"], zero=np.float32(0)))
     assert (proof.verdict, proof.op_type) == ("mixed", "If")
-    assert "chooses by what all rows say together" in proof.reason
+    assert "chooses by a value computed from all rows" in proof.reason
 
 
 def test_if_by_the_number_of_rows(judge):
@@ -238,7 +238,7 @@ def test_scan_over_rows_that_takes_all_of_them_from_outside(judge):
     step = [NODE("Identity", ["state"], ["after"]), NODE("Add", ["part", "x"], ["given"])]
     proof = judge(model([scan(step, 0)], [X], ["y"], first=np.ones(4, np.float32)))
     assert proof.verdict == "mixed"
-    assert "takes all rows at once" in proof.reason
+    assert "reads all rows at once" in proof.reason
 
 
 def functions(nodes, output="y", **options):
@@ -284,7 +284,7 @@ def test_functions_that_double_each_time_end(judge):
         )
     proof = judge(made)
     assert proof.verdict == "unknown"
-    assert "more nodes than are walked" in proof.reason or "deep" in proof.reason
+    assert "stopped after" in proof.reason or "deep" in proof.reason
 
 
 def test_a_function_in_place_of_an_operator_is_not_trusted(judge):

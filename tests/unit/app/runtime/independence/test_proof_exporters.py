@@ -223,7 +223,7 @@ def test_quantized_layers(judge):
     dynamic.graph.node[0].name = "quant/DynamicQuantizeLinear"
     proof = judge(dynamic)
     assert proof.verdict == "mixed"
-    assert proof.reason == "node 'quant/DynamicQuantizeLinear' takes its scale over the whole tensor, rows included"
+    assert proof.reason == "node 'quant/DynamicQuantizeLinear' computes its scale over the whole tensor, rows included"
     assert (proof.node, proof.op_type) == ("quant/DynamicQuantizeLinear", "DynamicQuantizeLinear")
 
 

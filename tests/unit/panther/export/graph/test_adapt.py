@@ -50,5 +50,5 @@ def test_what_torch_cannot_trace_is_run_in_another_way(make, options, output, ex
         expected = model(input_ids=ids)[output].numpy()
     (found,) = run(report.path, input_ids=ids)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
-    cache = "['past_key_values'] (DynamicCache) is no tensor and no output of the file"
+    cache = "['past_key_values'] (DynamicCache) is not a tensor; the file has no output for it"
     assert report.card.notes == (None if options.get("use_cache") is False or make is t5 else (cache,))

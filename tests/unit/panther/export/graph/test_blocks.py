@@ -153,7 +153,7 @@ def test_an_input_of_one_axis_and_a_layer_that_is_the_whole_model(export):
 
 def test_products_that_are_not_there_are_found(x, monkeypatch, export, tmp_path):
     monkeypatch.setattr("panther.export.pipeline.lower_products", products.lower_dense)
-    with pytest.raises(ExportError, match=r"has 0 products 45x64 of 4 bits in blocks, planned were 1"):
+    with pytest.raises(ExportError, match=r"has 0 products 45x64 of 4 bits in blocks, but 1 were planned"):
         export(Network(8).eval(), x)
     assert not (tmp_path / "models" / "m" / "1").exists()
 

@@ -141,5 +141,5 @@ def test_a_graph_that_lacks_a_convolution_is_refused(export, tmp_path):
     check_convolutions(file, written)
     lost = next(node for node in file.graph.node if node.op_type == "Conv")
     file.graph.node.remove(lost)
-    with pytest.raises(ExportError, match="has 1 convolutions, planned were 2"):
+    with pytest.raises(ExportError, match="has 1 convolutions, but 2 were planned"):
         check_convolutions(file, written)

@@ -10,6 +10,7 @@ from torch import nn
 
 import panther as pr
 from panther.export.graph.experts import evenly_routed
+from panther.export.row_proof import row_proof
 from panther.nn import SKLinear
 from panther.nn.experts import RoutedExperts
 
@@ -49,6 +50,7 @@ def test_a_file_routes_any_rows_and_the_card_has_each_expert(export, run):
     x = torch.randn(4, WIDTH)
     x[:, 2] = -9.0
     report = export(model, x, batch_sizes=(1, 8))
+    assert row_proof(report.path)["verdict"] == "independent"
     assert {layer.name for layer in report.card.layers} == set(sketched.replaced)
     assert report.card.totals.model.dense == sum(parameter.numel() for parameter in original.parameters())
     for rows in (1, 2, 17):

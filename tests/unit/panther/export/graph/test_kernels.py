@@ -10,7 +10,8 @@ from torch import nn
 from panther.export.graph.constants import Builder
 from panther.export.graph.kernels import Stored, composed
 from panther.nn import SKConv1d, SKConv2d
-from panther.nn.quantized import Int8Conv, Int8Kernel
+from panther.nn.quantized import Int8Kernel, StoredConv
+from panther.quantize.kernels import four_bits
 
 
 def value_of(kernel):
@@ -60,12 +61,32 @@ def test_integers_are_unpacked():
     assert stored == kernel.stored_bytes + 4 * 8
 
 
+def test_nibbles_are_unpacked_by_blocks():
+    kernel = four_bits(torch.randn(8, 3, 3, 2))
+    W, stored = value_of(Stored(kernel, np.dtype(np.float32)))
+    np.testing.assert_array_equal(W, kernel.weight.numpy())
+    assert kernel.block_size == 18
+    # with the numbers and shapes by which it is unpacked
+    assert stored < kernel.stored_bytes + 100
+
+
+def test_a_convolution_in_4_bits_is_named_in_the_card(export):
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    model, x = nn.Sequential(StoredConv(conv, four_bits(conv.weight), bias=conv.bias)).eval(), torch.randn(2, 16, 6, 6)
+    report = export(model, x)
+    (entry,) = report.card.quantized_layers
+    assert (entry.scheme, entry.block_size, entry.weight_bytes) == ("int4-stored", 48, 16 * 72 + 4 * 16 * 3)
+    assert report.card.totals.model.dense == report.card.totals.model.learnable == 16 * 144 + 16
+    assert report.card.check.max_relative_error < 1e-5
+    assert report.path.stat().st_size < 16 * 144 + 4 * 16 * 3 + 4000
+
+
 def test_a_convolution_in_8_bits_that_is_called_twice_is_stored_once(export):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
             conv = nn.Conv2d(8, 8, 3, padding=1)
-            self.conv = Int8Conv(conv, Int8Kernel.nearest(conv.weight), bias=conv.bias)
+            self.conv = StoredConv(conv, Int8Kernel.nearest(conv.weight), bias=conv.bias)
 
         def forward(self, x):
             return self.conv(torch.relu(self.conv(x)))

@@ -89,11 +89,11 @@ def test_an_output_called_like_an_input_gets_another_name(export):
     y = model.layer(ROWS)
     ends = check(report, [y, y, ROWS, model.layer.bias], logits=ROWS)
     assert ends == (["logits"], ["logits_output", "again", "given", "bias"])
-    assert report.card.notes == ("['rows'] (int) is no tensor and no output of the file",)
+    assert report.card.notes == ("['rows'] (int) is not a tensor; the file has no output for it",)
 
 
 def test_the_callers_own_names_are_not_changed(export, tmp_path):
     names = [Output(name) for name in ("a", "b", "logits", "d")]
-    with pytest.raises(ValueError, match=r"output 'logits' is called like an input, .* choose another name in outputs"):
+    with pytest.raises(ValueError, match=r"output 'logits' has the name of an input, .* choose another name in"):
         export(Echo(), ROWS, outputs=names)
     assert list(tmp_path.iterdir()) == []

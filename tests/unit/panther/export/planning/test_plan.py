@@ -106,7 +106,7 @@ def test_a_limit_on_bytes_takes_back_what_loses_least(times):
         assert [entry.plan for entry in planned.values()] == expected
         assert 100 + sum(entry.weight_bytes for entry in planned.values()) <= limit
     assert "max_weight_bytes" in planned["a"].reason
-    with pytest.raises(ValueError, match=rf"is below the {100 + two_a + two_b:,} bytes that the weights take at least"):
+    with pytest.raises(ValueError, match=rf"must be at least {100 + two_a + two_b:,}, the bytes of the weights"):
         decide(sites, max_weight_bytes=100 + two_a + two_b - 1)
 
 

@@ -72,7 +72,7 @@ def test_a_missing_product_is_caught(missing, layer):
     _, sites = layer
     shape = [(64, 16), (16, 48)][1 - missing]
     gone = r"\(64, 16\)" if missing == 0 else r"\(16, 48\)"
-    with pytest.raises(ExportError, match=f"has 0 products by constants of shape {gone}, planned were 1"):
+    with pytest.raises(ExportError, match=f"has 0 products by constants of shape {gone}, but 1 were planned"):
         guard.check_graph(product_graph(shape), sites, {"SKLinear": TWO_PRODUCTS}, Counter())
 
 

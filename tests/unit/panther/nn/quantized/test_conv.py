@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from panther.nn.quantized import Int8Conv, Int8Kernel
+from panther.nn.quantized import Int4Kernel, Int8Kernel, StoredConv
 
 
 def kernel(*shape):
@@ -55,7 +55,7 @@ def test_computes_what_torch_does_with_its_weight(name):
     torch.manual_seed(0)
     make, shapes = CASES[name]
     conv = make()
-    layer = Int8Conv(conv, *(kernel(*shape) for shape in shapes), bias=conv.bias)
+    layer = StoredConv(conv, *(kernel(*shape) for shape in shapes), bias=conv.bias)
     x = torch.randn(2, 6, *(11,) * layer.axes)
     with torch.no_grad():
         wanted, y, alone = same_options(conv, layer.weight, conv.bias)(x.double()), layer(x), layer(x[0])
@@ -81,12 +81,56 @@ def test_the_nearest_is_off_by_half_a_step():
 def test_what_does_not_fit_is_refused():
     conv = nn.Conv2d(6, 8, 3)
     with pytest.raises(ValueError, match=r"\(8, 6, 3, 3\)"):
-        Int8Conv(conv, kernel(8, 6, 1, 1))
+        StoredConv(conv, kernel(8, 6, 1, 1))
     with pytest.raises(ValueError, match="must have shape"):
-        Int8Conv(conv, kernel(4, 6, 3, 3), kernel(8, 5, 1, 1))
+        StoredConv(conv, kernel(4, 6, 3, 3), kernel(8, 5, 1, 1))
     with pytest.raises(ValueError, match="2 groups has one weight"):
-        Int8Conv(nn.Conv2d(6, 8, 3, groups=2), kernel(4, 6, 3, 3), kernel(8, 4, 1, 1))
+        StoredConv(nn.Conv2d(6, 8, 3, groups=2), kernel(4, 6, 3, 3), kernel(8, 4, 1, 1))
     with pytest.raises(ValueError, match=r"torch\.float32.*torch\.int8"):
         Int8Kernel(torch.zeros(2, 3, 1), torch.ones(2))
     with pytest.raises(ValueError, match="scale"):
         Int8Kernel(torch.zeros(2, 3, 1, dtype=torch.int8), torch.ones(3))
+
+
+def test_nibbles_hold_the_integers_and_their_blocks():
+    integers = torch.randint(-7, 8, (5, 3, 3, 3), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    scale = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)) + 0.1
+    layer = Int4Kernel(integers, scale)
+    assert (layer.block_size, layer.stored_bytes) == (9, 5 * 14 + 4 * 15)
+    torch.testing.assert_close(layer.weight, integers * scale.repeat_interleave(9, 1).view(5, 3, 3, 3))
+    other = Int4Kernel(torch.zeros_like(integers), torch.ones(5, 3))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.weight, layer.weight)
+    conv = nn.Conv2d(3, 5, 3)
+    x = torch.randn(2, 3, 6, 6)
+    y = StoredConv(conv, layer, bias=conv.bias)(x)
+    torch.testing.assert_close(y, nn.functional.conv2d(x, layer.weight, conv.bias))
+
+
+def test_compile_export_and_autocast_of_nibbles():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    integers = torch.randint(-7, 8, conv.weight.shape).to(torch.int8)
+    layer = StoredConv(conv, Int4Kernel(integers, torch.full((8, 1), 0.02)), bias=conv.bias).eval()
+    x = torch.randn(2, 3, 6, 6)
+    expected = layer(x)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.testing.assert_close(exported.module()(torch.cat([x, x])), torch.cat([expected, expected]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert (y.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("integers", "scale", "match"),
+    [
+        (torch.full((2, 3, 3), 8, dtype=torch.int8), torch.ones(2, 1), "from -7 to 7"),
+        (torch.zeros(2, 3, 3), torch.ones(2, 1), "kernel of torch.int8"),
+        (torch.zeros(2, 9, dtype=torch.int8), torch.ones(2, 1), "3 or 4 axes"),
+        (torch.zeros(2, 3, 3, dtype=torch.int8), torch.ones(2, 2), "blocks a divisor of 9"),
+    ],
+)
+def test_nibbles_of_wrong_sizes(integers, scale, match):
+    with pytest.raises(ValueError, match=match):
+        Int4Kernel(integers, scale)

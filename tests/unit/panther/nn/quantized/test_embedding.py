@@ -40,7 +40,7 @@ def test_four_bits_are_levels_less_zero_points_times_scales():
     ("changes", "message"),
     [
         ({"block_size": 20}, r"block_size \(20\) must be one of"),
-        ({"levels": torch.zeros(20, 69, dtype=torch.uint8)}, "levels of width 69 must be of an even one"),
+        ({"levels": torch.zeros(20, 69, dtype=torch.uint8)}, r"width of levels \(69\) must be even: two"),
         ({"scale": torch.ones(20, 2)}, r"scale of shape \(20, 2\) must have shape \(20, 3\)"),
         ({"zero_point": torch.zeros(20, 1, dtype=torch.uint8)}, r"zero_point of shape \(20, 1\) must have shape"),
     ],

@@ -1,0 +1,198 @@
+"""Long bodies beside the event loop: threads copy them from and to the socket, and the loop serves other clients.
+
+The copies of a megabyte between the kernel and a buffer take longer than all else that the loop does for its request. A
+thread makes them without Python's lock. It works on a duplicate of the socket's descriptor while the loop reads nothing
+from the connection, and gives the connection back once the body is whole, or once the client lets it wait.
+
+See docs/decisions/0093-long-bodies-beside-the-loop.md.
+"""
+
+import asyncio
+import contextlib
+import queue
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from app.http.connection.body_reader import BodyReader
+
+LONG_BYTES = 256 * 1024
+"""What is shorter, the loop has copied before a thread has begun."""
+_WAIT_MS = 2
+_LONGEST_S = 0.05
+"""A client that sends for longer is left to the loop, so that slow ones can't keep the threads."""
+
+Buffers = Sequence[bytes | memoryview]
+
+
+class SocketThreads:
+    """The threads of a process; they start with the first long body.
+
+    Args:
+        count: of threads; 0 for none: the loop then copies all bodies itself.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._started = False
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Hand work to a thread.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        if not self._started:
+            for number in range(self.count):
+                threading.Thread(target=self._run, name=f"socket-{number}", daemon=True).start()
+                self._started = True
+        self._work.put(work)
+
+    def _run(self) -> None:
+        while True:
+            self._work.get()()
+
+
+class LongBodies:
+    """Receives and sends the long bodies of one connection in threads.
+
+    Args:
+        loop: gets the outcome of each.
+        threads: of the process.
+
+    Attributes:
+        sending: whether a thread sends a response, so that nothing else may be written.
+    """
+
+    __slots__ = ("_busy", "_flow", "_loop", "_lost", "_socket", "_threads", "_transport", "sending")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: SocketThreads) -> None:
+        self.sending = False
+        self._loop = loop
+        self._threads = threads
+        self._transport: asyncio.Transport
+        self._flow: FlowControl
+        self._socket: socket.socket | None = None
+        self._busy = False
+        self._lost = False
+
+    def connect(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+        """Work for a connection."""
+        self._transport = transport
+        self._flow = flow
+
+    def receive(self, reader: BodyReader, received: Callable[[int], None]) -> None:
+        """Receive the rest of a body by a thread, until the client lets it wait; a short one is left to the loop.
+
+        Args:
+            reader: of the body.
+            received: gets the number of bytes, unless the body was given up meanwhile.
+        """
+        rest = reader.rest
+        sock = None if rest is None or self._flow.read_paused else self._take(len(rest))
+        if rest is None or sock is None:
+            return
+
+        def ended(nbytes: int) -> None:
+            if nbytes and reader.rest is rest:
+                received(nbytes)
+
+        self._begin(partial(_receive, sock, rest, partial(self._report, ended)))
+
+    def send(self, buffers: Buffers, sent: Callable[[], None]) -> None:
+        """Send a response, by a thread or by the loop.
+
+        Args:
+            buffers: what to send.
+            sent: called on the loop where a thread has sent it; ``sending`` is true until then.
+        """
+
+        def ended(left: Buffers) -> None:
+            if left:
+                self._transport.writelines(left)
+            sent()
+
+        sock = None if self._transport.get_write_buffer_size() else self._take(sum(map(len, buffers)))
+        if sock is not None:
+            self.sending = self._begin(partial(_send, sock, buffers, partial(self._report, ended)))
+        if not self.sending:
+            self._transport.writelines(buffers)
+
+    def _take(self, nbytes: int) -> socket.socket | None:
+        """The socket for a thread to copy so many bytes; None where the loop is to do it."""
+        if nbytes < LONG_BYTES or not self._threads.count or self._busy or self._lost:
+            return None
+        if self._socket is None:
+            found = self._transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):  # too many open files
+                self._socket = None if found is None else found.dup()
+        return self._socket
+
+    def _begin(self, work: Callable[[], None]) -> bool:
+        try:
+            self._threads.submit(work)
+        except RuntimeError:  # no thread can be started
+            return False
+        self._busy = True
+        self._transport.pause_reading()
+        return True
+
+    def _report(self, ended: Callable[..., None], outcome: object) -> None:
+        """Give the outcome to the loop, from the thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._ended, ended, outcome)
+
+    def _ended(self, ended: Callable[..., None], outcome: object) -> None:
+        self._busy = self.sending = False
+        if self._lost:
+            self.close()
+        elif not self._transport.is_closing():
+            if not self._flow.read_paused:
+                self._transport.resume_reading()
+            ended(outcome)
+
+    def close(self) -> None:
+        """Close the duplicate of the socket, once no thread works on it."""
+        self._lost = True
+        if not self._busy and self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _receive(sock: socket.socket, rest: memoryview, report: Callable[[int], None]) -> None:
+    at, ends_s = 0, time.monotonic() + _LONGEST_S
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    try:
+        while at < len(rest) and time.monotonic() < ends_s:
+            try:
+                count = sock.recv_into(rest[at:])
+            except BlockingIOError:
+                if not poll.poll(_WAIT_MS):
+                    break
+                continue
+            if not count:  # the loop sees the end as well
+                break
+            at += count
+    except OSError:  # so does it the error
+        pass
+    report(at)
+
+
+def _send(sock: socket.socket, buffers: Buffers, report: Callable[[Buffers], None]) -> None:
+    left = list(buffers)
+    try:
+        count = sock.sendmsg(left)
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left and count:
+            left[0] = memoryview(left[0])[count:]
+    except OSError:  # the socket takes nothing now, or never: the loop sees to it
+        pass
+    report(left)

@@ -1,0 +1,163 @@
+"""Sums over the rows that a layer saw in calibration: second moments, and the sensitivity of the outputs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from panther.convert.embeddings import Lookups, is_embedding
+from panther.convert.errors import ConversionError
+from panther.convert.layers import Unit, weight_of
+from panther.linalg.gram import times
+
+
+class Sums(Protocol):
+    """Sums over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
+
+    Attributes:
+        calls, extreme, sensitivity: as of `Moments`.
+    """
+
+    calls: int
+    extreme: Tensor | None
+    sensitivity: Tensor | None
+
+    @property
+    def at_inputs(self) -> bool:
+        """Whether it sums derivatives at the inputs of the layer in place of those at its outputs."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that were added, see `Moments`."""
+
+    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
+        """Add the rows of a call, (n, d_in), those that kept (n,) is true of; version is that of the tensor."""
+
+    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
+        """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
+
+        at_inputs are those at its inputs, g W of shape (n, d_in), where they are known.
+        """
+
+    def check(self, name: str) -> None:
+        """Raise a ConversionError that names the layer where a sum is not finite."""
+
+
+@dataclass
+class Moments:
+    """Sums over the rows that a layer saw in calibration; float64, on the layer's device.
+
+    A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
+    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity. A row of an embedding is
+    its output, (d_out,) in place of (d_in,).
+
+    Attributes:
+        second: (d_in, d_in), Σ x xᵀ.
+        total: (d_in,), Σ x.
+        rows: how many, those left out that move no output of the model.
+        sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
+            to the layer's output, estimated with random projections; None where there are no derivatives.
+        calls: how often the layer was called.
+        extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
+        counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
+        head: of the heads that share the weight of a table; None where there are none.
+    """
+
+    second: Tensor
+    total: Tensor
+    rows: int = 0
+    sensitivity: Tensor | None = None
+    calls: int = 0
+    extreme: Tensor | None = None
+    counts: Tensor | None = None
+    head: HeadMoments | None = None
+    at_inputs: bool = field(default=False, init=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d_in,)."""
+        return self.total / max(self.rows, 1)
+
+    def covariance(self, *, centred: bool) -> Tensor:
+        """(d_in, d_in), the mean of x xᵀ, about the mean of x where centred."""
+        C = self.second / max(self.rows, 1)
+        return C - torch.outer(self.mean, self.mean) if centred else C
+
+    def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:  # noqa: ARG002  a protocol's
+        """Add rows, see `Sums.add`."""
+        x = (x if kept is None else x[kept]).double()
+        self.second += x.t() @ x
+        self.total += x.sum(0)
+        self.rows += len(x)
+
+    def count(self, lookups: Lookups) -> None:
+        """Count the rows that a call of a table looked up."""
+        if self.counts is not None:
+            self.counts += torch.bincount(lookups.indices, minlength=len(self.counts))
+
+    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:  # noqa: ARG002
+        """Add derivatives, see `Sums.add_gradients`."""
+        product = (g.t() @ g).double() * scale
+        self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
+
+    def check(self, name: str) -> None:
+        """Refuse sums that are not finite, see `Sums.check`."""
+        check_finite(name, self.second, self.sensitivity)
+        if self.head is not None:
+            self.head.check(f"the head of {name}")
+
+
+@dataclass
+class HeadMoments(Moments):
+    """Sums over the rows that the heads of an embedding saw, W (V, d): all that they need is (d, d).
+
+    Attributes:
+        weight: W.
+        sensitivity: (d, d), Σ (JW)ᵀ(JW), the derivatives at their inputs.
+        squares: the trace of Σ JᵀJ.
+    """
+
+    weight: Tensor = field(kw_only=True)
+    squares: float = 0.0
+    at_inputs: bool = field(default=True, init=False)
+
+    def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
+        """Add derivatives, see `Sums.add_gradients`."""
+        self.squares += (torch.linalg.vector_norm(g, dim=1).double().square().sum() * scale).item()
+        super().add_gradients(times(g, self.weight).float() if at_inputs is None else at_inputs, scale)
+
+
+def sums_of(sums: Sums, module: nn.Module) -> Sums:
+    """The sums that the calls of a module are added to, one of those of its unit."""
+    shared = sums.head if isinstance(sums, Moments) else None
+    return sums if shared is None or is_embedding(module) else shared
+
+
+def check_finite(name: str, of_inputs: Tensor, of_derivatives: Tensor | None) -> None:
+    """Refuse sums that are not finite.
+
+    Raises:
+        ConversionError: names the layer.
+    """
+    if not bool(torch.isfinite(of_inputs).all()):
+        raise ConversionError(f"calibration: the inputs of {name} hold values that are not finite")
+    if of_derivatives is not None and not bool(torch.isfinite(of_derivatives).all()):
+        raise ConversionError(f"calibration: the derivatives at {name} are not finite")
+
+
+def empty_moments(unit: Unit) -> Moments:
+    """Make moments without rows."""
+    device, d_in = unit.weight.device, unit.in_features
+    counts = head = None
+    if is_embedding(unit.places[0].module):
+        counts, d_in = torch.zeros(d_in, dtype=torch.int64, device=device), unit.out_features
+
+    def zeros(*sizes: int) -> Tensor:
+        return torch.zeros(*sizes, dtype=torch.float64, device=device)
+
+    if unit.heads:
+        head = HeadMoments(zeros(d_in, d_in), zeros(d_in), weight=weight_of(unit.places[0].module).detach())
+    return Moments(zeros(d_in, d_in), zeros(d_in), counts=counts, head=head)

@@ -1,0 +1,60 @@
+"""The compression curve of a model card: bytes and error of the models that a compression considered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# the contract of docs/model-card.schema.json
+MAX_POINTS = 32
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One model of the curve.
+
+    Attributes:
+        bytes: parameters and buffers.
+        error: ‖y - ŷ‖ / ‖y‖ of the outputs against the original's.
+        measured: whether the error was measured; else it was predicted.
+        chosen: whether this is the model in the file.
+        metric: the caller's metric of this model, the higher the better; None without one.
+    """
+
+    bytes: int
+    error: float
+    measured: bool
+    chosen: bool = False
+    metric: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bytes < 0:
+            raise ValueError(f"bytes ({self.bytes}) of a curve point must be at least 0")
+        if not 0 <= self.error < math.inf:
+            raise ValueError(f"error ({self.error}) of a curve point must be finite and at least 0")
+        if self.metric is not None and not math.isfinite(self.metric):
+            raise ValueError(f"metric ({self.metric}) of a curve point must be finite, or None")
+
+
+@dataclass(frozen=True)
+class CompressionCurve:
+    """Bytes against error of the models that a compression considered.
+
+    Attributes:
+        budget: in words.
+        original_bytes: parameters and buffers of the original.
+        points: at most `MAX_POINTS`, the smallest model first; exactly one is chosen.
+        original_metric: the caller's metric of the original; None without one.
+    """
+
+    budget: str
+    original_bytes: int
+    points: tuple[CurvePoint, ...]
+    original_metric: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.points) <= MAX_POINTS:
+            raise ValueError(f"points ({len(self.points)}) of a compression curve must be 1 to {MAX_POINTS}")
+        chosen = sum(point.chosen for point in self.points)
+        if chosen != 1:
+            raise ValueError(f"chosen ({chosen} points) of a compression curve must mark exactly one point")
