@@ -15,7 +15,7 @@ Answered = Callable[[Outcome], None]
 """Takes the outcome of a call, once."""
 
 TimeRemaining = Callable[[], float | None]
-"""Seconds until the deadline of a call, negative after it; None where it has none."""
+"""Seconds until the deadline of a call, negative after it; None without one."""
 
 
 class Pending(Protocol):
