@@ -50,7 +50,7 @@ class Session:
 
     Args:
         limits: Limits of nghttp2, see ``configuration``.
-        max_header_bytes: Limit that the client is told.
+        max_header_bytes: Header limit announced to the client.
 
     Attributes:
         closed: Whether nothing is received or sent any more.
