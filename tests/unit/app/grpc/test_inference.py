@@ -188,7 +188,7 @@ def test_a_message_is_not_received_without_a_key(inference):
             return error, dict(service.unrouted)
 
     error, counts = asyncio.run(run())
-    assert str(error).startswith("an API key is needed")
+    assert str(error).startswith("an API key is required")
     assert counts == {(GRPC, "UnauthorizedError"): 1}
 
 
