@@ -333,7 +333,7 @@ class Batcher:
 
     def _refuse(self, batch: list[QueueEntry], error: RuntimeError) -> None:
         """Refuse a batch that no thread can be started for."""
-        refusal = OverloadedError(f"model {self.model.name!r} has no thread to run on: {error}")
+        refusal = OverloadedError(f"model {self.model.name!r} cannot start a thread: {error}")
         self._answer(batch, BatchOutcome([refusal] * len(batch), []))
         self._schedule()
 

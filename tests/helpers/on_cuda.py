@@ -62,7 +62,7 @@ class Server:
             except (urllib.error.URLError, ConnectionError):
                 assert self.process.poll() is None, self.process.stderr.read().decode()
             else:
-                if answer.get("error") != "models are being loaded":
+                if answer.get("error") != "models are loading":
                     return status, answer
             time.sleep(0.1)
         raise TimeoutError

@@ -64,13 +64,13 @@ def _rounds_places(call: Call, picked: Picked) -> bool:
 
 def ragged() -> Decision:
     """A decision that a value has as many items as the data choose, to be raised."""
-    return mixes("gives as many elements as the data of the rows say", ragged=True)
+    return mixes("returns a number of elements that depends on the data of the rows", ragged=True)
 
 
 def left_body(value: Value) -> Value:
     """An output of a subgraph, which must not hold chosen items."""
     if isinstance(value, Tensor) and value.picked is not None:
-        return Failure("mixed", "", "", "gives as many elements as the data of the rows say", ragged=True)
+        return Failure("mixed", "", "", "returns a number of elements that depends on the data of the rows", ragged=True)
     return value
 
 

@@ -173,6 +173,7 @@ def test_embeddings_are_reported_and_their_counts_are_checked():
         "parameters": {"dense": 1600, "learnable": 464, "fixed": 0},
         "multiply_adds_per_row": {"dense": 0, "planned": 64},
         "uses": None,
+        "heads": None,
     }
     given = card(embeddings=[layer])
     given["totals"] = {**given["totals"], "embeddings": layer["parameters"]}

@@ -63,14 +63,14 @@ def test_a_device_that_is_not_there_is_named_with_what_there_is(placement, devic
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("instances = 0", "placement.instances: 0 is not accepted: input should be greater than or equal to 1"),
-        ("instances = 65", "placement.instances: 65 is not accepted: input should be less than or equal to 64"),
-        ("devices = [-1]", r"placement.devices: \[-1\] is not accepted: must be .*; -1 is neither"),
+        ("instances = 0", "placement.instances: 0 is not valid: input should be greater than or equal to 1"),
+        ("instances = 65", "placement.instances: 65 is not valid: input should be less than or equal to 64"),
+        ("devices = [-1]", r"placement.devices: \[-1\] is not valid: must be .*; -1 is neither"),
         ("devices = [true]", r"must be .*; True is neither"),
         ('devices = ["gpu"]', r"must be .*; 'gpu' is neither"),
-        ('devices = "0"', r"placement.devices: '0' is not accepted: must be "),
-        ("devices = []", r"placement.devices: \[\] is not accepted: must be "),
-        ("device = [0]", "placement.device is no setting of a model; there are devices, instances"),
+        ('devices = "0"', r"placement.devices: '0' is not valid: must be "),
+        ("devices = []", r"placement.devices: \[\] is not valid: must be "),
+        ("device = [0]", "placement.device is not a setting of a model; known settings: devices, instances"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, text, message):

@@ -248,9 +248,9 @@ def test_control_raises_the_right_error_for_each_key():
     access.check_control({b"x-api-key": CONTROL.encode()})
     with pytest.raises(AccessForbiddenError, match="allows inference"):
         access.check_control({b"x-api-key": PREDICT.encode()})
-    with pytest.raises(UnauthorizedError, match="not known"):
+    with pytest.raises(UnauthorizedError, match="is unknown"):
         access.check_control({b"x-api-key": SECOND.encode()})
-    with pytest.raises(UnauthorizedError, match="is needed"):
+    with pytest.raises(UnauthorizedError, match="is required"):
         access.check_control({})
 
 
