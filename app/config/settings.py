@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     body_threads: Annotated[int, Field(ge=0, le=64)] | None = Field(
         default=None,
         description="threads per worker that copy bodies of 256 KiB and more beside the event loop; 0 for none; "
-        "default: half of the worker's cores, at most 8, none where it has fewer than 4",
+        "default: half of the worker's cores, at most 8; 0 if it has fewer than 4",
     )
     max_body_bytes: int = Field(
         default=64 * 1024 * 1024,

@@ -56,7 +56,7 @@ class InstanceBatcher(Batcher):
 
     @property
     def running_s(self) -> float:
-        """Seconds since the longest run began; 0 where there is none."""
+        """Seconds since the longest run began; 0 without a run."""
         return max((run.running_s for run in self._runs()), default=0.0)
 
     @property
@@ -82,7 +82,7 @@ class InstanceBatcher(Batcher):
                     lane.thread.shutdown(wait=False)
 
     def _run_on_thread(self, batch: list[QueueEntry]) -> None:
-        """Run a batch on a free instance, of which there is one in every state but RUNNING."""
+        """Run a batch on a free instance; every state but RUNNING has one."""
         free = [lane for lane in self._lanes if lane.run is None]
         busy = Counter(lane.device for lane in self._lanes if lane.run is not None)
         lane = min(free, key=lambda each: (busy[each.device], each.runs))

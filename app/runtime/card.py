@@ -250,7 +250,7 @@ class CurvePoint(_Part):
 
 
 class CompressionCurve(_Part):
-    """The models that a compression to a budget considered, of which one is in the file."""
+    """The models that a compression to a budget considered; one of them is in the file."""
 
     budget: str
     original_bytes: Count

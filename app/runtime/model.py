@@ -37,7 +37,7 @@ class OnnxModel(HasSignature):
 
     Attributes:
         file_bytes: Size on disk, including external data.
-        instances: Run the model, each with a session of its own; the first one also serves trials and comparisons.
+        instances: Run the model, each with its session; the first one also serves trials and comparisons.
         signature: Its tensors, which are also properties of the model.
         takes_empty: Whether inputs without elements may be run.
         takes_no_rows: Whether a batch without rows may be run, as found by a trial run.

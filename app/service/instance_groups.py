@@ -24,10 +24,10 @@ def read_groups(value: Any) -> tuple[PlacementSettings | None, tuple[str, ...]]:
     """Read an ``instance_group``.
 
     Returns:
-        The placement, or None where it has none; and the members without an effect.
+        The placement, or None without one; and the members that have no effect.
 
     Raises:
-        InvalidRequestError: it is no list of groups, or a value breaks its rule.
+        InvalidRequestError: It is not a list of groups, or a value is out of its range.
     """
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InvalidRequestError("'instance_group' must be a list of objects with 'kind', 'count' and 'gpus'")
@@ -35,7 +35,7 @@ def read_groups(value: Any) -> tuple[PlacementSettings | None, tuple[str, ...]]:
     groups = []
     for item in value:
         kind = item.get("kind", "KIND_AUTO")
-        if kind == "KIND_MODEL":  # the model chooses its devices by itself, which ONNX can't say
+        if kind == "KIND_MODEL":  # the model chooses its devices, which ONNX can't express
             ignored.add("instance_group.kind KIND_MODEL")
         else:
             groups.append(_group(kind, item))
@@ -48,7 +48,7 @@ def read_groups(value: Any) -> tuple[PlacementSettings | None, tuple[str, ...]]:
         if isinstance(group.places, tuple):
             listed += [place for place in group.places for _ in range(group.count)]
         else:
-            ignored.add("instance_group of several groups, of which one names no devices")
+            ignored.add("instance_group of several groups where one names no devices")
     return (_placement(tuple(listed), 1) if listed else None), tuple(sorted(ignored))
 
 

@@ -43,7 +43,7 @@ Content = bytes | LongContent
 
 
 def long_view(array: Array, batch_bytes: int) -> memoryview | None:
-    """The bytes of a long tensor without a copy; None where it is short, lies scattered, or is a small part of a batch.
+    """The bytes of a long tensor without a copy; None if it is short, not contiguous, or a small part of a batch.
 
     Args:
         array: rows of an output.

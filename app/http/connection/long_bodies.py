@@ -22,7 +22,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from app.http.connection.body_reader import BodyReader
 
 LONG_BYTES = 256 * 1024
-"""What is shorter, the loop has copied before a thread has begun."""
+"""The event loop copies shorter bodies before a thread could begin."""
 _WAIT_MS = 2
 _LONGEST_S = 0.05
 """A client that sends for longer is left to the loop, so that slow ones can't keep the threads."""
@@ -125,7 +125,7 @@ class LongBodies:
             self._transport.writelines(buffers)
 
     def _take(self, nbytes: int) -> socket.socket | None:
-        """The socket for a thread to copy so many bytes; None where the loop is to do it."""
+        """The socket for a thread to copy so many bytes; None if the event loop copies them."""
         if nbytes < LONG_BYTES or not self._threads.count or self._busy or self._lost:
             return None
         if self._socket is None:

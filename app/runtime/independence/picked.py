@@ -1,15 +1,15 @@
-"""Items that the data of the rows choose, as a mixture of experts does: taken with NonZero, computed, written back.
+"""Items chosen by the data of the rows, as in a mixture of experts: taken with NonZero, computed, written back.
 
-An axis of outer · rows · inner items is cut down to those that a condition over it holds for. Their number depends on
-the data, but each is an item of one row, in the order of the axis: NonZero gives rising places, each once. So three
-steps in a row keep rows apart:
+A condition selects items of an axis of outer · rows · inner items. Their number depends on the data, but each is an
+item of one row, in the order of the axis: NonZero returns increasing positions, each once. Three steps in this order
+keep the rows independent:
 
-1. Gather takes items at these places, from a tensor whose axis has the same items.
-2. Operators treat each item by itself, alone or with others at the same places.
-3. ScatterND writes each to its own place, in a tensor whose axis has the same items.
+1. Gather takes the items at these positions from a tensor whose axis has the same items.
+2. Operators compute each item separately, alone or with others at the same positions.
+3. ScatterND writes each item to its position in a tensor whose axis has the same items.
 
-A tensor in between has the batch axis of the whole one, and `Picked` beside it. Its true size there is not known, so
-that nothing else may take it, and least of all its shape.
+A tensor in between has the batch axis of the whole tensor, and `Picked` beside it. Its true size there is unknown, so
+no other operator may take it, and none may take its shape.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ _STANDARD = {
 }  # fmt: skip
 _BY_ITEM = _MOVES | {("", name) for name in _STANDARD} | {("com.microsoft", name) for name in _MICROSOFT}
 
+_RAGGED = "returns a number of elements that depends on the data of the rows"
+
 
 def any_picked(inputs: Sequence[Value | None]) -> bool:
     """Whether an input holds chosen items."""
@@ -36,10 +38,10 @@ def any_picked(inputs: Sequence[Value | None]) -> bool:
 
 
 def outputs(call: Call, found: Registered) -> list[Value]:
-    """The outputs of a node of which an input holds chosen items.
+    """The outputs of a node with an input of chosen items.
 
     Raises:
-        Decision: it may bring items together, or is not followed.
+        Decision: The node may combine items, or is not supported.
     """
     if any(isinstance(value, Tensor) and value.counted for value in call.inputs):
         raise mixes("computes with the number of rows")
@@ -64,13 +66,13 @@ def _rounds_places(call: Call, picked: Picked) -> bool:
 
 def ragged() -> Decision:
     """A decision that a value has as many items as the data choose, to be raised."""
-    return mixes("returns a number of elements that depends on the data of the rows", ragged=True)
+    return mixes(_RAGGED, ragged=True)
 
 
 def left_body(value: Value) -> Value:
     """An output of a subgraph, which must not hold chosen items."""
     if isinstance(value, Tensor) and value.picked is not None:
-        return Failure("mixed", "", "", "returns a number of elements that depends on the data of the rows", ragged=True)
+        return Failure("mixed", "", "", _RAGGED, ragged=True)
     return value
 
 
@@ -117,5 +119,5 @@ def _places(call: Call, indices: Tensor) -> Picked:
     if picked is None or not picked.index or indices.batch is None or indices.batch.axis != 0:
         raise ragged()
     if indices.sizes[1:] != depth or call.integer("batch_dims", 0) != 0:
-        raise unproven("takes places in a shape that is not followed")
+        raise unproven("takes positions in a shape that is not supported")
     return picked

@@ -62,8 +62,8 @@ def test_every_block_is_used_and_every_benchmark_is_run():
         marked |= set(re.findall(r"<!-- report: (\w+) -->", page.read_text(encoding="utf-8")))
     assert marked == set(BLOCKS)
     scripts = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
-    compares_with_a_commit = {"regression"}  # which its caller has to name
-    assert scripts - compares_with_a_commit == {benchmark.name for benchmark in run.BENCHMARKS}
+    called_by_hand = {"regression", "pitch"}  # which need a commit to compare with, or data of other packages
+    assert scripts - called_by_hand == {benchmark.name for benchmark in run.BENCHMARKS}
 
 
 def test_accuracy_is_summed_up_rightly():
