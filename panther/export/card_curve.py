@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
 
 # the contract of docs/model-card.schema.json
 MAX_POINTS = 32
@@ -58,3 +62,28 @@ class CompressionCurve:
         chosen = sum(point.chosen for point in self.points)
         if chosen != 1:
             raise ValueError(f"chosen ({chosen} points) of a compression curve must mark exactly one point")
+
+
+def curve_table(curve: dict[str, Any]) -> Table:
+    """The compression curve of a card: bytes, error, and metric if the caller gave one, with the chosen model marked.
+
+    Args:
+        curve: The field ``compression_curve`` of the card.
+    """
+    has_metric = any(point.get("metric") is not None for point in curve["points"])
+    original = f"compression curve for {curve['budget']}; the original has {curve['original_bytes']:,} bytes"
+    if curve.get("original_metric") is not None:
+        original += f" and metric {curve['original_metric']:.4g}"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=original, caption_justify="left")
+    for heading in ("bytes", "error", *(["metric"] if has_metric else [])):
+        table.add_column(heading, justify="right")
+    table.add_column("curve")
+    for point in curve["points"]:
+        metric = point.get("metric")
+        table.add_row(
+            f"{point['bytes']:,}",
+            f"{point['error']:.4f}",
+            *([("" if metric is None else f"{metric:.4g}")] if has_metric else []),
+            ("measured" if point["measured"] else "predicted") + (", chosen" if point["chosen"] else ""),
+        )
+    return table

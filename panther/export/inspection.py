@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from panther.export.card import CARD_KEY, SCHEMA_VERSION, read_card
+from panther.export.card_curve import curve_table
 from panther.export.errors import ExportError
 from panther.export.ort import Target, optimized_graph
 from panther.export.row_proof import row_proof
@@ -90,6 +91,7 @@ def print_inspection(inspection: dict[str, Any], console: Console) -> None:
             parts += [layer_table(card)] if card["layers"] else []
             parts += [convolution_table(card)] if card.get("convolutions") else []
             parts += [embedding_table(card)] if card.get("embeddings") else []
+            parts += [curve_table(card["compression_curve"])] if card.get("compression_curve") else []
             parts += card_lines(card)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{inspection['path']}: its card does not follow the schema: {error!r}") from error

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from panther.cli import commands, export
 from panther.cli.export import InputSpec, example_tensors
+from panther.export import CompressionCurve, CurvePoint, export_onnx
 from panther.nn import SKLinear
 
 MODULE = """
@@ -67,6 +68,31 @@ def test_export_and_inspect(panther, tmp_path):
     assert (card["license"], card["authors"], card["description"]) == ("MIT", ["A", "B"], "a net")
     assert card["outputs"][0]["labels"][3] == "c3"
     assert "x·A·B" in panther("inspect", "models/net/1/model.onnx").stdout
+
+
+def test_inspect_prints_the_compression_curve(panther):
+    points = (
+        CurvePoint(1_100, 0.25, measured=False),
+        CurvePoint(2_200, 0.0125, measured=True, chosen=True, metric=0.9375),
+    )
+    curve = CompressionCurve("metric at least 0.9", 8_800, points, original_metric=0.96875)
+    for name, given in (("curved", curve), ("plain", None)):
+        export_onnx(
+            nn.Linear(4, 2),
+            torch.randn(3, 4),
+            "models",
+            name=name,
+            num_threads=1,
+            batch_sizes=(1,),
+            compression_curve=given,
+        )
+    shown = panther("inspect", "models/curved/1/model.onnx").stdout
+    assert "compression curve for metric at least 0.9; the original has 8,800 bytes and metric 0.9688" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["bytes", "error", "metric", "curve"] in rows
+    assert ["1,100", "0.2500", "predicted"] in rows
+    assert ["2,200", "0.0125", "0.9375", "measured,", "chosen"] in rows
+    assert "curve" not in panther("inspect", "models/plain/1/model.onnx").stdout
 
 
 def test_the_kind_and_the_unit_of_an_output(panther, tmp_path):
