@@ -49,10 +49,10 @@ class BatchRunner:
     Args:
         model: The model to run.
         max_rows: Maximum number of rows in one run; a larger request runs in pieces.
-        instance: Instance of the model that runs them; None for its first one.
+        instance: Instance of the model that runs the batches; None for the first one.
 
     Attributes:
-        instance: Runs the batches.
+        instance: The instance that runs the batches.
     """
 
     def __init__(self, model: OnnxModel, max_rows: int, instance: ModelInstance | None = None) -> None:

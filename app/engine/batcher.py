@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 60
 _LARGE_BYTES = 1 << 20
-"""A batch from here on goes to a thread: copying its tensors would keep the loop from receiving others meanwhile."""
+"""A batch of at least this size runs on a thread: copying its tensors would block the event loop."""
 
 
 class State(enum.Enum):
@@ -123,7 +123,7 @@ class Batcher:
 
     @property
     def runs_by_instance(self) -> list[int]:
-        """Runs of each of the model's instances."""
+        """Number of runs by instance."""
         return [self.statistics.executions]
 
     def warm_up(self) -> None:
@@ -231,7 +231,7 @@ class Batcher:
                     _end(other)
 
     def _runs(self) -> Sequence[ThreadRun]:
-        """The runs that threads are at."""
+        """The current runs on threads."""
         return () if self._thread_run is None else (self._thread_run,)
 
     def close(self) -> None:
@@ -332,7 +332,7 @@ class Batcher:
         future.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._run_ended, ended))
 
     def _refuse(self, batch: list[QueueEntry], error: RuntimeError) -> None:
-        """Refuse a batch that no thread can be started for."""
+        """Refuse a batch because a thread cannot be started."""
         refusal = OverloadedError(f"model {self.model.name!r} cannot start a thread: {error}")
         self._answer(batch, BatchOutcome([refusal] * len(batch), []))
         self._schedule()
@@ -341,7 +341,7 @@ class Batcher:
         run, self._thread_run = self._thread_run, None
         self._state = _IDLE
         if self._queue.nbytes >= _LARGE_BYTES and not self.options.delay_ns:
-            self._turn()  # writing long answers need not keep the model waiting
+            self._turn()  # the model does not wait while long responses are written
         if run is not None:
             self._answer(run.batch, ended.result())
         self._schedule()

@@ -22,7 +22,7 @@ _IDLE, _, _, _RUNNING = State
 
 
 class _Lane:
-    """One instance with its thread, and the run that it is at."""
+    """One instance with its thread and its current run."""
 
     def __init__(self, runner: BatchRunner, instance: ModelInstance) -> None:
         self.runner = runner
@@ -34,15 +34,16 @@ class _Lane:
 
 
 class InstanceBatcher(Batcher):
-    """A batcher of a model with several instances, on one device or on more.
+    """Batcher for a model with several instances, on one or more devices.
 
-    An instance that is free takes the next batch from the queue: of several, one whose device is at the fewest runs.
-    Every run goes to a thread, so that the event loop receives and answers meanwhile. The state is RUNNING only while
-    all instances are at a run; until then requests wait for no run, and are not refused.
+    A free instance takes the next batch from the queue. If several are free, an instance on the device with the fewest
+    runs takes it. Every run executes on a thread, so the event loop can receive requests and send responses during the
+    run. The state is RUNNING only while all instances are busy. In any other state a request does not wait for a run
+    and is not refused.
 
     Args:
-        model: the model, with its instances.
-        options: see ``Batcher``; ``inline_ns`` has no effect.
+        model: The model with its instances.
+        options: See ``Batcher``; ``inline_ns`` has no effect.
     """
 
     def __init__(self, model: OnnxModel, options: BatchingOptions) -> None:
@@ -56,16 +57,16 @@ class InstanceBatcher(Batcher):
 
     @property
     def running_s(self) -> float:
-        """Seconds since the longest run began; 0 without a run."""
+        """Seconds since the start of the oldest run; 0 without one."""
         return max((run.running_s for run in self._runs()), default=0.0)
 
     @property
     def runs_by_instance(self) -> list[int]:
-        """Runs of each of the model's instances."""
+        """Number of runs by instance."""
         return [lane.runs for lane in self._lanes]
 
     def warm_up(self) -> None:
-        """Run each instance; see ``Batcher``."""
+        """Warm up each instance; see ``Batcher``."""
         for lane in self._lanes:
             warm_up(self.model, lane.instance, self.options.max_rows, self.cost)
 
@@ -82,7 +83,7 @@ class InstanceBatcher(Batcher):
                     lane.thread.shutdown(wait=False)
 
     def _run_on_thread(self, batch: list[QueueEntry]) -> None:
-        """Run a batch on a free instance; every state but RUNNING has one."""
+        """Run a batch on a free instance; there is one in every state except RUNNING."""
         free = [lane for lane in self._lanes if lane.run is None]
         busy = Counter(lane.device for lane in self._lanes if lane.run is not None)
         lane = min(free, key=lambda each: (busy[each.device], each.runs))
@@ -94,7 +95,7 @@ class InstanceBatcher(Batcher):
             if lane.thread is None:
                 lane.thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{self.model.name}-{lane.device}")
             future = lane.thread.submit(lane.runner.run, batch, run.options)
-        except RuntimeError as error:  # no thread can be started
+        except RuntimeError as error:  # a thread cannot be started
             lane.thread = lane.run = self._thread_run = None
             self._state = _IDLE
             self._refuse(batch, error)
@@ -108,7 +109,7 @@ class InstanceBatcher(Batcher):
         if self._state is _RUNNING:
             self._state = _IDLE
         if self._state is _IDLE and self._queue and not self.options.delay_ns:
-            self._turn()  # the device goes on while the answers are written
+            self._turn()  # the device runs the next batch while the responses are written
         if run is not None:
             self._answer(run.batch, ended.result())
         self._schedule()

@@ -1,4 +1,4 @@
-"""A run that a thread of a model is at."""
+"""A run on a thread of a model."""
 
 import time
 from dataclasses import dataclass, field
@@ -18,5 +18,5 @@ class ThreadRun:
 
     @property
     def running_s(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the start of the run."""
         return (time.perf_counter_ns() - self.began_ns) / 1e9

@@ -1,4 +1,4 @@
-"""Warm up a model: a few runs of several sizes, timed, so that the first requests meet no cold path."""
+"""Warm up a model: a few timed runs of several sizes, so that the first requests are not slow."""
 
 import time
 
@@ -15,10 +15,10 @@ def warm_up(model: OnnxModel, instance: OnnxModel | ModelInstance, max_rows: int
     """Run a model at a few sizes up to its largest batch.
 
     Args:
-        model: makes the inputs.
-        instance: what runs: the model, or one of its instances.
-        max_rows: of the largest batch.
-        cost: learns how long the runs take.
+        model: Makes the inputs.
+        instance: The model or the instance to run.
+        max_rows: Rows of the largest batch.
+        cost: Records the durations of the runs.
     """
     for rows in dict.fromkeys((*_ROWS, max_rows)) if model.batched else (1,):
         if rows > max_rows:

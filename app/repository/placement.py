@@ -1,4 +1,4 @@
-"""Where the instances of a model run: the table ``[placement]`` of ``panther.toml``, and the devices that it means.
+"""Placement of a model's instances: the table ``[placement]`` of ``panther.toml`` and its devices.
 
 See docs/decisions/0092-instances-behind-one-queue.md.
 """
@@ -15,16 +15,16 @@ _ON_CPU = Device("cpu", (CPU,))
 _RULE = f'"all", "cpu", or a list of at most {MAX_INSTANCES} of "cpu" and numbers of CUDA devices, such as [0, 1]'
 
 Place = int | Literal["cpu"]
-"""A CUDA device by its number, or the CPU."""
+"""Number of a CUDA device, or the CPU."""
 
 
 class PlacementSettings(BaseModel):
-    """The table ``[placement]``: where a model runs, and in how many instances.
+    """The table ``[placement]``: devices of a model, and the number of instances on each.
 
     Attributes:
-        devices: CUDA devices by number, as CUDA counts those that the server sees, or ``cpu``; ``all`` for each CUDA
-            device; None for the device of the worker. A device that is named twice gets twice as many instances.
-        instances: for each of the devices.
+        devices: Numbers of CUDA devices among the visible ones, or ``cpu``; ``all`` for every CUDA device; None for the
+            device of the worker. A device that is listed twice gets twice as many instances.
+        instances: Number of instances on each device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -47,14 +47,14 @@ class PlacementSettings(BaseModel):
 
 
 def devices_of(placement: PlacementSettings, device: Device) -> list[Device]:
-    """The device of each instance, those of CUDA first.
+    """The device of each instance, CUDA devices first.
 
     Args:
-        placement: of the model.
-        device: of the worker.
+        placement: Placement of the model.
+        device: Device of the worker.
 
     Raises:
-        LoadError: one is not there; says how many there are.
+        LoadError: A device does not exist; the message has the number of devices.
     """
     places = placement.devices
     if places is None:
@@ -64,10 +64,10 @@ def devices_of(placement: PlacementSettings, device: Device) -> list[Device]:
             _require_cuda(device, "all")
             places = tuple(range(device.count or 1))
         found = [_ON_CPU if place == "cpu" else _on_cuda(device, place) for place in places]
-    # An instance of a device after one of each other: the first ones to be used lie on all devices.
+    # Alternate the devices, so that the instances that are used first are spread over all of them.
     found = [each for _ in range(placement.instances) for each in found]
     if len(found) > MAX_INSTANCES:
-        raise LoadError(f"placement: {len(found)} instances are more than a model may have ({MAX_INSTANCES})")
+        raise LoadError(f"placement: {len(found)} instances exceed the maximum of {MAX_INSTANCES} per model")
     return sorted(found, key=lambda each: not each.has_cuda)
 
 
@@ -82,4 +82,4 @@ def _on_cuda(device: Device, number: int) -> Device:
 def _require_cuda(device: Device, what: str) -> None:
     if not device.has_cuda:
         why = device.reason or f"it was started with device={device.requested}"
-        raise LoadError(f"placement.devices: {what} means CUDA, which this server does not have: {why}")
+        raise LoadError(f"placement.devices: {what} requires CUDA, which is not available: {why}")

@@ -92,7 +92,7 @@ class Device:
         return CUDA in self.providers
 
     def on_cuda(self, device_id: int) -> "Device":
-        """A copy for another device of CUDA, without the CPU in its place."""
+        """A copy for another CUDA device, without a fallback to the CPU."""
         return replace(self, requested="cuda", cuda=replace(self.cuda, device_id=device_id))
 
     def without_tf32(self) -> "Device":

@@ -76,13 +76,13 @@ class OrtValueRunner:
 
 
 class DeviceRunner:
-    """Runs a session on CUDA from host arrays, after its device became that of the calling thread.
+    """Runs a session on CUDA from host arrays, with its device as the current device of the calling thread.
 
-    A thread runs instances on several devices, and cuBLAS fails where another device is the current one.
+    A thread runs instances on several devices, and cuBLAS fails if another device is current.
 
     Args:
-        host: Runs the session.
-        runtime, device_id: The device of the session.
+        host: Runs the session from host arrays.
+        runtime, device_id: The CUDA runtime, and the device of the session.
     """
 
     gathers = False

@@ -19,20 +19,20 @@ from app.runtime.tensors import Array
 _TF32_ROWS = 64
 
 Feeds = Callable[[int], Mapping[str, Array]]
-"""Makes random inputs of so many rows."""
+"""Makes random inputs with a number of rows."""
 
 
 class ModelInstance:
-    """One session of a model; a model may have several, on one device or on more.
+    """One session of a model; a model may have several, on one or more devices.
 
     Args:
-        name: of the model, for errors.
-        session: what it runs on.
-        signature: of the graph.
+        name: Name of the model, for error messages.
+        session: Session of onnxruntime with its device.
+        signature: Tensors of the graph.
 
     Attributes:
-        runner: what runs it.
-        cuda: how it runs on CUDA, or None on another provider.
+        runner: Runs the session.
+        cuda: The way it runs on CUDA, or None on another provider.
     """
 
     def __init__(self, name: str, session: Session, signature: Signature) -> None:
@@ -46,7 +46,7 @@ class ModelInstance:
 
     @property
     def device(self) -> str:
-        """Where it runs: ``cuda:1``, or ``cpu`` for any other provider."""
+        """Name of its device, such as ``cuda:1``; ``cpu`` for any other provider."""
         return f"cuda:{self.session.device.cuda.device_id}" if self.session.providers[0] == CUDA else "cpu"
 
     @property
@@ -64,7 +64,7 @@ class ModelInstance:
         """Run the graph; see ``Runner.run``.
 
         Raises:
-            InferenceFailedError: the runtime reports an error.
+            InferenceFailedError: The runtime reports an error.
         """
         try:
             return self.runner.run(feeds, output_names, options, meanwhile)
@@ -76,10 +76,10 @@ class ModelInstance:
         """On CUDA, allocate buffers and capture graphs; on the CPU, do nothing.
 
         Args:
-            path: of the model.
-            max_rows: of the largest batch.
-            batched_rows: the same where the buffers are for batches, else None.
-            feeds: makes inputs to try it with.
+            path: Path of the model.
+            max_rows: Rows of the largest batch.
+            batched_rows: The same if the buffers hold batches, else None.
+            feeds: Makes inputs for trial runs.
         """
         if self.session.providers[0] != CUDA:
             return

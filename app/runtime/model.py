@@ -37,7 +37,7 @@ class OnnxModel(HasSignature):
 
     Attributes:
         file_bytes: Size on disk, including external data.
-        instances: Run the model, each with its session; the first one also serves trials and comparisons.
+        instances: Sessions that run the model; the first one also runs trials and comparisons.
         signature: Its tensors, which are also properties of the model.
         takes_empty: Whether inputs without elements may be run.
         takes_no_rows: Whether a batch without rows may be run, as found by a trial run.
@@ -132,7 +132,7 @@ class OnnxModel(HasSignature):
 
     @property
     def cuda(self) -> CudaReport | None:
-        """How the first instance runs on CUDA, or None on another provider."""
+        """The way the first instance runs on CUDA, or None on another provider."""
         return self.instances[0].cuda
 
     @property
@@ -200,10 +200,10 @@ class OnnxModel(HasSignature):
             log.error("batching is off for model %s version %s: %s", self.name, self.version, reason)
 
     def add_instance(self, device: Device) -> None:
-        """Open a further session of the model, on the same device or on another one.
+        """Open another session of the model, on the same or another device.
 
         Raises:
-            DeviceError: see ``open_session``.
+            DeviceError: See ``open_session``.
         """
         first = self.session
         session = Session(self.path, device, first.num_threads, first.choices)

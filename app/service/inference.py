@@ -48,14 +48,14 @@ _MAX_PATH = 512  # longer paths are not cached
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Model and version of an inference path, and how its requests are written and counted.
+    """Model and version of an inference path, with the format of its requests and the label of their counters.
 
     Attributes:
-        name: of the model; None for the default model.
-        version: None for the one that is served.
-        api: how a request is written.
-        path: the whole path.
-        protocol: protocol label of its counters.
+        name: Name of the model; None for the default model.
+        version: Version of the model; None for the served one.
+        api: Format of the request.
+        path: The whole path.
+        protocol: Protocol label of the counters.
     """
 
     name: str | None

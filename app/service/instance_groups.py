@@ -14,7 +14,7 @@ _READ = {"name", "kind", "count", "gpus"}
 
 @dataclass(frozen=True)
 class _Group:
-    """One group: so many instances on each of some places; None for the device of the worker."""
+    """One group: ``count`` instances on each place; ``places`` is None for the device of the worker."""
 
     places: tuple[Place, ...] | str | None
     count: int
@@ -24,10 +24,10 @@ def read_groups(value: Any) -> tuple[PlacementSettings | None, tuple[str, ...]]:
     """Read an ``instance_group``.
 
     Returns:
-        The placement, or None without one; and the members that have no effect.
+        The placement (None if no group has one), and the members that have no effect.
 
     Raises:
-        InvalidRequestError: It is not a list of groups, or a value is out of its range.
+        InvalidRequestError: The value is not a list of groups, or a member is out of range.
     """
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InvalidRequestError("'instance_group' must be a list of objects with 'kind', 'count' and 'gpus'")
@@ -48,7 +48,7 @@ def read_groups(value: Any) -> tuple[PlacementSettings | None, tuple[str, ...]]:
         if isinstance(group.places, tuple):
             listed += [place for place in group.places for _ in range(group.count)]
         else:
-            ignored.add("instance_group of several groups where one names no devices")
+            ignored.add("instance_group without devices, beside other groups")
     return (_placement(tuple(listed), 1) if listed else None), tuple(sorted(ignored))
 
 
@@ -65,7 +65,7 @@ def _group(kind: Any, item: dict[str, Any]) -> _Group:
     if not isinstance(gpus, list) or any(type(gpu) is not int or gpu < 0 for gpu in gpus):
         raise InvalidRequestError(f"instance_group: gpus is {shortened(repr(gpus))}; expected a list of device numbers")
     places: tuple[Place, ...] | str | None = tuple(gpus) or ("all" if kind == "KIND_GPU" else None)
-    return _Group(("cpu",) if kind == "KIND_CPU" else places, count or 1)  # protocol buffers write 0 for nothing
+    return _Group(("cpu",) if kind == "KIND_CPU" else places, count or 1)  # protocol buffers write 0 if unset
 
 
 def _placement(places: tuple[Place, ...] | str | None, count: int) -> PlacementSettings:

@@ -39,7 +39,7 @@ def load_request(document: dict[str, Any]) -> LoadRequest:
     """Parse a load request; of Triton's model configuration, the version policy and the instances are used.
 
     Raises:
-        InvalidRequestError: There is a parameter other than ``config``, or it is not a model configuration.
+        InvalidRequestError: A parameter is not ``config``, or its value is not a model configuration.
     """
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, dict) or set(parameters) - {"config"}:

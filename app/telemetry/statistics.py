@@ -1,6 +1,6 @@
 """Counters of one model version: plain integers, cheap to increment and to sum over workers.
 
-The times of successful requests are kept as they come and counted in bulk.
+The times of successful requests are noted first, and counted in bulk.
 See docs/decisions/0095-times-are-counted-in-bulk.md.
 """
 
@@ -43,7 +43,7 @@ _PARTS = (OIP, GRPC)
 SUCCESS = "success"
 HISTOGRAMS = ("success", "queue", "compute_infer")
 TIMES = ("success", "queue", "compute_input", "compute_infer", "compute_output")
-"""Times of a request that succeeded, in the order in which ``Statistics.succeeded`` takes them."""
+"""Times of a successful request, in the order of the argument of ``Statistics.succeeded``."""
 _MOST_NOTED = 256
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
@@ -77,12 +77,12 @@ class ProtocolCounters:
 class Statistics:
     """Counters since the start of the process; the fields are the numbers of ``/stats`` and ``/metrics``.
 
-    ``success`` and ``fail`` count requests from the first look at the body to the last byte of the answer; a request's
-    ``compute_infer`` is the whole run of the batch that it was in. ``rows`` are rows of successful requests,
-    ``executions`` runs of the model. ``failures`` counts by reason; ``parts`` are the requests that came by
-    another protocol than the plain API. ``mismatched_runs`` are runs whose outputs did not have the rows that went in.
-    ``batches`` maps rows in a run to [runs, input ns, infer ns, output ns]. ``noted`` are the times of requests that
-    succeeded and are not counted yet; ``settle`` counts them, and so does ``snapshot``.
+    The times of ``success`` and ``fail`` last from the start of decoding to the last byte of the response; a request's
+    ``compute_infer`` is the whole run of its batch. ``rows`` are rows of successful requests, ``executions`` runs of
+    the model. ``failures`` counts by reason; ``parts`` has the requests of protocols other than the plain API.
+    ``mismatched_runs`` are runs whose outputs had a different number of rows than the inputs. ``batches`` maps rows in
+    a run to [runs, input ns, infer ns, output ns]. ``noted`` has the times of successful requests that are not counted
+    yet; ``settle`` and ``snapshot`` count them.
     """
 
     success: Histogram = field(default_factory=Histogram)
@@ -102,13 +102,13 @@ class Statistics:
     noted: list[tuple[int, ...]] = field(default_factory=list)
 
     def succeeded(self, times: tuple[int, ...]) -> None:
-        """One request was answered, which took so many nanoseconds; see ``TIMES``."""
+        """Note the times of a successful request, in nanoseconds; see ``TIMES``."""
         self.noted.append(times)
         if len(self.noted) >= _MOST_NOTED:
             self.settle()
 
     def settle(self) -> None:
-        """Count the times that were noted."""
+        """Count the noted times."""
         if self.noted:
             noted, self.noted = np.array(self.noted, np.int64), []
             for name, column in zip(TIMES, noted.T, strict=True):
@@ -129,7 +129,7 @@ class Statistics:
             batch[3] += output_ns
 
     def failed(self, reason: str, ns: int, protocol: str = PLAIN) -> None:
-        """One request ended with an error."""
+        """Count a request that ended with an error."""
         self.fail.count += 1
         self.fail.ns += ns
         self.failures[reason] += 1

@@ -95,7 +95,7 @@ def test_a_device_that_is_not_there_is_an_error_and_nothing_is_served(placed):
     serve, _ = placed
     with serve("[placement]\ndevices = [0, 1]", device="cpu") as client:
         error = client.get("/health/ready").json()["error"]
-    assert "m: model 'm': placement.devices: 0 means CUDA, which this server does not have: it was" in error
+    assert "m: model 'm': placement.devices: 0 requires CUDA, which is not available: it was" in error
 
 
 def test_a_load_in_triton_s_form_places_the_model_until_the_next_load(placed):
@@ -120,7 +120,7 @@ def test_a_load_in_triton_s_form_places_the_model_until_the_next_load(placed):
         assert (
             load({"instance_group": [{"kind": "KIND_GPU", "gpus": [0]}]})
             .json()["error"]
-            .startswith("model 'm': placement.devices: 0 means CUDA, which this server does not have: ")
+            .startswith("model 'm': placement.devices: 0 requires CUDA, which is not available: ")
         )
         assert devices() == ["cpu"] * 3  # what was served stays
         assert load().status_code == 200

@@ -1,4 +1,4 @@
-"""The body of a response: bytes, or a long one in pieces that are written as they lie."""
+"""Body of a response: bytes, or a header and long tensors that are written without a copy."""
 
 from typing import final
 
@@ -7,18 +7,18 @@ import numpy as np
 from app.runtime.tensors import Array
 
 LONG_BYTES = 128 * 1024
-"""A tensor from here on is not copied into the body."""
+"""A tensor of at least this size is not copied into the body."""
 _MOST_HELD = 8
-"""How many times its own bytes a response may keep of its batch, until its client has read it."""
+"""Maximum ratio of the batch output that a response keeps in memory to its own tensor."""
 
 
 @final
 class LongContent:
-    """A body whose tensors are views of the outputs of the run, which they keep.
+    """A body with views of the outputs of the run; the views keep the outputs in memory.
 
     Args:
-        head: what comes first.
-        tensors: of bytes, contiguous.
+        head: Bytes before the tensors.
+        tensors: Contiguous views of bytes.
     """
 
     __slots__ = ("_length", "head", "tensors")
@@ -32,7 +32,7 @@ class LongContent:
         return self._length
 
     def reads(self, buffer: bytearray) -> bool:
-        """Whether a tensor may lie in a buffer, as an output that is an input would."""
+        """Whether a tensor may share memory with a buffer; an output that returns an input does."""
         return any(np.may_share_memory(np.frombuffer(tensor, np.uint8), buffer) for tensor in self.tensors)
 
     def __bytes__(self) -> bytes:
@@ -46,8 +46,8 @@ def long_view(array: Array, batch_bytes: int) -> memoryview | None:
     """The bytes of a long tensor without a copy; None if it is short, not contiguous, or a small part of a batch.
 
     Args:
-        array: rows of an output.
-        batch_bytes: of the output of the whole batch, which the view keeps.
+        array: Rows of an output.
+        batch_bytes: Size of the output of the whole batch, which the view keeps in memory.
     """
     if array.nbytes < LONG_BYTES or batch_bytes > _MOST_HELD * array.nbytes or not array.flags.c_contiguous:
         return None

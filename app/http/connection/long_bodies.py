@@ -1,8 +1,9 @@
-"""Long bodies beside the event loop: threads copy them from and to the socket, and the loop serves other clients.
+"""Long bodies on threads: threads copy them from and to the socket, while the event loop serves other clients.
 
-The copies of a megabyte between the kernel and a buffer take longer than all else that the loop does for its request. A
-thread makes them without Python's lock. It works on a duplicate of the socket's descriptor while the loop reads nothing
-from the connection, and gives the connection back once the body is whole, or once the client lets it wait.
+Copying a megabyte between the kernel and a buffer takes longer than all other work of the event loop for the request. A
+thread copies without holding the GIL. It uses a duplicate of the socket's descriptor, and the event loop does not read
+from the connection meanwhile. The thread returns the connection to the event loop once the body is complete or the
+client pauses.
 
 See docs/decisions/0093-long-bodies-beside-the-loop.md.
 """
@@ -22,19 +23,19 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from app.http.connection.body_reader import BodyReader
 
 LONG_BYTES = 256 * 1024
-"""The event loop copies shorter bodies before a thread could begin."""
+"""Minimum size: the event loop copies a shorter body in less time than a thread needs to start."""
 _WAIT_MS = 2
 _LONGEST_S = 0.05
-"""A client that sends for longer is left to the loop, so that slow ones can't keep the threads."""
+"""Maximum time of a thread for one body: the event loop receives the rest, so slow clients cannot hold the threads."""
 
 Buffers = Sequence[bytes | memoryview]
 
 
 class SocketThreads:
-    """The threads of a process; they start with the first long body.
+    """Socket threads of a process; they start with the first long body.
 
     Args:
-        count: of threads; 0 for none: the loop then copies all bodies itself.
+        count: Number of threads; with 0 the event loop copies all bodies.
     """
 
     def __init__(self, count: int) -> None:
@@ -46,7 +47,7 @@ class SocketThreads:
         """Hand work to a thread.
 
         Raises:
-            RuntimeError: no thread can be started.
+            RuntimeError: A thread cannot be started.
         """
         if not self._started:
             for number in range(self.count):
@@ -63,11 +64,11 @@ class LongBodies:
     """Receives and sends the long bodies of one connection in threads.
 
     Args:
-        loop: gets the outcome of each.
-        threads: of the process.
+        loop: Event loop of the connection; receives the outcomes.
+        threads: Socket threads of the process.
 
     Attributes:
-        sending: whether a thread sends a response, so that nothing else may be written.
+        sending: Whether a thread is sending a response; nothing else may be written meanwhile.
     """
 
     __slots__ = ("_busy", "_flow", "_loop", "_lost", "_socket", "_threads", "_transport", "sending")
@@ -83,16 +84,16 @@ class LongBodies:
         self._lost = False
 
     def connect(self, transport: asyncio.Transport, flow: FlowControl) -> None:
-        """Work for a connection."""
+        """Attach to a connection."""
         self._transport = transport
         self._flow = flow
 
     def receive(self, reader: BodyReader, received: Callable[[int], None]) -> None:
-        """Receive the rest of a body by a thread, until the client lets it wait; a short one is left to the loop.
+        """Receive the rest of a body on a thread, until the client pauses; the event loop receives a short rest.
 
         Args:
-            reader: of the body.
-            received: gets the number of bytes, unless the body was given up meanwhile.
+            reader: Reader of the body.
+            received: Called with the number of received bytes, unless the body was dropped meanwhile.
         """
         rest = reader.rest
         sock = None if rest is None or self._flow.read_paused else self._take(len(rest))
@@ -106,11 +107,11 @@ class LongBodies:
         self._begin(partial(_receive, sock, rest, partial(self._report, ended)))
 
     def send(self, buffers: Buffers, sent: Callable[[], None]) -> None:
-        """Send a response, by a thread or by the loop.
+        """Send a response from a thread or from the event loop.
 
         Args:
-            buffers: what to send.
-            sent: called on the loop where a thread has sent it; ``sending`` is true until then.
+            buffers: Pieces of the response.
+            sent: Called on the event loop once a thread has sent the response; ``sending`` is true until then.
         """
 
         def ended(left: Buffers) -> None:
@@ -125,7 +126,7 @@ class LongBodies:
             self._transport.writelines(buffers)
 
     def _take(self, nbytes: int) -> socket.socket | None:
-        """The socket for a thread to copy so many bytes; None if the event loop copies them."""
+        """Socket for a thread that copies ``nbytes``; None if the event loop copies them."""
         if nbytes < LONG_BYTES or not self._threads.count or self._busy or self._lost:
             return None
         if self._socket is None:
@@ -137,14 +138,14 @@ class LongBodies:
     def _begin(self, work: Callable[[], None]) -> bool:
         try:
             self._threads.submit(work)
-        except RuntimeError:  # no thread can be started
+        except RuntimeError:  # a thread cannot be started
             return False
         self._busy = True
         self._transport.pause_reading()
         return True
 
     def _report(self, ended: Callable[..., None], outcome: object) -> None:
-        """Give the outcome to the loop, from the thread."""
+        """Pass the outcome from the thread to the event loop."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._ended, ended, outcome)
 
@@ -158,7 +159,7 @@ class LongBodies:
             ended(outcome)
 
     def close(self) -> None:
-        """Close the duplicate of the socket, once no thread works on it."""
+        """Close the duplicate of the socket once no thread uses it."""
         self._lost = True
         if not self._busy and self._socket is not None:
             self._socket.close()
@@ -177,10 +178,10 @@ def _receive(sock: socket.socket, rest: memoryview, report: Callable[[int], None
                 if not poll.poll(_WAIT_MS):
                     break
                 continue
-            if not count:  # the loop sees the end as well
+            if not count:  # the event loop also reads the end of the stream
                 break
             at += count
-    except OSError:  # so does it the error
+    except OSError:  # the event loop gets the same error
         pass
     report(at)
 
@@ -193,6 +194,6 @@ def _send(sock: socket.socket, buffers: Buffers, report: Callable[[Buffers], Non
             count -= len(left.pop(0))
         if left and count:
             left[0] = memoryview(left[0])[count:]
-    except OSError:  # the socket takes nothing now, or never: the loop sees to it
+    except OSError:  # the socket is full or broken: the event loop handles both
         pass
     report(left)

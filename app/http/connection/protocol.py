@@ -2,7 +2,7 @@
 
 An ASGI request costs a task, an event, a scope and a dozen awaits before a byte is decoded, more time than most
 models need. On the fast path an inference request goes from parser to service, and its response to the socket, in
-plain calls (``buffer_updated`` → ``FastPath`` → ``InferenceService.start`` → ``_send``). Everything else, pipelined
+plain calls (``buffer_updated`` → ``FastPath`` → ``InferenceService.start`` → ``_send``). Everything else,
 including pipelined requests, goes through ``AsgiBridge`` to the application, which gives the same responses.
 
 The state of a connection is what it reads next. Independently, a response may be due: to the latest request,

@@ -178,7 +178,7 @@ class Bodies:
         self._device_id = device_id
         self._owned = Owned()
         self._free: dict[int, list[int]] = {size: [] for size, _ in _BODIES}
-        self._blocks: list[tuple[int, int, int]] = []  # first address, the one behind the last, bytes of a piece
+        self._blocks: list[tuple[int, int, int]] = []  # start address, end address, bytes of a piece
         self._growing = threading.Lock()
         weakref.finalize(self, give_back, runtime, device_id, self._owned)
 
@@ -215,7 +215,7 @@ class Bodies:
             start = self._runtime.pinned_memory(size * count)
         except CudaError as error:
             log.warning("no further pinned memory for request bodies: %s", error)
-            return  # and never again: the lock stays taken
+            return  # permanently: the lock is not released
         self._owned.pinned.append(start)
         self._blocks.append((start, start + size * count, size))
         self._free[size] += [start + size * number for number in range(count)]

@@ -26,7 +26,7 @@ def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
     """
     runtime, bodies = target.runtime, target.bodies
     done = 0
-    elsewhere: list[Array] = []  # parts that have to be copied to pinned memory first
+    elsewhere: list[Array] = []  # parts that must be copied to pinned memory first
     for part in parts if isinstance(parts, list) else [parts]:
         address = None if bodies is None else bodies.address(part)
         if address is None:
@@ -40,7 +40,7 @@ def send(target: CudaTarget, item: Buffer, parts: Parts) -> None:
 
 
 def _stage(target: CudaTarget, item: Buffer, parts: list[Array], done: int) -> int:
-    """Queue copies by way of the buffer's pinned memory, behind so many rows; the rows after it."""
+    """Queue copies through the buffer's pinned memory, starting at a row. Return the row after the last one."""
     if not parts:
         return done
     for piece, size in pieces(parts if len(parts) > 1 else parts[0], item.row_bytes):

@@ -65,7 +65,7 @@ def _rounds_places(call: Call, picked: Picked) -> bool:
 
 
 def ragged() -> Decision:
-    """A decision that a value has as many items as the data choose, to be raised."""
+    """A decision to raise: the data choose the number of items of a value."""
     return mixes(_RAGGED, ragged=True)
 
 
@@ -77,14 +77,14 @@ def left_body(value: Value) -> Value:
 
 
 def _kept(value: Value, source: Tensor) -> Tensor:
-    """A result that has the same items."""
+    """A result with the same items."""
     if not isinstance(value, Tensor) or value.batch is None or _layout(value) != _layout(source):
         raise unproven("changes the items that the data choose")
     return Tensor(value.shape, value.batch, picked=source.picked)
 
 
 def _layout(tensor: Tensor) -> Batch | None:
-    """The items of the batch axis, wherever it is."""
+    """The items of the batch axis, at any position of the axis."""
     return None if tensor.batch is None else tensor.batch.on(0)
 
 
@@ -113,7 +113,7 @@ def _written(call: Call) -> Tensor:
 
 
 def _places(call: Call, indices: Tensor) -> Picked:
-    """The choice that indices are the places of: (chosen,) of Gather, (chosen, 1) of the others."""
+    """The choice whose positions the indices are: of shape (chosen,) for Gather, (chosen, 1) for the others."""
     picked, whole = indices.picked, call.node.op_type == "Gather"
     depth = () if whole else (1,)
     if picked is None or not picked.index or indices.batch is None or indices.batch.axis != 0:

@@ -57,11 +57,11 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Items of the batch axis that a condition over them chose, see ``picked``.
+    """Items of the batch axis that a condition on them chose, see ``picked``.
 
     Attributes:
-        choice: a symbol of the condition.
-        index: whether the elements are the places of the items along the axis.
+        choice: A symbol of the condition.
+        index: Whether the elements are the positions of the items along the axis.
     """
 
     choice: Size

@@ -171,7 +171,7 @@ def test_requests_are_refused_while_no_thread_can_be_started(monkeypatch):
 
     asyncio.run(run())
     assert names(ended) == ["refused", "answered"]
-    assert "no thread to run on: can't start new thread" in str(ended[0].error)
+    assert "cannot start a thread: can't start new thread" in str(ended[0].error)
     assert ended[1].error is None
 
 

@@ -49,10 +49,14 @@ def test_a_device_that_is_named_is_asked_for_strictly():
         (
             {"devices": [0]},
             Device("cpu", (CPU,)),
-            r"0 means CUDA, which this server does not have: it ",
+            r"0 requires CUDA, which is not available: it ",
         ),
-        ({"devices": "all"}, Device("auto", (CPU,), "no driver"), r"all means CUDA, which .* not have: no driver$"),
-        ({"devices": [0, 1, 2], "instances": 22}, FOUR, r"66 instances are more than a model may have \(64\)"),
+        (
+            {"devices": "all"},
+            Device("auto", (CPU,), "no driver"),
+            r"all requires CUDA, which is not available: no driver$",
+        ),
+        ({"devices": [0, 1, 2], "instances": 22}, FOUR, r"66 instances exceed the maximum of 64 per model"),
     ],
 )
 def test_a_device_that_is_not_there_is_named_with_what_there_is(placement, device, message):

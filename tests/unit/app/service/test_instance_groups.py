@@ -29,7 +29,7 @@ def test_what_has_no_effect_is_named():
     placement, ignored = read_groups([group, {"kind": "KIND_MODEL"}, {"count": 2}])
     assert placement == PlacementSettings(devices=("cpu",))
     assert ignored == (
-        "instance_group of several groups where one names no devices",
+        "instance_group without devices, beside other groups",
         "instance_group.host_policy",
         "instance_group.kind KIND_MODEL",
         "instance_group.passive",
