@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from panther.nn.embedding import LowRankTable
 
 METHOD = "panther_sketch"
-# of a model of transformers, the parameters that are tied to others: as its class names them, and in full
+# attributes of transformers with the tied parameters: as the class names them, and with full names
 _KEYS, _EXPANDED = "_tied_weights_keys", "all_tied_weights_keys"
 
 
@@ -32,8 +32,8 @@ class SketchConfig(QuantizationConfigMixin):  # type: ignore[misc,unused-ignore]
     """The sketched layers of a model.
 
     Args:
-        layers: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind;
-            of an embedding, and of a head on its factors, the rank alone.
+        layers: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution with one kind;
+            only the rank for an embedding, and for a head on its factors.
         tied: names of layers that share their terms, group by group.
     """
 
@@ -66,9 +66,9 @@ class SketchQuantizer(HfQuantizer):  # type: ignore[misc,unused-ignore]
     def get_state_dict_and_metadata(
         self, model: Any, *_: object, **__: object
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The state, with terms that layers share once for each layer: transformers refuses shared tensors.
+        """The state, with a copy of shared terms for each layer, because transformers rejects shared tensors.
 
-        Factors that it knows to be tied are left to it.
+        Factors that transformers knows as tied are not copied.
         """
         state = model.state_dict()
         seen: set[int] = set()
@@ -140,7 +140,7 @@ def describe(model: nn.Module) -> None:
 
 
 def _tie_factors(model: nn.Module) -> None:
-    """Let transformers tie the factors of embeddings and heads where it tied their weights."""
+    """Let transformers tie the factors of embeddings and heads whose weights it tied."""
     for module in model.modules():
         for attribute in (_KEYS, _EXPANDED):
             tied = getattr(module, attribute, None)

@@ -63,7 +63,7 @@ class Compressed:
         return export_onnx(self.model, example_inputs, path_or_repository, name=name, **options)
 
     def _card_curve(self) -> CompressionCurve | None:
-        """The curve for the card; None where the outputs of the model overflow, since JSON has no infinity."""
+        """The curve for the card; None if the error of the chosen model is infinite, because JSON has no infinity."""
         curve = self.curve.thinned(MAX_POINTS)
         if not math.isfinite(curve.points[curve.chosen].error):
             return None

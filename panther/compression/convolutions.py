@@ -1,4 +1,4 @@
-"""The options of convolutions: float, weights stored in 8 or 4 bits, low rank, and low rank in few bits.
+"""Options of convolutions: float, weights stored in 8 or 4 bits, low rank, and low rank in few bits.
 
 See docs/decisions/0089-convolutions-in-8-bits.md.
 """
@@ -49,12 +49,12 @@ class ConvolutionOptions:
     """Finds the options of every convolution.
 
     Args:
-        model: in eval mode; is as it was after every method.
-        units: its convolutions, with the reason where one can't be of low rank.
-        moments: by the id of a unit.
-        reference: the original's outputs.
-        examples: rows of these.
-        kinds: which options are wanted.
+        model: the model in eval mode; every method leaves it unchanged.
+        units: its convolutions, with the reason if one can't be of low rank.
+        moments: calibration sums by the id of a unit.
+        reference: outputs of the original model.
+        examples: number of rows of the reference.
+        kinds: the requested options.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ConvolutionOptions:
         return found
 
     def _measured(self, unit: Unit, conv: Convolution) -> list[Option]:
-        """A convolution of groups in few bits, its error measured on the whole model with it alone replaced."""
+        """A convolution with groups in few bits; the error is measured on the model with only this layer replaced."""
         if unit.weight.is_meta:
             return []
         weight, options = unit.weight.view(conv.weight.shape), list[Option]()
@@ -166,7 +166,7 @@ def conv_of(unit: Unit) -> Convolution:
     """The module of a convolution.
 
     Raises:
-        TypeError: it is none.
+        TypeError: the unit is not a convolution.
     """
     conv = unit.convolution
     if conv is None:
@@ -175,14 +175,14 @@ def conv_of(unit: Unit) -> Convolution:
 
 
 def stored_alone(unit: Unit) -> bool:
-    """Whether a convolution's weight can be stored in few bits, though it gets no low rank."""
+    """Whether a convolution's weight can be stored in few bits, although low rank is excluded."""
     return unit.reason is not None and unit.reason == reason_not_factored(conv_of(unit))
 
 
 def _unseen(seen: Moments) -> str | None:
     if not seen.calls:
         return "never called in calibration: its weight may be read as a tensor, or it isn't used"
-    return None if seen.rows else "no output depends on it in calibration, so that its error can't be weighed"
+    return None if seen.rows else "no output depends on it in calibration, so its error can't be weighed"
 
 
 def _float(unit: Unit, conv: Convolution) -> Option:

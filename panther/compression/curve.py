@@ -21,8 +21,8 @@ class Point:
     """One plan.
 
     Attributes:
-        bytes: of the model.
-        predicted_error: ‖y - ŷ‖ / ‖y‖ of its outputs, from the moments.
+        bytes: bytes of the model.
+        predicted_error: ‖y - ŷ‖ / ‖y‖ of its outputs, predicted from the moments.
         output_error: the same, measured on the calibration inputs; None if only predicted.
         output_cosine: the mean cosine between the outputs there; None if only predicted.
         metric: the caller's metric; None without one, and for plans that were only predicted.

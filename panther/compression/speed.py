@@ -34,8 +34,8 @@ class Timing:
     """Options of the latency measurements.
 
     Attributes:
-        inputs: of the model.
-        batch_size: rows in a run.
+        inputs: inputs of the model.
+        batch_size: rows per run.
         threads: CPU threads.
     """
 
@@ -44,7 +44,7 @@ class Timing:
     threads: int
 
     def file(self, model: nn.Module, path: Path) -> Path:
-        """Export a model, to be timed."""
+        """Export a model for timing."""
         export_onnx(
             model,
             self.inputs.examples(),
@@ -70,11 +70,11 @@ class SpeedSearch:
     """Finds the plan with the smallest output error for a speedup over the original's file.
 
     Args:
-        model: in eval mode; is as it was after every method.
-        trials: measures what plans do to its outputs.
-        other_bytes: of the model outside the parts.
-        kinds: that layers may become.
-        timing: what latencies are measured with.
+        model: the model in eval mode; every method leaves it unchanged.
+        trials: measures the output error of plans.
+        other_bytes: bytes of the model outside the parts.
+        kinds: the allowed kinds of layers.
+        timing: options of the latency measurements.
         step: called with (what, done, all).
     """
 
@@ -87,7 +87,7 @@ class SpeedSearch:
         self.search = Search(trials, other_bytes, kinds, step, cost)
 
     def within(self, speedup: float) -> tuple[Trial, Speed]:
-        """The plan, or the fastest that was found, with the speed of its file.
+        """The plan, or else the fastest plan that was found, with the speed of its file.
 
         Raises:
             ValueError: the options of all layers together don't save enough; the message has the limit.
@@ -130,7 +130,7 @@ class SpeedSearch:
 
 @torch.no_grad()
 def calls_of(model: nn.Module, parts: Sequence[Part], timing: Timing) -> dict[str, list[tuple[int, ...]]]:
-    """By part the shape of x in each call of its layers, embeddings apart, when the model runs on a batch."""
+    """Input shapes of each part's layers, one per call, in a run of the model on a batch; embeddings are excluded."""
     found: dict[str, list[tuple[int, ...]]] = {}
 
     def count(calls: list[tuple[int, ...]]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The options of embeddings: float, 8 bits with a scale a row, 4 bits in blocks of a row, and low rank."""
+"""Options of embeddings: float, 8 bits with a scale per row, 4 bits in blocks of a row, and low rank."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _MOST_RANKS = 6
 
 
 def find_lookups(model: nn.Module, linear: Sequence[Unit] = ()) -> list[Unit]:
-    """Every embedding and bag of embeddings, with the reason where one can't be of low rank.
+    """Every embedding and bag of embeddings, with the reason if one can't be of low rank.
 
     Args:
-        model: the whole.
-        linear: eligible layers; those that share the weight of an embedding go with it.
+        model: the whole model.
+        linear: eligible linear layers; a layer that shares the weight of an embedding is handled with the embedding.
     """
     eligible = {id(place.module) for unit in linear for place in unit.places}
     every = find_units(model, lambda module, _: is_embedding(module) or id(module) in eligible, (), embeddings=TABLES)
@@ -54,15 +54,15 @@ def embedding_parts(
     kinds: Sequence[str],
     step: Callable[[str, int, int], None],
 ) -> list[Part]:
-    """Every embedding with its options; the error of each is measured on the whole model, with it alone replaced.
+    """Every embedding with its options; each error is measured on the whole model with only one table replaced.
 
     Args:
-        model: in eval mode; is as it was afterwards.
-        tables: its embeddings, with the reason why one can't be quantized.
-        units: the same and its bags of embeddings, with the reason why one can't be of low rank.
-        moments: by the id of a unit.
-        reference: the original's outputs.
-        kinds: which options are wanted.
+        model: the model in eval mode; it is unchanged afterwards.
+        tables: its embeddings, with the reason if one can't be quantized.
+        units: its embeddings and bags of embeddings, with the reason if one can't be of low rank.
+        moments: calibration sums by the id of a unit.
+        reference: outputs of the original model.
+        kinds: the requested options.
         step: called with (what, done, all).
     """
     by_module = {id(unit.places[0].module): unit for unit in units}
@@ -92,7 +92,7 @@ def embedding_parts(
 
 
 def _bags(units: Iterable[Unit]) -> Iterator[Table]:
-    """The bags among units as tables; a reason against low rank, such as mode="max", is one against fewer bits."""
+    """The bags among the units as tables; a reason against low rank, such as mode="max", also excludes fewer bits."""
     for unit in units:
         bag = unit.places[0].module
         if isinstance(bag, nn.EmbeddingBag):
@@ -105,7 +105,7 @@ def _quantized(table: Table, kinds: Sequence[str]) -> Iterator[tuple[Option, Cal
     # bags: count the rows that they look up
     rows = table if bag is None else Table(Place(_rows_of(bag), []), None)
     for kind, bits in _BITS.items():
-        # 4-bit entries are packed in pairs, so that an odd width gets 8 bits
+        # 4-bit entries are packed in pairs, so an odd width gets 8 bits
         if kind not in kinds or (bits == 4 and rows.embedding.embedding_dim % 2):
             continue
         chosen = dataclasses.replace(rows, bits=bits)
@@ -143,7 +143,7 @@ def _float(unit: Unit, size: int) -> Option:
 
 
 def _products(unit: Unit, rank: int) -> Iterator[Product]:
-    """Of a call of a head; that behind a lookup is not timed."""
+    """Products of a call of a head; the product after a lookup is not timed."""
     for head in unit.heads[:1]:
         yield from (Product(FLOAT, head.in_features, rank), Product(FLOAT, rank, head.out_features))
 

@@ -26,14 +26,14 @@ from panther.nn import LowRankEmbedding, LowRankEmbeddingBag, LowRankHead
 from panther.nn.embedding import LowRankTable
 from panther.nn.hooks import take_hooks
 
-# rank step: columns of the table that is looked up
+# rank step: columns of the narrow table
 EMBEDDING_RANK_STEP = 4
-# rows that calibration did not see get at most the weight of those that it saw
+# rows without lookups in calibration get at most the weight of rows with lookups
 _MOST_UNSEEN = 0.5
 
 
 def embedding_ranks(unit: Unit) -> tuple[int, ...]:
-    """The ranks at which a table stores less."""
+    """Ranks at which a table stores fewer parameters."""
     most = min((unit.weights - 1) // (unit.in_features + unit.out_features), unit.in_features, unit.out_features)
     return tuple(range(EMBEDDING_RANK_STEP, most + 1, EMBEDDING_RANK_STEP))
 
@@ -56,9 +56,9 @@ def embedding_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandida
 def weigh_lookups(unit: Unit, moments: Moments) -> Weighing:
     """The damped second moment of an embedding's outputs, with unseen rows.
 
-    How much these weigh is the chance that the next lookup is of one of them, by the estimate of Good and Turing: the
-    share of lookups of rows that were seen once. (Good, "The population frequencies of species and the estimation of
-    population parameters", 1953.)
+    The weight of unseen rows is the probability that the next lookup is of one of them. It follows the estimate of
+    Good and Turing: the share of lookups of rows that were seen once. (Good, "The population frequencies of species
+    and the estimation of population parameters", 1953.)
     """
     S = moments.second / max(moments.rows, 1)
     if moments.counts is not None:
@@ -85,30 +85,30 @@ def _with_unseen(unit: Unit, S: Tensor, counts: Tensor, outputs: int) -> Tensor:
 
 @dataclass(eq=False)
 class EmbeddingCandidate(Candidate):
-    """A table that is looked up, then a product; in heads on its weight, the same factors the other way about.
+    """A lookup in a table, then a product; heads on the same weight use the same factors in reverse order.
 
     Attributes:
-        projection: the same as spectrum.
-        head_inputs: (d, d), the second moment of the inputs of its heads; None where calibration saw none.
+        projection: the spectrum, as a projection.
+        head_inputs: (d, d), the second moment of the inputs of its heads; None if calibration saw none.
     """
 
     projection: Projection
     head_inputs: Tensor | None = None
 
     def stored(self, rank: int) -> tuple[int, int]:
-        """Entries that are learned, and those that are fixed."""
+        """Number of learned and of fixed entries."""
         return rank * (self.unit.in_features + self.unit.out_features), 0
 
     def multiply_adds(self, rank: int) -> int:
-        """Multiply-adds of a row, or of a bag, and of a row in each head."""
+        """Multiply-adds per row or bag, and per row of each head."""
         return rank * self.unit.out_features + len(self.unit.heads) * sum(self.stored(rank))
 
     def lost(self, rank: int) -> Tensor:
-        """(d, V), W - Ŵ, transposed."""
+        """The transposed error W - Ŵ, (d, V)."""
         return self.projection.remainder(rank).t() @ self.unit.weight.double()
 
     def errors(self, rank: int) -> tuple[float, float | None]:
-        """The relative errors in the table and on the data, there of its heads too, the root mean square."""
+        """The relative errors of the table and on the data; with heads, the latter is the RMS over both uses."""
         lost, G = self.projection.remainder(rank), second_moment(self.unit.weight.t())
 
         def relative(S: Tensor, C: Tensor) -> float:
@@ -121,7 +121,7 @@ class EmbeddingCandidate(Candidate):
         return relative(G, eye) ** 0.5, (sum(on_data) / len(on_data)) ** 0.5 if on_data else None
 
     def layers(self, rank: int) -> Sequence[LowRankTable]:
-        """The layers of low rank, one for each module that is replaced; they share their factors."""
+        """Low-rank layers, one for each replaced module; they share their factors."""
         A, B = self.projection.factors(self.unit.weight.t(), rank)
         found: list[LowRankTable] = []
         for place in self.unit.places:
@@ -145,10 +145,10 @@ class EmbeddingCandidate(Candidate):
 
 
 def table_like(module: nn.Module, rank: int, *, device: str | None = None) -> LowRankTable:
-    """A layer of low rank for the place of an embedding, or of a head that shares its weight; without values.
+    """Make a low-rank layer for an embedding, or for a head that shares its weight; it has no values yet.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the module is neither.
     """
     if isinstance(module, nn.EmbeddingBag):
         return LowRankEmbeddingBag.like(module, rank, device=device)

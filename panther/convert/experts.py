@@ -1,4 +1,4 @@
-"""Experts packed into tensors of three axes: during conversion each matrix is a layer.
+"""Experts packed into tensors with three axes: during conversion each matrix is a layer.
 
 See docs/decisions/0079-experts-as-layers.md.
 """
@@ -27,9 +27,9 @@ _GATED = ("w1", "v1", "w2")
 def opened_experts(module: nn.Module) -> OpenedExperts | None:
     """The experts with a layer for each matrix; None for experts of an unknown kind.
 
-    Known are those of transformers (`use_experts_implementation`, and Llama 4's) and what is built like them: weights
-    ``gate_up_proj`` or ``up_proj`` and ``down_proj`` of three axes, perhaps with biases; and those of DBRX. That both
-    compute the same is tried on random rows, where the weights have values.
+    Supported are the experts of transformers (`use_experts_implementation`, Llama 4 and DBRX) and modules with the same
+    structure: weights ``gate_up_proj`` or ``up_proj`` and ``down_proj`` with three axes, and optional biases. If the
+    weights have values, random rows check that both compute the same.
     """
     gated = gated_weights(module)
     if gated:
@@ -53,10 +53,10 @@ def opened_experts(module: nn.Module) -> OpenedExperts | None:
 
 
 def expert_groups(model: nn.Module, units: Iterable[Unit]) -> list[list[Unit]]:
-    """The units that are the same matrix of the experts of one module, group by group.
+    """Groups of units: the same matrix in all experts of one module.
 
     Args:
-        model: opened.
+        model: the model with opened experts.
         units: any of its layers.
     """
     of_module = {id(place.module): unit for unit in units for place in unit.places}
@@ -72,7 +72,7 @@ def expert_groups(model: nn.Module, units: Iterable[Unit]) -> list[list[Unit]]:
 
 
 def mark_pooled(model: nn.Module, units: Iterable[Unit]) -> None:
-    """Note which units are experts, whose moments `pool_moments` changes."""
+    """Mark the units of experts, whose moments `pool_moments` changes."""
     for group in expert_groups(model, units):
         for unit in group:
             unit.pooled = True
@@ -81,13 +81,13 @@ def mark_pooled(model: nn.Module, units: Iterable[Unit]) -> None:
 def pool_moments(model: nn.Module, units: Iterable[Unit], moments: Mapping[int, Moments]) -> None:
     """Shrink the moments of each expert's layers towards those of all experts of its module, more for few rows.
 
-    To the rows that an expert saw come `_POOLED_ROWS` rows for each direction, of the mean of all experts; what they
-    weigh for the model's outputs is that of the rows that were seen, and of one where there were none.
+    The rows of an expert are extended by `_POOLED_ROWS` mean rows of all experts for each direction of its input. The
+    total weight in the model's outputs remains that of the seen rows, or of one row if there were none.
 
     Args:
-        model: opened.
-        units: those that were watched.
-        moments: by the id of a unit; are changed.
+        model: the model with opened experts.
+        units: the units that calibration watched.
+        moments: calibration sums by the id of a unit; they are changed in place.
     """
     for group in expert_groups(model, units):
         _pool([moments[id(unit)] for unit in group])
@@ -113,7 +113,7 @@ def _pool(group: Sequence[Moments]) -> None:
 
 
 def gated_weights(module: nn.Module) -> list[Tensor]:
-    """``w1``, ``v1`` and ``w2`` of experts as DBRX packs them, in a module ``mlp``; empty for others."""
+    """``w1``, ``v1`` and ``w2`` of DBRX's packed experts in a module ``mlp``; empty for other modules."""
     packed, count = module._modules.get("mlp"), getattr(module, "num_experts", None)
     if packed is None or module._parameters or len(module._modules) > 1 or "forward" in module.__dict__:
         return []
@@ -127,7 +127,7 @@ def gated_weights(module: nn.Module) -> list[Tensor]:
 
 
 def _kind(module: nn.Module) -> type[RoutedExperts | StackedExperts] | None:
-    """By what its forward takes: rows, experts and shares, or rows alone."""
+    """Choose the class by the arguments of its forward: rows, experts and weights, or only rows."""
     if isinstance(module, OpenedExperts) or "forward" in module.__dict__ or parametrize.is_parametrized(module):
         return None
     known = set(LISTS) | {f"{name}_bias" for name in LISTS}
@@ -142,7 +142,7 @@ def _kind(module: nn.Module) -> type[RoutedExperts | StackedExperts] | None:
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """The weights of the first layers and of the last, (E, …, …) each."""
+    """The weights of the first layers and of the last ones, each (E, …, …)."""
     given = [module._parameters.get(name) for name in LISTS]
     found = [weight for weight in given if weight is not None]
     if len(found) != 2 or given[2] is None or any(weight.dim() != 3 for weight in found):
@@ -154,7 +154,7 @@ def _weights(module: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def _computes_the_same(module: nn.Module, found: OpenedExperts, weight: Tensor) -> bool:
-    """Whether both give the same for random rows."""
+    """Whether both compute the same for random rows."""
     random = torch.Generator().manual_seed(0)
     experts, width = len(found.down), found.down[0].out_features
     count = _ROWS if isinstance(found, RoutedExperts) else _ROWS * experts

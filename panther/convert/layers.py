@@ -45,11 +45,10 @@ class Unit:
     """A weight that can be converted, with every module that holds it.
 
     Attributes:
-        places: the modules; more than one where they share (tie) the weight. Heads follow the embedding that they share
-            it with.
+        places: the modules; several if they share (tie) the weight. Heads come after their embedding.
         reason: why it stays dense; None if it is to be converted.
-        bias_is_shared: whether a bias is also that of a module outside this unit, so that it must stay as it is.
-        pooled: whether its moments are drawn to those of others, as an expert's are.
+        bias_is_shared: whether a module outside this unit also has the bias, so the bias must not change.
+        pooled: whether its moments are shrunk towards those of other units, as for experts.
     """
 
     places: list[Place]
@@ -85,7 +84,7 @@ class Unit:
 
     @property
     def heads(self) -> list[nn.Linear]:
-        """The linear layers that share the weight of an embedding; its places hold both."""
+        """The linear layers among its places that share the weight of an embedding."""
         every = [place.module for place in self.places] if is_embedding(self.places[0].module) else []
         return [module for module in every if isinstance(module, nn.Linear)]
 
@@ -130,7 +129,7 @@ class Unit:
     @property
     def dense_parameters(self) -> int:
         """Weight and biases."""
-        # heads put out a number for each row of the table
+        # a head has one output for each row of the table
         return self.weights + (self.in_features if self.heads else self.out_features) * len(self.biases)
 
 
@@ -192,18 +191,18 @@ def find_units(
 
 
 def _by_weight(places: Iterable[Place]) -> list[Unit]:
-    """Units of the places that hold one weight in one form; of an embedding also its heads, behind it."""
+    """Units: places with the same weight in the same form; the heads of an embedding come after it."""
     found: dict[tuple[int, bool], list[Place]] = {}
     for place in places:
         weight = getattr(place.module, "weight", None)
         key = id(weight) if isinstance(weight, nn.Parameter) else id(place.module)
-        # a Conv1D holds the transpose of what a linear layer would
+        # a Conv1D has the transpose of a linear layer's weight
         found.setdefault((key, is_conv1d(place.module)), []).append(place)
     return [Unit(sorted(group, key=lambda place: not is_embedding(place.module))) for group in found.values()]
 
 
 def _holders(model: nn.Module) -> dict[int, set[int]]:
-    """The modules, by id, that hold each parameter, by id."""
+    """Ids of the modules that hold each parameter, by the id of the parameter."""
     holders: dict[int, set[int]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

@@ -39,31 +39,31 @@ class Sums(Protocol):
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
         """Add scale · gᵀg for the derivatives at the outputs of a call, (n, d_out) float32.
 
-        at_inputs are those at its inputs, g W of shape (n, d_in), where they are known.
+        Pass the derivatives at its inputs, g W of shape (n, d_in), as at_inputs if they are known.
         """
 
     def check(self, name: str) -> None:
-        """Raise a ConversionError that names the layer where a sum is not finite."""
+        """Raise a ConversionError that names the layer if a sum is not finite."""
 
 
 @dataclass
 class Moments:
     """Sums over the rows that a layer saw in calibration; float64, on the layer's device.
 
-    A row of a convolution is the patch that one position of its output sees. Of many positions in one call a sample is
-    taken (`panther.convert.convolutions.sampled_patches`), for everything but the sensitivity. A row of an embedding is
-    its output, (d_out,) in place of (d_in,).
+    A row of a convolution is the input patch of one output position. If a call has many positions, all sums but the
+    sensitivity use a sample of them (`panther.convert.convolutions.sampled_patches`). A row of an embedding is its
+    output, (d_out,) in place of (d_in,).
 
     Attributes:
         second: (d_in, d_in), Σ x xᵀ.
         total: (d_in,), Σ x.
-        rows: how many, those left out that move no output of the model.
+        rows: number of rows, without those that do not affect an output of the model.
         sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
-            to the layer's output, estimated with random projections; None where there are no derivatives.
-        calls: how often the layer was called.
+            to the layer's output, estimated with random projections; None without derivatives.
+        calls: number of calls of the layer.
         extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
-        counts: (num_embeddings,), how often each row of a table was looked up; None for other layers.
-        head: of the heads that share the weight of a table; None where there are none.
+        counts: (num_embeddings,), number of lookups of each row of a table; None for other layers.
+        head: sums of the heads that share the weight of a table; None without heads.
     """
 
     second: Tensor
@@ -78,11 +78,11 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """(d_in,)."""
+        """The mean of x, (d_in,)."""
         return self.total / max(self.rows, 1)
 
     def covariance(self, *, centred: bool) -> Tensor:
-        """(d_in, d_in), the mean of x xᵀ, about the mean of x where centred."""
+        """The mean of x xᵀ, (d_in, d_in); with centred, of x minus its mean."""
         C = self.second / max(self.rows, 1)
         return C - torch.outer(self.mean, self.mean) if centred else C
 
@@ -112,11 +112,11 @@ class Moments:
 
 @dataclass
 class HeadMoments(Moments):
-    """Sums over the rows that the heads of an embedding saw, W (V, d): all that they need is (d, d).
+    """Sums over the rows that the heads of an embedding W (V, d) saw; no sum is larger than (d, d).
 
     Attributes:
-        weight: W.
-        sensitivity: (d, d), Σ (JW)ᵀ(JW), the derivatives at their inputs.
+        weight: the table W.
+        sensitivity: (d, d), Σ (JW)ᵀ(JW), from the derivatives at their inputs.
         squares: the trace of Σ JᵀJ.
     """
 
@@ -131,7 +131,7 @@ class HeadMoments(Moments):
 
 
 def sums_of(sums: Sums, module: nn.Module) -> Sums:
-    """The sums that the calls of a module are added to, one of those of its unit."""
+    """The sums of the module's unit that its calls are added to."""
     shared = sums.head if isinstance(sums, Moments) else None
     return sums if shared is None or is_embedding(module) else shared
 
@@ -140,7 +140,7 @@ def check_finite(name: str, of_inputs: Tensor, of_derivatives: Tensor | None) ->
     """Refuse sums that are not finite.
 
     Raises:
-        ConversionError: names the layer.
+        ConversionError: a sum is not finite; the message names the layer.
     """
     if not bool(torch.isfinite(of_inputs).all()):
         raise ConversionError(f"calibration: the inputs of {name} hold values that are not finite")

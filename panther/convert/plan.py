@@ -58,7 +58,7 @@ def ways(unit: Unit, seen: Sums | None, zeros: str, keeper: Keeper | None = None
     elif seen is not None and _uncalled(seen):
         unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
     elif seen is not None and seen.rows == 0:
-        unit.reason = "no output depends on it in calibration, so that its error can't be weighed" + zeros
+        unit.reason = "no output depends on it in calibration, so its error can't be weighed" + zeros
     elif isinstance(seen, Statistics):
         ranks = possible_ranks(unit.in_features, unit.out_features)
         return [take_apart(unit, seen, ranks, keeper or Keeper())]

@@ -120,12 +120,12 @@ def replace_layers(model: nn.Module, sizes: Mapping[str, Sequence[int | str]]) -
     """Put sketched layers without values in the places of dense ones, on ``meta``, for a loader to fill.
 
     Args:
-        model: whose modules are replaced.
-        sizes: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution that has one kind;
-            of an embedding, and of a head on its factors, the rank alone.
+        model: the model; its modules are replaced.
+        sizes: (num_terms, low_rank) by the dotted name of a layer, and the terms of a convolution with one kind;
+            only the rank for an embedding, and for a head on its factors.
 
     Raises:
-        CheckpointError: a name is that of no layer of these kinds.
+        CheckpointError: a name does not belong to a layer of these kinds.
     """
     places: dict[int, tuple[Place, nn.Module]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))

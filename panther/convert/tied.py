@@ -1,4 +1,4 @@
-"""Candidates of an embedding and the heads that share its weight, all on the same factors.
+"""Candidates for an embedding and the heads that share its weight, all with the same factors.
 
 See docs/decisions/0090-tied-heads-on-shared-factors.md.
 """
@@ -25,7 +25,7 @@ Use = tuple[Tensor, Tensor]
 
 
 def table_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandidate:
-    """Take an embedding apart, for the heads on its weight too where it has some that calibration saw."""
+    """Decompose an embedding, together with the heads on its weight if calibration saw any."""
     head = None if moments is None else moments.head
     if moments is None or head is None or not head.rows:
         return embedding_candidate(unit, moments)
@@ -36,7 +36,7 @@ def table_candidate(unit: Unit, moments: Moments | None) -> EmbeddingCandidate:
 
 
 def uses_of(unit: Unit, lookups: tuple[Tensor, Tensor | None], head: HeadMoments) -> tuple[Use, Use]:
-    """The losses of both uses: of the model's outputs where the effect of both is known, else relative to each."""
+    """Losses of both uses: in the model's outputs if the sensitivity of both is known, else relative to each use."""
     S, C_out = lookups
     few = DAMPING_FOR_FEW_ROWS / head.rows
     C, G = head.second / head.rows, second_moment(unit.weight.t())

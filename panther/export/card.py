@@ -255,10 +255,9 @@ class Embedding:
     """One embedding of low rank: a table of rank columns that is looked up, and a product behind it.
 
     Attributes:
-        mode: "lookup", or "sum" or "mean" of a bag.
-        multiply_adds_per_row: of a row that is looked up, or of a bag, where a dense table has none; and of a row in
-            each head.
-        uses: names of the modules that share its factors, where there are several.
+        mode: "lookup", or "sum" or "mean" for a bag.
+        multiply_adds_per_row: multiply-adds per lookup or bag (0 for a dense table), plus those per row of each head.
+        uses: names of the modules that share its factors, if there are several.
         heads: names of the linear layers among them.
     """
 

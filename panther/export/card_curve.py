@@ -18,11 +18,11 @@ class CurvePoint:
     """One model of the curve.
 
     Attributes:
-        bytes: parameters and buffers.
+        bytes: bytes of parameters and buffers.
         error: ‖y - ŷ‖ / ‖y‖ of the outputs against the original's.
-        measured: whether the error was measured; else it was predicted.
+        measured: whether the error was measured or predicted.
         chosen: whether this is the model in the file.
-        metric: the caller's metric of this model, the higher the better; None without one.
+        metric: the caller's metric of this model, higher is better; None without one.
     """
 
     bytes: int
@@ -45,8 +45,8 @@ class CompressionCurve:
     """Bytes against error of the models that a compression considered.
 
     Attributes:
-        budget: in words.
-        original_bytes: parameters and buffers of the original.
+        budget: the budget in words.
+        original_bytes: bytes of parameters and buffers of the original.
         points: at most `MAX_POINTS`, the smallest model first; exactly one is chosen.
         original_metric: the caller's metric of the original; None without one.
     """

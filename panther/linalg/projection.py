@@ -1,7 +1,7 @@
-"""The best table of a rank: rows projected on the directions that their lookups lose least in.
+"""Low-rank tables by projection: the optimal projection of a table's rows, for every rank.
 
-A table W (V, d) of rank r becomes W P with a projection P. All that counts of how often rows are looked
-up, and with which others, is the second moment S (d, d) of what the lookups put out: nothing of size V x V is needed.
+A table W (V, d) becomes W P with a projection P of rank r. The frequencies of the rows, and of rows that are looked up
+together, enter only through the second moment S (d, d) of the lookups' outputs: no V x V matrix is needed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from panther.linalg.whitening import Spectrum
 
 # rows of a table that are converted to float64 at once
 _CHUNK = 2**16
-# of a 2x2 matrix whose eigenvectors are sought
+# power of a 2x2 matrix, to find its largest eigenvector
 _POWER = 64
 
 
 @dataclass(frozen=True)
 class Projection(Spectrum):
-    """The identity on the outputs of a table taken apart: of rank r, P = left[:, :r] @ right[:r], and the table W P."""
+    """Projections on a table's outputs for every rank r: P = left[:, :r] @ right[:r], and the table W P."""
 
     def factors(self, W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """A (V, rank) and B (rank, d) of a table (V, d): A @ B = W P; A in the type of W, B in float64."""
+        """Factors A (V, rank) and B (rank, d) with A @ B = W P; A has the dtype of W, B is float64."""
         down = self.left[:, :rank]
         A = torch.cat([(rows.double() @ down).to(W.dtype) for rows in torch.split(W, _CHUNK)])
         return A, self.right[:rank]
@@ -39,13 +39,13 @@ class Projection(Spectrum):
 def projections(S: Tensor, C_out: Tensor | None = None) -> Projection:
     """Solve min E ‖Lᵀ (I - P)ᵀ y‖² over projections of every rank at once, for E[y yᵀ] = S and C_out = L Lᵀ.
 
-    With Q the eigenvectors of Lᵀ S L, P = L Q_r Q_rᵀ L⁻¹. With y = Wᵀx this is the optimum over all tables of rank r,
-    not those alone that are projections of W: the truncated SVD of Lᵀ Wᵀ after whitening (`panther.linalg.whitening`)
-    is the same matrix.
+    With the eigenvectors Q of Lᵀ S L, P = L Q_r Q_rᵀ L⁻¹. For y = Wᵀx this is the optimum over all tables of rank r,
+    including those that are not projections of W: the truncated SVD of Lᵀ Wᵀ after whitening
+    (`panther.linalg.whitening`) is the same matrix.
 
     Args:
-        S: (d, d), float64, positive semidefinite: the second moment of what is put out.
-        C_out: (d, d), positive definite: how much errors in each direction count; the identity when None.
+        S: (d, d), float64, positive semidefinite: the second moment of the outputs.
+        C_out: (d, d), positive definite: the weight of errors in each direction; the identity when None.
     """
     G, L = S, None
     if C_out is not None:
@@ -63,12 +63,13 @@ def projections(S: Tensor, C_out: Tensor | None = None) -> Projection:
 
 
 def shared_projections(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Projection:
-    """Projections of every rank that two uses of a table lose least in, together.
+    """Projections of every rank with the least total loss for two uses of a table.
 
-    A table that is looked up loses tr S (I - P) C (I - P)ᵀ, for S and C_out of `projections`; a linear layer of the
-    same weight, y = W x, loses the same for S = Wᵀ C_out W and the second moment C of its inputs. The best P for the
-    sum is no truncation of any matrix. It is sought with the Kronecker product closest to the sum of two, and the
-    energies are those of the sum itself. (Van Loan and Pitsianis, "Approximation with Kronecker products", 1993.)
+    The loss of lookups is tr S (I - P) C (I - P)ᵀ, with S and C_out of `projections`. The loss of a linear layer with
+    the same weight, y = W x, has the same form with S = Wᵀ C_out W and the second moment C of its inputs. The best P
+    for the sum is not the truncation of a matrix. It is approximated with the Kronecker product closest to the sum of
+    two; the energies are those of the true sum. (Van Loan and Pitsianis, "Approximation with Kronecker products",
+    1993.)
 
     Args:
         first, second: (S, C) of each use, (d, d), float64, positive definite.
@@ -77,7 +78,7 @@ def shared_projections(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tenso
     norms = torch.linalg.matrix_norm(S).view(2, 1, 1)
     S, C = S / norms, C * norms
     grams = (S.flatten(1) @ S.flatten(1).t(), C.flatten(1) @ C.flatten(1).t())
-    # the largest eigenvector of a matrix of positive entries, by powers
+    # power iteration for the largest eigenvector of a matrix with positive entries
     step = grams[1] @ grams[0]
     weights = torch.linalg.matrix_power(step / step.norm(), _POWER) @ step.new_ones(2)
     shares = grams[0] @ weights
@@ -87,7 +88,7 @@ def shared_projections(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tenso
 
 
 def _lost(found: Projection, S: Tensor, C: Tensor) -> Tensor:
-    """(d + 1,), tr S (I - P) C (I - P)ᵀ for every rank from 0 on."""
+    """The loss tr S (I - P) C (I - P)ᵀ for every rank from 0, (d + 1,)."""
     SL, RC = S @ found.left, found.right @ C
     pairs = (found.left.t() @ SL) * (RC @ found.right.t())
     gained = 2 * (SL * RC.t()).sum(0).cumsum(0) - pairs.cumsum(0).cumsum(1).diagonal()
@@ -108,5 +109,5 @@ def second_moment(W: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def closest_rows(W: Tensor, weights: Tensor | None = None) -> Projection:
-    """`projections` for the rows of a table, each as often as its weight says."""
+    """Compute `projections` for the rows of a table, weighted by their frequencies."""
     return projections(second_moment(W, weights))

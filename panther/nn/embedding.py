@@ -1,4 +1,4 @@
-"""Embeddings of low rank: a narrow table that is looked up, and one product behind it.
+"""Low-rank embeddings: a lookup in a narrow table, then one product.
 
 See docs/decisions/0078-embeddings-of-low-rank.md.
 """
@@ -61,11 +61,11 @@ class LowRankTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(num_embeddings, embedding_dim), the dense table A @ B, computed at each reading."""
+        """The dense table A @ B, (num_embeddings, embedding_dim), computed on each access."""
         return self.A @ self.B
 
     def parameter_count(self) -> ParameterCount:
-        """Count the entries of A and B, all of them learnable, beside those of the dense table."""
+        """Count the entries of A and B, all learnable, and those of the dense table."""
         learnable = self.rank * (self.num_embeddings + self.embedding_dim)
         return ParameterCount(self.num_embeddings * self.embedding_dim, learnable, 0)
 
@@ -82,11 +82,11 @@ class LowRankTable(nn.Module):
         return self
 
     def tie_to(self, other: LowRankTable) -> None:
-        """Share the factors of another table; both are trained as one."""
+        """Share the factors of another table, so both are trained together."""
         self.A, self.B = other.A, other.B
 
     def placed_like(self, weight: Tensor, device: torch.device | str | None) -> Self:
-        """The layer without values on a device, that of a weight when None; it learns where the weight does."""
+        """Make the layer without values, on a device (the weight's when None); it is trainable if the weight is."""
         place = weight.device if device is None else torch.device(device)
         made = self if place.type == "meta" else self.to_empty(device=place)
         for factor in (made.A, made.B):
@@ -108,7 +108,7 @@ class LowRankEmbedding(LowRankTable):
 
     Args:
         num_embeddings, embedding_dim, padding_idx, scale_grad_by_freq, sparse, device, dtype: as for ``nn.Embedding``;
-            the last but two are about the gradient of A.
+            scale_grad_by_freq and sparse apply to the gradient of A.
         rank: r, the columns of A.
         max_norm: None; anything else is refused.
         generator: of the initial values; torch's global one when None.
@@ -148,7 +148,7 @@ class LowRankEmbedding(LowRankTable):
 
     @classmethod
     def from_embedding(cls, layer: nn.Embedding, rank: int, *, row_weights: Tensor | None = None) -> Self:
-        """Make the embedding of that rank whose rows are closest to those of a trained one.
+        """Make the embedding of a rank whose rows are closest to those of a trained one.
 
         It is the truncated SVD of the table, its rows weighed: no other A and B make Σ_v weight_v ‖W[v] - A[v] @ B‖²
         less. `panther.sketch_` converts models, and weighs rows by their counts in calibration.
@@ -170,7 +170,7 @@ class LowRankEmbedding(LowRankTable):
 
     @classmethod
     def like(cls, layer: nn.Embedding, rank: int, *, device: torch.device | str | None = None) -> Self:
-        """Make a layer of the sizes, options, type and place of an embedding, whose factors have no values yet."""
+        """Make a layer with the sizes, options, dtype and device of an embedding; its factors have no values yet."""
         made = cls(
             layer.num_embeddings,
             layer.embedding_dim,
@@ -246,7 +246,7 @@ class LowRankEmbeddingBag(LowRankTable):
 
     @classmethod
     def from_embedding(cls, layer: nn.EmbeddingBag, rank: int, *, row_weights: Tensor | None = None) -> Self:
-        """Make the bag of that rank whose rows are closest to those of a trained one, as `LowRankEmbedding` does.
+        """Make the bag of a rank whose rows are closest to those of a trained one, as `LowRankEmbedding` does.
 
         Raises:
             TypeError: layer is not an nn.EmbeddingBag.
@@ -259,7 +259,7 @@ class LowRankEmbeddingBag(LowRankTable):
 
     @classmethod
     def like(cls, layer: nn.EmbeddingBag, rank: int, *, device: torch.device | str | None = None) -> Self:
-        """Make a layer of the sizes, options, type and place of a bag, whose factors have no values yet."""
+        """Make a layer with the sizes, options, dtype and device of a bag; its factors have no values yet."""
         made = cls(
             layer.num_embeddings,
             layer.embedding_dim,
@@ -317,7 +317,7 @@ def projection_of(weight: Tensor, row_weights: Tensor | None) -> Projection:
 
 
 def _checked_padding(padding_idx: int | None, num_embeddings: int) -> int | None:
-    """From 0 on, as torch keeps it."""
+    """Index of the padding row, counted from 0, as torch stores it."""
     if padding_idx is None:
         return None
     if not -num_embeddings <= padding_idx < num_embeddings:

@@ -23,12 +23,12 @@ EVERY_LIST = (*LISTS.values(), "gate")
 class OpenedExperts(nn.Module):
     """Experts whose weights were packed into tensors (E, d_out, d_in), with a layer for each matrix.
 
-    The lists are ``gate_up`` (or ``up``, of experts without a gate) and ``down``. Activations, options and the way to
-    combine gate and values are those of the module that is replaced.
+    The lists are ``gate_up`` (``up`` for experts without a gate) and ``down``. Activations, options and the combination
+    of gate and values are those of the replaced module.
 
     Args:
-        experts: whose weights, options, hooks and mode are taken over. Its weights are read through views.
-        transposed: they are packed as (E, d_in, d_out).
+        experts: the replaced module, source of weights, options, hooks and mode. Its weights are read through views.
+        transposed: whether the weights are packed as (E, d_in, d_out).
     """
 
     down: nn.ModuleList
@@ -59,7 +59,7 @@ class OpenedExperts(nn.Module):
         return self.down[index](self.act_fn(gate) * up)  # type: ignore[operator,no-any-return]
 
     def layers(self, name: str) -> list[nn.Module]:
-        """The layers of a list, ``gate_up``, ``up`` or ``down``; none where there is no such list."""
+        """The layers of a list, ``gate_up``, ``up`` or ``down``; empty if there is no such list."""
         return list(self._modules[name].children()) if name in self._modules else []  # type: ignore[union-attr]
 
     def own_memory(self) -> None:
@@ -72,15 +72,15 @@ class OpenedExperts(nn.Module):
 
 
 class RoutedExperts(OpenedExperts):
-    """Experts that are called with the rows, and which experts each row goes to."""
+    """Experts that are called with the rows and the experts of each row."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Add up the outputs of each row's experts.
 
         Args:
             hidden_states: (n, d_model).
-            top_k_index: (n, k), the experts of each row; an index of no expert counts for nothing.
-            top_k_weights: (n, k), their shares.
+            top_k_index: (n, k), the experts of each row; an index without an expert is ignored.
+            top_k_weights: (n, k), the weights of these experts.
 
         Returns:
             (n, d_model).
@@ -100,10 +100,10 @@ class RoutedExperts(OpenedExperts):
 
 
 class GatedExperts(RoutedExperts):
-    """Experts as DBRX has them: three tensors of two axes, (E·d_ff, d_model) each, in a module within.
+    """Experts of DBRX: three tensors with two axes, each (E·d_ff, d_model), in a submodule.
 
     Args:
-        experts: whose module ``mlp`` has the weights ``w1`` of the gates, ``v1`` and ``w2``; is not changed.
+        experts: module with a submodule ``mlp`` with the weights ``w1`` (gates), ``v1`` and ``w2``; it is not changed.
     """
 
     def __init__(self, experts: nn.Module) -> None:
@@ -130,16 +130,16 @@ class GatedExperts(RoutedExperts):
 
 
 class StackedExperts(OpenedExperts):
-    """Experts that are called with as many rows each, one expert's after another's."""
+    """Experts with equal numbers of rows, sorted by expert."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (E·n, d_model) to the same shape, n rows by each expert."""
+        """Map (E·n, d_model) to the same shape; each expert takes n rows."""
         parts = hidden_states.view(len(self.down), -1, hidden_states.shape[-1]).unbind(0)
         return torch.cat([self.expert(index, part) for index, part in enumerate(parts)])
 
 
 def _layers(weight: Tensor, bias: nn.Parameter | None, *, transposed: bool) -> nn.ModuleList:
-    """A layer for each expert, over views of packed weights."""
+    """A layer for each expert, with views of the packed weights."""
     made = nn.ModuleList()
     for index, packed in enumerate(weight.detach().unbind(0)):
         W = packed.t() if transposed else packed

@@ -1,4 +1,4 @@
-"""The head of a language model on the factors of its embedding.
+"""Head of a language model that shares the factors of its embedding.
 
 See docs/decisions/0090-tied-heads-on-shared-factors.md.
 """
@@ -15,15 +15,15 @@ from panther.nn.embedding import LowRankTable
 
 
 class LowRankHead(LowRankTable):
-    """A linear layer whose weight is the product of two factors, those of an embedding; replaces a tied ``nn.Linear``.
+    """A linear layer whose weight is the product of an embedding's two factors; replaces a tied ``nn.Linear``.
 
     y = (x @ Bᵀ) @ Aᵀ + bias: with A and B of a `LowRankEmbedding` the weight A @ B (out_features, in_features) is the
-    table, so that both stay tied. `panther.sketch_` makes it of a head that shares its weight with an embedding.
+    table, so both stay tied. `panther.sketch_` replaces a head that shares its weight with an embedding by this layer.
 
     Args:
         in_features, out_features, bias, device, dtype: as for ``nn.Linear``.
         rank: r, the columns of A.
-        generator: where the initial values come from; torch's global one when None.
+        generator: source of the initial values; torch's global generator when None.
 
     Attributes:
         A: (out_features, rank), Parameter.
@@ -32,7 +32,7 @@ class LowRankHead(LowRankTable):
 
     Raises:
         ValueError: a size is out of range.
-        TypeError: a size is no integer.
+        TypeError: a size is not an integer.
 
     >>> import torch
     >>> from panther.nn import LowRankEmbedding
@@ -63,7 +63,7 @@ class LowRankHead(LowRankTable):
 
     @classmethod
     def like(cls, layer: nn.Linear, rank: int, *, device: torch.device | str | None = None) -> Self:
-        """Make a head of the sizes, type and place of a linear layer, whose factors and bias have no values yet."""
+        """Make a head with the sizes, dtype and device of a linear layer; its factors and bias have no values yet."""
         made = cls(
             layer.in_features,
             layer.out_features,
@@ -75,12 +75,12 @@ class LowRankHead(LowRankTable):
         return made.placed_like(layer.weight, device).train(layer.training)
 
     def parameter_count(self) -> ParameterCount:
-        """Count the entries of A, B and the bias, all of them learnable, beside those of a dense layer."""
+        """Count the entries of A, B and the bias, all learnable, and those of the dense layer."""
         biases = 0 if self.bias is None else self.out_features
         return super().parameter_count() + ParameterCount(biases, biases, 0)
 
     def multiply_adds_per_row(self) -> tuple[int, int]:
-        """Multiply-adds of a row, and those of a dense layer."""
+        """Multiply-adds per row: of this layer, and of the dense layer."""
         d, V = self.in_features, self.out_features
         return self.rank * (d + V), d * V
 

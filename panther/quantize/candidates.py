@@ -130,7 +130,7 @@ def usable(units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed
         if found.calls == 0 or id(unit) not in seen.rows:
             unit.reason = "never called in calibration: its weight may be read as a tensor, or it isn't used"
         elif found.rows == 0:
-            unit.reason = "no output depends on it in calibration, so that its error can't be weighed"
+            unit.reason = "no output depends on it in calibration, so its error can't be weighed"
         elif not bool(unit.weight.any()):
             unit.reason = "its weight is zero"
     return [unit for unit in units if unit.reason is None]

@@ -1,4 +1,4 @@
-"""Convolutions stored in few bits as options of a plan.
+"""Options of a plan: convolutions stored in few bits.
 
 See docs/decisions/0089-convolutions-in-8-bits.md.
 """
@@ -31,7 +31,7 @@ class Patches:
     Attributes:
         second: (entries, entries), the second moment of its patches.
         outputs: (C_out, C_out), the sensitivity of the model's outputs.
-        mean: (entries,), of its patches.
+        mean: (entries,), the mean of its patches.
     """
 
     second: Tensor
@@ -46,7 +46,7 @@ class StoredOption:
     Attributes:
         unit: the layer.
         bits: 8 or 4.
-        patches: None of a convolution with groups, whose errors are not predicted.
+        patches: calibration statistics; None for a convolution with groups, whose errors are not predicted.
     """
 
     unit: Unit
@@ -81,7 +81,7 @@ class StoredOption:
 
     @cached_property
     def error(self) -> float:
-        """Error of the finished layer; of one with groups the relative error of its weight."""
+        """Error of the finished layer; with groups, the relative error of its weight."""
         W, rounded = self.unit.weight.double(), self._kernel.weight.flatten(1).double()
         if self.patches is None:
             whole = W.square().sum().clamp_min(torch.finfo(W.dtype).tiny)
@@ -100,7 +100,7 @@ class StoredOption:
     def _conv(self) -> Convolution:
         conv = self.unit.convolution
         if conv is None:
-            raise TypeError(f"{self.unit.name} is no convolution")
+            raise TypeError(f"{self.unit.name} is not a convolution")
         return conv
 
     def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:  # noqa: ARG002
@@ -115,7 +115,7 @@ class StoredOption:
 
 
 def storable(unit: Unit) -> bool:
-    """Whether a convolution's weight can be stored in few bits; groups, which have no low rank, are no obstacle."""
+    """Whether a convolution's weight can be stored in few bits; groups exclude only low rank."""
     conv = unit.convolution
     return conv is not None and (unit.reason is None or unit.reason == reason_not_factored(conv))
 
@@ -123,13 +123,13 @@ def storable(unit: Unit) -> bool:
 def stored_options(
     units: Sequence[Unit], moments: Mapping[int, Moments], examples: int, bits: Sequence[int]
 ) -> list[tuple[StoredOption, ...]]:
-    """Options of every convolution that can be stored in few bits; the others get their reason.
+    """Options of every convolution that can be stored in few bits; the others get a reason.
 
     Args:
         units: convolutions.
-        moments: by the id of a unit, of those without groups.
-        examples: rows that calibration saw.
-        bits: in the order in which they are tried.
+        moments: calibration sums by the id of a unit, without those of convolutions with groups.
+        examples: number of rows in calibration.
+        bits: 8, 4 or both, in the order in which they are tried.
     """
     found = []
     for unit in units:

@@ -1,4 +1,4 @@
-"""Weights of convolutions rounded to 4 bits.
+"""Round the weights of convolutions to 4 bits.
 
 See docs/decisions/0089-convolutions-in-8-bits.md.
 """
@@ -16,22 +16,22 @@ from panther.nn.quantized.blocks import in_blocks
 from panther.quantize.feedback import compensated
 from panther.quantize.grid import Grid, best
 
-# entries of a block, at most
+# maximum entries of a block
 _BLOCK_SIZE = 64
-# of the largest entry of a block, the value of the largest integer
+# value of the largest integer, as shares of the largest entry of a block
 _SHARES = (1.0, 0.9, 0.8, 0.7)
-# patches of more entries are rounded to the nearest, for the time that feedback takes
+# above this number of patch entries, weights are rounded to the nearest: error feedback would take too long
 _LARGEST_PATCH = 2304
 
 
 def block_size_of(entries: int) -> int:
-    """Entries in a block: the largest divisor that is small enough; all of a channel where it has none above 8."""
+    """Entries in a block: the largest divisor up to the maximum; the whole channel if that is below 8."""
     found = max(size for size in range(1, _BLOCK_SIZE + 1) if entries % size == 0)
     return found if found >= 8 else entries
 
 
 def stored_bytes(shape: tuple[int, ...]) -> int:
-    """Bytes of a kernel of that shape in 4 bits, with its scales."""
+    """Bytes of a kernel of a shape in 4 bits, with its scales."""
     entries = math.prod(shape[1:])
     return shape[0] * (-(-entries // 2) + 4 * entries // block_size_of(entries))
 
@@ -40,8 +40,9 @@ def four_bits(weight: Tensor, C: Tensor | None = None, G: Tensor | None = None) 
     """Round a weight (C_out, C_in/groups, *kernel) to 4 bits.
 
     Args:
-        weight: the floats.
-        C: (entries, entries), the second moment of patches, whose errors are made up for by entries that come later.
+        weight: the original weight.
+        C: (entries, entries), the second moment of patches; with it, later entries compensate the errors of earlier
+            ones.
         G: (C_out, C_out), the sensitivity of the outputs.
     """
     W = weight.detach().flatten(1).float()

@@ -1,4 +1,4 @@
-"""Card entries of embeddings of low rank."""
+"""Card entries of low-rank embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from panther.nn.head import LowRankHead
 
 
 def embedding_entries(model: nn.Module) -> tuple[cards.Embedding, ...]:
-    """One card entry for each embedding of low rank; those that share factors are one with several uses."""
+    """One card entry for each low-rank embedding; layers that share factors have one entry with several uses."""
     found = []
     for group in _groups(model):
         heads = {name: layer.multiply_adds_per_row() for name, layer in group.items() if isinstance(layer, LowRankHead)}
@@ -35,13 +35,13 @@ def embedding_entries(model: nn.Module) -> tuple[cards.Embedding, ...]:
 
 
 def embedding_count(model: nn.Module) -> ParameterCount | None:
-    """The embeddings of low rank together; None where there are none."""
+    """Totals of the low-rank embeddings; None without any."""
     counts = [_count(group) for group in _groups(model)]
     return sum(counts, start=ParameterCount(0, 0, 0)) if counts else None
 
 
 def _groups(model: nn.Module) -> list[dict[str, LowRankTable]]:
-    """The layers by name, those that share A and B together, in the order of the model."""
+    """The layers by name in the order of the model, grouped by the factors that they share."""
     found: dict[tuple[int, int], dict[str, LowRankTable]] = {}
     for name, module in model.named_modules():
         if isinstance(module, LowRankTable):
@@ -50,5 +50,5 @@ def _groups(model: nn.Module) -> list[dict[str, LowRankTable]]:
 
 
 def _count(group: dict[str, LowRankTable]) -> ParameterCount:
-    """Of the factors; the bias of a head is one of the model's other parameters."""
+    """Parameters of the factors; the bias of a head counts as another parameter of the model."""
     return LowRankTable.parameter_count(next(iter(group.values())))

@@ -1,9 +1,9 @@
-"""How a sketched layer computes on a CUDA device under torch.compile.
+"""Execution of a sketched layer on a CUDA device under torch.compile.
 
-Where our kernels win, the layer is one operation of torch forward and one backward, which the compiler calls as they
-are: under it, too, what such a layer costs is the host's time, and that grows with the number of launches. Elsewhere
-(sizes known at run time only, CUDA graphs, transformations, subclasses of Tensor) it is plain operations, which the
-compiler fuses.
+Where our kernels are faster, the layer is one custom operation forward and one backward, which the compiler calls
+unchanged: such a layer is bound by host time, which grows with the number of launches. In other cases (sizes known only
+at run time, CUDA graphs, transformations, subclasses of Tensor) it consists of plain operations, which the compiler
+fuses.
 
 See docs/decisions/0044-one-operation-under-compile.md.
 """
@@ -51,7 +51,7 @@ def linear(
     """Apply a sketched linear layer to x, (..., d_in), in code that torch.compile traces.
 
     Args:
-        plain: whether all are tensors as such, of no subclass.
+        plain: whether all tensors are of class Tensor, not of a subclass.
     """
     dtype = _dtype(x, S1s)
     if dtype is None or not plain:
@@ -117,7 +117,7 @@ def _splits(
     *,
     learning: bool,
 ) -> int:
-    """The split-K factor of H where our kernels are used; 0 elsewhere."""
+    """The split-K factor of H if our kernels are used, else 0."""
     L, d_in, k = S1s.shape
     if (
         # a symbol, whose value may differ at each call
@@ -238,12 +238,12 @@ def _kernels_for(
 
 
 def _follows(first: Tensor, second: Tensor) -> bool:
-    """Whether the second begins in memory where the first ends."""
+    """Whether the second tensor begins in memory where the first ends."""
     return second.data_ptr() == first.data_ptr() + first.nbytes and first.is_contiguous() and second.is_contiguous()
 
 
 def _whole(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """A (2L, d_in, k) and B (2Lk, d_out), of themselves or of the four terms."""
+    """A (2L, d_in, k) and B (2Lk, d_out), given as such or as the four terms."""
     if len(factors) == 2:
         return factors[0], factors[1]
     S1s, U1s, U2s, S2s = factors
@@ -252,7 +252,7 @@ def _whole(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> list[Tensor]:
-    """Tensors like those of `forward_split_k`."""
+    """Fake outputs of `forward_split_k`."""
     _, _, S2s, _, dtype, splits, learning = others
     (L, d_in, k), d_out, rows = S1s.shape, S2s.shape[2], math.prod(x.shape[:-1])
     H_dtype = torch.float32 if splits > 1 else dtype
@@ -265,7 +265,7 @@ def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> list[Tensor]:
 
 
 def _backward_fake(_: Tensor, x: Tensor, H: Tensor, *others: Any) -> list[Tensor]:
-    """Tensors like those of `backward_split_k`."""
+    """Fake outputs of `backward_split_k`."""
     (A, B, *_), _, dtype, needs = others
     (_, d_in, k), d_out = A.shape, B.shape[-1]
     L = H.shape[2] // (2 * k)
@@ -275,7 +275,7 @@ def _backward_fake(_: Tensor, x: Tensor, H: Tensor, *others: Any) -> list[Tensor
 
 
 class _ByKernels(torch.autograd.Function):
-    """The two operations as one with a derivative.
+    """Both operations as one differentiable function.
 
     Not registered as the derivative of the first: torch would call it at each run, where no derivative is taken.
     """
@@ -303,9 +303,9 @@ class _ByKernels(torch.autograd.Function):
 
 
 class _ByProducts(torch.autograd.Function):
-    """Plain operations that the compiler fuses, with gradients for what learns and for nothing else.
+    """Plain operations that the compiler fuses, with gradients only for trainable parameters and x.
 
-    The scale is where `products.factors` puts it.
+    The scale is in the fixed halves, as in `products.factors`.
     """
 
     @staticmethod

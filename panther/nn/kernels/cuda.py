@@ -1,8 +1,8 @@
-"""How a sketched layer computes on a CUDA device.
+"""Execution of a sketched layer on a CUDA device.
 
-Always y = (x @ A) @ B / (2L) + bias, with gradients for what learns and for nothing else; in one of two ways, held to
-the same oracle: by the library's products, or by our kernels (`panther.nn.kernels.launch`), which take fewer launches
-and, for layers that are bound by memory, less time. `panther.nn.kernels.tiles` says when they are used.
+Both implementations compute y = (x @ A) @ B / (2L) + bias, and gradients only for trainable parameters; tests hold
+them to the same oracle. One uses library matrix products. The other uses our kernels (`panther.nn.kernels.launch`),
+which take fewer launches, and less time for memory-bound layers. `panther.nn.kernels.tiles` chooses between them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _fp32_precision = private_names.fp32_precision
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Choose how sketched layers compute on CUDA devices, in every thread.
+    """Choose the implementation of sketched layers on CUDA devices, for all threads.
 
     Args:
-        name: ``"auto"``, the default: our kernels where they were measured to be faster; ``"kernels"``: wherever they
-            can; ``"products"``: nowhere.
+        name: ``"auto"``, the default: our kernels if they were measured to be faster; ``"kernels"``: our kernels if
+            possible; ``"products"``: never our kernels.
 
     Raises:
-        ValueError: name is none of these.
-        RuntimeError: kernels are asked for where triton is not.
+        ValueError: name is unknown.
+        RuntimeError: kernels are requested without triton.
     """
     global _backend  # noqa: PLW0603
     if name not in BACKENDS:
@@ -52,7 +52,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def chosen_backend() -> str:
-    """The one that `backend` chose."""
+    """The name that `backend` has set."""
     return _backend
 
 
@@ -65,7 +65,7 @@ def linear(
     )
     if learning:
         if x.dtype != dtype and not _has_plan(x, A, B, bias, dtype):
-            # outside of the function, so that the backward pass has x in the products' type alone
+            # outside of the autograd function, so the backward pass keeps x only in the type of the products
             x = x.to(dtype)
         return _apply(x, S1s, S2s, bias, (A, B, dtype))  # type: ignore[no-any-return]
     y = forward(_rows(x), bias, A, B, dtype, learning=False)[0]
@@ -78,7 +78,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _precision(x: Tensor, dtype: torch.dtype) -> str | None:
-    """How our kernels compute in dtype on the device of x, in the terms of `tiles.kernels_win`; None: not at all."""
+    """Precision of our kernels in dtype on the device of x, as in `tiles.kernels_win`; None if unsupported."""
     if not x.is_cuda:
         return None
     if dtype in _HALF:
@@ -90,13 +90,13 @@ def _precision(x: Tensor, dtype: torch.dtype) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _prepared(backend: str, learning: bool, captured: bool, *kind: Any) -> launch.LaunchPlan | None:
-    """The launches for inputs of a kind, made at its first call; None where they are not, or can't be, used.
+    """The cached launch plan for inputs of a kind; None if our kernels are not used, or are unsupported.
 
     Args:
-        backend: the one chosen.
-        learning: whether there is a way back.
+        backend: name of the backend.
+        learning: whether a backward pass follows.
         captured: whether a CUDA graph is being captured.
-        kind: the arguments of `launch.LaunchPlan`: everything that a compiled kernel takes for granted.
+        kind: arguments of `launch.LaunchPlan`: all assumptions of a compiled kernel.
     """
     rows, x_dtype, _, (terms, d_in, k), d_out, parameter_dtype, _, _, precision, device = kind
     if backend == "products" or not rows or x_dtype not in launch.DTYPES or parameter_dtype not in launch.DTYPES:
@@ -122,14 +122,14 @@ def planned(
     *,
     learning: bool,
 ) -> launch.LaunchPlan | None:
-    """The launches of our kernels for aligned and contiguous tensors like these; None for products.
+    """The launch plan of our kernels for aligned and contiguous tensors like these; None for products.
 
     Args:
-        x: only its type and device are used.
-        rows: N.
+        x: the input; only its type and device are used.
+        rows: number of rows N.
         A_shape, d_out, parameter_dtype, bias_dtype, dtype: as for `launch.LaunchPlan`.
         backend: as for `backend`.
-        learning: whether there is a way back.
+        learning: whether a backward pass follows.
     """
     precision = _precision(x, dtype)
     if precision is None:
@@ -143,7 +143,7 @@ def planned(
 def _plan_for(
     x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype, backend: str, *, learning: bool
 ) -> launch.LaunchPlan | None:
-    """The launches of our kernels for x, (N, d_in), A, (2L, d_in, k), and B, (2Lk, d_out); None for products."""
+    """The launch plan for x, (N, d_in), A, (2L, d_in, k), and B, (2Lk, d_out); None for products."""
     precision = _precision(x, dtype)
     if precision is None:
         return None
@@ -180,7 +180,7 @@ def _aligned(grad: Tensor) -> Tensor:
 def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
 ) -> tuple[Tensor, Tensor, Kept]:
-    """The output, H = x @ A / (2L) in the form that `backward` takes, and further tensors for it."""
+    """The output, H = x @ A / (2L) in the form that `backward` takes, and its further tensors."""
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
     if plan is None:
         return products.forward(x, bias, A, B, dtype)
@@ -208,7 +208,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, S1s, S2s and the bias; None for those that are not needed.
 
-    The device is to be the current one, as the engine of autograd makes it.
+    The device must be the current one; the autograd engine makes it current.
     """
     plan = kept.plan
     if plan is None:
@@ -226,14 +226,14 @@ def backward(
 
 
 def _graphs_take_products(plan: launch.LaunchPlan) -> bool:
-    """Whether a CUDA graph that is captured later would hold products, which the library has to be warm for by then."""
+    """Whether a later CUDA graph would contain products, so the library must be warmed up before its capture."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
     return not tiles.captured_by_kernels(plan.rows, plan.columns, plan.precision)
 
 
 class _CudaLinear(torch.autograd.Function):
-    """The output, and gradients for what learns and for nothing else."""
+    """The output, and gradients only for trainable parameters and x."""
 
     @staticmethod
     def forward(
@@ -253,7 +253,7 @@ class _CudaLinear(torch.autograd.Function):
         else:
             ctx.save_for_backward(x, None, None, H)
         ctx.kept, ctx.factors = kept, (A, B)
-        # in here, axes before the last one take no nodes of autograd
+        # reshaping here adds no autograd nodes
         return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
@@ -284,7 +284,7 @@ def _differentiable(
     B: Tensor,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """What `backward` gives, as a function that has derivatives."""
+    """The gradients of `backward` as a differentiable function."""
     L, k = len(A) // 2, A.shape[2]
     B_terms = B.view(2 * L, k, -1)
     # without saved S no derivative depends on it

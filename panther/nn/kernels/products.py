@@ -1,6 +1,6 @@
-"""A sketched layer on a CUDA device by the library's products: two forward, four backward, two of them of half size.
+"""A sketched layer on a CUDA device by library matrix products: two forward, and four backward, two of half size.
 
-One launch lays out, casts and scales the factors where Triton is there (`panther.nn.kernels.launch.FactorLayout`).
+With Triton, one launch lays out, casts and scales the factors (`panther.nn.kernels.launch.FactorLayout`).
 
 See docs/decisions/0096-products-where-the-device-is-busy.md.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 from panther.nn.kernels import launch
 
 _HALF = (torch.float16, torch.bfloat16)
-# rows from which, and entries of the gradient of S1s up to which, the batched product in float32 leaves most of the
-# device idle: the library does not divide its rows
+# with at least this many rows and at most this many entries in the gradient of S1s, the batched float32 product leaves
+# most of the device idle, because the library does not split its rows
 LONG = 2048
 FEW_ENTRIES = 2048 * 128
 
 
 class Kept:
-    """Tensors for the backward pass that are no inputs: the factors, their type before, and the plan of our kernels."""
+    """State for the backward pass besides the inputs: the factors, their original dtype, and the kernels' plan."""
 
     __slots__ = ("A", "B", "parameter_dtype", "plan")
 
@@ -39,7 +39,7 @@ def forward(x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.d
         x: (N, d_in).
         bias: (d_out,) or None.
         A, B: (2L, d_in, k) and (2Lk, d_out).
-        dtype: the products' type.
+        dtype: type of the products.
 
     Returns:
         y, (N, d_out); H, (N, 2Lk), and the factors, both for `backward`.
@@ -53,12 +53,12 @@ def forward(x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.d
 def factors(A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
     """Lay A side by side, divide the fixed halves by 2L, and cast all three to dtype.
 
-    With the scale in the fixed halves, every product of `backward` is a gradient as it is.
+    With the scale in the fixed halves, the products of `backward` are the gradients without a further operation.
 
     Args:
         A, B: (2L, d_in, k) and (2Lk, d_out).
         bias: (d_out,) or None.
-        dtype: of the results.
+        dtype: type of the results.
 
     Returns:
         A, (d_in, 2Lk), B and the bias.
@@ -82,14 +82,14 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Compute the gradients of x, S1s, S2s and the bias; None for those that are not needed.
 
-    Views are made by `as_strided`, one call each: the host's time counts here.
+    Each view is a single call of `as_strided`, to save host time.
 
     Args:
-        grad: (N, d_out), of y.
+        grad: (N, d_out), the gradient of y.
         x: (N, d_in).
         H, kept: as `forward` returned them.
         L: the number of terms of each kind.
-        needs: one entry for each gradient.
+        needs: whether each gradient is needed.
     """
     A, B, dtype = kept.A, kept.B, kept.parameter_dtype
     needs_x, needs_S1, needs_S2, needs_bias = needs
@@ -120,7 +120,7 @@ def backward(
 
 
 def _product(product: Any, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """torch.mm or torch.bmm of a and b in dtype; of 16 bits into 32 without rounding in between."""
+    """torch.mm or torch.bmm of a and b in dtype; 16-bit inputs give a 32-bit result without intermediate rounding."""
     found: Tensor
     if a.is_cuda and a.dtype in _HALF and dtype == torch.float32:
         found = product(a, b, out_dtype=dtype)

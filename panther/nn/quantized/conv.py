@@ -1,4 +1,4 @@
-"""Convolutions whose weights are stored in 8 or 4 bits."""
+"""Convolutions with weights stored in 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ZERO_4_BITS = 8
 
 
 class Int8Kernel(nn.Module):
-    """The weight of a convolution in 8 bits, with a scale for each output channel.
+    """Convolution weight in 8 bits, with one scale per output channel.
 
     Args:
         weight_int8: (C_out, C_in/groups, *kernel), int8.
@@ -41,7 +41,7 @@ class Int8Kernel(nn.Module):
 
     @classmethod
     def nearest(cls, weight: Tensor) -> Self:
-        """Round a weight, each output channel on the scale of its largest entry."""
+        """Round a weight to 8 bits; the largest entry of each output channel sets its scale."""
         W = weight.detach().float()
         scale = W.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
         return cls(torch.round(W / _per_channel(scale, W)).to(torch.int8), scale)
@@ -73,11 +73,11 @@ class Int8Kernel(nn.Module):
 
 
 class Int4Kernel(nn.Module):
-    """The weight of a convolution in 4 bits, with a scale for each block of an output channel's entries.
+    """Convolution weight in 4 bits, with one scale per block of an output channel's entries.
 
     Args:
         integers: (C_out, C_in/groups, *kernel), int8 from -7 to 7.
-        scale: (C_out, blocks), float32; blocks divides the entries of an output channel.
+        scale: (C_out, blocks), float32; the number of entries of an output channel is divisible by blocks.
     """
 
     weight_packed: Tensor
@@ -131,20 +131,20 @@ StoredKernel = Int8Kernel | Int4Kernel
 class StoredConv(nn.Module):
     """A convolution, or two in sequence, one of them 1x1, with weights in 8 or 4 bits; it computes in float32.
 
-    An exported file holds the integers. onnxruntime unpacks them once, when it loads the file: memory and speed are
-    those of float weights, and activations are not rounded.
+    An exported file holds the integers. onnxruntime unpacks them once, when it loads the file. Memory and speed are
+    those of float weights; activations are not rounded.
 
     Args:
-        conv: whose sizes, options, device and training mode the layer takes; is not changed.
-        first: the weight of the one convolution, or of the first.
-        second: that of the second; None where there is one.
-        bias: (C_out,) or None; is copied.
+        conv: source of sizes, options, device and training mode; it is not changed.
+        first: the weight of the only or the first convolution.
+        second: the weight of the second convolution; None for a single one.
+        bias: (C_out,) or None; it is copied.
 
     Attributes:
-        weight: (C_out, C_in/groups, *kernel), the dense weight that computes the same, computed at each reading.
+        weight: (C_out, C_in/groups, *kernel), the equivalent dense weight, computed on each access.
 
     Raises:
-        ValueError: the weights don't make up a convolution of these sizes.
+        ValueError: the weights do not match the sizes of the convolution.
     """
 
     def __init__(
@@ -168,15 +168,15 @@ class StoredConv(nn.Module):
 
     @property
     def rank(self) -> int | None:
-        """Channels between two convolutions; None where there is one."""
+        """Channels between two convolutions; None for a single one."""
         return None if self.second is None else self.first.shape[0]
 
     @property
     def kernels(self) -> list[tuple[StoredKernel, bool]]:
-        """The weights in sequence, each with whether it has the stride, the padding and the dilation of the layer."""
+        """The weights in sequence, each with a flag: it has the stride, padding and dilation of the layer."""
         if self.second is None:
             return [(self.first, True)]
-        # of two 1x1 convolutions the first, so that the second has fewer positions
+        # the first of two 1x1 convolutions, so the second has fewer positions
         kernel_first = self.first.shape[2:] == self.kernel_size
         return [(self.first, kernel_first), (self.second, not kernel_first)]
 
@@ -199,7 +199,7 @@ class StoredConv(nn.Module):
         return self.dense_weight()
 
     def dense_weight(self) -> Tensor:
-        """The weight of the nn.Conv2d (nn.Conv1d) that computes the same."""
+        """The weight of the equivalent nn.Conv2d (nn.Conv1d)."""
         if self.second is None:
             return self.first.weight
         first, second = self.first.weight, self.second.weight
@@ -225,7 +225,7 @@ class StoredConv(nn.Module):
         return sum(tensor.nbytes for tensor in (*self.buffers(), *self.parameters()))
 
     def extra_repr(self) -> str:
-        """The sizes, as in the repr of nn.Conv2d."""
+        """The sizes, formatted as in the repr of nn.Conv2d."""
         rank = "" if self.rank is None else f", rank={self.rank}"
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
