@@ -46,12 +46,12 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 @dataclass(frozen=True)
 class Load:
-    """Who asks, and from where.
+    """Settings of the clients.
 
     Attributes:
-        core: of the clients.
-        seconds: of each run.
-        folder: for what is sent.
+        core: Core of the clients.
+        seconds: Duration of each run.
+        folder: Folder for the messages.
     """
 
     core: int
@@ -68,7 +68,7 @@ def message(x):
 
 
 def parity(side, model):
-    """Answers by all ways of asking are the model's; raises where one is not."""
+    """Check that every side returns the model's outputs; raise an error otherwise."""
     import tritonclient.grpc
 
     runtime = session(model)

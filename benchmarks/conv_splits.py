@@ -1,8 +1,9 @@
-"""Further ways to split a convolution: the spatial split and Tucker-2, beside those that a conversion takes.
+"""Further factorizations of a convolution, the spatial split and Tucker-2, beside those of a conversion.
 
-`bench_conv.py --splits` runs it: the 3x3 convolutions of the trained networks at shares of their entries. Each way is
-fitted to the covariance of the layer's patches: from its closed form, then all factors together by L-BFGS, so that no
-way is judged by its start. Timed are the convolutions in sequence in onnxruntime, for one image, beside the dense one.
+`bench_conv.py --splits` runs it on the 3x3 convolutions of the trained networks at shares of their entries. Each
+factorization is fitted to the covariance of the layer's patches: it starts from its closed form, then L-BFGS optimizes
+all factors together, so no result depends on its start. onnxruntime runs the sequence of convolutions and the dense one
+on one image, to time them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Factors = list[Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """One way at one size.
+    """One factorization at one size.
 
     Attributes:
-        name: of the way.
-        factors: its start.
-        weight: the dense weight (C_out, C_in, k, k) of factors.
-        shapes: of the weights of the convolutions in sequence.
+        name: Name of the factorization.
+        factors: The initial factors.
+        weight: The dense weight (C_out, C_in, k, k) of the factors.
+        shapes: Shapes of the weights of the convolutions in sequence.
     """
 
     name: str
@@ -41,17 +42,17 @@ class Split:
 
     @property
     def entries(self) -> int:
-        """Stored numbers."""
+        """Number of stored entries."""
         return sum(factor.numel() for factor in self.factors)
 
 
 def of_layer(conv: nn.Conv2d, patches: Tensor, size: int) -> list[dict[str, object]]:
-    """Errors on patches of held-out images, entries and microseconds of each way at each share.
+    """Held-out error, entries and microseconds of each factorization at each share.
 
     Args:
-        conv: 3x3.
-        patches: (n, C_in·9), one half to fit, one to measure.
-        size: of the image that it takes, in pixels a side.
+        conv: The 3x3 convolution.
+        patches: (n, C_in·9); one half is for the fit, the other for the measurement.
+        size: Height and width of its input, in pixels.
     """
     W = conv.weight.detach().double()
     fitted, held_out = (half.double() for half in patches.chunk(2))
@@ -81,7 +82,7 @@ def of_layer(conv: nn.Conv2d, patches: Tensor, size: int) -> list[dict[str, obje
 
 
 def _splits(W: Tensor, L: Tensor, most: float) -> Iterator[Split]:
-    """Every way that fits into so many entries."""
+    """Every factorization within a number of entries."""
     o, c, k, _ = W.shape
     down, up = _channels(W, L)
     rank = int(most / (o + c * k * k))

@@ -1,10 +1,10 @@
-"""Clients of one process, each with a connection: send one body over and over, and print what was measured as JSON.
+"""Clients of one process, each with a connection: send one body repeatedly, and print the measurements as JSON.
 
     python benchmarks/gpu/clients.py '{"port": 8000, "path": "/v2/models/m/infer", "headers": {}, "body": "FILE",
         "connections": 4, "begins_s": 0, "seconds": 3, "last": "FILE"}'
 
-Only the standard library: a machine with a GPU may have no load generator. A request that ends after the time is not
-counted. ``last`` gets the last response of the first connection.
+It uses only the standard library: a machine with a GPU may lack a load generator. A request that ends after the time is
+not counted. ``last`` gets the last response of the first connection.
 """
 
 from __future__ import annotations

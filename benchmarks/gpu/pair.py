@@ -3,10 +3,10 @@
     python benchmarks/gpu/pair.py --commit "$(git rev-parse HEAD)" --output benchmarks/results/gpu_pair.json
 
 The pair is ``nn.Linear(d_in, 2Lk, bias=False)`` and ``nn.Linear(2Lk, d_out)`` with the factors of the sketched layer as
-its weights, so both compute the same function: their outputs and the gradients of x are held to float64 first. The
-parameters are float32; bfloat16 is by autocast. A layer's step is forward and backward: called, with the device's queue
-filled, and replayed as a CUDA graph, which leaves the device's time. The transformer's step includes the optimizer.
-``kernels`` and ``products`` are the two ways of SKLinear, of which ``ours`` chooses one.
+its weights, so both compute the same function: outputs and gradients of x are first compared with float64. The
+parameters are float32; bfloat16 uses autocast. A step of a layer is forward and backward: called with a filled device
+queue, and replayed as a CUDA graph, which leaves only device time. The transformer's step includes the optimizer.
+``kernels`` and ``products`` are the two implementations of SKLinear; ``ours`` chooses between them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STEPS = 10
 
 
 def pair_of(layer: SKLinear) -> nn.Sequential:
-    """Two nn.Linear that compute what the layer does."""
+    """Two nn.Linear that compute the same function as the layer."""
     terms = 2 * layer.num_terms
     A = torch.cat([layer.S1s, layer.U2s]).detach().transpose(0, 1).flatten(1)
     B = torch.cat([layer.U1s, layer.S2s]).detach().flatten(0, 1)
@@ -186,7 +186,7 @@ class Training:
 
 
 def device_ms(step: Training) -> float:
-    """Kernels' time of a step, added up by the profiler, in ms."""
+    """Total kernel time of a step by the profiler, in ms."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(3):
             step()

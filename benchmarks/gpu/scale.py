@@ -1,16 +1,16 @@
-"""One worker with large bodies, on one GPU and on two: requests a second, and processor time of the worker's core.
+"""Benchmark of one worker with large bodies on one and two GPUs: requests per second, and time of the worker's core.
 
     python benchmarks/gpu/scale.py --commit "$(git rev-parse HEAD)" --output benchmarks/results/gpu_scale.json
 
-Needs a GPU, onnxruntime-gpu, onnx, torch, and what the server needs; on one GPU it leaves out the sides for two. About
-five minutes; ``--quick`` takes two and is no measurement. ``--cpu`` runs instances on the CPU, to see that it works.
+Requires a GPU, onnxruntime-gpu, onnx, torch, and the server's packages; with one GPU it skips the sides for two. It
+takes about five minutes; ``--quick`` takes two and is not a measurement. ``--cpu`` is a dry run on the CPU.
 ``--old FOLDER`` adds the server of another checkout as a side.
 
-A request has 64 rows of 4096 floats (1 MiB) in the Open Inference Protocol with binary tensors, and so has its answer.
-Models: *light* adds a number, so that it shows the worker's limit; *mlp* has 8 sketched layers of 4096 (rank 128,
-rectifiers between); *heavy* has 16 dense ones with the same weights, so that the GPU is the limit.
+Requests and responses have 64 rows of 4096 floats (1 MiB) in the Open Inference Protocol with binary tensors. Models:
+*light* adds a number and shows the worker's limit; *mlp* has 8 sketched layers of 4096 (rank 128, with rectifiers);
+*heavy* has 16 dense layers with the same weights, so the GPU is the bottleneck.
 
-Every side answers right before anything is timed, and the last answer of each client process is compared too.
+The responses of every side are checked before the timing, and the last response of each client process after it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ FLOAT = TensorProto.FLOAT
 ROWS, WIDTH, RANK = 64, 4096, 128
 PARITY = 1e-4
 WANTED = 2.5 * 925
-"""Requests a second of *mlp* that one worker on one H200 has to reach."""
+"""Goal for *mlp*: requests per second of one worker on one H200."""
 
 
 def write_model(path, nodes, constants):
-    """A model from x to y, both of so many rows of 4096 floats."""
+    """A model from x to y, both with rows of 4096 floats."""
     ends = [helper.make_tensor_value_info(name, FLOAT, ["rows", WIDTH]) for name in ("x", "y")]
     tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
@@ -58,7 +58,7 @@ def write_model(path, nodes, constants):
 
 
 def chain(layers, products):
-    """Nodes of so many layers: the products, and a rectifier after each but the last."""
+    """Nodes of the layers: the products, and a rectifier after each but the last."""
     nodes, name = [], "x"
     for layer in range(layers):
         for index, weight in enumerate(products):
@@ -73,7 +73,7 @@ def chain(layers, products):
 
 
 def make_models(folder):
-    """Write the models; the weights keep the size of what passes through."""
+    """Write the models; the weights preserve the scale of the activations."""
     rng = np.random.default_rng(0)
 
     def weights(rows, columns, gain):
@@ -161,7 +161,7 @@ def check(side, found, expected):
 
 
 def sides(made, folder, arguments, count):
-    """The servers that are compared: name, and how each is made."""
+    """The compared servers: name, and how each is made."""
     device = ["--device", "cpu" if arguments.cpu else "cuda"]
     one, both = ("cpu", ["cpu", "cpu"]) if arguments.cpu else ([0], [0, 1])
     wanted = [
@@ -183,7 +183,7 @@ def sides(made, folder, arguments, count):
 
 
 def runs_of(side, name):
-    """Runs of each instance, where the server tells."""
+    """Runs of each instance, if the server reports them."""
     (found,) = json.loads(side.get(f"/models/{name}/stats")[1])["models"]
     return [item["runs"] for item in found["runtime"].get("instances", ())]
 
@@ -192,7 +192,7 @@ def measure(made, folder, arguments, count, log):
     started = sides(made, folder, arguments, count)
     cells = []
     try:
-        for side in started:  # one after the other: a load times batch sizes on the GPU
+        for side in started:  # one at a time: a load measures batch sizes on the GPU
             side.start(log)
             print(f"{side.name}: ready after {side.ready_s} s", flush=True)
         for name in arguments.models.split(","):
@@ -205,7 +205,7 @@ def measure(made, folder, arguments, count, log):
             runs = {side.name: [] for side in started}
             before = {side.name: runs_of(side, name) for side in started}
             for side in started:
-                drive(side, way, expected, 1, folder)  # buffers and pools come with the first requests
+                drive(side, way, expected, 1, folder)  # the first requests allocate buffers and pools
             for _ in range(arguments.rounds):
                 for side in started:
                     runs[side.name].append(drive(side, way, expected, arguments.seconds, folder))
@@ -227,7 +227,7 @@ def measure(made, folder, arguments, count, log):
 
 
 def verdicts(cells):
-    """What must be reached on an H200."""
+    """Goals on an H200."""
     by_model = {cell["model"]: {side: item["rate"] for side, item in cell["sides"].items()} for cell in cells}
     found = []
     for name, rates in by_model.items():
