@@ -1,4 +1,4 @@
-"""The options of linear layers: float, 8 bits, low rank, low rank in 8 bits, and blocks of few bits."""
+"""Options of linear layers: float, 8 bits, low rank, low rank in 8 bits, and blocks of few bits."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Calibrated:
     """Calibration statistics of a model.
 
     Attributes:
-        moments: by the id of a unit.
+        moments: calibration sums by the id of a unit.
         seen: samples of the inputs of layers, and which of them read one tensor.
-        reference: the original's outputs.
+        reference: outputs of the original model.
     """
 
     moments: Mapping[int, Moments]
@@ -63,11 +63,11 @@ class LinearOptions:
     """Finds the options of every linear layer.
 
     Args:
-        model: in eval mode; is as it was after every method.
-        units: its linear layers; those that can't be changed get their reason.
+        model: the model in eval mode; every method leaves it unchanged.
+        units: its linear layers; layers that can't be changed get a reason.
         tables: its embeddings, which are in 8 bits while strengths of smoothing are compared.
         calibrated: their calibration statistics.
-        kinds: which options are wanted.
+        kinds: the requested options.
         step: called with (what, done, all).
     """
 

@@ -78,7 +78,7 @@ class Option:
         multiply_adds: of a forward pass, for a row, or for a position of a convolution's output.
         error: the predicted relative squared error of the model's outputs.
         make: the modules, with the places that they go to; none for `FLOAT`.
-        rank: of the factors; None where there are none.
+        rank: rank of the factors; None without factors.
         products: what an exported file computes.
         detail: further parameters of its kind.
     """

@@ -30,7 +30,7 @@ class CompressedLayer:
         layer: "linear", "convolution" or "embedding".
         shape: of its weight.
         kind: its new kind: "float" for unchanged, or one of `panther.compression.KINDS`.
-        rank: of its factors or correction; None where it has none.
+        rank: rank of its factors or correction; None without them.
         detail: further parameters of its kind, such as the block size.
         reason: why.
         predicted_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs from this layer alone.

@@ -27,8 +27,8 @@ class Weighing:
 
     Attributes:
         covariance: (d_in, d_in) of its inputs, about their mean where its bias can take that up.
-        mean: (d_in,) of its inputs; None where no bias can take it up.
-        inputs, outputs: the damped covariance and sensitivity; None where all is zero, or nothing is known.
+        mean: (d_in,), the mean of its inputs; None if no bias can absorb it.
+        inputs, outputs: the damped covariance and sensitivity; None if they are zero or unknown.
         extreme: (n, d_in), the calibration rows of the largest entries.
     """
 

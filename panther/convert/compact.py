@@ -92,7 +92,7 @@ def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keepe
 
 @dataclass(frozen=True)
 class _Damping:
-    """What is added to every direction of the inputs' covariance, and of the sensitivity; None where it is zero."""
+    """Damping of each direction of the inputs' covariance and of the sensitivity; None if it is zero."""
 
     inputs: float
     outputs: float | None

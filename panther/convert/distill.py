@@ -98,8 +98,8 @@ def distill_(
         steps: optimizer steps, one batch each.
         lr: the size of Adam's first steps relative to the root mean square of each matrix; falls along a cosine.
         hidden_weight: weight of the hidden states' mean error in the loss, beside the outputs'; 0 leaves them out.
-        train: "all" trains all parameters except embedding tables, of which a batch uses few rows; "sketched" trains
-            only S and the biases of the sketched layers.
+        train: "all" trains all parameters except embedding tables, because a batch uses few of their rows; "sketched"
+            trains only S and the biases of the sketched layers.
         validation: inputs to measure on; when None, an eighth of the batches is held out if there are 4 or more.
         patience: stop after this many measurements, 20 in a full run, without a gain.
         forward: (model, batch) → outputs, if the models need a custom call.

@@ -45,7 +45,7 @@ class Lookups:
 
     Attributes:
         indices: (n,).
-        rows: (n,), the row of the output, as (rows, d), that each goes into; None where every index has its own.
+        rows: (n,), the row of the output (rows, d) of each index; None if every index has a separate row.
     """
 
     indices: Tensor

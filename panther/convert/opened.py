@@ -30,7 +30,7 @@ def opened(model: nn.Module, *, recurrent: bool = False) -> list[Replacement]:
 
     Args:
         model: is not changed.
-        recurrent: also recurrent layers, of which the input weights become layers.
+        recurrent: also recurrent layers; their input weights become layers.
     """
     holders = Counter(
         id(parameter)
@@ -92,7 +92,7 @@ def closed(modules: Sequence[Replacement], replacements: Sequence[Replacement]) 
 
 
 def close_unchanged(model: nn.Module, modules: Sequence[Replacement], layers: Sequence[set[int]]) -> None:
-    """Close the modules again of which no layer was replaced.
+    """Close the opened modules in which no layer was replaced.
 
     Args:
         model: opened, and converted since.

@@ -51,7 +51,7 @@ def ways(unit: Unit, seen: Sums | None, zeros: str, keeper: Keeper | None = None
         unit: the layer.
         seen: its calibration statistics; None without calibration.
         zeros: as `zero_weights`, of all layers.
-        keeper: keeps the factors of linear layers of which `seen` has statistics.
+        keeper: keeps the factors of the linear layers that `seen` has statistics for.
     """
     if not _pays(unit):
         unit.reason = f"too small: no rank that is a multiple of {_step(unit)} stores fewer parameters"

@@ -61,7 +61,7 @@ class ConvolutionReport:
     Attributes:
         kernel_size, stride, groups: its own.
         terms: of the `SKConv2d`: "output", where a 1x1 convolution follows the one with the kernel, "input", where it
-            comes first, or "both", of a 1x1 convolution; None where it is dense.
+            comes first, or "both", of a 1x1 convolution; None if it is dense.
     """
 
     kernel_size: tuple[int, ...]
@@ -80,8 +80,8 @@ class LayerReport:
         in_features, out_features: its sizes; for a convolution the channels, for an embedding rows and width.
         converted: whether it is sketched now.
         reason: why it was converted, or why not.
-        rank: of the sketched weight, 2·num_terms·low_rank, or of the table; None where it is dense.
-        num_terms, low_rank: of the sketched layer; None where it is dense, and of an embedding.
+        rank: rank of the sketched weight, 2·num_terms·low_rank, or of the table; None if it is dense.
+        num_terms, low_rank: sizes of the sketched layer; None if it is dense, and for an embedding.
         weight_error: ‖W - Ŵ‖ / ‖W‖, Frobenius norms; 0 where it is dense.
         data_error: ‖Y - Ŷ‖ / ‖Y‖ of the layer's own outputs on the calibration inputs, about their mean where the layer
             has a bias; None without calibration.

@@ -29,7 +29,7 @@ class Inputs:
         rows: how many.
         total: (d_in,), Σ x.
         squares: (), Σ ‖x‖².
-        second: (d_in, d_in), Σ x xᵀ, its upper triangle until it is read; None where no layer needs it.
+        second: (d_in, d_in), Σ x xᵀ, its upper triangle until it is read; None if no layer needs it.
     """
 
     rows: int = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def sign_magnitude(tensor: Tensor) -> float | None:
-    """The one value c for which every entry of a tensor is exactly +c or -c; None where there is none.
+    """The value c for which every entry of a tensor is exactly +c or -c; None if there is no such value.
 
     A float holds c exactly for every floating-point type of torch. Zero, infinity and an empty tensor give None.
 

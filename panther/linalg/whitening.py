@@ -68,7 +68,7 @@ def whitened_svd(W: Tensor, C_in: Tensor | None = None, C_out: Tensor | None = N
 def spectrum_from_gram(
     W: Tensor, gram: Tensor, root: Tensor | None, rank: int, dtype: torch.dtype
 ) -> tuple[Spectrum, Tensor]:
-    """`whitened_svd` of which only the smaller side is needed, truncated to a rank.
+    """Compute a `whitened_svd` truncated to a rank, from the smaller side only.
 
     With K = Lₒᵀ W Lᵢ and d_out ≤ d_in, K Kᵀ = Lₒᵀ (W C_in Wᵀ) Lₒ = U Σ² Uᵀ gives Wᵀ ≈ (Wᵀ P) right with
     P = Lₒ U_r Σ_r⁻¹ and right = Σ_r U_rᵀ Lₒ⁻¹: C_in is neither factored nor solved with. With d_out > d_in,
@@ -101,15 +101,15 @@ def spectrum_from_gram(
 
 
 def damped(C: Tensor, damping: float, more: Tensor | float = 0.0) -> Tensor | None:
-    """C with a share of its mean variance, and more, added to every direction, so that none is free.
+    """C plus a share of its mean variance, and more, in every direction, so every direction has a positive weight.
 
     Args:
         C: (d, d), positive semidefinite.
         damping: the share.
-        more: in the units of C.
+        more: further damping, in the units of C.
 
     Returns:
-        (d, d), positive definite; None where all is zero.
+        (d, d), positive definite; None if C is zero.
     """
     added = damping * C.diagonal().mean() + more
     if not added > 0:

@@ -124,7 +124,7 @@ class ProgressiveSKLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def sizes_in(self, state_dict: Mapping[str, Any], prefix: str = "") -> tuple[int, int] | None:
-        """The (num_terms, low_rank) of this layer in a state_dict; None where they are missing or over the maximum."""
+        """The (num_terms, low_rank) of this layer in a state_dict; None if they are missing or over the maximum."""
         S1s = state_dict.get(f"{prefix}current_layer.S1s")
         if not isinstance(S1s, Tensor) or S1s.dim() != 3 or S1s.shape[1] != self.in_features:
             return None

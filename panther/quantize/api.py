@@ -58,7 +58,7 @@ def quantize_(
     format. Sketched layers with learned factors, as `sketch_` makes them, are quantized too; "int8" leaves them.
 
     Convolutions are stored in these bits and unpacked to float32 when a file is loaded: they get smaller, not faster.
-    Either way the output for a row does not depend on its batch.
+    With both formats the output for a row does not depend on its batch.
 
     Args:
         model: any module that contains nn.Linear layers, nn.MultiheadAttention, the Conv1D of transformers, or experts

@@ -25,7 +25,7 @@ class Table:
 
     Attributes:
         place: where.
-        reason: why it stays in float32; None where it is quantized.
+        reason: why it stays in float32; None if it is quantized.
         bits: 8, a scale a row; or 4, a scale and a zero point for each block of a row.
     """
 

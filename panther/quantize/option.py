@@ -19,7 +19,7 @@ class Option(Protocol):
 
     @property
     def alpha(self) -> float | None:
-        """Strength of the smoothing; None where there is none by design."""
+        """Strength of the smoothing; None for formats without smoothing."""
         ...
 
     @property

@@ -46,7 +46,7 @@ class Activation:
 
     Attributes:
         alpha: of the smoothing; 0 for none.
-        smoothing: (d_in,), float64, what it is multiplied by first; None where alpha is 0.
+        smoothing: (d_in,), float64, factors that multiply the input first; None if alpha is 0.
         scale, zero_point: of the 8 bits.
         errors: the predicted relative squared error of the model's outputs from each layer that reads it, of the
             rounding of its activations and of its weight together.

@@ -100,7 +100,7 @@ def _decided(
 
 
 def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
-    """What is computed in; None where the types do not fit together, of which torch tells best."""
+    """The computing type; None if the types do not match, so that torch raises its own error."""
     if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
         # like autocast for the weights of nn.Linear, which leaves float64 alone
         return torch.get_autocast_dtype("cuda")

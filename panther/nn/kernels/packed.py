@@ -1,9 +1,9 @@
-"""The fast path of a sketched layer with adjacent terms in memory.
+"""Fast path of a sketched layer whose terms are adjacent in memory.
 
-S1s and U2s are the two halves of one block of memory, U1s and S2s of another, so that both factors are there without
-a copy: `A` as (2L, d_in, k), a batch of matrices, and `B` as (2Lk, d_out). Each half is contiguous, an ordinary
-parameter or buffer to everybody else. A layer falls back on `functional.sketched_linear` where they do not lie so, or
-where torch transforms the computation.
+S1s and U2s are the two halves of one block of memory, U1s and S2s of another, so both factors are available without
+a copy: `A` as (2L, d_in, k), a batch of matrices, and `B` as (2Lk, d_out). Each half is contiguous, and an ordinary
+parameter or buffer for other code. A layer falls back on `functional.sketched_linear` if its terms are not adjacent, or
+if torch transforms the computation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from panther.nn.kernels import cuda, private_names
 
 _PLAIN = (Tensor, nn.Parameter)
-# entries below which the calls dominate a product with one row, not the arithmetic
+# below this number of entries, the time of a product with one row is that of the calls, not of the arithmetic
 SMALL = 1 << 20
 
 
@@ -28,8 +28,8 @@ class Packed:
     Attributes:
         A: (2L, d_in, k): S1s, then U2s.
         B: (2Lk, d_out): U1s, then S2s.
-        pointers: addresses of S1s, U1s, U2s and S2s. Holding A and B keeps the memory from being given to others, so
-            terms with these addresses are the halves of A and B.
+        pointers: addresses of S1s, U1s, U2s and S2s. A and B keep the memory allocated, so terms with these addresses
+            are the halves of A and B.
     """
 
     A: Tensor
@@ -37,7 +37,7 @@ class Packed:
     pointers: tuple[int, int, int, int]
 
     def holds(self, S1s: Tensor | None, U1s: Tensor | None, U2s: Tensor | None, S2s: Tensor | None) -> bool:
-        """Whether these are still the tensors that were packed, with U still fixed."""
+        """Whether these are still the packed tensors, with U still fixed."""
         return (
             type(S1s) is type(S2s) is nn.Parameter
             and type(U1s) is type(U2s) is Tensor
@@ -51,13 +51,13 @@ class Packed:
 
 
 def pack(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> Packed | None:
-    """Move the terms side by side, in place, where they are not already.
+    """Make the terms adjacent in memory, in place, unless they already are.
 
-    The tensors stay the objects they are; only their memory changes.
+    The tensors remain the same objects; only their memory changes.
 
     Returns:
-        Where they lie; None where they can't be moved (no memory, as on ``meta``; types or devices that differ;
-        subclasses of Tensor, which manage their own memory; empty ones).
+        Their layout; None if they can't be moved (no memory, as on ``meta``; different types or devices; subclasses of
+        Tensor, which manage their own memory; empty tensors).
     """
     terms = (S1s, U1s, U2s, S2s)
     if (
@@ -73,7 +73,7 @@ def pack(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> Packed | None:
 
 
 def side_by_side(first: Tensor, second: Tensor) -> Tensor | None:
-    """One tensor for two that follow each other in one block of memory, along their first axis; None for others."""
+    """One tensor over two that are adjacent in memory, joined along the first axis; None if they are not adjacent."""
     size = first.numel() * first.element_size()
     if (
         first.is_contiguous()
@@ -86,7 +86,7 @@ def side_by_side(first: Tensor, second: Tensor) -> Tensor | None:
 
 
 def with_separate_storage(term: Tensor) -> Tensor:
-    """A tensor of the same memory whose storage holds nothing else; the tensor itself where torch can't slice it."""
+    """A tensor over the same memory with its storage limited to it; the tensor itself if torch can't slice it."""
     size = term.numel() * term.element_size()
     storage = term.untyped_storage()
     if not term.is_contiguous() or storage.nbytes() == size or (storage.is_shared() and not term.is_cuda):
@@ -104,14 +104,14 @@ def _pack_pair(first: Tensor, second: Tensor) -> Tensor:
     pair = torch.empty((2 * L, *first.shape[1:]), dtype=first.dtype, device=first.device)
     pair[:L].copy_(first.detach())
     pair[L:].copy_(second.detach())
-    # .data: each half keeps its own version counter, so that a step of the optimizer does not count as a change
+    # .data: each half keeps its own version counter, so a step of the optimizer does not count as a change
     # of the fixed half
     first.data, second.data = pair.data[:L], pair.data[L:]
     return pair
 
 
 def applicable(x: Tensor) -> bool:
-    """Whether plain eager computation is going on, of a kind that `packed_linear` can take part in."""
+    """Whether torch computes eagerly without a transformation, so `packed_linear` may be used."""
     return (
         type(x) in _PLAIN
         and x.layout == torch.strided
@@ -125,7 +125,7 @@ def packed_linear(x: Tensor, S1s: Tensor, S2s: Tensor, bias: Tensor | None, pack
 
     Args:
         x: (..., d_in).
-        S1s, S2s, bias: what learns, to give their gradients to.
+        S1s, S2s, bias: the trainable parameters, which receive the gradients.
         packed: the factors.
 
     Returns:
@@ -165,7 +165,7 @@ def _hidden(rows: Tensor, A: Tensor) -> Tensor:
 
 
 class _PackedLinear(torch.autograd.Function):
-    """The forward product and gradients for what learns, and for nothing else."""
+    """The forward product, and gradients only for trainable parameters and x."""
 
     @staticmethod
     def forward(
@@ -182,7 +182,7 @@ class _PackedLinear(torch.autograd.Function):
         if dtype is not None:
             rows, A, B = rows.to(dtype), A.to(dtype), B.to(dtype)
             bias = bias.to(dtype) if bias is not None else None
-        # scale the small matrix in the middle, so that no gradient needs scaling
+        # scale the small matrix in the middle, so no gradient needs scaling
         H = _hidden(rows, A).mul_(1 / len(A))
         # S1s and S2s are needed for the gradient of x alone. They are saved for their version counters, and for
         # second derivatives; the first ones use A and B.
