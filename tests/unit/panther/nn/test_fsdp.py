@@ -29,40 +29,40 @@ FSDP = """
             torch.manual_seed(0)
             return nn.Sequential(SKLinear(64, 48, 1, 8), nn.ReLU(), SKLinear(48, 32, 1, 4))
 
-    torch.manual_seed(7)
-    x = torch.randn(8, 64)
-    for dtype, tolerance in ((None, 1e-5), (torch.bfloat16, 0.05)):
-        # alone in the same precision: near zero a ReLU lets other rows through
-        model, alone = make(), make().to(dtype or torch.float32)
-        policy = MixedPrecisionPolicy(param_dtype=dtype)
-        for layer in (model[0], model[2], model):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        expected = alone(x.to(dtype or torch.float32)).float()
-        expected.square().sum().backward()
-        y = model(x[4 * rank :][:4])
-        y.float().square().sum().backward()
-        assert y.dtype == (dtype or torch.float32)
-        torch.testing.assert_close(y.float(), expected[4 * rank :][:4], rtol=tolerance, atol=tolerance)
-        for (name, mine), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
-            # averaged over the two processes
-            gradient = 2 * mine.grad.full_tensor().float()
-            error = ((gradient - theirs.grad.float()).norm() / theirs.grad.norm()).item()
-            assert error < tolerance, (name, dtype, error)
+        torch.manual_seed(7)
+        x = torch.randn(8, 64)
+        for dtype, tolerance in ((None, 1e-5), (torch.bfloat16, 0.05)):
+            # alone in the same precision: near zero a ReLU lets other rows through
+            model, alone = make(), make().to(dtype or torch.float32)
+            policy = MixedPrecisionPolicy(param_dtype=dtype)
+            for layer in (model[0], model[2], model):
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+            expected = alone(x.to(dtype or torch.float32)).float()
+            expected.square().sum().backward()
+            y = model(x[4 * rank :][:4])
+            y.float().square().sum().backward()
+            assert y.dtype == (dtype or torch.float32)
+            torch.testing.assert_close(y.float(), expected[4 * rank :][:4], rtol=tolerance, atol=tolerance)
+            for (name, mine), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
+                # averaged over the two processes
+                gradient = 2 * mine.grad.full_tensor().float()
+                error = ((gradient - theirs.grad.float()).norm() / theirs.grad.norm()).item()
+                assert error < tolerance, (name, dtype, error)
 
-    def tied():
-        torch.manual_seed(0)
-        made = nn.Sequential(LowRankEmbedding(40, 16, 4), nn.Tanh(), LowRankHead(16, 40, 4))
-        made[2].tie_to(made[0])
-        return made
+        def tied():
+            torch.manual_seed(0)
+            made = nn.Sequential(LowRankEmbedding(40, 16, 4), nn.Tanh(), LowRankHead(16, 40, 4))
+            made[2].tie_to(made[0])
+            return made
 
-    model, alone, ids = tied(), tied(), torch.arange(8)
-    fully_shard(model, mesh=mesh)
-    alone(ids).square().sum().backward()
-    model(ids[4 * rank :][:4]).square().sum().backward()
-    assert len(list(model.parameters())) == 2
-    for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(2 * mine.grad.full_tensor(), theirs.grad)
-    dist.destroy_process_group()
+        model, alone, ids = tied(), tied(), torch.arange(8)
+        fully_shard(model, mesh=mesh)
+        alone(ids).square().sum().backward()
+        model(ids[4 * rank :][:4]).square().sum().backward()
+        assert len(list(model.parameters())) == 2
+        for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(2 * mine.grad.full_tensor(), theirs.grad)
+        dist.destroy_process_group()
 """
 
 
