@@ -36,7 +36,7 @@ from bench_layer import geometric_mean
 from torch import Tensor, nn
 
 from panther.nn import SKLinear
-from panther.nn.kernels import cuda, launch
+from panther.nn.kernels import cuda, devices
 
 CELLS = ((4096, 4, 128), (4096, 2, 64), (8192, 1, 16), (3200, 2, 64))
 BATCHES = (32, 512, 8192)
@@ -356,7 +356,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     started = time.perf_counter()
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    kernels = launch.triton_kernels()
+    kernels = devices.triton_kernels()
     measured = Measured()
     result = {
         "benchmark": "gpu_train",

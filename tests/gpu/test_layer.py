@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from panther.nn import SKLinear
-from panther.nn.kernels import cuda, launch
+from panther.nn.kernels import cuda, devices, launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,8 +55,10 @@ def precision(name: str):
 @pytest.fixture(params=cuda.BACKENDS)
 def backend(request):
     if request.param == "kernels":
-        assert launch.triton_kernels() is not None, "triton comes with torch for CUDA"
-        assert launch.processors(torch.cuda.current_device()), "these tests are for devices of the kernels' tiles"
+        assert devices.triton_kernels() is not None, "triton comes with torch for CUDA"
+        assert devices.device(torch.cuda.current_device()).is_measured, (
+            "these tests are for devices of the kernels' tiles"
+        )
     with cuda.backend(request.param):
         yield request.param
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from panther.nn import functional
-from panther.nn.kernels import launch, private_names, products, tiles
+from panther.nn.kernels import devices, launch, private_names, products, tiles
 from panther.nn.kernels.products import Kept
 
 BACKENDS = ("auto", "kernels", "products")
@@ -32,8 +32,8 @@ def backend(name: str) -> Iterator[None]:
     """Choose the implementation of sketched layers on CUDA devices, for all threads.
 
     Args:
-        name: ``"auto"``, the default: our kernels if they were measured to be faster; ``"kernels"``: our kernels if
-            possible; ``"products"``: never our kernels.
+        name: ``"auto"``, the default: our kernels where they were measured to be faster, on devices like the measured
+            one; ``"kernels"``: wherever they can run; ``"products"``: nowhere.
 
     Raises:
         ValueError: name is unknown.
@@ -42,7 +42,7 @@ def backend(name: str) -> Iterator[None]:
     global _backend  # noqa: PLW0603
     if name not in BACKENDS:
         raise ValueError(f"name ({name!r}) must be one of {', '.join(map(repr, BACKENDS))}")
-    if name == "kernels" and launch.triton_kernels() is None:
+    if name == "kernels" and devices.triton_kernels() is None:
         raise RuntimeError("the backend 'kernels' needs the package triton, which does not import")
     before, _backend = _backend, name
     try:
@@ -96,7 +96,7 @@ def _prepared(backend: str, learning: bool, captured: bool, *kind: Any) -> launc
         backend: name of the backend.
         learning: whether a backward pass follows.
         captured: whether a CUDA graph is being captured.
-        kind: arguments of `launch.LaunchPlan`: all assumptions of a compiled kernel.
+        kind: the arguments of `launch.LaunchPlan` up to the device, which are all that a compiled kernel is made for.
     """
     rows, x_dtype, _, (terms, d_in, k), d_out, parameter_dtype, _, _, precision, device = kind
     if backend == "products" or not rows or x_dtype not in launch.DTYPES or parameter_dtype not in launch.DTYPES:
@@ -105,9 +105,12 @@ def _prepared(backend: str, learning: bool, captured: bool, *kind: Any) -> launc
         rows, d_in, d_out, terms * k, precision, learning=learning, captured=captured
     ):
         return None
-    if launch.triton_kernels() is None or not launch.processors(device):
+    limits = devices.device(device)
+    if devices.triton_kernels() is None or limits is None:
         return None
-    return launch.LaunchPlan(learning, *kind)
+    if backend == "auto" and not limits.is_measured:
+        return None
+    return launch.LaunchPlan(learning, *(*kind, limits))
 
 
 def planned(

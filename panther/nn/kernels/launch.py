@@ -5,16 +5,14 @@ See docs/decisions/0043-launch-through-the-driver.md.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from panther.nn.kernels import private_names, tiles
+from panther.nn.kernels import devices, private_names, tiles
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 # entries that one program of the reduction kernel sums
@@ -28,27 +26,6 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 _empty = private_names.empty_strided_cuda
 _current_stream = private_names.current_raw_stream
 _current_device = private_names.current_device
-
-
-@cache
-def triton_kernels() -> Any:
-    """The module of kernels; None where triton is not installed or does not import."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    try:
-        return importlib.import_module("panther.nn.kernels.triton_kernels")
-    except ImportError:
-        return None
-
-
-@cache
-def processors(device: int) -> int:
-    """Multiprocessors of a device whose shared memory our tiles fit in; 0 for another one."""
-    if torch.version.cuda is None:
-        return 0
-    properties = torch.cuda.get_device_properties(device)
-    fits = properties.major >= 9 and getattr(properties, "shared_memory_per_block_optin", 0) >= 227 * 1024
-    return int(properties.multi_processor_count) if fits else 0
 
 
 def casts(rows: int, parameter_dtype: torch.dtype, dtype: torch.dtype) -> bool:
@@ -105,6 +82,7 @@ class LaunchPlan:
         dtype: that products are computed in.
         precision: ``"half"``, ``"tf32"`` or ``"ieee"``, how the units of the device take that type.
         device: its index.
+        limits: what the tiles have to fit.
 
     Attributes:
         copies_x: whether x has to be made contiguous first.
@@ -124,12 +102,13 @@ class LaunchPlan:
         dtype: torch.dtype,
         precision: str,
         device: int,
+        limits: devices.Device,
     ) -> None:
-        self.kernels = triton_kernels()
+        self.kernels = devices.triton_kernels()
         self.is_new, self.learning = True, learning
         self.dtype, self.parameter_dtype, self.x_dtype = dtype, parameter_dtype, x_dtype
         self.precision = precision
-        self.device, self.processors = device, processors(device)
+        self.device, self.limits = device, limits
         terms, self.d_in, self.k = A_shape
         self.rows, self.d_out = rows, d_out
         self.L, self.columns = terms // 2, terms * self.k
@@ -152,14 +131,14 @@ class LaunchPlan:
             self.columns,
             self.x_bytes,
             self.W_bytes,
-            self.processors,
+            self.limits,
             precision=precision,
             readers=d_out,
             learning=learning,
         )
         self.H = SplitK(self, shrink, self.columns)
         expand = tiles.expand_tiles(
-            rows, d_out, self.columns, self.H.entry_bytes, self.W_bytes, self.processors, precision=precision
+            rows, d_out, self.columns, self.H.entry_bytes, self.W_bytes, self.limits, precision=precision
         )
         self._y = _layout((rows, d_out), dtype)
         self._shrink = Launch(
@@ -224,7 +203,7 @@ class FactorLayout:
             -(-size // LAYOUT_BLOCK) for size in (d_in * columns, columns * d_out, d_out * self.casts_bias)
         )
         self.launch = Launch(
-            triton_kernels().lay_out,
+            devices.triton_kernels().lay_out,
             of_A + of_B + of_bias,
             (of_A, of_A + of_B, d_in, columns, d_out, 1 / terms),
             {"K": k, "BLOCK": LAYOUT_BLOCK},
@@ -245,7 +224,10 @@ class FactorLayout:
 
 @lru_cache(maxsize=1024)
 def _factor_layout(_: torch.dtype, *kind: Any) -> FactorLayout | None:
-    return FactorLayout(*kind) if triton_kernels() is not None and processors(kind[-1]) else None
+    device = devices.device(kind[-1])
+    if devices.triton_kernels() is None or device is None or not device.is_measured:
+        return None
+    return FactorLayout(*kind)
 
 
 def factor_layout(A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> FactorLayout | None:
@@ -312,11 +294,13 @@ class Backward:
         # without the gradient of x, only the learnable half of dH is used
         columns = plan.columns if needs_x else half
         shrink = tiles.shrink_tiles(
-            rows, plan.d_out, columns, itemsize, plan.W_bytes, plan.processors,
+            rows, plan.d_out, columns, itemsize, plan.W_bytes, plan.limits,
             precision=plan.precision, readers=(needs_x + needs_S1) * plan.d_in,
         )  # fmt: skip
         shrinking = shrink.programs if needs_x or needs_S1 else 0
-        sums = tiles.reduce_tiles(rows, plan.d_out, half, itemsize, plan.H.entry_bytes, precision=plan.precision)
+        sums = tiles.reduce_tiles(
+            rows, plan.d_out, half, itemsize, plan.H.entry_bytes, plan.limits, precision=plan.precision
+        )
         self._first = Launch(
             plan.kernels.backward_shrink,
             shrinking + (sums.programs if needs_S2 or needs_bias else 0),
@@ -332,11 +316,13 @@ class Backward:
         )  # fmt: skip
         self._dH = SplitK(plan, shrink, columns)
         expand = tiles.expand_tiles(
-            rows, plan.d_in, columns, self._dH.entry_bytes, plan.W_bytes, plan.processors,
+            rows, plan.d_in, columns, self._dH.entry_bytes, plan.W_bytes, plan.limits,
             precision=plan.precision, beside=needs_S1,
         )  # fmt: skip
         expanding = expand.programs if needs_x else 0
-        sums = tiles.reduce_tiles(rows, plan.d_in, half, plan.x_bytes, self._dH.entry_bytes, precision=plan.precision)
+        sums = tiles.reduce_tiles(
+            rows, plan.d_in, half, plan.x_bytes, self._dH.entry_bytes, plan.limits, precision=plan.precision
+        )
         self._second = Launch(
             plan.kernels.backward_expand,
             expanding + (sums.programs if needs_S1 else 0),

@@ -1,14 +1,16 @@
 """When the Triton kernels are used on a CUDA device, and their tile sizes; plain arithmetic, no device needed.
 
-The numbers come from sweeps on an H200 (docs/gpu.md has the figures).
+The numbers come from sweeps on an H200 (docs/gpu.md has the figures). Less shared memory gives smaller tiles.
 
-See docs/decisions/0042-two-triton-kernels-each-way.md.
+See docs/decisions/0042-two-triton-kernels-each-way.md and docs/decisions/0097-tiles-by-device.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+
+from panther.nn.kernels.devices import Device
 
 # columns, 2·num_terms·low_rank, up to which reading x and writing y dominate
 FEW_COLUMNS = 64
@@ -29,9 +31,6 @@ GAPS_S = 9 * 2.5e-6
 # the device's seconds of a layer's products, forward and backward, above which a model keeps the device busy: then the
 # device's time counts, below it the number of launches
 BUSY_S = 100e-6
-# bytes of shared memory that the tiles of a program may take, and that leave room for a second program beside it
-SHARED_BYTES = 210_000
-HALF_SHARED_BYTES = 100_000
 # bytes of split-K partial sums, which each panel of the consumer rereads, from which a reduction kernel is faster
 SUM_BYTES = 64 << 20
 
@@ -149,7 +148,7 @@ def shrink_tiles(
     columns: int,
     x_bytes: int,
     W_bytes: int,
-    processors: int,
+    device: Device,
     *,
     precision: str = "half",
     readers: int = 0,
@@ -160,7 +159,7 @@ def shrink_tiles(
     Args:
         rows, features, columns: of the product.
         x_bytes, W_bytes: an entry's size in memory.
-        processors: multiprocessors of the device.
+        device: that the tiles are for.
         precision, learning: as for `kernels_win`.
         readers: features of what is made of the result: each panel of them reads all of it.
     """
@@ -184,11 +183,14 @@ def shrink_tiles(
     else:
         most = 8
     large = _cdiv(rows, 128) * _cdiv(columns, BC) * (1 if W_bytes == 2 else most)
-    if streamed or (rows > 64 and not ieee and 10 * large >= 9 * processors):
+    if streamed or (rows > 64 and not ieee and 10 * large >= 9 * device.processors):
         BM = 128
+    budget = device.tiles_bytes if streamed else device.half_tiles_bytes
+    while BF > 16 and 2 * (BM * BF * x_bytes + BF * BC * W_bytes) > budget:
+        BF //= 2
     tiles = _cdiv(rows, BM) * _cdiv(columns, BC)
     # programs that multiply entry by entry leave room for another beside them
-    splits = max(1, min((2 if ieee else 1) * processors // tiles, features // (4 * BF), most))
+    splits = max(1, min((2 if ieee else 1) * device.processors // tiles, features // (4 * BF), most))
     split_size = _cdiv(_cdiv(features, splits), BF) * BF
     splits = _cdiv(features, split_size)
     return ShrinkTiles(
@@ -198,7 +200,7 @@ def shrink_tiles(
         warps=8 if streamed else 4,
         stages=min(
             3 if precision == "tf32" and not few else 5,
-            _stages(SHARED_BYTES if streamed else HALF_SHARED_BYTES, BM * BF * x_bytes + BF * BC * W_bytes),
+            _stages(budget, BM * BF * x_bytes + BF * BC * W_bytes, device.spare_stages),
         ),
         splits=splits,
         split_size=split_size,
@@ -215,7 +217,7 @@ def expand_tiles(
     columns: int,
     H_bytes: int,
     W_bytes: int,
-    processors: int,
+    device: Device,
     *,
     precision: str = "half",
     beside: bool = False,
@@ -224,7 +226,7 @@ def expand_tiles(
 
     Args:
         H_bytes: an entry's size in memory, times the partial sums to reduce.
-        rows, features, columns, W_bytes, processors, precision: as for `shrink_tiles`.
+        rows, features, columns, W_bytes, device, precision: as for `shrink_tiles`.
         beside: whether programs of another product are launched with these, and have to fit beside them.
     """
     one_tile, streamed, ieee = columns <= FEW_COLUMNS, streams(rows, columns), precision == "ieee"
@@ -232,20 +234,20 @@ def expand_tiles(
     BM = _tile(rows, 128 if large else 16 if ieee and rows <= FEW_ROWS else 64)
     BF = _tile(features, 128 if rows > 64 and not ieee else 64)
     BC = _tile(columns, 32 if ieee and rows > FEW_ROWS and not one_tile else FEW_COLUMNS)
-    warps, budget = (8, SHARED_BYTES) if large else (4, HALF_SHARED_BYTES)
+    warps, budget = (8, device.tiles_bytes) if large else (4, device.half_tiles_bytes)
     added_up = large and precision == "tf32" and H_bytes == 4
     if added_up:
         # two programs side by side, in two stages
-        warps, budget, BF = 4, HALF_SHARED_BYTES, _tile(features, 64)
+        warps, budget, BF = 4, device.half_tiles_bytes, _tile(features, 64)
     W_stage = 0 if one_tile else BF * BC * W_bytes
     while BM > 16 and BM * BC * H_bytes + W_stage > budget:
         BM //= 2
     # the last stage needs no separate memory for sums, or for products without a descriptor
     spared = not added_up and (large or not (one_tile or beside or precision == "half"))
-    stages = min(3, _stages(budget, BM * BC * H_bytes + W_stage) + spared)
+    stages = min(3, _stages(budget, BM * BC * H_bytes + W_stage, spared or device.spare_stages))
     panels, blocks = _cdiv(features, BF), _cdiv(rows, BM)
     if one_tile:
-        blocks = max(1, min(blocks, 2 * processors // panels))
+        blocks = max(1, min(blocks, 2 * device.processors // panels))
     rows_each = _cdiv(_cdiv(rows, blocks), BM) * BM
     return ExpandTiles(
         BM=BM,
@@ -263,17 +265,20 @@ def expand_tiles(
 
 
 def reduce_tiles(
-    rows: int, features: int, columns: int, x_bytes: int, H_bytes: int, *, precision: str = "half"
+    rows: int, features: int, columns: int, x_bytes: int, H_bytes: int, device: Device, *, precision: str = "half"
 ) -> ReduceTiles:
     """Tiles of xᵀ @ H; arguments as for `expand_tiles`."""
     BR = 128 if rows >= MANY_ROWS and x_bytes == 2 else _tile(rows, 32 if precision == "ieee" else 64)
     BF = _tile(features, 64)
     BC = _tile(columns, 64)
+    # partial sums are added up in registers, whatever the tile
+    while H_bytes <= 4 and BR > 16 and 2 * BR * (BF * x_bytes + BC * H_bytes) > device.half_tiles_bytes:
+        BR //= 2
     return ReduceTiles(
         BR=BR,
         BF=BF,
         BC=BC,
-        stages=_stages(HALF_SHARED_BYTES, BR * (BF * x_bytes + BC * H_bytes)),
+        stages=_stages(device.half_tiles_bytes, BR * (BF * x_bytes + BC * H_bytes), device.spare_stages),
         programs=_cdiv(features, BF) * _cdiv(columns, BC),
         full_features=features % BF == 0,
     )
@@ -284,8 +289,9 @@ def _tile(size: int, most: int) -> int:
     return min(most, max(16, 1 << (size - 1).bit_length()))
 
 
-def _stages(budget: int, a_stage: int) -> int:
-    return max(1, min(5, budget // a_stage))
+def _stages(budget: int, a_stage: int, spared: int) -> int:
+    """Stages that a loop reads ahead, of which ``spared`` take no memory."""
+    return max(1, min(5, budget // a_stage + spared))
 
 
 def _cdiv(a: int, b: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from panther.nn import SKLinear, functional
-from panther.nn.kernels import compiled, cuda, launch
+from panther.nn.kernels import compiled, cuda, devices
 
 quiet = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
@@ -241,7 +241,7 @@ def test_exports_hold_what_everybody_knows():
 def test_planned_asks_for_contiguous_and_aligned_tensors(monkeypatch):
     """The same launches as those of a call, so that H has the form that was promised."""
     monkeypatch.setattr(cuda, "_precision", lambda *_: "half")
-    monkeypatch.setattr(launch, "processors", lambda _: 132)
+    monkeypatch.setattr(devices, "device", lambda _: devices.Device(132, 227 << 10, 9))
     kinds = []
     monkeypatch.setattr(cuda, "_prepared", lambda *kind: kinds.append(kind))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from panther.nn import SKLinear, functional
-from panther.nn.kernels import cuda, launch, packed, tiles
+from panther.nn.kernels import cuda, devices, packed, tiles
 
+H200 = devices.Device(132, 227 << 10, 9)
 NEEDS = [(True,) * 4, (True, False, False, False), (False, True, True, True), (False, False, False, True)]
 without_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is here")
 
@@ -87,7 +88,7 @@ def test_launches_cost_nothing_in_a_graph():
 @pytest.mark.parametrize(("precision", "itemsize"), [("half", 2), ("half", 4), ("tf32", 4), ("ieee", 4)])
 def test_tiles_cover_everything_and_fit(rows, features, columns, precision, itemsize):
     how = {"precision": precision}
-    shrink = tiles.shrink_tiles(rows, features, columns, itemsize, itemsize, 132, readers=features, **how)
+    shrink = tiles.shrink_tiles(rows, features, columns, itemsize, itemsize, H200, readers=features, **how)
     blocks = -(-rows // shrink.BM) * -(-columns // shrink.BC)
     assert shrink.programs == blocks * shrink.splits
     assert (shrink.splits - 1) * shrink.split_size < features <= shrink.splits * shrink.split_size
@@ -97,7 +98,7 @@ def test_tiles_cover_everything_and_fit(rows, features, columns, precision, item
     assert not shrink.reduced or shrink.splits > 1
     H_bytes = 4 * (1 if shrink.reduced else shrink.splits)
     for beside in (False, True):
-        expand = tiles.expand_tiles(rows, features, columns, H_bytes, itemsize, 132, beside=beside, **how)
+        expand = tiles.expand_tiles(rows, features, columns, H_bytes, itemsize, H200, beside=beside, **how)
         assert expand.rows_each % expand.BM == 0
         assert expand.programs == -(-features // expand.BF) * -(-rows // expand.rows_each)
         assert expand.one_tile or expand.rows_each == expand.BM, "a program without its panel makes one block of rows"
@@ -105,19 +106,19 @@ def test_tiles_cover_everything_and_fit(rows, features, columns, precision, item
         # what the last stage reads needs no memory where it is not described to a matrix unit
         taken = max(1, expand.stages - 1) * (expand.BM * expand.BC * H_bytes + expand.BF * expand.BC * itemsize)
         assert taken <= 227 << 10, "shared memory of a multiprocessor"
-    reduce = tiles.reduce_tiles(rows, features, columns, itemsize, H_bytes, **how)
+    reduce = tiles.reduce_tiles(rows, features, columns, itemsize, H_bytes, H200, **how)
     assert reduce.programs == -(-features // reduce.BF) * -(-columns // reduce.BC)
     for sides in ((shrink.BM, shrink.BF, shrink.BC), (expand.BM, expand.BF, expand.BC), (reduce.BF, reduce.BC)):
         assert all(side >= 16 and side & (side - 1) == 0 for side in sides), "matrix units take powers of two from 16"
     taken = shrink.stages * itemsize * (shrink.BM * shrink.BF + shrink.BF * shrink.BC)
-    assert taken <= tiles.SHARED_BYTES
+    assert taken <= H200.tiles_bytes
     assert shrink.stages >= 2
 
 
 def test_partial_sums_are_reduced_first_where_reading_them_takes_longer():
     def reduced(rows: int, columns: int, precision: str, *, learning: bool = False) -> bool:
         how = {"precision": precision, "readers": 4096, "learning": learning}
-        shrink = tiles.shrink_tiles(rows, 4096, columns, 4, 4, 132, **how)
+        shrink = tiles.shrink_tiles(rows, 4096, columns, 4, 4, H200, **how)
         assert shrink.splits > 1
         return shrink.reduced
 
@@ -139,7 +140,7 @@ def test_backend_refuses_what_is_not_there():
 
 @without_triton
 def test_kernels_are_off_where_triton_is_not():
-    assert launch.triton_kernels() is None
+    assert devices.triton_kernels() is None
     with pytest.raises(RuntimeError, match="'kernels' needs the package triton"), cuda.backend("kernels"):
         pass
 

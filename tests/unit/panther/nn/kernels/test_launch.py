@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from panther.nn import SKLinear
-from panther.nn.kernels import cuda, launch, private_names, products, tiles
+from panther.nn.kernels import cuda, devices, launch, private_names, products, tiles
 
 NAMES = ("forward_shrink", "forward_expand", "backward_shrink", "backward_expand")
 SUM = "reduce_splits"
@@ -37,8 +37,8 @@ def launched(monkeypatch):
 
     tl = types.SimpleNamespace(float16="fp16", bfloat16="bf16", float32="fp32")
     kernels = {name: types.SimpleNamespace(arg_names=names, name=name) for name, names in signatures().items()}
-    monkeypatch.setattr(launch, "triton_kernels", lambda: types.SimpleNamespace(tl=tl, **kernels))
-    monkeypatch.setattr(launch, "processors", lambda _: 132)
+    monkeypatch.setattr(devices, "triton_kernels", lambda: types.SimpleNamespace(tl=tl, **kernels))
+    monkeypatch.setattr(devices, "device", lambda _: devices.Device(132, 227 << 10, 9))
     monkeypatch.setattr(launch.Launch, "__call__", take_down)
     monkeypatch.setattr(launch, "_empty", lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype))
     monkeypatch.setattr(launch, "_current_stream", lambda _: 0)
@@ -151,6 +151,32 @@ def test_the_library_is_warmed_once_for_graphs_that_will_hold_products(launched,
     for _ in range(3):
         run(layer, torch.zeros(rows, 96, dtype=dtype), dtype)
     assert taken == ["forward", "forward", "backward"] * warms
+
+
+@pytest.mark.parametrize("backend", ["auto", "kernels", "products"])
+@pytest.mark.parametrize("device", [devices.Device(108, 163 << 10, 8), devices.Device(58, 99 << 10, 8)])
+def test_a_device_that_was_not_measured_takes_kernels_by_request_alone(launched, monkeypatch, backend, device):
+    monkeypatch.setattr(devices, "device", lambda _: device)
+    monkeypatch.setattr(cuda, "_backend", backend)
+    launch._factor_layout.cache_clear()
+    assert tiles.kernels_win(5, 512, 512, 256, "half", learning=True, captured=False)
+    run(SKLinear(512, 512, 2, 64, dtype=torch.float16), torch.zeros(5, 512, dtype=torch.float16), torch.float16)
+    names = [launched_as._kernel.name for launched_as, _ in launched]
+    assert names == (list(NAMES) if backend == "kernels" else [])
+    assert launch._factor_layout(torch.float16, (4, 512, 64), 512, None, torch.float16, 0) is None
+    launch._factor_layout.cache_clear()
+
+
+def test_a_smaller_device_gets_smaller_tiles(launched, monkeypatch):
+    layer, x, taken = SKLinear(4096, 1024, 1, 64, dtype=torch.float16), torch.zeros(32, 4096).half(), []
+    for device in (devices.Device(132, 227 << 10, 9), devices.Device(132, 99 << 10, 8)):
+        monkeypatch.setattr(devices, "device", lambda _, device=device: device)
+        cuda._prepared.cache_clear()
+        run(layer, x, torch.float16)
+        taken.append([launched_as._constants["BF"] for launched_as, _ in launched if "BF" in launched_as._constants])
+        launched.clear()
+    assert taken[0][0] > taken[1][0]
+    assert all(small <= large for large, small in zip(*taken, strict=True))
 
 
 def test_what_is_asked_for_again_is_prepared_once(launched):
