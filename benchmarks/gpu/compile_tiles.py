@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -24,8 +25,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
 import triton
+from serving.machine import cpu_model
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -194,6 +198,7 @@ def main() -> int:
         "what": "shared memory and registers of the Triton kernels by device: compiled, not run",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": arguments.commit,
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
         "devices": found,
     }

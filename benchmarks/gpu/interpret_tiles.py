@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from datetime import UTC, datetime
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 import torch
 import triton
 from compile_tiles import DEVICES
+from serving.machine import cpu_model
 from torch import Tensor
 
 from panther.nn.kernels import launch
@@ -96,6 +100,7 @@ def main() -> int:
         "what": "relative errors of the Triton kernels by device's tiles, in triton's interpreter on a CPU",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": arguments.commit,
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count()},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
