@@ -275,6 +275,10 @@ class Load:
                     connection = None
                     time.sleep(0.01)
                     continue
+                except ConnectionResetError as error:  # a killed worker had not accepted it yet
+                    self.lost.append(repr(error))
+                    connection = None
+                    continue
             try:
                 connection.request("POST", self._path, self._body, {"content-type": "application/json"})
                 answer = connection.getresponse()

@@ -294,7 +294,7 @@ def test_rows_must_agree(pair):
     [
         ("abc", b"", "Inference-Header-Content-Length is 'abc'; expected a number of bytes"),
         ("100000", b"", "at most the body's"),
-        (None, b"\0" * 15, "input 'b' says binary_data_size 8; the body has 7 bytes left"),
+        (None, b"\0" * 15, "input 'b' has binary_data_size 8; the body has 7 bytes left"),
         (None, b"\0" * 17, "the body has 1 bytes after its last tensor"),
     ],
 )
