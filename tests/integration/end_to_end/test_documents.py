@@ -43,6 +43,7 @@ NOT_HERE = {
     r"(\.venv/bin/)?panther train$": "tests/unit/panther/cli/test_train.py",
     r"panther compress |torchrun ": "tests/unit/panther/cli/, tests/unit/panther/train/",
     r"PANTHER_TRACING=otlp ": "tests/unit/app/telemetry/test_tracing.py",
+    r"nvidia-smi$|ss ": "need a GPU, and the shell of the server's host",
     r"python -m app --device cuda\b": "needs a GPU; tests/gpu/, tests/integration/test_cuda.py",
 }
 PAGES = sorted(
