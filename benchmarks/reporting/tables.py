@@ -20,6 +20,7 @@ from reporting.foreign import foreign, foreign_large, foreign_rules
 from reporting.gpu import BLOCKS as GPU
 from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
 from reporting.pair import BLOCKS as PAIR
+from reporting.pitch import pitch
 from reporting.results import load, percent, table
 
 PEERS = ("triton", "mlserver", "litserve", "bentoml", "rayserve")
@@ -340,6 +341,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         architectures,
         soak,
         fuzz,
+        pitch,
         *COMPRESS,
         *GPU,
         *PAIR,
