@@ -159,7 +159,7 @@ def forward_split_k(
     in the graph: the compiler has a way around views that takes the host more time.
     """
     terms = (S1s, U1s, U2s, S2s)
-    rows = _rows(x)
+    rows = products.as_rows(x)
     found = _kernels_for(rows, terms, bias, dtype, S1s.dtype, learning=learning)
     if found is not None and found[0].H.length == splits:
         plan, A, B = found
@@ -187,7 +187,7 @@ def backward_split_k(
 ) -> list[Tensor]:
     """Gradients of `cuda.backward` for the inputs and outputs of `forward_split_k`."""
     asked = needs[0], needs[1], needs[2], needs[3]
-    rows, grad = _rows(x), _rows(grad)
+    rows, grad = products.as_rows(x), products.as_rows(grad)
     found = _kernels_for(rows, factors, None, dtype, parameter_dtype, learning=True)
     if found is not None and found[0].H.length == H.shape[0]:
         plan, A, B = found
@@ -200,10 +200,6 @@ def backward_split_k(
     if dx is not None and x.dim() != 2:
         dx = dx.view(x.shape)
     return [gradient for gradient in (dx, *others) if gradient is not None]
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _kernels_for(
@@ -314,7 +310,7 @@ class _ByProducts(torch.autograd.Function):
         scale = 1 / (2 * len(S1s))
         A = torch.cat([S1s.transpose(0, 1), U2s.transpose(0, 1) * scale], 1).flatten(1).to(dtype)
         B = torch.cat([U1s * scale, S2s]).flatten(0, 1).to(dtype)
-        rows = _rows(x).to(dtype)
+        rows = products.as_rows(x).to(dtype)
         H = rows @ A
         y = H @ B if bias is None else torch.addmm(bias.to(dtype), H, B)
         ctx.parameter_dtype, ctx.L, ctx.x = S1s.dtype, len(S1s), (x.shape, x.dtype)
@@ -327,7 +323,7 @@ class _ByProducts(torch.autograd.Function):
         rows, H, A, B = ctx.saved_tensors
         needs_x, needs_S1, _, _, needs_S2, needs_bias, _ = ctx.needs_input_grad
         needs, kept = (needs_x, needs_S1, needs_S2, needs_bias), products.Kept(A, B, ctx.parameter_dtype)
-        dx, dS1, dS2, dbias = products.backward(_rows(grad), rows, H, kept, ctx.L, needs)
+        dx, dS1, dS2, dbias = products.backward(products.as_rows(grad), rows, H, kept, ctx.L, needs)
         shape, dtype = ctx.x
         dx = None if dx is None else dx.reshape(shape).to(dtype)
         return dx, dS1, None, None, dS2, dbias, None

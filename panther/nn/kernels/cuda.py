@@ -17,7 +17,7 @@ from torch import Tensor
 
 from panther.nn import functional
 from panther.nn.kernels import devices, launch, private_names, products, tiles
-from panther.nn.kernels.products import Kept
+from panther.nn.kernels.products import Kept, as_rows
 
 BACKENDS = ("auto", "kernels", "products")
 _HALF = (torch.float16, torch.bfloat16)
@@ -68,13 +68,8 @@ def linear(
             # outside of the autograd function, so the backward pass keeps x only in the type of the products
             x = x.to(dtype)
         return _apply(x, S1s, S2s, bias, (A, B, dtype))  # type: ignore[no-any-return]
-    y = forward(_rows(x), bias, A, B, dtype, learning=False)[0]
+    y = forward(as_rows(x), bias, A, B, dtype, learning=False)[0]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(..., n) → (N, n)."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _precision(x: Tensor, dtype: torch.dtype) -> str | None:
@@ -161,7 +156,7 @@ def _plan_for(
 
 
 def _has_plan(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
-    return _plan_for(_rows(x), A, B, bias, dtype, _backend, learning=True) is not None
+    return _plan_for(as_rows(x), A, B, bias, dtype, _backend, learning=True) is not None
 
 
 def _are_aligned(plan: launch.LaunchPlan, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
@@ -248,7 +243,7 @@ class _CudaLinear(torch.autograd.Function):
         fixed: tuple[Tensor, Tensor, torch.dtype],
     ) -> Tensor:
         A, B, dtype = fixed
-        y, H, kept = forward(_rows(x), bias, A, B, dtype)
+        y, H, kept = forward(as_rows(x), bias, A, B, dtype)
         # S1s and S2s are needed for the gradient of x alone; they are saved for their version counters, and for second
         # derivatives
         if ctx.needs_input_grad[0]:
@@ -268,7 +263,7 @@ class _CudaLinear(torch.autograd.Function):
             # double backward: recompute by plain operations on tensors with a graph
             found = _differentiable(grad, x, S1s, S2s, A, B, needs)
         else:
-            found = backward(_rows(grad), _rows(x), H, ctx.kept, A.shape[0] // 2, needs)
+            found = backward(as_rows(grad), as_rows(x), H, ctx.kept, A.shape[0] // 2, needs)
             if x.dim() != 2 and found[0] is not None:
                 found = (found[0].view(x.shape), *found[1:])
         return (*found, None)
@@ -298,4 +293,4 @@ def _differentiable(
     wanted = [t for t, need in zip((x, S1s, S2s), needs[:3], strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True) if wanted else ())
     gradients = [next(found) if need else None for need in needs[:3]]
-    return (*gradients, _rows(grad).sum(0).to(A.dtype) if needs[3] else None)
+    return (*gradients, as_rows(grad).sum(0).to(A.dtype) if needs[3] else None)

@@ -32,6 +32,11 @@ class Kept:
         self.A, self.B, self.parameter_dtype, self.plan = A, B, parameter_dtype, plan
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """(..., n) → (N, n)."""
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
 def forward(x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Kept]:
     """Compute y = x @ A @ B / (2L) + bias.
 
