@@ -18,7 +18,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -269,16 +269,18 @@ def sentences() -> list[str]:
     texts = list(pydoc_data.topics.topics.values())
     for module in (argparse, asyncio, email.message, logging, unittest, np, sklearn.linear_model):
         texts += [o.__doc__ for _, o in sorted(vars(module).items()) if isinstance(getattr(o, "__doc__", None), str)]
-    found = set()
-    for text in texts:
-        for paragraph in re.split(r"\n\s*\n", text):
-            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", re.sub(r"\s+", " ", paragraph).strip()):
-                words = sum(c.isalpha() or c == " " for c in sentence)
-                if 40 < len(sentence) < 300 and words / len(sentence) > 0.9:
-                    found.add(sentence)
-    ordered = sorted(found)
+    ordered = sorted({sentence for text in texts for sentence in split_sentences(text)})
     random.Random(0).shuffle(ordered)
     return ordered
+
+
+def split_sentences(text: str) -> Iterator[str]:
+    """Those of 40 to 300 characters that are mostly words."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", re.sub(r"\s+", " ", paragraph).strip()):
+            words = sum(c.isalpha() or c == " " for c in sentence)
+            if 40 < len(sentence) < 300 and words / len(sentence) > 0.9:
+                yield sentence
 
 
 def sentence_encoder(count: int, distill_steps: int, ratios: tuple[float, ...]) -> dict[str, object] | None:

