@@ -138,15 +138,20 @@ def layer_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class Block(nn.Module):
-    def __init__(self, linear: Any) -> None:
+    """A block of the transformer; ``linear(d_in, d_out)`` makes its layers."""
+
+    def __init__(self, linear: Any, *, width: int = WIDTH, hidden: int = HIDDEN, heads: int = HEADS) -> None:
         super().__init__()
-        self.norm, self.second_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.query, self.key, self.value, self.out = (linear(WIDTH, WIDTH) for _ in range(4))
-        self.up, self.down = linear(WIDTH, HIDDEN), linear(HIDDEN, WIDTH)
+        self.heads = heads
+        self.norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (linear(width, width) for _ in range(4))
+        self.up, self.down = linear(width, hidden), linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        heads = [part(h).view(*h.shape[:2], HEADS, -1).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        heads = [
+            part(h).view(*h.shape[:2], self.heads, -1).transpose(1, 2) for part in (self.query, self.key, self.value)
+        ]
         attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.second_norm(x))))

@@ -16,6 +16,7 @@ from reporting.attacks import fuzz, soak
 from reporting.blocks import block, rules
 from reporting.compress import BLOCKS as COMPRESS
 from reporting.compress import proof_rows
+from reporting.distributed import BLOCKS as DISTRIBUTED
 from reporting.foreign import foreign, foreign_large, foreign_rules
 from reporting.gpu import BLOCKS as GPU
 from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
@@ -345,5 +346,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         *COMPRESS,
         *GPU,
         *PAIR,
+        *DISTRIBUTED,
     )
 }

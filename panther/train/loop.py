@@ -171,7 +171,9 @@ def _parallel(model: nn.Module) -> nn.Module:
     # the fixed U is most models' largest buffer: broadcast once, not before every forward pass
     processes.take_from_first(model.buffers())
     send_buffers = any(True for _ in _changing(model))
-    return DistributedDataParallel(model, find_unused_parameters=one_of_two, broadcast_buffers=send_buffers)
+    return DistributedDataParallel(
+        model, find_unused_parameters=one_of_two, broadcast_buffers=send_buffers, gradient_as_bucket_view=True
+    )
 
 
 def _changing(model: nn.Module) -> Iterator[Tensor]:
@@ -222,7 +224,7 @@ class _Epochs:
         self.trained.train()
         for x, y in self._rest(part):
             loss, rows = self._step(x if self.augment is None else self.augment(x), y, device)
-            part.step, part.total, part.rows = part.step + 1, part.total + loss * rows, part.rows + rows
+            part.add(loss, rows)
             yield
 
     def _rest(self, part: Part) -> Iterator[Any]:
@@ -237,8 +239,11 @@ class _Epochs:
             self.run.use_generator_states(now)
         yield from batches
 
-    def _step(self, x_all: Tensor, y_all: Tensor, device: torch.device) -> tuple[float, int]:
-        """Learn from a batch; the mean loss of this process's rows, and their number."""
+    def _step(self, x_all: Tensor, y_all: Tensor, device: torch.device) -> tuple[Tensor, int]:
+        """Learn from a batch; the mean loss of this process's rows, and their number.
+
+        Nothing here waits for a GPU, except for the scale of the loss in float16.
+        """
         run, x, y = self.run, x_all, y_all
         whole_batches = not isinstance(self.batches.sampler, DistributedSampler)
         # averaging over the processes then gives the mean of the whole batch
@@ -248,12 +253,12 @@ class _Epochs:
             weight = len(x) * processes.world_size() / len(x_all)
         run.optimizer.zero_grad()
         with autocast(self.precision, device):
-            output = self.trained(x.to(device))
+            output = self.trained(_moved(x, device))
             if isinstance(self.loss_fn, TargetLoss) and self.loss_fn.task is None and len(y_all):
                 # decided by the whole batch, so that all processes agree
                 self.loss_fn.decide(widened(output, len(y_all)), y_all if whole_batches else y)
             # a process without rows in the last batch must take part too
-            loss = self.loss_fn(output, y.to(device)) if len(x) else output.sum() * 0
+            loss = self.loss_fn(output, _moved(y, device)) if len(x) else output.sum() * 0
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()
         if self.clip_norm is not None:
             run.scaler.unscale_(run.optimizer)
@@ -264,7 +269,12 @@ class _Epochs:
         if run.scaler.get_scale() >= scale:
             # the scale fell because gradients were not finite, and the step was skipped
             run.schedule.step()
-        return loss.item(), len(x)
+        return loss.detach(), len(x)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On the device; without waiting for the copy where the loader pins its batches."""
+    return x.to(device, non_blocking=device.type == "cuda" and x.is_pinned())
 
 
 class _bar:  # noqa: N801  used as a function

@@ -39,23 +39,30 @@ class Part:
 
     Attributes:
         step: how many of its batches are done.
-        total, rows: of this process: the sum of the losses of its rows, and how many there were.
+        total, rows: of this process: the sum of the losses of its rows, which may lie on its device, and how many there
+            were.
         start: states of the generators when it began, from which its order of rows follows.
     """
 
     step: int = 0
-    total: float = 0.0
+    total: float | Tensor = 0.0
     rows: int = 0
     start: list[Tensor] = field(default_factory=list)
 
+    def add(self, loss: Tensor, rows: int) -> None:
+        """Count a step with its mean loss, without waiting for the device."""
+        self.step, self.rows = self.step + 1, self.rows + rows
+        # MPS has no float64
+        self.total = self.total + (loss.item() if loss.device.type == "mps" else loss.double()) * rows
+
     def summed(self, device: torch.device) -> dict[str, Any]:
         """Plain values for a checkpoint, summed over the processes."""
-        total, rows = processes.add_up(self.total, self.rows, device=device)
+        total, rows = processes.add_up(float(self.total), self.rows, device=device)
         return {"step": self.step, "total": total, "rows": int(rows), "start": self.start}
 
     def mean_loss(self, device: torch.device) -> float:
         """The mean over all rows of all processes."""
-        total, rows = processes.add_up(self.total, self.rows, device=device)
+        total, rows = processes.add_up(float(self.total), self.rows, device=device)
         return total / rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from panther.nn import SKLinear
@@ -147,3 +148,13 @@ class DyingForward:
         if self.calls == self.die_at:
             raise Killed
         return model(batch)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors into Python; each read would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))

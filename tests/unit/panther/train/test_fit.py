@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from helpers.training import batches, environment, network, together, told, train_in_group
+from helpers.training import Reads, batches, environment, network, together, told, train_in_group
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -57,6 +57,18 @@ def test_clipping():
     fit(model, batches(size=203), epochs=1, optimizer=optimizer, clip_norm=0.05, schedule="constant")
     moved = (nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
     assert moved == pytest.approx(0.05, rel=1e-3)
+
+
+def test_steps_read_no_number():
+    counts = []
+    for rows in (64, 640):
+        model = network()
+        # Adam on the CPU reads its counts of steps
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Reads() as reads:
+            fit(model, batches(rows), epochs=1, optimizer=optimizer)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -156,7 +168,7 @@ def test_resumes_bit_for_bit_within_an_epoch(tmp_path, shard):
 
 KILLED = """
     import os, signal, torch
-    from helpers.training import batches, network
+    from helpers.training import Reads, batches, network
     from panther.train import fit
 
     def main(folder, kill_at="0"):
