@@ -23,8 +23,9 @@ from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN, layers_of
 from panther.nn import functional
 from panther.nn.hooks import computes_weights, take_hooks
+from panther.nn.padding import own_padding, padded
 from panther.nn.quantized import StoredConv
-from panther.nn.sketched_conv import SketchedConv, own_padding, padded
+from panther.nn.sketched_conv import SketchedConv
 
 CONV_OP = "SketchedConv"
 ExportedConv = SketchedConv | StoredConv
