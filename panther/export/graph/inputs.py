@@ -17,7 +17,8 @@ from panther.export.errors import ExportError, first_line
 from panther.export.graph.convolutions import conv_layers
 from panther.export.graph.experts import evenly_routed
 from panther.export.graph.recurrent import refuse_what_onnx_lacks
-from panther.export.graph.trace import no_fast_path, sketched_layers, tied_layers
+from panther.export.graph.sketched import sketched_layers, tied_layers
+from panther.export.graph.trace import no_fast_path
 
 Axes = Mapping[str, Mapping[int, str]]
 # largest relative difference from summing the same products in another order

@@ -23,7 +23,8 @@ from panther.export.graph.constants import (
 from panther.export.graph.names import make_unique
 from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN
-from panther.export.graph.trace import OP, WEIGHT_OP, Traced, is_op, layer_of
+from panther.export.graph.sketched import OP, WEIGHT_OP, is_op, layer_of
+from panther.export.graph.trace import Traced
 from panther.linalg import sign_bits
 from panther.linalg.levels import integer_levels
 from panther.nn import SKLinear

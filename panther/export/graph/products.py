@@ -13,7 +13,8 @@ from panther.export.graph import blocks, int8, tables
 from panther.export.graph.constants import Builder
 from panther.export.graph.nodes import all_nodes, first_input, graph_of, replace_node
 from panther.export.graph.placeholders import QUANTIZED_OP, QuantizedLayer
-from panther.export.graph.trace import Traced, is_op, layer_of
+from panther.export.graph.sketched import is_op, layer_of
+from panther.export.graph.trace import Traced
 from panther.nn.quantized import BlockEmbedding, BlockLinear
 
 _Kind = tuple[str, blocks.Signature]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from panther.export.graph.constants import Builder
 from panther.export.graph.nodes import first_input, replace_node
-from panther.export.graph.trace import layer_of
+from panther.export.graph.sketched import layer_of
 from panther.nn.quantized import BlockEmbedding
 
 OP, DOMAIN = "GatherBlockQuantized", "com.microsoft"
