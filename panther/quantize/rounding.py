@@ -35,12 +35,12 @@ class Rounded:
 def round_weight(W: Tensor, C: Tensor, G: Tensor | None = None) -> Rounded:
     """Round a weight so that its outputs change least on inputs of a second moment.
 
-    The entries that are left take up the errors of those that are rounded (`compensated`). The scale of a row is the
-    one that loses least, with the error weighed by the variance of each input.
+    Entries not yet rounded compensate for errors of rounded ones (`compensated`). The scale of a row is the one with
+    the least error, weighted by the variance of each input.
 
     CPUs with AVX2 but no VNNI add pairs of products in 16 bits and saturate. Entries 2i and 2i + 1 of a row, which such
     a pair multiplies, are kept from adding up to more than 128, with activations of 0 to 255. Few pairs of trained
-    weights do so, and the scale decides how many: a full bit, as with 7-bit weights, is seldom given up.
+    weights exceed it, so less precision is lost than with 7-bit weights, the usual way out.
 
     Args:
         W: (d_out, d_in).

@@ -41,7 +41,7 @@ def make_unique(graph: ir.Graph) -> None:
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """What a graph and the graphs within it define, each once; inputs of the outermost left to the caller."""
+    """Values defined in a graph and its nested graphs, each once, without the inputs of the outermost graph."""
     yield from list(graph.initializers.values())
     for node in graph:
         yield from node.outputs

@@ -16,7 +16,7 @@ OP, WEIGHT_OP = "SketchedLinear", "DenseWeight"
 
 
 class Placeholder(nn.Module):
-    """Takes the place of a sketched layer while the model is traced."""
+    """Replaces a sketched layer while the model is traced."""
 
     def __init__(self, layer: SKLinear, name: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def sketched_layers(model: nn.Module) -> dict[str, SKLinear]:
 
 
 def tied_layers(model: nn.Module) -> dict[str, str]:
-    """By the name of each sketched layer the first one that has the same four matrices: itself where none is tied.
+    """For each sketched layer by name, the first one with the same four matrices; itself if it is not tied.
 
     Layers are tied by their Parameters S1s and S2s; U1s and U2s are buffers, of which a module keeps its own copies
     where the model's type was changed.

@@ -17,7 +17,7 @@ _SHARED_BYTES = 256
 
 
 def tidy(model: ir.Model) -> None:
-    """Give weights the names they have in the model, and drop the tracer's notes: stack traces with paths."""
+    """Give weights their names in the model, and remove the tracer's metadata: stack traces with paths."""
     graph = model.graph
     for node in graph.all_nodes():
         node.metadata_props.clear()
@@ -54,7 +54,7 @@ def _store_equal_weights_once(graph: ir.Graph) -> None:
 
 
 def name_axes(model: ir.Model, dynamic_axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Give variable axes the names that were asked for.
+    """Name the variable axes as the caller does in dynamic_axes.
 
     Raises:
         ExportError: the model fixes one of them.

@@ -47,9 +47,9 @@ class Traced:
             matrices; each call of a quantized layer a node `panther::QuantizedLayer` over x, of a convolution one
             `panther::SketchedConv`. Their attribute ``layer`` is the layer's name.
         layers: the sketched layers by name.
-        tied: as `tied_layers`.
+        tied: as `tied_layers` returns them.
         quantized: the quantized layers by name.
-        factors: by the name of a second factor in few bits that of the first, as `quantized_factors`.
+        factors: names of first factors in few bits by the names of the second, as `quantized_factors` returns them.
         convolutions: the sketched convolutions, and those in 8 bits, by name.
     """
 
@@ -70,8 +70,8 @@ class Traceable(nn.Module):
     """A model called with plain tensors in a fixed order, as the graph will be.
 
     Args:
-        model: what is called.
-        names: of its arguments, in the order of the tensors; None calls it by position.
+        model: the model.
+        names: names of its arguments, in the order of the tensors; None calls it by position.
         half: compute in float16; float32 tensors are cast on the way in and out.
     """
 
@@ -104,10 +104,10 @@ def trace(
     """Trace a module with torch.export and translate it.
 
     Args:
-        model: any module that torch.onnx can export, on the CPU in float32; left as it is.
+        model: any module that torch.onnx can export, on the CPU in float32; unchanged.
         example_inputs: the tensors to call forward with, by the names that the graph's inputs shall have.
         by_name: forward takes them by these names; by position when False.
-        output_names: one name an output.
+        output_names: one name for each output.
         dynamic_axes: for each input the axes of variable size and their names; the same name is the same size.
         half: compute in float16 inside; inputs and outputs stay float32.
 
@@ -138,10 +138,10 @@ def _first_export(
     names: Sequence[str] | None,
     half: bool,
 ) -> ir.Model:
-    """The graph by the first way of running the model that torch can export.
+    """The graph of the first variant of the model, as `adapt.attempts` lists them, that torch can export.
 
     Raises:
-        ExportError: by none; says what was wrong with the first.
+        ExportError: torch can export none; the message is the error of the first.
     """
     errors: list[Exception] = []
     for attempt in adapt.attempts(model):
@@ -168,7 +168,7 @@ def _export(model: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[dict[in
 
 
 def at_least_two(inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mapping[int, str]]) -> dict[str, Tensor]:
-    """The inputs with variable axes of size 1 doubled: torch.export takes a 1 for a size that never changes."""
+    """The inputs with variable axes of size 1 doubled: torch.export treats size 1 as constant."""
     result = {}
     for name, tensor in inputs.items():
         for axis in dynamic_axes.get(name, {}):
@@ -179,13 +179,13 @@ def at_least_two(inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mappin
 
 
 def _copy(model: nn.Module, *, share: bool) -> nn.Module:
-    """A copy whose parts can be replaced; it shares the memory of the weights where nothing is going to change them."""
+    """A copy whose parts can be replaced; it shares the memory of the weights if `share`."""
     shared = [*model.parameters(), *model.buffers()] if share else []
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _replace(model: nn.Module) -> nn.Module:
-    """Put placeholders where sketched and quantized layers stand; the same layer in two places stays one."""
+    """Replace sketched and quantized layers by placeholders; a layer in two places gets one placeholder."""
     replaced: dict[int, nn.Module] = {}
     replaced |= {id(layer): Placeholder(layer, name) for name, layer in sketched_layers(model).items()}
     replaced |= {id(layer): placeholder(layer, name) for name, layer in quantized_layers(model).items()}
@@ -208,7 +208,7 @@ def _is_used(value: ir.Value) -> bool:
 
 
 def _innermost(error: BaseException) -> str:
-    """The first line of the cause that started it; torch wraps it in pages of advice."""
+    """The first line of the root cause of an error, without the advice that torch adds."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
@@ -216,7 +216,7 @@ def _innermost(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def no_fast_path() -> Iterator[None]:
-    """nn.TransformerEncoderLayer's fast path reads weights past the layers' forward; the slow one calls them."""
+    """Disable the fast path of nn.TransformerEncoderLayer, which reads weights instead of calling the layers."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
