@@ -57,15 +57,6 @@ def round_nearest(W: Tensor, C: Tensor) -> Rounded:
     return Rounded(grid.nearest(W.float()).to(torch.int8), grid.step[:, 0].double())
 
 
-def largest_pair_sum(weight: Tensor) -> int:
-    """The largest absolute sum of entries 2i and 2i + 1 of a row that share their sign; entries alone count too."""
-    wide = weight.to(torch.int32)
-    if wide.shape[1] % 2:
-        wide = torch.nn.functional.pad(wide, (0, 1))
-    pairs = wide.reshape(len(wide), -1, 2)
-    return int(torch.maximum(pairs.clamp_min(0).sum(-1), -pairs.clamp_max(0).sum(-1)).max())
-
-
 def _grid(W: Tensor, variance: Tensor) -> Grid:
     """For each row the scale that loses least, among those that cover all of it or a little less."""
     full = W.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST

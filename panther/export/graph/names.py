@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 
-def name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def name_inputs_and_outputs(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name the inputs and outputs of a graph.
 
     An output that is an input, a constant, or another output as well becomes a copy, since a value has one name.

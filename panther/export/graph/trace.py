@@ -22,7 +22,7 @@ from panther.export.errors import ExportError, first_line
 from panther.export.graph import adapt
 from panther.export.graph.bags import make_bags_traceable
 from panther.export.graph.convolutions import ConvPlaceholder, ExportedConv, conv_layers
-from panther.export.graph.names import name_ends
+from panther.export.graph.names import name_inputs_and_outputs
 from panther.export.graph.placeholders import (
     QuantizedLayer,
     placeholder,
@@ -124,7 +124,7 @@ def trace(
             f"{type(model).__name__} has {len(traced.graph.outputs)} outputs; {list(output_names)} were named"
         )
     tidy(traced)
-    name_ends(traced.graph, names, output_names)
+    name_inputs_and_outputs(traced.graph, names, output_names)
     name_axes(traced, dynamic_axes)
     found = quantized_layers(model)
     return Traced(traced, layers, tied_layers(model), found, quantized_factors(model), conv_layers(model))
