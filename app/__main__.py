@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from app.config.settings import effective, ignored_variables, read_settings
+from app.config.settings_sources import effective, ignored_variables, read_settings
 from app.errors import AppError
 from app.service.access import Access, warn_of_open_doors
 from app.telemetry.logs import configure_logging, log_settings, open_standard_streams, say_and_end

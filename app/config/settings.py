@@ -1,26 +1,20 @@
-"""Every setting of the server: one frozen object, read from the command line, the environment and a file."""
+"""Every setting of the server: one frozen object with defaults, bounds and help; `settings_sources` reads it."""
 
-import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, InstanceOf, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, InstanceOf, PrivateAttr, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError as CommandLineError
 
-from app.config.model_url import ModelUrl, is_url, redacted
-from app.config.settings_file import FileSource, SettingsError, nearest
+from app.config.model_url import ModelUrl, is_url
+from app.config.settings_file import FileSource
 from app.config.version_policy import check_policy
-from app.errors import shortened
 from app.system.cpus import available_cores
 
-__all__ = ["ENV_PREFIX", "Settings", "SettingsError", "effective", "ignored_variables", "read_settings"]
-
 ENV_PREFIX = "PANTHER_"
-MASK = "********"
-_CORES_FOR_THREADS, _MOST_BODY_THREADS = 4, 8
+# Without body_threads: no thread below so many cores, and never more threads than this.
+_MIN_CORES_FOR_BODY_THREADS, _MAX_BODY_THREADS = 4, 8
 _HOST = re.compile(r"(?:\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)\Z")
 _ORIGIN = re.compile(r"https?://[^/?#\s,*]+\Z")
 
@@ -270,7 +264,8 @@ class Settings(BaseSettings):
         default=False, description="log one line per request: method, path, status and time, never its content"
     )
 
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    # Source of each setting from outside the file: a flag, a variable, or "code"; set by read_settings.
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def settings_customise_sources(
@@ -341,118 +336,12 @@ class Settings(BaseSettings):
         return tuple(part.strip() for part in self.cors_origins.split(",")) if self.cors_origins else ()
 
     def socket_threads(self) -> int:
-        """Threads for long bodies."""
+        """Number of threads per worker that copy long bodies; 0 copies them on the event loop."""
         if self.body_threads is not None:
             return self.body_threads
         cores = available_cores() // self.workers
-        return 0 if cores < _CORES_FOR_THREADS else min(_MOST_BODY_THREADS, cores // 2)
+        return 0 if cores < _MIN_CORES_FOR_BODY_THREADS else min(_MAX_BODY_THREADS, cores // 2)
 
     def threads(self) -> int:
         """Number of threads of one onnxruntime session, never automatic."""
         return self.num_threads or max(1, available_cores() // self.workers)
-
-
-def read_settings(arguments: Sequence[str] | None = None, *, program: str = "python -m app", **values: Any) -> Settings:
-    """Read the settings; the command line before the environment before the file before the defaults.
-
-    Args:
-        arguments: The command line without the program's name; None reads no command line.
-        program: Name of the program, for ``--help``.
-        values: Settings by name, which override the environment.
-
-    Raises:
-        SettingsError: A value breaks its rule, or a flag or key is unknown; the message names the variable, flag or
-            key, the value and the rule.
-        SystemExit: ``--help``.
-    """
-    try:
-        if arguments is None:
-            settings = Settings(**values)
-        else:
-            settings = Settings(
-                _cli_parse_args=list(arguments),  # type: ignore[call-arg]
-                _cli_prog_name=program,
-                _cli_exit_on_error=False,
-                **values,
-            )
-    except CommandLineError as error:
-        raise SettingsError(_explain_command_line(str(error))) from None
-    except ValidationError as error:
-        origins = _origins(arguments or (), values)
-        raise SettingsError("\n".join(_explain(item, origins) for item in error.errors())) from None
-    settings._origins = _origins(arguments or (), values)
-    return settings
-
-
-def effective(settings: Settings) -> dict[str, tuple[Any, str | None]]:
-    """Every setting with its value, secrets masked, and where it was set: a flag, a variable or ``file``.
-
-    None means the default.
-    """
-    found: dict[str, tuple[Any, str | None]] = {}
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            value = MASK
-        elif isinstance(value, Path | ModelUrl):
-            value = str(value)
-        origin = settings._origins.get(name)
-        found[name] = value, origin or ("file" if name in settings.model_fields_set else None)
-    return found
-
-
-def ignored_variables() -> list[str]:
-    """A line for each environment variable that looks like a misspelt setting."""
-    names = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    lines = []
-    for given in sorted(os.environ):
-        if given.startswith(ENV_PREFIX) and given not in names:
-            like = nearest(given.removeprefix(ENV_PREFIX), Settings.model_fields, cutoff=0.7)
-            if like is not None:
-                lines.append(f"{given} is not a setting and is ignored; did you mean {ENV_PREFIX}{like.upper()}?")
-    return lines
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _origins(arguments: Sequence[str], values: dict[str, Any]) -> dict[str, str]:
-    """Settings from other sources than the file, with their source."""
-    flags = {argument.partition("=")[0].replace("--no-", "--", 1) for argument in arguments}
-    variables = {name.upper() for name, value in os.environ.items() if value}
-    found: dict[str, str] = {}
-    for name in Settings.model_fields:
-        if _flag(name) in flags:
-            found[name] = _flag(name)
-        elif name in values:
-            found[name] = "code"
-        elif ENV_PREFIX + name.upper() in variables:
-            found[name] = ENV_PREFIX + name.upper()
-    return found
-
-
-def _explain(item: Any, origins: dict[str, str]) -> str:
-    name = str(item["loc"][0]) if item["loc"] else "settings"
-    rule = str(item["msg"]).removeprefix("Value error, ")
-    rule = rule[:1].lower() + rule[1:]
-    where = f"{ENV_PREFIX}{name.upper()} (or {_flag(name)})"
-    if name not in origins:
-        where = f"{name} in the settings file"
-    field = Settings.model_fields.get(name)
-    shown = MASK if field is not None and "SecretStr" in str(field.annotation) else shortened(_shown(item["input"]))
-    return f"{where}: {shown} is not valid: {rule}"
-
-
-def _shown(value: Any) -> str:
-    return repr(redacted(value) if isinstance(value, str) else value)
-
-
-def _explain_command_line(message: str) -> str:
-    message = message.removeprefix("error parsing CLI: ")
-    _, unknown, rest = message.partition("unrecognized arguments: ")
-    if unknown and rest.startswith("--"):
-        like = nearest(rest.split()[0].partition("=")[0].removeprefix("--"), Settings.model_fields)
-        hint = f"did you mean {_flag(like)}? " if like else ""
-        return f"unknown flag {rest.split()[0]}; {hint}--help lists all flags"
-    return f"{message}; --help lists all flags"

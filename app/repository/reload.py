@@ -1,14 +1,45 @@
-"""One load of a model: versions to load, versions to keep, and failures.
+"""One load of a model: versions to load, versions to keep, and failures; and the load of one version.
 
 See docs/decisions/0002-load-models-off-the-event-loop.md.
 """
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from app.errors import LoadError
+from app.repository.folder import ModelFolder, require_model_file
+from app.repository.model_settings import ModelSettings
 from app.repository.served_model import Serving
 from app.repository.versions import Entry, State, Version, failed, make_entry, unselected
+
+log = logging.getLogger(__name__)
+
+Loader = Callable[[str, str, Path, ModelSettings], Serving]
+"""Makes a Serving from a name, a version, a file and the model's settings."""
+
+
+def load_version(loader: Loader, folder: ModelFolder, name: str, version: str, settings: ModelSettings) -> Serving:
+    """Load one version; every failure is a LoadError, so the served versions stay.
+
+    Raises:
+        LoadError: The file can't be read, the model is invalid, or memory is exhausted.
+    """
+    path = folder.file(name, version)
+    try:
+        require_model_file(name, version, path)
+        return loader(name, version, path, settings)
+    except LoadError:
+        raise
+    except OSError as error:
+        # A file that was removed, or is temporarily unreadable, for example without a free file descriptor.
+        problem = error.strerror or type(error).__name__
+        raise LoadError(f"model {name!r} version {version} can't be read: {problem}") from error
+    except Exception as error:
+        # Out of memory, or a defect.
+        log.exception("loading model %s version %s failed", name, version)
+        raise LoadError(f"model {name!r} version {version} can't be loaded: {type(error).__name__}") from error
 
 
 class Load:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -11,11 +11,12 @@ from threading import Lock, RLock
 from weakref import WeakValueDictionary
 
 from app.errors import AppError, LoadError, ModelNotFoundError, ModelUnavailableError
-from app.repository.folder import MODEL_FILE, ModelFolder, require_model_file
+from app.repository.folder import MODEL_FILE, ModelFolder
+from app.repository.listing import listed
 from app.repository.model_settings import ModelSettings, read_model_settings
 from app.repository.placement import PlacementSettings
 from app.repository.readiness import UNLOADED, Readiness
-from app.repository.reload import Load
+from app.repository.reload import Load, Loader, load_version
 from app.repository.served_model import Serving
 from app.repository.trial_load import trials
 from app.repository.versions import (
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 LOADING = "models are loading"
 _AT_ONCE = 8  # models that load concurrently at the start, so a slow one delays few others
 
-Loader = Callable[[str, str, Path, ModelSettings], Serving]
 Changed = Collection[str] | None
 Placement = PlacementSettings | None
 
@@ -315,21 +315,7 @@ class Repository:
 
     def index(self) -> list[Entry]:
         """All entries, and skipped folders, by name."""
-        listed = dict(self.entries)
-        try:
-            found = self.folder.scan()
-        except OSError as error:
-            log.warning("the model folder can't be read: %s", error.strerror)
-            found = {}
-        for name, versions in found.items():
-            known = listed.get(name, Entry(name))
-            fresh = {version: Version(version) for version in versions if version not in known.versions}
-            listed[name] = Entry(name, {**known.versions, **fresh})
-        for (name, part), why in self.folder.skipped.items():
-            known = listed.get(name, Entry(name))
-            skipped = Version(part, reason=f"skipped: {why}")
-            listed[name] = Entry(name, {**known.versions, **({part: skipped} if part not in known.versions else {})})
-        return [listed[name] for name in sorted(listed)]
+        return listed(self.entries, self.folder)
 
     def to_retry(self) -> dict[str, frozenset[str]]:
         """Versions that failed to load because memory, time or file descriptors were short, by model."""
@@ -376,25 +362,13 @@ class Repository:
         ending = LoadError(f"model {name!r} version {version} is not loaded: the server is shutting down")
         if self._ending:
             raise ending
-        path = self.folder.file(name, version)
         try:
-            require_model_file(name, version, path)
-            serving = self._loader(name, version, path, settings)
+            serving = load_version(self._loader, self.folder, name, version, settings)
         except LoadError as error:
             if self._ending:
                 raise ending from error
             self._count(name, "failure")
             raise
-        except OSError as error:
-            # A file that was removed, or is temporarily unreadable, for example without a free file descriptor.
-            self._count(name, "failure")
-            problem = error.strerror or type(error).__name__
-            raise LoadError(f"model {name!r} version {version} can't be read: {problem}") from error
-        except Exception as error:
-            # Out of memory, or a defect: in any case the served versions stay.
-            self._count(name, "failure")
-            log.exception("loading model %s version %s failed", name, version)
-            raise LoadError(f"model {name!r} version {version} can't be loaded: {type(error).__name__}") from error
         with self._changing:
             self.loads[name, "success"] += 1
             before = self._counted.get((name, version), serving.batcher.statistics)

@@ -37,11 +37,9 @@ class Duration:
 
 
 PLAIN, OIP, GRPC = "plain", "oip", "grpc"
-PROTOCOLS = (PLAIN, OIP, GRPC)
 """Protocols: the plain API, and the Open Inference Protocol over HTTP and over gRPC."""
 _PARTS = (OIP, GRPC)
 SUCCESS = "success"
-HISTOGRAMS = ("success", "queue", "compute_infer")
 TIMES = ("success", "queue", "compute_input", "compute_infer", "compute_output")
 """Times of a successful request, in the order of the argument of ``Statistics.succeeded``."""
 _MOST_NOTED = 256

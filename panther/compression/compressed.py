@@ -15,7 +15,7 @@ from panther.compression.inputs import Inputs
 from panther.compression.report import CompressionReport
 from panther.convert.errors import ConversionError
 from panther.export import CompressionCurve, CurvePoint, ExportReport, export_onnx
-from panther.export.card_curve import MAX_POINTS
+from panther.export.card import MAX_POINTS
 
 
 @dataclass(frozen=True)

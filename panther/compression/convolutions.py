@@ -35,8 +35,8 @@ from panther.convert.layers import Unit, bias_of
 from panther.convert.moments import Moments
 from panther.convert.swap import Swap
 from panther.nn.hooks import take_hooks
+from panther.nn.padding import padding_sides
 from panther.nn.quantized import Int4Kernel, Int8Kernel, StoredConv, StoredKernel
-from panther.nn.sketched_conv import padding_sides
 from panther.quantize.candidates import sensitivity
 from panther.quantize.kernels import four_bits, stored_bytes
 from panther.quantize.loss import weighed_loss

@@ -11,7 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from panther.nn.sketched_conv import padding_sides
+from panther.nn.padding import pad_fully
 
 Convolution = nn.Conv1d | nn.Conv2d
 # positions sampled per call: enough for the moments, and memory does not grow with the images
@@ -90,9 +90,7 @@ def sampled_patches(conv: Convolution, x: Tensor, generator: torch.Generator) ->
     """
     axes = len(conv.kernel_size)
     batched = x if x.dim() == axes + 2 else x.unsqueeze(0)
-    flat = [width for side in reversed(padding_sides(conv)) for width in side]
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    windows = nn.functional.pad(batched, flat, mode=mode) if any(flat) else batched
+    windows = pad_fully(batched, conv)
     # a view: (N, C_in, *positions of the output, *kernel)
     for axis, (size, step, apart) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
         windows = windows.unfold(2 + axis, apart * (size - 1) + 1, step)[..., ::apart]

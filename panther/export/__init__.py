@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from panther.export.api import export_onnx
-    from panther.export.card import CARD_KEY, Column, Input, ModelCard, Output, Training, read_card
-    from panther.export.card_curve import CompressionCurve, CurvePoint
+    from panther.export.card import (
+        CARD_KEY,
+        Column,
+        CompressionCurve,
+        CurvePoint,
+        Input,
+        ModelCard,
+        Output,
+        Training,
+        read_card,
+    )
     from panther.export.errors import ExportError
     from panther.export.inspection import inspect_file
     from panther.export.report import ExportReport
@@ -19,8 +28,8 @@ if TYPE_CHECKING:
 _HOME = {
     "CARD_KEY": "card",
     "Column": "card",
-    "CompressionCurve": "card_curve",
-    "CurvePoint": "card_curve",
+    "CompressionCurve": "card",
+    "CurvePoint": "card",
     "ExportError": "errors",
     "ExportReport": "report",
     "Input": "card",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from panther.export import card as cards
 from panther.export import pipeline
-from panther.export.card_curve import CompressionCurve
+from panther.export.card import CompressionCurve
 from panther.export.options import EXTERNAL_DATA_BYTES, About, ExportOptions
 from panther.export.report import ExportReport
 

@@ -15,8 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from panther.export.card import CARD_KEY, SCHEMA_VERSION, read_card
-from panther.export.card_curve import curve_table
+from panther.export.card import CARD_KEY, SCHEMA_VERSION, curve_table, read_card
 from panther.export.errors import ExportError
 from panther.export.ort import Target, optimized_graph
 from panther.export.row_proof import row_proof

@@ -9,7 +9,7 @@ import numpy as np
 
 from panther.export import card as cards
 from panther.export import ort
-from panther.export.card_curve import CompressionCurve
+from panther.export.card import CompressionCurve
 from panther.export.graph.precision import PRECISIONS, TOLERANCES
 from panther.export.ort import Target
 from panther.export.publish.repository import check_name

@@ -54,10 +54,10 @@ class Prepared:
         model: a copy of the caller's, on the CPU in float32 and evaluation mode.
         examples: the example inputs by the names of the graph.
         by_name: whether forward takes them by these names; by position when False.
-        axes: by input the axes of variable size and their names.
-        inputs, outputs: for the card.
-        observed: what the model did with the examples.
-        notes: what is to be said of the export.
+        axes: the axes of variable size with their names, by input.
+        inputs, outputs: their descriptions in the card.
+        observed: output names and layer input shapes from a run on the examples.
+        notes: notes for the card.
     """
 
     model: nn.Module
@@ -77,20 +77,20 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Planned:
-    """A graph of plain ONNX, each linear map computed as was decided for it.
+    """A graph of plain ONNX operators, with each linear map lowered to the products of its plan.
 
     Attributes:
-        graph: what is to be written.
-        twin: the same with a dense product for each sketched layer; None where there is nothing to compare.
+        graph: the graph to write.
+        twin: the same with a dense product for each sketched layer; None without sketched layers.
         sites: the linear maps of sketched layers.
-        at_runtime: those of them that are computed at each run.
-        decisions: by the name of a site its plan, the reason, and what was measured.
+        at_runtime: the sites that are computed at each run, not folded when the file is loaded.
+        decisions: plan, reason and measured times of each site, by its name.
         others: shapes of the constant matrices of products that belong to no site.
-        other_bytes: of the constants that belong to no site.
+        other_bytes: bytes of the constants that belong to no site.
         read_densely: names of layers whose weight the model reads as a tensor.
         quantized: the quantized layers by name.
-        quantized_uses: by the name of such a layer how many products it has in the graph.
-        convolutions: by the name of a sketched convolution its plan, the reason, and what was measured.
+        quantized_uses: number of products of each quantized layer in the graph, by its name.
+        convolutions: plan, reason and measured times of each sketched convolution, by its name.
     """
 
     graph: ir.Model
@@ -122,9 +122,9 @@ class Verified:
     """A file whose outputs match the model's.
 
     Attributes:
-        session: of the file, on the target.
-        check: how far it is off.
-        resident_bytes: of the constants of the graph that runs, by their type.
+        session: an onnxruntime session of the file on the target.
+        check: the comparison with torch.
+        resident_bytes: bytes of the constants of the optimized graph, by data type.
     """
 
     session: Any
@@ -171,7 +171,7 @@ def prepare(model: nn.Module, example_inputs: Examples, options: ExportOptions) 
 
 
 def plan(prepared: Prepared, options: ExportOptions) -> Planned:
-    """Trace the model, decide by measuring how each sketched layer is computed, and put that into the graph.
+    """Trace the model, choose the products of each sketched layer by measuring, and lower the graph to them.
 
     Raises:
         ExportError: torch can't export the model, or it fixes an axis that was to vary.
@@ -246,7 +246,7 @@ def _plan_convolutions(
 
 
 def write(planned: Planned, stage: Staged, options: ExportOptions) -> Path:
-    """Write the graph aside, large weights in a separate file, and return its path."""
+    """Write the graph into the staging folder, large weights in a separate file, and return its path."""
     file = stage.folder / MODEL_FILE
     large = counts.weight_bytes(planned.graph) > options.external_data_bytes
     ir.save(planned.graph, file, external_data=stage.data_name if large else None)
@@ -254,10 +254,10 @@ def write(planned: Planned, stage: Staged, options: ExportOptions) -> Path:
 
 
 def verify(file: Path, prepared: Prepared, planned: Planned, options: ExportOptions) -> Verified:
-    """Load the file as a server does, look at the graph that runs, and compare its outputs with the model's.
+    """Load the file as the server does, check the optimized graph, and compare the outputs with the model's.
 
     Raises:
-        ExportError: onnxruntime does not take the file, runs another graph than planned, or its outputs differ.
+        ExportError: onnxruntime can't load the file, runs another graph than planned, or its outputs differ.
         ValueError: there are not as many labels as the output has classes.
     """
     optimized = ort.optimized_graph(file, options.measured_on)
@@ -330,7 +330,7 @@ def describe(prepared: Prepared, planned: Planned, verified: Verified, options: 
 
 
 def publish(file: Path, stage: Staged, card: cards.ModelCard, session: Any) -> ExportReport:
-    """Put the card into the file, and the file where readers look for it."""
+    """Write the card into the file, and move the file to its place in the model repository."""
     _write_card(file, card)
     file_bytes = sum(entry.stat().st_size for entry in stage.folder.iterdir())
     path = stage.publish(config(card.name, session))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,28 +27,9 @@ from panther.nn.checks import (
     warn_if_conv_larger_than_dense,
 )
 from panther.nn.functional import ConvOptions, ConvTerms
+from panther.nn.padding import padded
 
 Axes = int | Sequence[int]
-
-
-class Convolution(Protocol):
-    """The options of a convolution over some axes that its padding depends on, as those of ``nn.Conv2d``."""
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        """One size an axis."""
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        """One number an axis."""
-
-    @property
-    def padding(self) -> str | tuple[int, ...]:
-        """One number an axis, "same" or "valid"."""
-
-    @property
-    def padding_mode(self) -> str:
-        """A mode of torch.nn.functional.pad, or "zeros"."""
 
 
 class SketchedConv(nn.Module):
@@ -103,7 +84,7 @@ class SketchedConv(nn.Module):
         self.terms: str = terms
         self.sketch: str = sketch
         count = self._count(bias=False)
-        warn_if_conv_larger_than_dense(f"{type(self).__name__}({self._said()})", count.stored, count.dense)
+        warn_if_conv_larger_than_dense(f"{type(self).__name__}({self._sizes()})", count.stored, count.dense)
 
         L1, L2, k = *self._terms_of_kinds(), low_rank
         options: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -302,18 +283,19 @@ class SketchedConv(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, as in the repr of nn.Conv2d."""
         sketch = "" if self.sketch == "sign" else f", sketch={self.sketch!r}"
-        return f"{self._said()}, bias={self.bias is not None}{sketch}"
+        return f"{self._sizes()}, bias={self.bias is not None}{sketch}"
 
-    def _said(self) -> str:
-        said = (
+    def _sizes(self) -> str:
+        """Arguments of the constructor as text, without those that have their default."""
+        text = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, num_terms={self.num_terms}, "
             f"low_rank={self.low_rank}, stride={self.stride}"
         )
         defaults = {"padding": (0,) * self.axes, "dilation": (1,) * self.axes, "groups": 1, "padding_mode": "zeros"}
         for name, default in {**defaults, "terms": "both"}.items():
             value = getattr(self, name)
-            said += "" if value == default else f", {name}={value!r}"
-        return said
+            text += "" if value == default else f", {name}={value!r}"
+        return text
 
     def _count(self, *, bias: bool) -> ParameterCount:
         channels, positions = (self.in_channels, self.out_channels), math.prod(self.kernel_size)
@@ -383,32 +365,3 @@ class SketchedConv(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         wanted = [name for name in ("U1s", "U2s") if self._buffers.get(name) is not None]
         self._sketch_drawn |= all(f"{prefix}{name}" in state_dict for name in wanted)
-
-
-def padded(x: Tensor, conv: Convolution) -> tuple[Tensor, tuple[int, ...]]:
-    """X with the padding that torch's convolutions don't support, and the padding that they apply."""
-    own = own_padding(conv)
-    if own is not None:
-        return x, own
-    # move the last axis to the front
-    flat = [width for side in reversed(padding_sides(conv)) for width in side]
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    return nn.functional.pad(x, flat, mode=mode), (0,) * len(conv.kernel_size)
-
-
-def own_padding(conv: Convolution) -> tuple[int, ...] | None:
-    """The padding that a convolution does by itself: zeros, as many before as after each axis; None for any other."""
-    sides = padding_sides(conv)
-    if conv.padding_mode == "zeros" and all(before == after for before, after in sides):
-        return tuple(before for before, _ in sides)
-    return None
-
-
-def padding_sides(conv: Convolution) -> list[tuple[int, int]]:
-    """Padding of a convolution before and after each axis."""
-    if isinstance(conv.padding, tuple):
-        return [(width, width) for width in conv.padding]
-    if conv.padding == "valid":
-        return [(0, 0)] * len(conv.kernel_size)
-    whole = [d * (size - 1) for d, size in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return [(width // 2, width - width // 2) for width in whole]

@@ -150,7 +150,7 @@ def quantize_(
 
 
 def _in_order(model: nn.Module, units: Sequence[Unit]) -> list[Unit]:
-    """As the model has them."""
+    """Units in the order of the model."""
     places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(units, key=lambda unit: places[unit.name])
 

@@ -25,7 +25,7 @@ class BlockOption:
     Attributes:
         unit: the layer.
         blocks: the format.
-        known: what calibration says of it.
+        known: its calibration statistics.
     """
 
     unit: Unit

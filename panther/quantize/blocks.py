@@ -29,8 +29,8 @@ class Blocks:
 
     Attributes:
         bits: 4 or 8.
-        block_size: entries of a row in a block at most: 16, 32, 64, 128 or 256. Smaller ones are closer and take more
-            bytes, but where a row is no whole number of blocks.
+        block_size: entries of a row in a block at most: 16, 32, 64, 128 or 256. Smaller blocks are more accurate
+            and take more bytes, unless a row is not a whole number of blocks.
         correction_rank: of a low-rank correction in 8 bits that is added to each layer; 0 for none.
         activation_bits: 8 rounds activations to 8 bits, a scale for each block of a row, which is faster; None leaves
             them as they are.
@@ -124,8 +124,8 @@ def quantize_weight(W: Tensor, blocks: Blocks, known: Known, bias: Tensor | None
     Args:
         W: (d_out, d_in).
         blocks: the format.
-        known: of the layer's inputs and outputs.
-        bias: (d_out,); what the outputs lack on average is added to it.
+        known: calibration statistics of the layer.
+        bias: (d_out,); the mean output error is added to it.
     """
     W = W.double()
     rank = blocks.rank(*W.shape)
@@ -157,7 +157,7 @@ def round_to_blocks(W: Tensor, blocks: Blocks, second: Tensor, sensitivity: Tens
 
 
 def estimate(W: Tensor, blocks: Blocks, known: Known) -> float:
-    """The error of rounding to the nearest, in a fraction of the time: more than `quantize_weight` predicts."""
+    """Predict the error of rounding to the nearest; larger than that of `quantize_weight`, and faster to compute."""
     grid = block_grid(W.float(), known.second.diagonal(), bits=blocks.bits, block_size=blocks.size(W.shape[1]))
     lost = W.float() - grid.dense(grid.nearest(W.float()))
     return weighed_loss(lost, known.sensitivity, known.second) + _activation_error(W, blocks, known)
@@ -177,7 +177,7 @@ def _layer(integers: Tensor, grid: Grid, blocks: Blocks) -> BlockLinear:
 
 
 def _corrected(W: Tensor, base: BlockLinear, rank: int, blocks: Blocks, known: Known) -> CorrectedLinear:
-    """A rounded weight with its correction, after the weight less the correction was rounded in turn."""
+    """A rounded weight with its low-rank correction: each is computed again for what the other leaves, by turns."""
     correction = _correction(W - base.weight.double(), rank, blocks, known)
     for _ in range(_ROUNDS - 1):
         base = round_to_blocks(W - correction.weight.double(), blocks, known.second, known.sensitivity)

@@ -26,7 +26,7 @@ class Candidate:
 
     Attributes:
         units: the layers.
-        sight: what calibration says of them.
+        sight: their calibration statistics.
         choices: one for each alpha.
     """
 
@@ -46,7 +46,7 @@ class Candidate:
         Args:
             index: of the unit.
             choice: how its input is rounded.
-            compensate: make up for errors; to the nearest when False, which takes a fraction of the time.
+            compensate: round with error feedback; to the nearest if False, which takes a fraction of the time.
         """
         unit, key = self.units[index], (index, choice.alpha, compensate)
         if key not in self._rounded:

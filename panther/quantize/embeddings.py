@@ -24,7 +24,7 @@ class Table:
     """An embedding of the model, and its place.
 
     Attributes:
-        place: where.
+        place: its module's place in the model.
         reason: why it stays in float32; None if it is quantized.
         bits: 8, a scale a row; or 4, a scale and a zero point for each block of a row.
     """
@@ -48,7 +48,7 @@ class Table:
 
     @property
     def stored_bytes(self) -> int:
-        """Once it is quantized."""
+        """Bytes of the quantized table."""
         rows, width = self.embedding.weight.shape
         if self.bits == 8:
             return rows * (width + 4)
@@ -62,7 +62,7 @@ class Table:
         return dataclasses.replace(self, reason=self.reason or "8-bit embeddings alone cost more than max_error")
 
     def quantized(self) -> nn.Module:
-        """A layer of its bits."""
+        """The quantized embedding."""
         if self.bits == 8:
             return Int8Embedding.from_embedding(self.embedding)
         W = self.embedding.weight.detach().float()

@@ -21,17 +21,17 @@ _FIT_DAMPING = 1e-9
 def quantize_factors(
     left: Tensor, right: Tensor, blocks: Blocks, known: Known, bias: Tensor | None = None, W: Tensor | None = None
 ) -> MadeFactors:
-    """Two quantized factors whose product is close to a weight where inputs and outputs have weight.
+    """Two quantized factors whose product approximates a weight, weighted by the moments of its inputs and outputs.
 
-    A is rounded with what the second factor makes of its errors as their cost, Bᵀ G B. With the outputs h = Â x of the
-    rounded one, B = W C Âᵀ (Â C Âᵀ)⁻¹ is the best second factor; it is rounded with the moment of h. A correction of
-    `blocks` is not added: the rank is the place for it.
+    A is rounded first; its errors cost Bᵀ G B, since the second factor multiplies them. With the outputs h = Â x of the
+    rounded one, B = W C Âᵀ (Â C Âᵀ)⁻¹ is the best second factor; it is rounded with the moment of h. The low-rank
+    correction of `blocks` is not added: a larger rank has the same effect.
 
     Args:
         left: (d_in, rank), right: (rank, d_out): xᵀ left right is the layer's output.
         blocks: the format of both.
-        known: of the layer's inputs and outputs.
-        bias: (d_out,); what the outputs lack on average is added to it.
+        known: calibration statistics of the layer.
+        bias: (d_out,); the mean output error is added to it.
         W: (d_out, d_in), what the product is to be close to; the product of left and right when None.
     """
     A, B = left.t().double(), right.t().double()

@@ -21,7 +21,7 @@ def compensated(W: Tensor, grid: Grid, C: Tensor, G: Tensor | None = None) -> Te
     """Round a weight so that tr(Eᵀ G E C) of its error E is small.
 
     With C = L D Lᵀ and G = M F Mᵀ, L and M unit triangular, the error is Σ F_i D_j η_ij² over the entries of
-    η = Mᵀ E L. Each entry is rounded after those that its η depends on, and aims at η_ij = 0: what is left of η is the
+    η = Mᵀ E L. Each entry is rounded after those that its η depends on, and aims at η_ij = 0: the remaining η_ij is the
     error of one rounding. Columns of large variance come first. With G None this is GPTQ (Frantar et al., 2022);
     feedback on both sides is that of YAQA (Tseng et al., "Model-preserving adaptive rounding", 2025).
 
@@ -30,7 +30,7 @@ def compensated(W: Tensor, grid: Grid, C: Tensor, G: Tensor | None = None) -> Te
 
     Args:
         W: (d_out, d_in).
-        grid: of the entries.
+        grid: the allowed values of the entries.
         C: (d_in, d_in), positive semidefinite, the second moment of the inputs.
         G: (d_out, d_out), positive semidefinite, what an error of the outputs costs.
 
@@ -129,7 +129,7 @@ class _Tiles:
         self._pass_on(i.tolist(), j.tolist(), E, E + P)
 
     def _pass_on(self, i: list[int], j: list[int], E: Tensor, R: Tensor) -> None:
-        """To the tiles to the right and below."""
+        """Feed the errors of rounded tiles back to the tiles to their right and below."""
         for number, (row, column) in enumerate(zip(i, j, strict=True)):
             rows = slice(row * _TILE, (row + 1) * _TILE)
             columns = slice(column * _TILE, (column + 1) * _TILE)
@@ -156,7 +156,7 @@ def _in_tiles(M: Tensor) -> Tensor:
 
 
 def _filled(M: Tensor, value: float = 0.0) -> Tensor:
-    """Up to whole tiles."""
+    """Pad a matrix with zeros to whole tiles."""
     rows, columns = M.shape
     padded = torch.full((-(-rows // _TILE) * _TILE, -(-columns // _TILE) * _TILE), value, device=M.device)
     padded[:rows, :columns] = M

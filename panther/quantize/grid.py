@@ -77,7 +77,7 @@ def best(W: Tensor, grids: Iterable[Grid], variance: Tensor) -> Grid:
 
 
 def block_grid(W: Tensor, variance: Tensor, *, bits: int, block_size: int) -> Grid:
-    """Unsigned integers of some bits less a zero point, a range for each block that loses least.
+    """Unsigned integers minus a zero point, with the range of each block that has the least loss.
 
     Args:
         W: (d_out, d_in).

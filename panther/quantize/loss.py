@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def weighed_loss(lost: Tensor, G: Tensor, C: Tensor) -> float:
-    """tr(lostᵀ G lost C); float32 is enough for an estimate once the sizes are taken out.
+    """tr(lostᵀ G lost C); computed in float32 after scaling, which is enough for an estimate.
 
     Args:
-        lost: (d_out, d_in), of the weight.
+        lost: (d_out, d_in), the error of the weight.
         G: (d_out, d_out): eᵀ G e is the relative squared error of the model's outputs where e is the layer's.
         C: (d_in, d_in), the second moment of the inputs.
     """

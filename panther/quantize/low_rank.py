@@ -24,10 +24,10 @@ class Layer:
 
     Attributes:
         unit: the layer.
-        sight: what calibration says of the tensor that it reads.
+        sight: calibration statistics of the tensor that it reads.
         index: of the layer among those that read it.
         choice: how the tensor is rounded.
-        covariance: (d_in, d_in), of the tensor, about its mean where the bias takes that up.
+        covariance: (d_in, d_in), of the tensor; about its mean if the bias corrects the mean error.
         extreme: (n, d_in), rows with the largest entries.
     """
 
@@ -62,8 +62,8 @@ class Factors:
 def factorize(layer: Layer, left: Tensor, *, compensate: bool) -> Factors:
     """Round the first factor, refit the second to its outputs, and round that.
 
-    With ẑ = Â (x + n), n being the error of the rounded input, the second factor that loses least is
-    B = E[W x ẑᵀ] E[ẑ ẑᵀ]⁻¹ = W C Âᵀ (Â (C + s²/12) Âᵀ)⁻¹, whatever the outputs weigh.
+    With ẑ = Â (x + n), n being the error of the rounded input, the least-squares second factor is
+    B = E[W x ẑᵀ] E[ẑ ẑᵀ]⁻¹ = W C Âᵀ (Â (C + s²/12) Âᵀ)⁻¹, independent of the sensitivity of the outputs.
 
     Args:
         layer: the layer.

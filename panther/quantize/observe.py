@@ -56,7 +56,7 @@ class Observed:
         self.highest[key] = high if known is None else torch.maximum(self.highest[key], high)
 
     def borrow(self, unit: Unit, others: Sequence[Unit]) -> None:
-        """Give a unit that saw nothing the others' rows."""
+        """Copy the sampled rows of other units to a unit that received none."""
         known = [id(other) for other in others if id(other) in self.rows]
         if known and id(unit) not in self.rows:
             self.rows[id(unit)] = torch.cat([self.rows[key] for key in known])
@@ -123,7 +123,7 @@ def observe(
 
 
 def share_experts(model: nn.Module, units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed) -> None:
-    """Let experts of one module share their moments, and their rows where one saw none.
+    """Share calibration moments among the experts of a module, and rows with experts that received none.
 
     Args:
         model: opened.

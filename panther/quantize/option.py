@@ -24,7 +24,7 @@ class Option(Protocol):
 
     @property
     def reason(self) -> str:
-        """How, in words."""
+        """The format in words."""
         ...
 
     @property

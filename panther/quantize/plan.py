@@ -115,7 +115,7 @@ class Quantizer:
         return self._measured(plan, final=True)
 
     def within(self, plan: Plan, max_error: float) -> Plan:
-        """The plan with as few bytes as keep the error; bisects over steps to the next option by gain for each byte.
+        """The smallest plan that keeps the error limit; bisects over steps to the next option by gain for each byte.
 
         Where the embeddings alone cost more, they get more bits, and stay in float32 at last.
         """
@@ -162,7 +162,7 @@ class Quantizer:
 
 
 def int8_plan(candidates: Sequence[Candidate], choose: Callable[[Candidate], Activation], smoothing: str) -> Plan:
-    """Every layer in static int8, its input rounded as is chosen for its candidate."""
+    """Every layer in static int8, with the given choice of rounding for each candidate's input."""
     options = [
         Int8Option(candidate, index, choose(candidate))
         for candidate in candidates
@@ -172,7 +172,7 @@ def int8_plan(candidates: Sequence[Candidate], choose: Callable[[Candidate], Act
 
 
 def _steps(decisions: Sequence[Decision]) -> list[int]:
-    """The indices of the decisions that go on to their next option, those that gain most for their bytes first."""
+    """Indices of the decisions that advance to their next option, the largest gain per byte first."""
     steps = []
     for index, each in enumerate(decisions):
         gain = math.inf

@@ -35,12 +35,12 @@ class Rounded:
 def round_weight(W: Tensor, C: Tensor, G: Tensor | None = None) -> Rounded:
     """Round a weight so that its outputs change least on inputs of a second moment.
 
-    The entries that are left take up the errors of those that are rounded (`compensated`). The scale of a row is the
-    one that loses least, with the error weighed by the variance of each input.
+    Entries not yet rounded compensate for errors of rounded ones (`compensated`). The scale of a row is the one with
+    the least error, weighted by the variance of each input.
 
     CPUs with AVX2 but no VNNI add pairs of products in 16 bits and saturate. Entries 2i and 2i + 1 of a row, which such
     a pair multiplies, are kept from adding up to more than 128, with activations of 0 to 255. Few pairs of trained
-    weights do so, and the scale decides how many: a full bit, as with 7-bit weights, is seldom given up.
+    weights exceed it, so less precision is lost than with 7-bit weights, the usual way out.
 
     Args:
         W: (d_out, d_in).
@@ -55,15 +55,6 @@ def round_nearest(W: Tensor, C: Tensor) -> Rounded:
     """Round to the nearest with the same scales and limits: a fast estimate of the rounding error."""
     grid = _grid(W.float(), C.diagonal())
     return Rounded(grid.nearest(W.float()).to(torch.int8), grid.step[:, 0].double())
-
-
-def largest_pair_sum(weight: Tensor) -> int:
-    """The largest absolute sum of entries 2i and 2i + 1 of a row that share their sign; entries alone count too."""
-    wide = weight.to(torch.int32)
-    if wide.shape[1] % 2:
-        wide = torch.nn.functional.pad(wide, (0, 1))
-    pairs = wide.reshape(len(wide), -1, 2)
-    return int(torch.maximum(pairs.clamp_min(0).sum(-1), -pairs.clamp_max(0).sum(-1)).max())
 
 
 def _grid(W: Tensor, variance: Tensor) -> Grid:

@@ -77,7 +77,7 @@ def find_sketched(model: nn.Module, filter_fn: Filter | None, skip: Iterable[str
 
 
 def has_signs(layer: SKLinear) -> bool:
-    """Whether a fixed matrix of a layer is of signs, which take one bit an entry."""
+    """Whether a fixed matrix of a layer holds only ±c, stored at one bit an entry."""
     return any(sign_magnitude(U) is not None for U in (layer.U1s, layer.U2s))
 
 
@@ -101,7 +101,7 @@ class FactorOption:
     Attributes:
         unit: the layer.
         blocks: the format.
-        known: what calibration says of it.
+        known: its calibration statistics.
     """
 
     unit: SketchedUnit

@@ -108,7 +108,7 @@ def _choice(sight: Sight, Ms: Sequence[Tensor], F: Tensor, alpha: float) -> Acti
 
 
 def _smoothing(sight: Sight, alpha: float) -> Tensor:
-    """(d_in,), of geometric mean 1."""
+    """Smoothing factors (d_in,), scaled to a geometric mean of 1."""
     largest = torch.maximum(sight.lowest.abs(), sight.highest.abs()).double()
     columns = torch.stack([W.abs().amax(0) for W in sight.weights]).amax(0)
     used = (largest > 0) & (columns > 0)
@@ -128,7 +128,7 @@ def _factor(M: Tensor, rank: int) -> Tensor:
 
 
 def _range(X: Tensor, low: float, high: float, F: Tensor) -> tuple[float, int]:
-    """The scale and zero point that cost least on the sample, one end after the other."""
+    """The scale and zero point with the least cost on the sample: the upper end of the range is searched first."""
     if low == high:
         return 1.0, 0
     best = (1.0, 1.0)

@@ -35,7 +35,7 @@ class TermOption:
 
     Attributes:
         unit: the layer.
-        known: what calibration says of it.
+        known: its calibration statistics.
         bits: of the integers, 8 or 4.
     """
 

@@ -27,7 +27,8 @@ HEAD = """# The code map
 
 Every file with its purpose, folder by folder, taken from the first line of the file. The architecture is in
 [Contributing](contributing.md). Where to start reading: `panther/nn/functional.py` (the formula),
-`panther/export/api.py` (from a model to a file), `app/service/inference.py` (from a request to its result).
+`panther/export/api.py` (from a model to a file), `panther/compression/api.py` (from a model to a smaller one under a
+budget), `app/service/inference.py` (from a request to its result).
 """
 
 

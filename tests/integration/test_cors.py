@@ -7,7 +7,9 @@ import pytest
 from helpers import build
 
 from app.application import create_app
-from app.config.settings import Settings, SettingsError, read_settings
+from app.config.settings import Settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import read_settings
 
 ROW = [0.5, -1.0, 2.0, 0.25, 0.0, 1.5]
 PAGE, OTHER = "https://a.example", "https://b.example"

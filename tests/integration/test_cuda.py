@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from helpers.host_cuda import HostRuntime, open_model, taken
 
-from app.config.settings import SettingsError, read_settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import read_settings
 from app.errors import DeviceError
 from app.reports.stats import PlacementStats
 from app.runtime.cuda import runner as runner_module

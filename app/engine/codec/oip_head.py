@@ -18,7 +18,6 @@ KEYS = {"model_name", "model_version", "id", "parameters", "inputs", "outputs"}
 """Supported members; others are ignored, like on the protocol's other servers."""
 ARRAY = "np"
 """Content type of MLServer's numpy codec."""
-_MAX_SHOWN = 8  # dimensions
 
 
 @dataclass(frozen=True, slots=True)

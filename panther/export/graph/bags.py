@@ -1,6 +1,6 @@
 """Export bags of embeddings as a lookup and a sum, instead of torch's loop.
 
-A loop over the bags runs one bag at a time, and no proof of independent rows sees through it.
+torch exports a bag as a Loop node, which runs one bag at a time and prevents the proof that rows are independent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Bag = nn.EmbeddingBag | LowRankEmbeddingBag
 def make_bags_traceable(model: nn.Module) -> None:
     """Make the bags of a model look up rows and add them up while they are traced, in place.
 
-    Left as they are: the maximum, a forward of the user's own, and tables that change while they are read.
+    Bags that take the maximum, have a custom forward, or renormalize their table on lookup (max_norm) stay unchanged.
     """
     for module in model.modules():
         if _is_plain(module):
@@ -29,7 +29,7 @@ def make_bags_traceable(model: nn.Module) -> None:
 
 
 def is_like_offsets(tensor: Tensor) -> bool:
-    """Whether a tensor can be offsets of bags: integers from 0 that never fall."""
+    """Whether a tensor can be offsets of bags: non-decreasing integers that start at 0."""
     integers = not tensor.is_floating_point() and tensor.dtype != torch.bool
     if tensor.dim() != 1 or len(tensor) < 2 or not integers:
         return False

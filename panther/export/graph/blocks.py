@@ -1,4 +1,4 @@
-"""Layers in blocks of few bits as MatMulNBits of onnxruntime.
+"""Linear layers in blocks of 4 or 8 bits as MatMulNBits nodes of onnxruntime.
 
 See docs/decisions/0069-weights-in-blocks.md.
 """
@@ -55,7 +55,7 @@ class BlockProducts:
 
 
 def signature(layer: BlockLinear) -> Signature:
-    """K, N, bits, block size and accuracy level of the node of a layer."""
+    """K (d_in), N (d_out), bits, block size and accuracy level of the MatMulNBits node of a layer."""
     level = _FLOAT if layer.activation_bits is None else _INT8
     return layer.in_features, layer.out_features, layer.bits, layer.block_size, level
 

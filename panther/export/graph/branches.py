@@ -10,7 +10,7 @@ BRANCHES = ("sketched", "standard")
 
 
 def choose_branches(model: nn.Module, conditional: str | None) -> nn.Module:
-    """Put the chosen branch in the place of every conditional layer.
+    """Replace every conditional layer by the chosen branch.
 
     Args:
         model: changed in place.

@@ -1,8 +1,8 @@
 """The constant matrices of an exported graph: storage in the file, and folded form after loading.
 
-A constant is a small expression. What depends on weights alone is written as a few nodes over compact initializers
-(signs at one bit an entry, factors in place of their product) which onnxruntime folds into plain matrices when it loads
-the file: the file holds the small form, the running graph the fast one.
+A constant is a small expression over weights: a few nodes over compact initializers (signs at one bit an entry, factors
+in place of their product). onnxruntime folds them into plain matrices when it loads the file, so the file holds the
+small form and the running graph the fast one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Constant(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type that the running graph has it in."""
+        """Data type of the matrix in the running graph."""
         ...
 
     @property
@@ -43,7 +43,7 @@ class Constant(Protocol):
         ...
 
     def value(self) -> Array:
-        """The matrix itself, in the type that the running graph has it in."""
+        """The matrix itself, in the data type of the running graph."""
         ...
 
     def emit(self, builder: Builder, name: str) -> ir.Value:
@@ -84,7 +84,7 @@ class Builder:
         return self._values[id(array)][1]
 
     def initializer(self, array: Array, name: str) -> ir.Value:
-        """Store an array as it is, once; a name that another array has in the graph is changed."""
+        """Store an array unchanged, once; a name that another array has gets a trailing underscore."""
         while (known := self._graph.initializers.get(name)) is not None and not _holds(known, array):
             name += "_"
         if known is None:
@@ -102,13 +102,13 @@ class Builder:
         return output
 
     def shaped(self, values: ir.Value, in_a_byte: int, shape: tuple[int, int], name: str) -> ir.Value:
-        """Unpacked entries as a matrix, without those that fill the last byte.
+        """Reshape unpacked entries to a matrix, without the padding of the last byte.
 
         Args:
             values: (bytes, in_a_byte).
-            in_a_byte: entries of a byte.
-            shape: of the matrix.
-            name: of the result.
+            in_a_byte: number of entries in a byte.
+            shape: rows and columns of the matrix.
+            name: name of the result.
         """
         count = shape[0] * shape[1]
         if count % in_a_byte:
@@ -139,7 +139,7 @@ class Plain:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type that the running graph has it in."""
+        """Data type of the matrix in the running graph."""
         return self.array.dtype
 
     @property
@@ -172,7 +172,7 @@ class Signs:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type that the running graph has it in."""
+        """Data type of the matrix in the running graph."""
         return self.magnitude.dtype
 
     @property
@@ -203,12 +203,12 @@ class Signs:
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """A matrix of integers times steps, stored at one byte an entry, or at half of one where all are from -7 to 7.
+    """A matrix of integers times steps, stored at one byte an entry, or half a byte if all are from -7 to 7.
 
     Attributes:
         levels: (rows, columns) int8.
         steps: (1, columns) or (rows, 1), float32.
-        dtype: that the running graph has it in.
+        dtype: data type of the matrix in the running graph.
     """
 
     levels: Array
@@ -246,7 +246,7 @@ class Levels:
         return product if whole else builder.node("Cast", [product], name, to=ir.DataType.from_numpy(self.dtype))
 
     def _unpacked(self, builder: Builder, name: str) -> ir.Value:
-        """Two integers of a byte: BitwiseAnd and BitShift → Concat → Cast → Sub → Reshape."""
+        """Unpack the two integers of each byte: BitwiseAnd and BitShift → Concat → Cast → Sub → Reshape."""
         shifted = np.pad((self.levels.ravel() + 8).astype(np.uint8), (0, self.levels.size % 2))
         packed = builder.initializer(
             (shifted[0::2] | shifted[1::2] << 4).reshape(-1, 1), f"{name}{LEVELS_SUFFIX}_in_4_bits"
@@ -276,7 +276,7 @@ class SideBySide:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type that the running graph has it in."""
+        """Data type of the matrix in the running graph."""
         return self.parts[0].dtype
 
     @property
@@ -312,7 +312,7 @@ class Product:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type that the running graph has it in."""
+        """Data type of the matrix in the running graph."""
         return self.left.dtype
 
     @property
@@ -345,7 +345,7 @@ def _holds(value: ir.Value, array: Array) -> bool:
 
 
 def transposed(constant: Constant) -> Constant:
-    """The transpose, stored as compactly: each leaf is transposed, and no graph has to do it."""
+    """The transpose, stored as compactly: each leaf is transposed here, so the graph needs no Transpose node."""
     match constant:
         case Plain(array):
             return Plain(np.ascontiguousarray(array.T))

@@ -23,8 +23,9 @@ from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN, layers_of
 from panther.nn import functional
 from panther.nn.hooks import computes_weights, take_hooks
+from panther.nn.padding import own_padding, padded
 from panther.nn.quantized import StoredConv
-from panther.nn.sketched_conv import SketchedConv, own_padding, padded
+from panther.nn.sketched_conv import SketchedConv
 
 CONV_OP = "SketchedConv"
 ExportedConv = SketchedConv | StoredConv
@@ -33,7 +34,7 @@ _CONV_OPS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 
 
 class ConvPlaceholder(nn.Module):
-    """Takes the place of a convolution while the model is traced; its constants are added afterwards."""
+    """Replaces a convolution while the model is traced; its constants are added afterwards."""
 
     def __init__(self, layer: ExportedConv, name: str) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ def conv_layers(model: nn.Module) -> dict[str, ExportedConv]:
 
 
 def output_sizes(layer: ExportedConv, sizes: Sequence[int]) -> list[int]:
-    """The spatial sizes of the output for an input that has all padding but `own_padding`."""
+    """Spatial sizes of the output for an input to which all padding except `own_padding` was applied."""
     padding = own_padding(layer) or (0,) * layer.axes
     every = zip(sizes, padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
     return [(size + 2 * pad - apart * (kernel - 1) - 1) // step + 1 for size, pad, apart, kernel, step in every]
@@ -89,7 +90,7 @@ class Step:
     """One Conv node.
 
     Attributes:
-        name: of its constant, behind the layer's.
+        name: suffix of the name of its constant, after the layer's name.
         weight: (C_out, C_in/groups, *kernel).
         strided: whether it has the stride, the padding and the dilation of the layer.
     """
@@ -132,7 +133,7 @@ def branches(layer: ExportedConv, dtype: type[np.floating], *, dense: bool, fold
 
 
 def weights(layer: ExportedConv, *, dense: bool) -> int:
-    """Entries of the weights that a plan convolves by."""
+    """Number of entries of the weights of a plan."""
     if isinstance(layer, StoredConv):
         return layer.dense_entries if dense else layer.stored_entries
     count = layer.parameter_count()

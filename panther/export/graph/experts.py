@@ -1,4 +1,4 @@
-"""How many rows each expert of a mixture is measured with."""
+"""Row counts at which the experts of a mixture are timed: the mean over the experts of a layer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Shape = tuple[int, ...]
 def evenly_routed(model: nn.Module, shapes: dict[str, Shape]) -> dict[str, Shape]:
     """Input shapes of layers, with the mean number of rows for each expert.
 
-    The example inputs reach some experts, and others not at all; in use all of them are called.
+    The router may send no row of the example inputs to an expert; in use every expert receives rows.
 
     Args:
-        model: that was called.
-        shapes: by sketched layer that of its x; of an expert (rows, d_in).
+        model: the model that was called.
+        shapes: the input shape of each sketched layer by its name; (rows, d_in) for an expert.
     """
     found = dict(shapes)
     for name, experts in model.named_modules():

@@ -17,7 +17,8 @@ from panther.export.errors import ExportError, first_line
 from panther.export.graph.convolutions import conv_layers
 from panther.export.graph.experts import evenly_routed
 from panther.export.graph.recurrent import refuse_what_onnx_lacks
-from panther.export.graph.trace import no_fast_path, sketched_layers, tied_layers
+from panther.export.graph.sketched import sketched_layers, tied_layers
+from panther.export.graph.trace import no_fast_path
 
 Axes = Mapping[str, Mapping[int, str]]
 # largest relative difference from summing the same products in another order
@@ -29,9 +30,9 @@ class Observed:
     """Observations of a model on its example inputs.
 
     Attributes:
-        x_shapes: by sketched layer the shape of the x of its first call; of experts that of `evenly_routed`.
-        output_names: of the tensors it returned: keys of a dictionary, else ``output``, or ``output_0`` and so on.
-        notes: what it returned besides tensors, and where torch's fast path gives other values, in words.
+        x_shapes: the input shape of each sketched layer in its first call, by name; of experts as in `evenly_routed`.
+        output_names: names of the returned tensors: keys of a dictionary, else ``output``, or ``output_0`` and so on.
+        notes: values other than tensors that it returned, and outputs that differ on torch's fast path, in words.
     """
 
     x_shapes: dict[str, tuple[int, ...]]
@@ -119,7 +120,7 @@ def observe(model: nn.Module, examples: Mapping[str, Tensor], *, by_name: bool) 
     """Run the model on the examples, and record its inputs and outputs.
 
     Raises:
-        ExportError: it does not take them, or returns no tensor.
+        ExportError: the model rejects the examples, or returns no tensor.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -176,9 +177,9 @@ def named_outputs(
     """The outputs as the caller names them, or by the names that were found.
 
     Args:
-        model: that returns them.
-        outputs: the caller's; None where the found names shall do, changed where an input is called so.
-        found: names in the order of what the model returns.
+        model: the model that returns them.
+        outputs: the caller's descriptions; None uses the found names, changed if an input has the same name.
+        found: names in the order in which the model returns the tensors.
         inputs: names of the inputs.
 
     Raises:

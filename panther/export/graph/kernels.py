@@ -34,7 +34,7 @@ class Stored:
 
     Attributes:
         kernel: the integers and scales.
-        dtype: that the running graph has it in.
+        dtype: data type of the weight in the running graph.
     """
 
     kernel: StoredKernel
@@ -84,7 +84,7 @@ class Composed:
 
 
 def composed(layer: SketchedConv) -> Composed | None:
-    """The dense weight of a layer as its factors, in float32; None where they take no less."""
+    """The dense weight of a layer as its factors, in float32; None if the factors take no fewer bytes."""
     if layer.groups > 1:
         return None
     S1s, U1s, U2s, S2s = layer.all_terms()

@@ -23,7 +23,8 @@ from panther.export.graph.constants import (
 from panther.export.graph.names import make_unique
 from panther.export.graph.nodes import first_input, graph_of
 from panther.export.graph.placeholders import DOMAIN
-from panther.export.graph.trace import OP, WEIGHT_OP, Traced, is_op, layer_of
+from panther.export.graph.sketched import OP, WEIGHT_OP, is_op, layer_of
+from panther.export.graph.trace import Traced
 from panther.linalg import sign_bits
 from panther.linalg.levels import integer_levels
 from panther.nn import SKLinear
@@ -35,14 +36,14 @@ TWO_PRODUCTS, DENSE = "two_products", "dense"
 class Site:
     """One linear map of the graph, y = (x @ A) @ B + bias, and where it is used.
 
-    Usually a sketched layer; where sketched layers follow each other with nothing between, all of them together.
+    Usually one sketched layer; sketched layers that follow each other directly are one map.
 
     Attributes:
-        layers: names of the layers, in order; of tied ones the first.
+        layers: names of the layers, in order; the first name of tied layers.
         A: (in_features, rank) constant.
         B: (rank, out_features) constant, 1/(2L) folded in.
         bias: (out_features,) or None.
-        nodes: the nodes that compute it; of several layers those of the last.
+        nodes: the nodes that compute it; for several layers, the nodes of the last layer.
         tied_biases: by name the biases of further layers that share A and B.
     """
 
@@ -100,13 +101,13 @@ def find_sites(
 ) -> list[Site]:
     """The linear maps of a traced graph in order; directly connected layers are one.
 
-    A chain x·A₁·B₁·A₂·B₂ is the map of rank min(r₁, r₂) that (A₁·B₁·A₂, B₂) or (A₁, B₁·A₂·B₂) are; either takes fewer
-    multiply-adds than the four products, and the smaller rank the fewest.
+    A chain x·A₁·B₁·A₂·B₂ is two products by (A₁·B₁·A₂, B₂) of rank r₂ or by (A₁, B₁·A₂·B₂) of rank r₁. Either takes
+    fewer multiply-adds than the four products; the smaller rank takes the fewest.
 
     Args:
         traced: is not changed.
         dtype: of the constants.
-        merge: whether layers that meet become one.
+        merge: whether directly connected layers become one site.
         balance: as for `factor_constants`.
     """
     sites: dict[str, Site] = {}
@@ -144,8 +145,8 @@ def lower(
         sites: as `find_sites` gave them.
         plans: a plan for each site's name.
         fold: store constants in their compact form, to be folded at load; as plain matrices when False.
-        transpose_dense: compute dense layers on matrices of rows by x @ Wᵀᵀ, W lying as in nn.Linear: on CUDA, one row
-            takes up to a quarter less that way.
+        transpose_dense: store the weight of dense layers as (d_out, d_in), as nn.Linear does, and transpose it in the
+            product: on CUDA, one row takes up to a quarter less time.
     """
     graph = traced.model.graph
     builder = Builder(graph, fold=fold)
@@ -175,7 +176,7 @@ def lower(
 
 
 def _lower_weights(traced: Traced, sites: list[Site], builder: Builder) -> None:
-    """Put the dense weight, (out_features, in_features), where a model reads that of a sketched layer as a tensor."""
+    """Insert the dense weight (d_out, d_in) where a model reads a sketched layer's weight as a tensor."""
     read = {site.layers[0]: site for site in sites if len(site.layers) == 1}
     for node in list(traced.model.graph.all_nodes()):
         weight = node.outputs[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 
-def name_ends(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def name_inputs_and_outputs(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name the inputs and outputs of a graph.
 
     An output that is an input, a constant, or another output as well becomes a copy, since a value has one name.
@@ -41,7 +41,7 @@ def make_unique(graph: ir.Graph) -> None:
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """What a graph and the graphs within it define, each once; inputs of the outermost left to the caller."""
+    """Values defined in a graph and its nested graphs, each once, without the inputs of the outermost graph."""
     yield from list(graph.initializers.values())
     for node in graph:
         yield from node.outputs

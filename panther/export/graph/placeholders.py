@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class QuantizedPlaceholder(nn.Module):
-    """Takes the place of a quantized layer while the model is traced; its constants are added afterwards."""
+    """Replaces a quantized layer while the model is traced; its constants are added afterwards."""
 
     def __init__(self, layer: Int8Linear | BlockLinear, name: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def layers_of(model: nn.Module, kind: type[Layer]) -> dict[str, Layer]:
 
 
 class TablePlaceholder(nn.Module):
-    """Takes the place of an embedding in blocks."""
+    """Replaces an embedding in blocks of 4 bits while the model is traced."""
 
     def __init__(self, layer: BlockEmbedding, name: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def _node(x: Tensor, name: str, dtype: torch.dtype, shape: Sequence[int | torch.
 
 
 def quantized_factors(model: nn.Module) -> dict[str, str]:
-    """By the name of the second factor of each layer of low rank that of the first, as `quantized_layers` has them."""
+    """Name of the first factor of each low-rank layer by the name of its second factor, as in `quantized_layers`."""
     found = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""

@@ -31,12 +31,12 @@ _MAX_BYTES = 1_900_000_000
 
 
 def quantize_weights(model: ir.Model) -> ir.Model:
-    """Replace the products by constant matrices with MatMulNBits: 8 bits an entry, a float scale for 32 of a column.
+    """Replace the products by constant matrices with MatMulNBits: 8 bits an entry, a scale for 32 rows of a column.
 
     Inputs, outputs, biases and everything else stay float32.
 
     Raises:
-        ExportError: the model is larger than the quantizer takes.
+        ExportError: the model exceeds the size limit of the quantizer.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size > _MAX_BYTES:
@@ -66,8 +66,8 @@ def quantize_proto(before: onnx.ModelProto) -> onnx.ModelProto:
 def _make_signs_exact(graph: onnx.GraphProto, products: dict[str, Array]) -> None:
     """Write blocks of ±c as ±127 steps of c/127.
 
-    The quantizer takes -c as -128 steps and +c as +127: all of a sign matrix is shifted to one side, and on inputs
-    whose mean is not zero, as after a ReLU, the shifts add up (error 5% where 1% is due).
+    The quantizer takes -c as -128 steps and +c as +127: this biases every entry of a sign matrix to one
+    side, and on inputs with a mean other than zero, as after a ReLU, the biases add up (error 5% instead of 1%).
     """
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:

@@ -13,7 +13,8 @@ from panther.export.graph import blocks, int8, tables
 from panther.export.graph.constants import Builder
 from panther.export.graph.nodes import all_nodes, first_input, graph_of, replace_node
 from panther.export.graph.placeholders import QUANTIZED_OP, QuantizedLayer
-from panther.export.graph.trace import Traced, is_op, layer_of
+from panther.export.graph.sketched import is_op, layer_of
+from panther.export.graph.trace import Traced
 from panther.nn.quantized import BlockEmbedding, BlockLinear
 
 _Kind = tuple[str, blocks.Signature]
@@ -66,7 +67,7 @@ def lower_dense(traced: Traced) -> None:
 
 
 def _pairs(traced: Traced, nodes: Sequence[ir.Node]) -> dict[ir.Node, ir.Node]:
-    """By the node of a second factor that of the first, where nothing else reads its output."""
+    """Node of the first factor by the node of the second factor, if only the second reads the first's output."""
     found = {}
     for node in nodes:
         before = first_input(node).producer()
@@ -82,12 +83,12 @@ def check_products(optimized: onnx.ModelProto, layers: Mapping[str, QuantizedLay
     """Check that the optimized graph multiplies the quantized layers as planned.
 
     Args:
-        optimized: what onnxruntime runs.
+        optimized: the graph that onnxruntime runs.
         layers: the quantized layers by name.
-        used: by the name of a layer how many products it has.
+        used: number of products of each layer, by its name.
 
     Raises:
-        ExportError: a product is not there.
+        ExportError: a product is missing.
     """
     found, planned = Counter(map(_kind_of, all_nodes(optimized.graph))), Counter[_Kind]()
     for name, count in used.items():
@@ -100,7 +101,7 @@ def check_products(optimized: onnx.ModelProto, layers: Mapping[str, QuantizedLay
 
 
 def _kind(layer: QuantizedLayer) -> _Kind:
-    """The operator of a layer, and what tells it from others of that operator."""
+    """The operator of a layer, and the properties that distinguish it from others of that operator."""
     if isinstance(layer, BlockLinear):
         return blocks.OP, blocks.signature(layer)
     return (tables.OP if isinstance(layer, BlockEmbedding) else int8.OP), ()

@@ -55,10 +55,10 @@ class FactoredRNN(nn.Module):
 
 
 def lower_recurrent(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Put a `FactoredRNN` in the place of every `ProjectedRNN`; changes the model in place.
+    """Replace every `ProjectedRNN` by a `FactoredRNN`, in place.
 
     Returns:
-        The model, and what is to be said of it.
+        The model, and notes for the export report.
     """
     made: dict[int, FactoredRNN] = {}
     notes: list[str] = []
@@ -83,7 +83,7 @@ def lower_recurrent(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 @torch.no_grad()
 def _layer(projected: ProjectedRNN, layer: int) -> tuple[nn.Module, nn.RNNBase]:
-    """The product by the first factor, nothing where there is none, and one layer of torch's."""
+    """The product by the first factor (nn.Identity for a dense input weight), and one recurrent layer of torch."""
     into: Any = projected.get_submodule(f"input_l{layer}")
     down: nn.Module = nn.Identity()
     W: Tensor = into.weight

@@ -1,4 +1,4 @@
-"""Weights that another library quantized: written as the floats that they are read as, or refused by name."""
+"""Weights quantized by another library: exported as the floats that they represent, or refused by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WAY_OUT = "export the model before it is quantized; precision='int8' stores the
 
 
 def quantized_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that hold something else than plain floats.
+    """Names of the parameters that are not plain float tensors.
 
     Raises:
         ExportError: a layer computes in quantized arithmetic.
@@ -42,7 +42,7 @@ def quantized_parameters(model: nn.Module) -> list[str]:
 
 
 def dequantized(model: nn.Module, names: list[str]) -> nn.Module:
-    """A copy of a model in which these parameters are the floats that they hold.
+    """A copy of a model with these parameters dequantized to floats.
 
     Raises:
         ExportError: one can't be read as floats.
@@ -64,7 +64,7 @@ def check_same(quantized: nn.Module, floats: nn.Module, inputs: Mapping[str, Ten
     """Compare a model with quantized weights with its copy in floats, both as they are.
 
     Raises:
-        ExportError: they compute something else, as where activations are quantized too.
+        ExportError: their outputs differ, for example because activations are quantized too.
     """
     dtype = next((parameter.dtype for parameter in floats.parameters() if parameter.is_floating_point()), torch.float32)
     feeds = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}

@@ -27,7 +27,7 @@ _GATES: dict[type[nn.RNNBase], tuple[str, tuple[int, ...]]] = {
 def make_traceable(model: nn.Module) -> None:
     """Make recurrent layers trace to one ONNX node a layer; changes the model in place.
 
-    Left as they are: a forward of the user's own, and weights that are computed from others.
+    Layers stay unchanged if they have a custom forward, or weights that are computed from others (parametrizations).
     """
     for module in model.modules():
         kind = next((kind for kind in _GATES if type(module).forward is kind.forward), None)

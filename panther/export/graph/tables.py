@@ -7,20 +7,21 @@ from torch import Tensor
 
 from panther.export.graph.constants import Builder
 from panther.export.graph.nodes import first_input, replace_node
-from panther.export.graph.trace import layer_of
+from panther.export.graph.sketched import layer_of
 from panther.nn.quantized import BlockEmbedding
 
 OP, DOMAIN = "GatherBlockQuantized", "com.microsoft"
 
 
 def look_up(graph: ir.Graph, builder: Builder, node: ir.Node, table: BlockEmbedding, name: str) -> None:
-    """Replace a node by GatherBlockQuantized(table, indices), which unpacks the rows that it takes.
+    """Replace a node by GatherBlockQuantized(table, indices), which unpacks only the rows that it looks up.
 
     Args:
-        graph, builder: of the node.
-        node: whose first input are the indices.
+        graph: the graph of the node.
+        builder: writes the constants of the graph.
+        node: its first input are the indices.
         table: the embedding.
-        name: that no other node has.
+        name: a unique name for the new node.
     """
 
     def stored(tensor: Tensor, part: str) -> ir.Value:

@@ -9,14 +9,10 @@ import contextlib
 import copy
 import io
 import logging
-import re
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -26,23 +22,19 @@ from panther.export.errors import ExportError, first_line
 from panther.export.graph import adapt
 from panther.export.graph.bags import make_bags_traceable
 from panther.export.graph.convolutions import ConvPlaceholder, ExportedConv, conv_layers
-from panther.export.graph.names import name_ends
+from panther.export.graph.names import name_inputs_and_outputs
 from panther.export.graph.placeholders import (
-    DOMAIN,
     QuantizedLayer,
-    layers_of,
     placeholder,
     quantized_factors,
     quantized_layers,
 )
 from panther.export.graph.recurrent import make_traceable
+from panther.export.graph.sketched import WEIGHT_OP, Placeholder, is_op, layer_of, sketched_layers, tied_layers
+from panther.export.graph.tidy import name_axes, tidy
 from panther.nn import SKLinear
-from panther.nn.hooks import computes_weights, take_hooks
 
 OPSET = 20
-# smaller constants are stored at each use
-_SHARED_BYTES = 256
-OP, WEIGHT_OP = "SketchedLinear", "DenseWeight"
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,9 @@ class Traced:
             matrices; each call of a quantized layer a node `panther::QuantizedLayer` over x, of a convolution one
             `panther::SketchedConv`. Their attribute ``layer`` is the layer's name.
         layers: the sketched layers by name.
-        tied: as `tied_layers`.
+        tied: as `tied_layers` returns them.
         quantized: the quantized layers by name.
-        factors: by the name of a second factor in few bits that of the first, as `quantized_factors`.
+        factors: names of first factors in few bits by the names of the second, as `quantized_factors` returns them.
         convolutions: the sketched convolutions, and those in 8 bits, by name.
     """
 
@@ -74,68 +66,12 @@ class Traced:
         return {layer_of(node) for node in nodes if is_op(node, WEIGHT_OP) and _is_used(node.outputs[0])}
 
 
-def is_op(node: ir.Node, op: str) -> bool:
-    """Whether a node is one of those that a sketched layer leaves in the graph."""
-    return (node.domain, node.op_type) == (DOMAIN, op)
-
-
-def layer_of(node: ir.Node) -> str:
-    """The name of the sketched layer that left a node."""
-    return str(node.attributes["layer"].as_string())
-
-
-class Placeholder(nn.Module):
-    """Takes the place of a sketched layer while the model is traced."""
-
-    def __init__(self, layer: SKLinear, name: str) -> None:
-        super().__init__()
-        self.S1s, self.U1s, self.U2s, self.S2s = (
-            nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
-            for tensor in (layer.S1s, layer.U1s, layer.U2s, layer.S2s)
-        )
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-        # code around the layer may read its sizes
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.num_terms, self.low_rank = layer.num_terms, layer.low_rank
-        self.name = name
-        if not computes_weights(layer):
-            take_hooks(self, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Leave one node in the graph."""
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"x of shape {tuple(x.shape)} must end in in_features ({self.in_features})")
-        terms = (x, self.S1s, self.U1s, self.U2s, self.S2s)
-        return self._node(
-            OP,
-            terms if self.bias is None else (*terms, self.bias),
-            dtype=x.dtype,
-            shape=(*x.shape[:-1], self.out_features),
-        )
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, (out_features, in_features): a node whose constant is folded when the file is loaded."""
-        terms = (self.S1s, self.U1s, self.U2s, self.S2s)
-        return self._node(WEIGHT_OP, terms, dtype=self.S1s.dtype, shape=(self.out_features, self.in_features))
-
-    def dense_weight(self) -> Tensor:
-        """The dense weight; see `weight`."""
-        return self.weight
-
-    def _node(self, op: str, inputs: Sequence[Tensor], *, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        symbolic: Tensor = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{op}", inputs, attrs={"layer": self.name}, dtype=dtype, shape=shape, version=1
-        )
-        return symbolic
-
-
 class Traceable(nn.Module):
     """A model called with plain tensors in a fixed order, as the graph will be.
 
     Args:
-        model: what is called.
-        names: of its arguments, in the order of the tensors; None calls it by position.
+        model: the model.
+        names: names of its arguments, in the order of the tensors; None calls it by position.
         half: compute in float16; float32 tensors are cast on the way in and out.
     """
 
@@ -156,39 +92,6 @@ class Traceable(nn.Module):
         return tuple(_float(leaf) for leaf in leaves) if self.half_inside else tuple(leaves)
 
 
-def sketched_layers(model: nn.Module) -> dict[str, SKLinear]:
-    """The sketched linear layers of a model by their dotted name, as `layers_of`."""
-    return layers_of(model, SKLinear)
-
-
-def tied_layers(model: nn.Module) -> dict[str, str]:
-    """By the name of each sketched layer the first one that has the same four matrices: itself where none is tied.
-
-    Layers are tied by their Parameters S1s and S2s; U1s and U2s are buffers, of which a module keeps its own copies
-    where the model's type was changed.
-    """
-    first: dict[tuple[int, int], list[str]] = {}
-    result: dict[str, str] = {}
-    layers = sketched_layers(model)
-    for name, layer in layers.items():
-        S1s, S2s = layer._parameters.get("S1s"), layer._parameters.get("S2s")
-        if S1s is None or S2s is None:
-            # computed from other parameters, as by pruning
-            result[name] = name
-            continue
-        known = first.setdefault((id(S1s), id(S2s)), [])
-        same = next((other for other in known if _same_sketch(layer, layers[other])), None)
-        if same is None:
-            known.append(name)
-        result[name] = same or name
-    return result
-
-
-def _same_sketch(one: SKLinear, other: SKLinear) -> bool:
-    pairs = ((one.U1s, other.U1s), (one.U2s, other.U2s))
-    return all(ours is theirs or torch.equal(ours, theirs) for ours, theirs in pairs)
-
-
 def trace(
     model: nn.Module,
     example_inputs: Mapping[str, Tensor],
@@ -201,10 +104,10 @@ def trace(
     """Trace a module with torch.export and translate it.
 
     Args:
-        model: any module that torch.onnx can export, on the CPU in float32; left as it is.
+        model: any module that torch.onnx can export, on the CPU in float32; unchanged.
         example_inputs: the tensors to call forward with, by the names that the graph's inputs shall have.
         by_name: forward takes them by these names; by position when False.
-        output_names: one name an output.
+        output_names: one name for each output.
         dynamic_axes: for each input the axes of variable size and their names; the same name is the same size.
         half: compute in float16 inside; inputs and outputs stay float32.
 
@@ -220,9 +123,9 @@ def trace(
         raise ExportError(
             f"{type(model).__name__} has {len(traced.graph.outputs)} outputs; {list(output_names)} were named"
         )
-    _tidy(traced)
-    name_ends(traced.graph, names, output_names)
-    _name_axes(traced, dynamic_axes)
+    tidy(traced)
+    name_inputs_and_outputs(traced.graph, names, output_names)
+    name_axes(traced, dynamic_axes)
     found = quantized_layers(model)
     return Traced(traced, layers, tied_layers(model), found, quantized_factors(model), conv_layers(model))
 
@@ -235,10 +138,10 @@ def _first_export(
     names: Sequence[str] | None,
     half: bool,
 ) -> ir.Model:
-    """The graph by the first way of running the model that torch can export.
+    """The graph of the first variant of the model, as `adapt.attempts` lists them, that torch can export.
 
     Raises:
-        ExportError: by none; says what was wrong with the first.
+        ExportError: torch can export none; the message is the error of the first.
     """
     errors: list[Exception] = []
     for attempt in adapt.attempts(model):
@@ -265,7 +168,7 @@ def _export(model: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[dict[in
 
 
 def at_least_two(inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mapping[int, str]]) -> dict[str, Tensor]:
-    """The inputs with variable axes of size 1 doubled: torch.export takes a 1 for a size that never changes."""
+    """The inputs with variable axes of size 1 doubled: torch.export treats size 1 as constant."""
     result = {}
     for name, tensor in inputs.items():
         for axis in dynamic_axes.get(name, {}):
@@ -275,45 +178,14 @@ def at_least_two(inputs: Mapping[str, Tensor], dynamic_axes: Mapping[str, Mappin
     return result
 
 
-def _name_axes(model: ir.Model, dynamic_axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Give variable axes the names that were asked for.
-
-    Raises:
-        ExportError: the model fixes one of them.
-    """
-    names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for axis, name in dynamic_axes.get(value.name or "", {}).items():
-            size = value.shape[axis] if value.shape is not None else None
-            # torch leaves an axis that it specialized as a symbol with a number as its name
-            if not isinstance(size, ir.SymbolicDim) or size.value is None or size.value.isdecimal():
-                raise ExportError(
-                    f"axis {axis} ({name!r}) of input {value.name!r} was to vary; the model fixes it at {size}; "
-                    "leave it out of dynamic_axes, or make forward independent of it"
-                )
-            names.setdefault(str(size.value), name)
-    symbol = re.compile("|".join(rf"\b{re.escape(key)}\b" for key in names)) if names else None
-    values = (*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs))
-    for value in values:
-        if value.shape is not None and symbol is not None:
-            value.shape = ir.Shape(
-                [
-                    symbol.sub(lambda match: names[match[0]], size.value)
-                    if isinstance(size, ir.SymbolicDim) and size.value is not None
-                    else size
-                    for size in value.shape
-                ]
-            )
-
-
 def _copy(model: nn.Module, *, share: bool) -> nn.Module:
-    """A copy whose parts can be replaced; it shares the memory of the weights where nothing is going to change them."""
+    """A copy whose parts can be replaced; it shares the memory of the weights if `share`."""
     shared = [*model.parameters(), *model.buffers()] if share else []
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _replace(model: nn.Module) -> nn.Module:
-    """Put placeholders where sketched and quantized layers stand; the same layer in two places stays one."""
+    """Replace sketched and quantized layers by placeholders; a layer in two places gets one placeholder."""
     replaced: dict[int, nn.Module] = {}
     replaced |= {id(layer): Placeholder(layer, name) for name, layer in sketched_layers(model).items()}
     replaced |= {id(layer): placeholder(layer, name) for name, layer in quantized_layers(model).items()}
@@ -335,45 +207,8 @@ def _is_used(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _tidy(model: ir.Model) -> None:
-    """Give weights the names they have in the model, and drop the tracer's notes: stack traces with paths."""
-    graph = model.graph
-    for node in graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-    graph.metadata_props.clear()
-    model.metadata_props.clear()
-    for value in list(graph.initializers.values()):
-        name = value.name or ""
-        if name.startswith("model.") and name.removeprefix("model.") not in graph.initializers:
-            value.name = name.removeprefix("model.")
-    _store_equal_weights_once(graph)
-
-
-def _store_equal_weights_once(graph: ir.Graph) -> None:
-    """Keep one of the constants that are equal: the translation writes a weight again for each use of its layer."""
-    kept: dict[tuple[object, ...], list[tuple[ir.Value, np.ndarray[Any, Any]]]] = {}
-    for name, value in list(graph.initializers.items()):
-        constant = value.const_value
-        if constant is None or constant.nbytes < _SHARED_BYTES or value.is_graph_output():
-            continue
-        array = constant.numpy()
-        key = (constant.dtype, tuple(constant.shape.numpy()), zlib.crc32(np.ascontiguousarray(array).data.cast("B")))
-        known = kept.setdefault(key, [])
-        same = next((other for other, numbers in known if np.array_equal(numbers, array)), None)
-        if same is None:
-            known.append((value, array))
-        else:
-            ir.convenience.replace_all_uses_with(value, same)
-            del graph.initializers[name]
-
-
 def _innermost(error: BaseException) -> str:
-    """The first line of the cause that started it; torch wraps it in pages of advice."""
+    """The first line of the root cause of an error, without the advice that torch adds."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
@@ -381,7 +216,7 @@ def _innermost(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def no_fast_path() -> Iterator[None]:
-    """nn.TransformerEncoderLayer's fast path reads weights past the layers' forward; the slow one calls them."""
+    """Disable the fast path of nn.TransformerEncoderLayer, which reads weights instead of calling the layers."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

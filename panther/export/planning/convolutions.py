@@ -15,7 +15,8 @@ from panther.export.graph.trace import OPSET
 from panther.export.ort import Target, load
 from panther.export.planning.measure import clock_of, median_us, runner
 from panther.export.planning.plan import PLANS, better, check_plan
-from panther.nn.sketched_conv import SketchedConv, own_padding, padding_sides
+from panther.nn.padding import own_padding, padding_sides
+from panther.nn.sketched_conv import SketchedConv
 
 _BUDGET_S, _LAYER_BUDGET_S = 30.0, 1.5
 

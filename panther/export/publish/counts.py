@@ -17,7 +17,8 @@ from panther.export.graph.constants import BITS_SUFFIX
 from panther.export.graph.lower import DENSE, TWO_PRODUCTS, Site
 from panther.export.graph.nodes import all_nodes
 from panther.export.graph.placeholders import layers_of
-from panther.export.graph.trace import Traced, sketched_layers, tied_layers
+from panther.export.graph.sketched import sketched_layers, tied_layers
+from panther.export.graph.trace import Traced
 from panther.export.publish.embeddings import embedding_count
 from panther.nn import SKLinear
 from panther.nn.low_rank import Int8LowRank

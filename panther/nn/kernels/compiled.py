@@ -63,9 +63,9 @@ def linear(
 
 
 def composed(x: Tensor, S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a sketched linear layer to x, (..., d_in), by as few plain operations as it takes.
+    """Apply a sketched linear layer to x, (..., d_in), by plain operations, which the compiler fuses.
 
-    Both gradients of a product are computed, those of the fixed halves too; a graph is best left to be a graph.
+    Autograd computes the gradients of A and B whole, including the fixed halves.
     """
     d_in, d_out = S1s.shape[1], S2s.shape[2]
     scale = 1 / (2 * len(S1s))
@@ -153,10 +153,10 @@ def forward_split_k(
     splits: int,
     learning: bool,
 ) -> list[Tensor]:
-    """The output and the partial sums of H, (splits, N, 2Lk): by our kernels where they still can, else by products.
+    """The output and the partial sums of H, (splits, N, 2Lk): by our kernels if they can run, else by products.
 
-    And A and B, where they had to be cast and there is a way back. Axes before the last one are laid together here, not
-    in the graph: the compiler has a way around views that takes the host more time.
+    If A and B had to be cast and a backward pass follows, the cast ones are returned too. Leading axes are flattened
+    here and not in the graph, where the compiler's handling of views takes more host time.
     """
     terms = (S1s, U1s, U2s, S2s)
     rows = products.as_rows(x)
@@ -211,7 +211,7 @@ def _kernels_for(
     *,
     learning: bool,
 ) -> tuple[launch.LaunchPlan, Tensor, Tensor] | None:
-    """The launches of our kernels, and where they read A and B from; None for products."""
+    """The launches of our kernels, and the tensors from which they read A and B; None for products."""
     precision = cuda._precision(x, dtype)
     if precision is None:
         return None
@@ -273,7 +273,8 @@ def _backward_fake(_: Tensor, x: Tensor, H: Tensor, *others: Any) -> list[Tensor
 class _ByKernels(torch.autograd.Function):
     """Both operations as one differentiable function.
 
-    Not registered as the derivative of the first: torch would call it at each run, where no derivative is taken.
+    The backward operation is not registered as the derivative of the forward one: torch would call the registered code
+    at each run, even without gradients.
     """
 
     @staticmethod

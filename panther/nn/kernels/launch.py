@@ -29,7 +29,7 @@ _current_device = private_names.current_device
 
 
 def casts(rows: int, parameter_dtype: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether A and B have to be cast to dtype first: tiles of them are read again for each block of rows."""
+    """Whether A and B have to be cast to dtype first: each block of rows reads their tiles again."""
     return parameter_dtype != dtype and rows > tiles.FEW_BLOCKS_ROWS
 
 
@@ -69,20 +69,20 @@ class Launch:
 class LaunchPlan:
     """Forward and backward launches of a layer for inputs of one shape, type and stride.
 
-    Its many fields are all that a launch needs to know, computed once: a launch looks nothing up in a second object.
+    All values that a launch needs are fields, computed once: host time per launch decides the speed of small layers.
 
     Args:
         learning: whether a backward pass follows.
         rows: N.
-        x_dtype, x_stride: of x, (N, d_in).
+        x_dtype, x_stride: data type and strides of x, (N, d_in).
         A_shape: (2L, d_in, k).
         d_out: of B, (2Lk, d_out).
         parameter_dtype: of the parameters and their gradients.
-        bias_dtype: None without one.
-        dtype: that products are computed in.
-        precision: ``"half"``, ``"tf32"`` or ``"ieee"``, how the units of the device take that type.
-        device: its index.
-        limits: what the tiles have to fit.
+        bias_dtype: data type of the bias; None without one.
+        dtype: data type of the products.
+        precision: ``"half"``, ``"tf32"`` or ``"ieee"``: arithmetic of the matrix units for that type.
+        device: index of the CUDA device.
+        limits: properties of the device that bound the tiles.
 
     Attributes:
         copies_x: whether x has to be made contiguous first.

@@ -1,9 +1,9 @@
 """Fast path of a sketched layer whose terms are adjacent in memory.
 
-S1s and U2s are the two halves of one block of memory, U1s and S2s of another, so both factors are available without
-a copy: `A` as (2L, d_in, k), a batch of matrices, and `B` as (2Lk, d_out). Each half is contiguous, and an ordinary
-parameter or buffer for other code. A layer falls back on `functional.sketched_linear` if its terms are not adjacent, or
-if torch transforms the computation.
+S1s and U2s are the halves of one block of memory, U1s and S2s those of another, so both factors exist without a copy:
+`A` as (2L, d_in, k), a batch of matrices, and `B` as (2Lk, d_out). Each half is contiguous, and an ordinary parameter
+or buffer for other code. A layer falls back on `functional.sketched_linear` if its terms are not adjacent, or if torch
+transforms the computation.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from panther.nn.kernels.dispatch import Kernel, kernel_of
 class PackedStorage(nn.Module):
     """Base of a layer with the terms S1s, U1s, U2s and S2s, which it keeps side by side in memory.
 
-    Everything that gives the terms other memory ends by packing them again.
+    Every operation that moves the terms to other memory (loading, casting, moving to a device) packs them again.
     """
 
     in_features: int
@@ -33,7 +33,7 @@ class PackedStorage(nn.Module):
     _ties: list[PackedStorage] | None = None
 
     def _share_terms(self, other: PackedStorage) -> None:
-        """Hold the very Parameters and buffers of another layer, also after both were moved or cast."""
+        """Share the Parameters and buffers of another layer, also after both were moved or cast."""
         self.S1s, self.S2s, self.U1s, self.U2s = other.S1s, other.S2s, other.U1s, other.U2s
         other._ties = self._ties = [*(other._ties or [other]), self]
         for tied in self._ties:

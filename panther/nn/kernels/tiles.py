@@ -57,8 +57,8 @@ def kernels_win(
         rows: N, of x.
         d_in, d_out: of the layer.
         columns: 2·num_terms·low_rank.
-        precision: ``"half"``, a type of 16 bits; float32 as ``"tf32"``, or as it is, ``"ieee"``.
-        learning: whether there is a way back.
+        precision: ``"half"`` for 16-bit types, ``"tf32"`` or ``"ieee"`` for float32.
+        learning: whether a backward pass follows.
         captured: whether a CUDA graph is being captured, in which launches cost nothing.
     """
     if captured:
@@ -74,8 +74,8 @@ def kernels_win(
 def products_s(rows: int, d_in: int, d_out: int, columns: int, precision: str) -> float:
     """Seconds that the device needs for forward and backward by the library's products; arguments as for `kernels_win`.
 
-    Forward and the gradient of x are four products; those of S1s and S2s are half of one each. The output's gradient is
-    read three times, x and the gradient of x once each for what is made of them.
+    Products: two forward, two for the gradient of x, half a product each for those of S1s and S2s. Bytes: y is written
+    and its gradient read three times, x is read twice and its gradient written, and H and its gradient twice each.
     """
     operations = 5 * rows * columns * (d_in + d_out)
     moved = rows * (3 * d_in + 4 * d_out + 4 * columns) * (2 if precision == "half" else 4)
@@ -112,9 +112,9 @@ class ExpandTiles:
     """Tiles of H (rows, columns) @ W (columns, features).
 
     Attributes:
-        rows_each: rows that a program passes over.
+        rows_each: rows that a program computes.
         one_tile: whether all columns fit in one tile, so that a program holds its panel of W.
-        store: how the cache is to take what is written; ".cs": it is not read again soon.
+        store: cache modifier of stores; ".cs" (streaming): the values are not read again soon.
     """
 
     BM: int
@@ -161,7 +161,7 @@ def shrink_tiles(
         x_bytes, W_bytes: an entry's size in memory.
         device: that the tiles are for.
         precision, learning: as for `kernels_win`.
-        readers: features of what is made of the result: each panel of them reads all of it.
+        readers: output features of the consumer kernel, each panel of which reads the whole result.
     """
     streamed, few, ieee = streams(rows, columns), rows <= FEW_ROWS, precision == "ieee"
     BM, BC = _tile(rows, 64), _tile(columns, 64)
@@ -227,7 +227,7 @@ def expand_tiles(
     Args:
         H_bytes: an entry's size in memory, times the partial sums to reduce.
         rows, features, columns, W_bytes, device, precision: as for `shrink_tiles`.
-        beside: whether programs of another product are launched with these, and have to fit beside them.
+        beside: whether programs of another product run in the same launch, so both must fit in shared memory.
     """
     one_tile, streamed, ieee = columns <= FEW_COLUMNS, streams(rows, columns), precision == "ieee"
     large = rows > 64 and not one_tile and not ieee

@@ -4,7 +4,7 @@ A product with a factor is one of two kinds: `_shrink` goes from many features t
 `_expand` from few columns to many features (H @ B + bias, dH @ Aᵀ). A third, `_reduce_rows`, makes the gradients of
 the learnable halves. A factor is read where its terms lie, cast as it is read, so nothing is laid out or cast before.
 
-Each kernel covers what depends on nothing but the kernel before it: two launches forward, two backward.
+Each kernel computes everything that depends only on the kernel before it: two launches forward, two backward.
 
 Shapes: x (rows, features); W (features, columns), given by three strides, since column c is entry c % K of term c // K;
 part (SPLITS, rows, columns), split-K partial sums over the features, which the consumer kernel reduces.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d
 
 from panther.linalg.levels import LARGEST_4_BITS
+from panther.nn.padding import padded
 from panther.nn.quantized.checks import float_copy
 from panther.nn.quantized.packing import pack, unpack
-from panther.nn.sketched_conv import padded
 
 _LARGEST = 127
 _ZERO_4_BITS = 8

@@ -14,7 +14,6 @@ from helpers import build
 
 ROOT = Path(__file__).parents[3]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-LIVE_MS = 8000
 ROW = json.loads((ROOT / "examples" / "digit.json").read_text())["inputs"][0]
 
 

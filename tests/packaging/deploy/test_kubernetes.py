@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from app.application import create_app
-from app.config.settings import ENV_PREFIX, Settings, read_settings
+from app.config.settings import ENV_PREFIX, Settings
+from app.config.settings_sources import read_settings
 
 VERSIONS = ("1.31", "1.34", "1.37")
 # The fields that KServe 0.21 knows (the attribute maps of its SDK), as far as they are used or near to what is used.

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.config.model_url import ModelUrl, is_url, redacted
-from app.config.settings import SettingsError, read_settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import read_settings
 from app.repository.remote.cache import now
 from app.repository.remote.errors import RemoteError
 from app.repository.remote.mirror import Mirror, MirrorOptions

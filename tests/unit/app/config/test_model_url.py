@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from app.config.model_url import ModelUrl, is_url, redacted
-from app.config.settings import SettingsError, effective, read_settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import effective, read_settings
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.config.limits import Limits
-from app.config.settings import Settings, SettingsError, effective, ignored_variables, read_settings
+from app.config.settings import Settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import effective, ignored_variables, read_settings
 from app.process.sockets import BindError, bind
 from app.service.access import Access
 from app.system import cpus

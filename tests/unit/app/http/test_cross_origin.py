@@ -4,7 +4,9 @@ import pytest
 from helpers.build import running
 from helpers.raw_http import answer, rest, wire
 
-from app.config.settings import Settings, SettingsError, read_settings
+from app.config.settings import Settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import read_settings
 from app.errors import AccessForbiddenError
 from app.http.cross_origin import CrossOriginGuard
 

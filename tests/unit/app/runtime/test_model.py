@@ -51,7 +51,6 @@ def test_a_run_that_fails_says_the_model_and_one_line(tmp_path, tiny):
 
 
 PROVEN = "each row of the outputs depends only on the same row of the inputs"
-NO_AXIS = "no input has an axis of variable size that could carry the rows"
 MIXED = "node 'y' normalizes along the batch axis (Softmax)"
 
 

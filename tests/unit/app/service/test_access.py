@@ -12,7 +12,9 @@ import pytest
 from helpers import build
 
 from app.application import create_app
-from app.config.settings import Settings, SettingsError, effective, read_settings
+from app.config.settings import Settings
+from app.config.settings_file import SettingsError
+from app.config.settings_sources import effective, read_settings
 from app.errors import AccessForbiddenError, UnauthorizedError
 from app.service.access import Access, Keys, warn_of_open_doors
 from app.telemetry.logs import configure_logging, log_settings

@@ -6,7 +6,8 @@ import time
 import pytest
 from helpers import build
 
-from app.config.settings import Settings, SettingsError
+from app.config.settings import Settings
+from app.config.settings_file import SettingsError
 from app.errors import UnauthorizedError
 from app.service.access import Access, Keys, warn_of_open_doors
 

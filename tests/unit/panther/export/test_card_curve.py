@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from panther.export import CompressionCurve, CurvePoint, export_onnx, read_card
-from panther.export.card_curve import MAX_POINTS
+from panther.export.card import MAX_POINTS
 
 ROOT = Path(__file__).parents[4]
 CHOSEN = CurvePoint(200, 0.01, measured=True, chosen=True)

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
+from helpers.pair_sums import largest_pair_sum
 from torch import nn
 
 import panther as pr
 from panther.export import export_onnx
 from panther.nn.quantized import Int8Embedding, Int8Linear
 from panther.quantize.grid import PAIR_LIMIT
-from panther.quantize.rounding import largest_pair_sum
 
 
 class Encoder(nn.Module):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from helpers.pair_sums import largest_pair_sum
 
 from panther.quantize.grid import PAIR_LIMIT
-from panther.quantize.rounding import largest_pair_sum, round_nearest, round_weight
+from panther.quantize.rounding import round_nearest, round_weight
 
 
 def weight(kind, d_out=24, d_in=33):
