@@ -24,6 +24,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
 import uvloop  # noqa: E402
+from bench_grpc import METHOD, message  # noqa: E402
+from ngh2 import Connection as Client  # noqa: E402
+from ngh2 import Role  # noqa: E402
 from serving.sides import oip_binary, rows_json  # noqa: E402
 from uvicorn.server import ServerState  # noqa: E402
 
@@ -31,6 +34,10 @@ from app.application import create_app  # noqa: E402
 from app.config.settings import Settings  # noqa: E402
 from app.engine.codec import numbers  # noqa: E402
 from app.engine.results import BatchResult, InferenceResult  # noqa: E402
+from app.grpc.http2.connection import Connection as GrpcConnection  # noqa: E402
+from app.grpc.http2.context import Context  # noqa: E402
+from app.grpc.http2.framing import framed  # noqa: E402
+from app.grpc.services import Services  # noqa: E402
 from app.http.connection.protocol import Connection  # noqa: E402
 from app.process.worker import make_config  # noqa: E402
 from app.system.tuning import freeze_collector  # noqa: E402
@@ -147,6 +154,77 @@ async def whole(config, requests, profiler, share):
     return found
 
 
+class Http2Client:
+    """Client of one gRPC connection in memory; its work is not timed."""
+
+    def __init__(self, context):
+        self._session = Client(Role.CLIENT)
+        self._session.initiate_connection()
+        self._written = []
+        self.connection = GrpcConnection(context, lambda _: None, lambda _: None)
+        self.connection.connection_made(self)
+        feed(self.connection, memoryview(self._session.data_to_send()))
+        self.read()
+
+    def request(self, content):
+        """The bytes of one call."""
+        fields = {":method": "POST", ":scheme": "http", ":authority": "127.0.0.1:8001", ":path": METHOD}
+        fields |= {"content-type": "application/grpc", "te": "trailers", "user-agent": "profile"}
+        number = self._session.send_request([(name.encode(), value.encode()) for name, value in fields.items()])
+        for piece in framed(content):
+            self._session.send_data(number, piece)
+        self._session.end_stream(number)
+        return memoryview(self._session.data_to_send())
+
+    def read(self):
+        """The events of all that the server has written."""
+        self._session.receive_data(b"".join(self._written))
+        self._written.clear()
+        return self._session.events()
+
+    # As a transport.
+
+    def write(self, data):
+        self._written.append(data)
+
+    def get_extra_info(self, *_, **__):
+        return None
+
+    def set_write_buffer_limits(self, *_):
+        pass
+
+    def is_closing(self):
+        return False
+
+
+async def whole_grpc(application, share, profiler=None):
+    """(name, µs) of a call over gRPC from the first byte to the last, many at a time."""
+    context = Context(Services(application.state.panther))
+    found = []
+    for rows, clients, repeats in [(1, 1, 2000), (1, 64, 200), (32, 8, 200)]:
+        content = message(np.random.default_rng(3).random((rows, 784), np.float32))
+        sides = [Http2Client(context) for _ in range(clients)]
+        best = float("inf")
+        for _ in range(max(1, round(share * repeats))):
+            asked = [side.request(content) for side in sides]
+            if profiler and clients == 64:
+                profiler.enable()
+            began = time.perf_counter()
+            for side, data in zip(sides, asked, strict=True):
+                feed(side.connection, data)
+            while any(side.connection.streams for side in sides):
+                await asyncio.sleep(0)
+            best = min(best, (time.perf_counter() - began) / clients)
+            if profiler:
+                profiler.disable()
+            events = [event for side in sides for event in side.read()]
+            trailers = [dict(event.headers) for event in events if type(event).__name__ == "TrailersReceived"]
+            if [each.get(b"grpc-status") for each in trailers] != [b"0"] * clients:
+                raise RuntimeError(str(events)[:500])
+        found.append((f"whole call over gRPC, {rows} rows, {clients} at a time", 1e6 * best))
+    return found
+
+
 def feed(connection, data):
     while len(data):
         buffer = connection.get_buffer(-1)
@@ -160,6 +238,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", type=Path, default=ROOT / "models")
     parser.add_argument("--functions", action="store_true")
+    parser.add_argument("--only", choices=("http", "grpc"), help="whole requests over one protocol")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="one repeat of each: a smoke test, not a measurement")
     arguments = parser.parse_args()
@@ -176,8 +255,11 @@ def main():
     requests = {("json", rows): rows_json(rng.random((rows, 784), np.float32), "float64") for rows in (1, 32)}
     requests["binary", 32] = oip_binary(rng.random((32, 784), np.float32))
     profiler = cProfile.Profile() if arguments.functions else None
-    found = [] if profiler else stages(state.repository.get("digits"), requests, share)
-    found += uvloop.run(whole(config, requests, profiler, share))
+    found = [] if profiler or arguments.only else stages(state.repository.get("digits"), requests, share)
+    if arguments.only in (None, "http"):
+        found += uvloop.run(whole(config, requests, profiler, share))
+    if arguments.only in (None, "grpc"):
+        found += uvloop.run(whole_grpc(application, share, profiler))
     if profiler:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
     elif arguments.json:
