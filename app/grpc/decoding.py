@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from app.engine.codec import Body, binary
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm
-from app.engine.codec.oip import MAX_HEAD_BYTES, MAX_HEADS
+from app.engine.codec.oip import MAX_HEADS
 from app.engine.codec.oip_head import Head, read_head
 from app.engine.codec.prepared import prepare
 from app.engine.request import InferenceRequest
@@ -15,6 +15,7 @@ from app.errors import InvalidRequestError
 from app.grpc.encoding import GrpcForm
 from app.grpc.messages import ModelInferRequest, parse
 from app.grpc.typed_contents import array_of
+from app.grpc.wire import split
 from app.runtime.tensors import Array
 from app.service.decode_worker import Job
 
@@ -33,7 +34,7 @@ class GrpcJob(Job):
 
     def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
         """Decode the message; see ``Job``."""
-        return Reader().read(parse(ModelInferRequest, bytes(body)), self.model, self.deadline_us)
+        return Reader().open(body).read(self.model, self.deadline_us)
 
 
 def is_heavy(nbytes: int, model: DescribedModel) -> bool:
@@ -41,54 +42,116 @@ def is_heavy(nbytes: int, model: DescribedModel) -> bool:
     return nbytes > MOST_INLINE_BYTES and any(spec.datatype == "BYTES" for spec in model.inputs)
 
 
-class Reader:
-    """Message decoder; caches the parts around the tensors of raw requests, which clients repeat."""
+class Envelope:
+    """All of a message but its raw tensors, validated once for each model in turn.
 
-    def __init__(self) -> None:
-        self._heads: WeakKeyDictionary[DescribedModel, dict[bytes, Head]] = WeakKeyDictionary()
+    Args:
+        request: A ``ModelInferRequest`` without raw tensors.
 
-    def read(self, request: Any, model: DescribedModel, deadline_us: int) -> tuple[InferenceRequest, GrpcForm]:
-        """Decode a ``ModelInferRequest``.
+    Attributes:
+        request: The same.
+        target: Name and version of the model, both possibly empty.
+    """
+
+    __slots__ = ("_validated", "request", "target")
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.target: tuple[str, str] = (request.model_name, request.model_version)
+        self._validated: tuple[ref[DescribedModel], Head, GrpcForm] | None = None
+
+    def validated(self, model: DescribedModel, count: int) -> tuple[Head, GrpcForm]:
+        """The validated envelope of raw tensors, and the response format.
 
         Args:
-            request: The message; its raw contents are removed from it.
+            model: The model of the request.
+            count: Number of raw tensors.
+
+        Raises:
+            InvalidRequestError: The envelope is invalid; the message names the place and the rule.
+        """
+        known = self._validated
+        if known is None or known[0]() is not model or len(known[1].inputs) != count:
+            _check_raw(self.request, count)
+            head = _read_head(self.request, model)
+            known = self._validated = ref(model), head, GrpcForm(head.asked, raw=True)
+        return known[1], known[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A message, split into its envelope and its raw tensors.
+
+    Attributes:
+        envelope: The envelope.
+        raw: The raw tensors; empty for a request with typed contents.
+    """
+
+    envelope: Envelope
+    raw: list[Body]
+
+    def read(self, model: DescribedModel, deadline_us: int) -> tuple[InferenceRequest, GrpcForm]:
+        """Decode the message.
+
+        Args:
             model: The model of the request.
             deadline_us: Time until the client's deadline; 0 for no limit.
 
         Raises:
             InvalidRequestError: The request is invalid; the message names the place and the rule.
         """
-        raw: list[bytes] = list(request.raw_input_contents)
+        request = self.envelope.request
         feeds: dict[str, Array] = {}
-        if raw:
-            _check_raw(request)
-            request.ClearField("raw_input_contents")
-            head = self._raw_head(request, model)
-            for item, data in zip(head.inputs, raw, strict=True):
+        if self.raw:
+            head, form = self.envelope.validated(model, len(self.raw))
+            for item, data in zip(head.inputs, self.raw, strict=True):
                 feeds[item.spec.name] = binary.from_bytes(data, 0, len(data), item.spec, item.shape)
-            as_raw = True
         else:
             head = _read_head(request, model)
             for item, tensor in zip(head.inputs, request.inputs, strict=True):
                 feeds[item.spec.name] = array_of(tensor.contents, item.spec, item.shape)
             given = request.parameters
             as_raw = "binary_data_output" in given and given["binary_data_output"].bool_param
-        asked = head.asked
-        limits_us = [limit for limit in (asked.timeout_us, deadline_us) if limit]
-        prepared = prepare(model, feeds, asked.output_names, asked.priority, min(limits_us, default=0))
-        return prepared, GrpcForm(asked, as_raw)
+            form = GrpcForm(head.asked, as_raw)
+        asked, timeout_us = head.asked, deadline_us
+        if asked.timeout_us and (not deadline_us or asked.timeout_us < deadline_us):
+            timeout_us = asked.timeout_us
+        return prepare(model, feeds, asked.output_names, asked.priority, timeout_us), form
 
-    def _raw_head(self, request: Any, model: DescribedModel) -> Head:
-        key = request.SerializeToString()
-        heads = self._heads.setdefault(model, {})
-        head = heads.get(key)
-        if head is None:
-            head = _read_head(request, model)
-            if len(key) <= MAX_HEAD_BYTES:
-                if len(heads) >= MAX_HEADS:
-                    heads.clear()
-                heads[key] = head
-        return head
+
+class Reader:
+    """Message parser; caches the envelopes of raw requests, which clients repeat."""
+
+    def __init__(self) -> None:
+        self._envelopes: dict[bytes, Envelope] = {}
+
+    def open(self, message: Body) -> Opened:
+        """Parse a ``ModelInferRequest``.
+
+        Raises:
+            InvalidRequestError: The bytes are not a valid message.
+        """
+        parts = split(message)
+        envelope = None if parts is None else self._envelope(parts[0])
+        if parts is None or envelope is None:
+            request = parse(ModelInferRequest, message)
+            raw: list[Body] = list(request.raw_input_contents)
+            request.ClearField("raw_input_contents")
+            return Opened(Envelope(request), raw)
+        return Opened(envelope, parts[1])
+
+    def _envelope(self, head: bytes) -> Envelope | None:
+        """The envelope of raw tensors; None if it is invalid, which an error about the whole message tells."""
+        envelope = self._envelopes.get(head)
+        if envelope is None:
+            try:
+                envelope = Envelope(parse(ModelInferRequest, head))
+            except InvalidRequestError:
+                return None
+            if len(self._envelopes) >= MAX_HEADS:
+                self._envelopes.clear()
+            self._envelopes[head] = envelope
+        return envelope
 
 
 def _read_head(request: Any, model: DescribedModel) -> Head:
@@ -110,11 +173,11 @@ def _read_head(request: Any, model: DescribedModel) -> Head:
     return read_head(model, document)
 
 
-def _check_raw(request: Any) -> None:
-    raw, inputs = request.raw_input_contents, request.inputs
-    if len(raw) != len(inputs):
+def _check_raw(request: Any, count: int) -> None:
+    inputs = request.inputs
+    if count != len(inputs):
         raise InvalidRequestError(
-            f"raw_input_contents has {len(raw)} tensors, but the request has {len(inputs)} inputs; give one per input"
+            f"raw_input_contents has {count} tensors, but the request has {len(inputs)} inputs; give one per input"
         )
     for item in inputs:
         if item.HasField("contents"):

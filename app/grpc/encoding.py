@@ -1,6 +1,6 @@
 """Encoding of responses as gRPC messages, raw or typed like the request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.engine.codec import HeaderList, binary
 from app.engine.codec.described import DescribedModel
@@ -10,7 +10,10 @@ from app.engine.codec.oip_head import Asked
 from app.engine.results import InferenceResult
 from app.grpc.messages import ModelInferResponse
 from app.grpc.typed_contents import FIELDS, contents_of
+from app.grpc.wire import joined
 from app.runtime.tensors import Array
+
+_MAX_HEADS = 64
 
 
 @dataclass(frozen=True)
@@ -24,22 +27,34 @@ class GrpcForm(OwnForm):
 
     asked: Asked
     raw: bool
+    _heads: dict[tuple[object, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Responses without their tensors, by model and shapes: clients repeat requests."""
 
     def encode(self, model: DescribedModel, result: InferenceResult) -> tuple[HeaderList, bytes]:
         """Encode the response as a serialized ``ModelInferResponse``."""
         asked = self.asked
         tensors = [self._tensor(model, result, index) for index in range(len(asked.output_names))]
         as_raw = self.raw or any(datatype not in FIELDS for datatype, _ in tensors)
+        if not as_raw:
+            return [], self._answer(model, tensors, typed=True)
+        key = (model.name, model.version, *[array.shape for _, array in tensors])
+        head = self._heads.get(key)
+        if head is None:
+            head = self._answer(model, tensors, typed=False)
+            if len(self._heads) < _MAX_HEADS:
+                self._heads[key] = head
+        return [], joined(head, [binary.to_bytes(array, datatype) for datatype, array in tensors])
+
+    def _answer(self, model: DescribedModel, tensors: list[tuple[str, Array]], *, typed: bool) -> bytes:
+        """The serialized response; without the values of its tensors, unless they are typed."""
         answer = ModelInferResponse(model_name=model.name, model_version=model.version)
-        if asked.id is not None:
-            answer.id = asked.id
-        for name, (datatype, array) in zip(asked.output_names, tensors, strict=True):
+        if self.asked.id is not None:
+            answer.id = self.asked.id
+        for name, (datatype, array) in zip(self.asked.output_names, tensors, strict=True):
             output = answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            if as_raw:
-                answer.raw_output_contents.append(binary.to_bytes(array, datatype))
-            else:
+            if typed:
                 output.contents.CopyFrom(contents_of(array, datatype))
-        return [], answer.SerializeToString()
+        return answer.SerializeToString()  # type: ignore[no-any-return]
 
     def _tensor(self, model: DescribedModel, result: InferenceResult, index: int) -> tuple[str, Array]:
         asked = self.asked

@@ -9,7 +9,6 @@ from app.engine.results import InferenceResult
 from app.errors import AppError, DeadlineExceededError, InvalidRequestError
 from app.grpc.call import Answered, Direct, Outcome, TimeRemaining
 from app.grpc.decoding import GrpcJob, Reader, is_heavy
-from app.grpc.messages import ModelInferRequest, parse
 from app.service.admission import Reservation
 from app.service.inference import InferenceService, Target
 from app.service.inference_call import InferenceCall
@@ -17,6 +16,9 @@ from app.telemetry.statistics import GRPC
 
 DEADLINE_SLACK_S = 0.1
 """A client ends its call at its own deadline, which precedes the server's by the network delay of the call."""
+
+_MAX_TARGETS = 256
+_MAX_NAMES = 512  # characters; the targets of longer names are not kept
 
 
 class _Answer:
@@ -147,6 +149,7 @@ class Inference(Direct):
         self.service = service
         self.calls: set[GrpcCall] = set()
         self._reader = Reader()
+        self._targets: dict[tuple[str, str], Target] = {}
 
     def begin(self, headers: Headers, time_remaining: TimeRemaining, answered: Answered) -> GrpcCall:
         """Begin a call; if its key is wrong, respond at once."""
@@ -172,16 +175,24 @@ class Inference(Direct):
             if message is None:
                 raise InvalidRequestError("the call ended without a message; expected one ModelInferRequest")
             call.reserve(len(message))
-            request = parse(ModelInferRequest, message)
+            opened = self._reader.open(message)
         except Exception as error:  # noqa: BLE001 - the client gets a response to every error
             call.end_with(error)
             return
-        target = Target(request.model_name or None, request.model_version or None, "oip")
         nbytes = len(message)
         self.service.start_read(
             call,
-            target,
-            lambda model: None if is_heavy(nbytes, model) else self._reader.read(request, model, deadline_us),
+            self._target(*opened.envelope.target),
+            lambda model: None if is_heavy(nbytes, model) else opened.read(model, deadline_us),
             partial(GrpcJob, deadline_us=deadline_us),
             message,
         )
+
+    def _target(self, name: str, version: str) -> Target:
+        """The target of a call, made once: a frozen dataclass is slow to make."""
+        target = self._targets.get((name, version))
+        if target is None:
+            target = Target(name or None, version or None, "oip")
+            if len(self._targets) < _MAX_TARGETS and len(name) + len(version) <= _MAX_NAMES:
+                self._targets[name, version] = target
+        return target

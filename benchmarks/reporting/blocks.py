@@ -19,6 +19,7 @@ COMMAND = {
     "gpu_export": "gpu/bench_export.py",
     "grpc": "bench_grpc.py",
     "overload": "bench_overload.py",
+    "profile": "profile_serving.py --output benchmarks/results/profile.json",
     "recipe": "bench_recipe.py",
     "regression": "bench_regression.py --base cd4ac48",
     "reload": "bench_reload.py",

@@ -22,6 +22,7 @@ from reporting.gpu import BLOCKS as GPU
 from reporting.layers import latency_cpu, latency_gpu, shape_of, training_step
 from reporting.pair import BLOCKS as PAIR
 from reporting.pitch import pitch
+from reporting.profile import profile
 from reporting.results import load, percent, table
 
 PEERS = ("triton", "mlserver", "litserve", "bentoml", "rayserve")
@@ -343,6 +344,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         soak,
         fuzz,
         pitch,
+        profile,
         *COMPRESS,
         *GPU,
         *PAIR,

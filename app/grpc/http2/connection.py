@@ -193,13 +193,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_request(self, event: RequestReceived) -> None:
         number, fields = event.stream_id, event.headers
-        by_name = dict(fields)
-        status = headers.refused_by_http(by_name)
-        if status is not None:
-            self.session.refuse(number, [(b":status", status)])
-            return
+        given = self.context.known_headers.get(fields)
         try:
-            given = headers.read(fields, by_name, self.context.max_header_bytes)
+            if given is None:
+                by_name = dict(fields)
+                status = headers.refused_by_http(by_name)
+                if status is not None:
+                    self.session.refuse(number, [(b":status", status)])
+                    return
+                given = headers.read(fields, by_name, self.context.max_header_bytes)
+                self.context.remember(fields, given)
             stream = self._open(number, given)
         except AppError as error:
             self.session.refuse(number, [*headers.RESPONSE, *headers.failure([], error)])

@@ -22,6 +22,8 @@ FIRST_WINDOW_BYTES = 256 * 1024
 WINDOW_BYTES = 1024 * 1024
 """Receive window of a stream with a long message."""
 _CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
+_HEADER_TABLE_BYTES = 256
+"""Header table of responses. A longer one would fill with request ids, which nghttp2 searches for each response."""
 _NOTICE = b"draining"
 
 
@@ -36,6 +38,7 @@ def configuration(max_header_bytes: int) -> Configuration:
         auto_window_update=False,
         max_inbound_header_list_size=2 * max_header_bytes,
         max_inbound_header_count=MAX_FIELDS,
+        max_deflate_dynamic_table_size=_HEADER_TABLE_BYTES,
         max_continuations=8,
         max_settings=32,
         # Above our own limits, which end the connection with ENHANCE_YOUR_CALM.
@@ -89,8 +92,10 @@ class Session:
     def acknowledge(self, number: int, nbytes: int) -> None:
         """Return flow-control credit for bytes that have been read of a stream."""
         if nbytes and not self.closed:
-            with contextlib.suppress(NGH2Error, ValueError):  # the session is closing
+            try:  # noqa: SIM105 - contextlib.suppress() is slow
                 self._session.acknowledge_received_data(nbytes, number)
+            except (NGH2Error, ValueError):  # the session is closing
+                pass
 
     def widen(self, number: int) -> None:
         """Enlarge the receive window of a stream."""

@@ -14,7 +14,6 @@ from test_round_trip import tensors
 from app.engine.codec import binary
 from app.errors import InvalidRequestError
 from app.grpc.decoding import Reader
-from app.grpc.messages import ModelInferRequest, parse
 from app.grpc.typed_contents import FIELDS
 
 thorough = settings(max_examples=400, deadline=None, derandomize=True, database=None)
@@ -81,7 +80,7 @@ def requests(draw):
 def outcome(request):
     """The tensors that a message is read as, or the message of the error."""
     try:
-        return Reader().read(parse(ModelInferRequest, request.SerializeToString()), MODEL, 0)[0].feeds
+        return Reader().open(request.SerializeToString()).read(MODEL, 0)[0].feeds
     except InvalidRequestError as error:
         return str(error)
 
@@ -105,13 +104,13 @@ def test_nothing_is_lost_on_either_way(data):
     tensor, array = data.draw(tensors(finite=False))
     model = Model(Kind((tensor,), (Tensor("y", "FP32", (None,)),), batched=False, labels=False))
     raw = infer_request("m", tensor.datatype, array.shape, raw=binary.to_bytes(array, tensor.datatype))
-    found, _ = Reader().read(parse(ModelInferRequest, raw.SerializeToString()), model, 0)
+    found, _ = Reader().open(raw.SerializeToString()).read(model, 0)
     assert same(found.feeds, {"x": array})
     field = FIELDS.get(tensor.datatype)
     if field is not None:
         flat = [item.encode() if isinstance(item, str) else item for item in array.reshape(-1).tolist()]
         typed = infer_request("m", tensor.datatype, array.shape, **{field: flat})
-        found, _ = Reader().read(parse(ModelInferRequest, typed.SerializeToString()), model, 0)
+        found, _ = Reader().open(typed.SerializeToString()).read(model, 0)
         assert same(found.feeds, {"x": array})
 
 

@@ -11,7 +11,6 @@ from helpers.grpc_client import infer_request, pb
 from app.engine.codec.oip import MAX_HEADS
 from app.errors import InvalidRequestError
 from app.grpc.decoding import GrpcJob, Reader, is_heavy
-from app.grpc.messages import ModelInferRequest, parse
 
 NUMBERS, TEXTS = Tensor("x", "FP32", (None, 2)), Tensor("t", "BYTES", (None,))
 OUTPUTS = Tensor("y", "FP32", (None,)), Tensor("h", "FP16", (None,))
@@ -19,8 +18,8 @@ TWO = Model(Kind((NUMBERS, TEXTS), OUTPUTS, batched=False, labels=False))
 ONE = Model(Kind((NUMBERS,), OUTPUTS, batched=False, labels=False))
 
 
-def ours(message):
-    return parse(ModelInferRequest, message.SerializeToString())
+def ours(message, reader=None):
+    return (reader or Reader()).open(message.SerializeToString())
 
 
 def two(order=("x", "t")):
@@ -35,14 +34,14 @@ def two(order=("x", "t")):
 
 @pytest.mark.parametrize("order", [("x", "t"), ("t", "x")])
 def test_raw_contents_belong_to_inputs_by_their_order(order):
-    request, form = Reader().read(ours(two(order)), TWO, 0)
+    request, form = ours(two(order)).read(TWO, 0)
     np.testing.assert_array_equal(request.feeds["x"], [[1, 2]])
     assert request.feeds["t"].tolist() == ["a"]
     assert form.raw
 
 
 def test_numbers_are_not_copied():
-    request, _ = Reader().read(ours(infer_request("m", shape=(1, 2), raw=bytes(8))), ONE, 0)
+    request, _ = ours(infer_request("m", shape=(1, 2), raw=bytes(8))).read(ONE, 0)
     assert request.feeds["x"].base is not None
     assert not request.feeds["x"].flags.owndata
 
@@ -54,7 +53,7 @@ def test_the_nearer_of_timeout_and_deadline_counts(parameter, deadline_us, found
     message = infer_request("m", shape=(1, 2), raw=bytes(8))
     message.parameters["timeout"].int64_param = parameter
     message.parameters["priority"].uint64_param = 2
-    request, _ = Reader().read(ours(message), ONE, deadline_us)
+    request, _ = ours(message).read(ONE, deadline_us)
     assert (request.timeout_us, request.priority) == (found, 2)
 
 
@@ -63,7 +62,7 @@ def test_what_is_asked_for():
     message.id = "7"
     message.outputs.add(name="h")
     message.outputs.add(name="y")
-    request, form = Reader().read(ours(message), ONE, 0)
+    request, form = ours(message).read(ONE, 0)
     assert request.output_names == ("h", "y")
     assert (form.asked.id, form.raw) == ("7", False)
 
@@ -90,7 +89,7 @@ def test_what_is_wrong_is_told(change, message):
     request = infer_request("m", shape=(1, 2), raw=bytes(8))
     change(request)
     with pytest.raises(InvalidRequestError, match=message):
-        Reader().read(ours(request), ONE, 0)
+        ours(request).read(ONE, 0)
 
 
 def test_texts_alone_are_heavy():
@@ -103,7 +102,7 @@ def test_another_process_reads_the_same():
     body = two().SerializeToString()
     job = pickle.loads(pickle.dumps(GrpcJob(TWO, 1 << 20, 100, deadline_us=9)))
     request, form = job.read(bytearray(body))
-    here, same_form = Reader().read(ours(two()), TWO, 9)
+    here, same_form = ours(two()).read(TWO, 9)
     assert form == same_form
     assert request._replace(feeds={}) == here._replace(feeds={})
     assert request.feeds["t"].tolist() == here.feeds["t"].tolist() == ["a"]
@@ -117,16 +116,33 @@ def test_what_is_remembered_of_a_request_is_not_mixed_up():
     other.outputs.add(name="h")
     wrong = infer_request("m", shape=(1, 2), raw=bytes(4))
     for _ in range(3):
-        request, form = reader.read(ours(first), ONE, 0)
+        request, form = ours(first, reader).read(ONE, 0)
         assert request.feeds["x"].tolist() == [[1, 2]]
         assert (form.asked.id, request.output_names) == (None, ("y", "h"))
-        request, form = reader.read(ours(other), ONE, 0)
+        request, form = ours(other, reader).read(ONE, 0)
         assert request.feeds["x"].tolist() == [[3, 4]]
         assert (form.asked.id, request.output_names) == ("7", ("h",))
         with pytest.raises(InvalidRequestError, match="has 4 bytes"):
-            reader.read(ours(wrong), ONE, 0)
-    request, _ = reader.read(ours(two()), TWO, 0)
+            ours(wrong, reader).read(ONE, 0)
+    request, _ = ours(two(), reader).read(TWO, 0)
     assert set(request.feeds) == {"x", "t"}
+
+
+def test_a_replaced_model_validates_a_known_request_again():
+    reader = Reader()
+    message = infer_request("m", shape=(1, 2), raw=bytes(8))
+    assert ours(message, reader).read(ONE, 0)[0].feeds["x"].shape == (1, 2)
+    wider = Model(Kind((Tensor("x", "FP32", (None, 3)),), OUTPUTS, batched=False, labels=False))
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match=r"has shape \[1, 2\]"):
+            ours(message, reader).read(wider, 0)
+    assert ours(message, reader).read(ONE, 0)[0].feeds["x"].shape == (1, 2)
+
+
+def test_broken_bytes_are_told_by_the_length_of_the_message():
+    broken = b"\x0a\x01\xff" + infer_request("", shape=(1, 2), raw=bytes(8)).SerializeToString()
+    with pytest.raises(InvalidRequestError, match=f"the {len(broken)} bytes of the request are not a valid protobuf"):
+        Reader().open(broken)
 
 
 def test_no_more_is_remembered_than_fits():
@@ -134,5 +150,5 @@ def test_no_more_is_remembered_than_fits():
     for number in range(3 * MAX_HEADS):
         message = infer_request("m", shape=(1, 2), raw=bytes(8))
         message.id = str(number)
-        assert reader.read(ours(message), ONE, 0)[1].asked.id == str(number)
-        assert len(reader._heads[ONE]) <= MAX_HEADS
+        assert ours(message, reader).read(ONE, 0)[1].asked.id == str(number)
+        assert len(reader._envelopes) <= MAX_HEADS

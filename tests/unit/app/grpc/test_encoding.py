@@ -43,6 +43,17 @@ def test_raw():
     assert not any(each.HasField("contents") for each in answer.outputs)
 
 
+def test_one_format_encodes_results_of_several_shapes_and_models():
+    form = GrpcForm(Asked(("y",), (True,), (0,)), raw=True)
+    other = Model(Kind((Tensor("x", "FP32", (None, 2)),), OUTPUTS, batched=False, labels=False))
+    other.version = "2"
+    for model, rows in [(MODEL, 1), (MODEL, 2), (other, 2), (MODEL, 2)]:
+        batch = BatchResult(model, ("y",), [ARRAYS["y"]], (0,))
+        answer = pb.ModelInferResponse.FromString(form.encode(model, InferenceResult(batch, 0, rows))[1])
+        assert (answer.model_version, list(answer.outputs[0].shape)) == (model.version, [rows, 2])
+        assert answer.raw_output_contents[0] == ARRAYS["y"][:rows].tobytes()
+
+
 def test_typed():
     answer = encode(("y", "t"), raw=False)
     assert list(answer.outputs[0].contents.fp32_contents) == [1, 2, 3, 4]

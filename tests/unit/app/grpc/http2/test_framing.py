@@ -27,6 +27,30 @@ def test_messages_come_out_whole(size):
     found.check_end()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_any_lengths_make_the_same_messages(seed):
+    rng, found, joined, start = np.random.default_rng(seed), buffer(), [], 0
+    while start < len(WHOLE):
+        size = int(rng.choice([1, 3, 1000, 1024, 5000, 40_000]))
+        found.add(WHOLE[start : start + size])
+        start += size
+        assert len(found) + sum(5 + len(message) for _, message in joined) == min(start, len(WHOLE))
+        while (item := found.take()) is not None:
+            joined.append((item[0], bytes(item[1])))
+    assert joined == [(False, message) for message in MESSAGES]
+
+
+def test_small_pieces_between_long_ones_are_not_kept_apart():
+    made = buffer(10**9)
+    made.add(b"\0" + (10**8).to_bytes(4))
+    for _ in range(100):
+        made.add(bytes(2000))
+        for _ in range(100):
+            made.add(b"x")
+    assert made.take() is None
+    assert len(made._pieces) <= 201
+
+
 def test_a_long_message_is_not_copied():
     made = buffer()
     for piece in np.array_split(np.frombuffer(framed(bytes(90_000))[1], np.uint8), 7):
