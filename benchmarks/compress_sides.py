@@ -53,7 +53,11 @@ def ours(
         found = pr.compress(model, calibration=calibration, probes=probes, max_bytes=limit)
         return found.model, {"bytes_by_kind": found.report.bytes_by_kind}
 
-    first = {"quantize_": {}, f"quantize_, max_error={max_error:g}": {"max_error": max_error}}
+    first = {
+        "quantize_": {},
+        "quantize_, no smoothing": {"alphas": (0.0,)},
+        f"quantize_, max_error={max_error:g}": {"max_error": max_error},
+    }
     for side, options in (first | OURS).items():
         yield side, functools.partial(quantized, options)
     for limit in COMPRESSED_BYTES:

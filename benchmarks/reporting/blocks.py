@@ -13,6 +13,7 @@ COMMAND = {
     "architectures": "bench_architectures.py",
     "bench_layer": "bench_layer.py --out benchmarks/results/bench_layer.json",
     "compress": "bench_compress.py --out benchmarks/results/compress.json",
+    "compress_avx2": "bench_avx2.py --files FILES --out benchmarks/results/compress_avx2.json",
     "conversion": "bench_conversion.py --out benchmarks/results/conversion.json",
     "export": "bench_export.py",
     "foreign": "bench_foreign.py",

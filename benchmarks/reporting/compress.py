@@ -36,6 +36,23 @@ def _row(name: str, side: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def quantizers_avx2() -> str:
+    """Ours beside onnxruntime's in both modes of bench_avx2.py: cosine, and speed against float32 in the same mode."""
+    return block("compress_avx2", _quantizers_avx2)
+
+
+def _quantizers_avx2(result: dict[str, Any]) -> str:
+    modes = result["modes"]
+    head = ("file", *(f"{what}, {mode}" for what in ("cosine", "speed, batch 1 / 16") for mode in modes))
+    rows = []
+    for name in modes["AVX2"]["sides"]:
+        sides = [mode["sides"][name] for mode in modes.values()]
+        speeds = [f"{side['speed_1']:.2f} / {side['speed_16']:.2f}" for side in sides]
+        shown = f"`{name}`" if name == "quantize_" else name
+        rows.append((shown, *(f"{side['cosine']:.4f}" for side in sides), *speeds))
+    return f"{table(head, rows)}\n\nLatency: {result['latency']}."
+
+
 def strongest_rival(sides: dict[str, Any], side: str) -> str:
     """The most accurate rival whose file is at most 5% larger; without one, the rival of the smallest file."""
     rivals = [name for name in sides if name != BASE and not ours(name)]
@@ -63,4 +80,4 @@ def _summary(side: dict[str, Any]) -> str:
     return f"{side['file_bytes'] / 1e6:.1f} MB, {side['cosine']:.4f}, {side['speed_1']:.1f}×"
 
 
-BLOCKS: tuple[Callable[[], str], ...] = (quantizers,)
+BLOCKS: tuple[Callable[[], str], ...] = (quantizers, quantizers_avx2)

@@ -29,6 +29,7 @@ from panther.export.graph.placeholders import QuantizedLayer, quantized_layers
 from panther.export.graph.products import block_shapes, check_products, lower_products, uses
 from panther.export.graph.projected import lower_recurrent
 from panther.export.graph.quantized import check_same, dequantized, quantized_parameters
+from panther.export.graph.residuals import keep_residuals_apart
 from panther.export.graph.trace import Traced, trace
 from panther.export.options import ExportOptions
 from panther.export.planning import latency
@@ -185,6 +186,8 @@ def plan(prepared: Prepared, options: ExportOptions) -> Planned:
         dynamic_axes=prepared.axes,
         half=options.precision == "float16",
     )
+    if options.target == "cpu":
+        keep_residuals_apart(graph.model.graph)
     # before lowering, which changes the graph in place
     twin = latency.dense_twin(graph, options.dtype, transpose_dense=options.transpose_dense)
     sites = find_sites(graph, dtype=options.dtype, balance=options.precision == "int8")

@@ -12,7 +12,7 @@ from torch import nn
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.layers import Place, Unit
 from panther.convert.swap import Swap
-from panther.quantize.candidates import Candidate, Int8Option
+from panther.quantize.candidates import Candidate, Int8Option, cheaper
 from panther.quantize.convolutions import StoredOption
 from panther.quantize.embeddings import Table
 from panther.quantize.option import Option
@@ -97,12 +97,15 @@ class Quantizer:
         self._set_tables(tables)
 
     def best_smoothing(self, candidates: Sequence[Candidate], alphas: Sequence[float]) -> Plan:
-        """The plan with the best alpha for each layer, or one alpha for all where its outputs are closer."""
-        plans = [int8_plan(candidates, lambda candidate: candidate.best, PER_LAYER)]
+        """The plan with the best alpha for each layer, or one alpha for all where its outputs are closer.
+
+        In either, layers whose smoothing saves little error are left without (`cheaper`).
+        """
+        plans = [int8_plan(candidates, [candidate.best for candidate in candidates], PER_LAYER)]
         if len(alphas) > 1:
             plans += [
-                int8_plan(candidates, lambda candidate, i=i: candidate.choices[i], UNIFORM)  # type: ignore[misc]
-                for i in range(len(alphas))
+                int8_plan(candidates, [candidate.choices[index] for candidate in candidates], UNIFORM)
+                for index in range(len(alphas))
             ]
         measured = []
         for done, plan in enumerate(plans):
@@ -161,11 +164,16 @@ class Quantizer:
         return replacements
 
 
+<<<<<<< HEAD
 def int8_plan(candidates: Sequence[Candidate], choose: Callable[[Candidate], Activation], smoothing: str) -> Plan:
     """Every layer in static int8, with the given choice of rounding for each candidate's input."""
+=======
+def int8_plan(candidates: Sequence[Candidate], chosen: Sequence[Activation], smoothing: str) -> Plan:
+    """Every layer in static int8, the input of each candidate rounded as chosen, or without its smoothing."""
+>>>>>>> bits
     options = [
-        Int8Option(candidate, index, choose(candidate))
-        for candidate in candidates
+        Int8Option(candidate, index, choice)
+        for candidate, choice in zip(candidates, cheaper(candidates, chosen), strict=True)
         for index in range(len(candidate.units))
     ]
     return Plan(tuple(Decision(option.unit, (option,)) for option in options), smoothing)
