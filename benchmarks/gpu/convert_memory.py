@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +208,12 @@ def sizes(name: str, probes: int) -> dict[str, Any]:
         model = Transformer(CONFIGURATIONS[name]).eval()
         ids = torch.zeros(1, 8, dtype=torch.long)
     units = find_units(model, None, ())
-    surveyed = survey(model, units, ids, None, derivatives=False)
+    surveyed, sizing = survey(model, units, ids, None, derivatives=False), partial(sizes_of, probes=probes)
     held = {
         "full_moments": sum(8 * (unit.in_features**2 + unit.out_features**2) for unit in units),
-        "one_pass": bytes_on(meta, units, probes, surveyed),
-        "one_layer": max(bytes_on(meta, [unit], probes, surveyed) for unit in units),
-        "factors": sum(sizes_of(unit, probes).kept for unit in units),
+        "one_pass": bytes_on(meta, units, sizing, surveyed),
+        "one_layer": max(bytes_on(meta, [unit], sizing, surveyed) for unit in units),
+        "factors": sum(sizing(unit).kept for unit in units),
     }
     return {"model": name, **{what: round(size / GIB, 2) for what, size in held.items()}}
 

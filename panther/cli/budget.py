@@ -36,12 +36,14 @@ class Measured:
         run_size: rows in a run that a speedup is measured with.
         threads: CPU threads for it.
         compare: whether onnxruntime's dynamic quantization is measured too.
+        memory: limit of the calibration, as a text; None for half of the free memory.
     """
 
     batch_size: int
     run_size: int
     threads: int
     compare: bool
+    memory: str | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, cons
             batch_size=measured.run_size,
             threads=measured.threads,
             compare=measured.compare,
+            memory=measured.memory,
             on_step=show,
         )
     console.print(compressed.report)
@@ -116,6 +119,6 @@ def refuse(out: Path, options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(
-            f"--{given[0]} is for an exported model; {out} and --ratio, --distill or --memory ask for sketched "
-            "weights: give --out a folder or a path ending in .onnx, and none of --ratio, --distill and --memory"
+            f"--{given[0]} is for an exported model; {out} and --ratio or --distill ask for sketched weights: give "
+            "--out a folder or a path ending in .onnx, and neither --ratio nor --distill"
         )

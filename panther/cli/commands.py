@@ -237,7 +237,9 @@ def compress(
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="For .safetensors: memory of calibration, such as 8GB; half of the free memory if left out."),
+        typer.Option(
+            help="Memory of the calibration, such as 8GB, not of a training; half of the free memory if left out."
+        ),
     ] = None,
     device: options.Device = "cpu",
     precision: options.Precision = "float32",
@@ -251,7 +253,7 @@ def compress(
     from panther.cli.export import load_model
     from panther.convert import ConversionError
 
-    for_sketch = ratio is not None or distill is not None or memory is not None or out.suffix == ".safetensors"
+    for_sketch = ratio is not None or distill is not None or out.suffix == ".safetensors"
     chosen = {"speedup": speedup, "metric": metric, "at-least": at_least, "name": name, "kind": kind, "curve": curve}
     with errors_as_lines():
         try:
@@ -275,7 +277,7 @@ def compress(
                 wanted = budget.Wanted(
                     max_bytes, max_error, speedup, metric, at_least, tuple(kind or ()), tuple(skip or ())
                 )
-                measured = budget.Measured(batch_size, run_size, threads, compare=compare)
+                measured = budget.Measured(batch_size, run_size, threads, compare=compare, memory=memory)
                 files = budget.Files(out, calibration, curve, name if name is not None else model.partition(":")[0])
                 budget.run(load_model(model, checkpoint), wanted, measured, files, Console())
         except ConversionError as error:

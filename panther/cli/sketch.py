@@ -96,7 +96,8 @@ def _convert(
         "resume": distill.resume,
     }
     if distill.steps is not None and ratio is not None:
-        made = sketch_and_distill(model, batches, ratio=ratio, steps=distill.steps, skip=options["skip"], **how)
+        how |= {"skip": options["skip"], "memory": options["memory"]}
+        made = sketch_and_distill(model, batches, ratio=ratio, steps=distill.steps, **how)
         console.print(made.report)
         for stage in made.stages:
             console.print(f"ratio {stage.ratio:g}, {_gain(stage.distillation)}")

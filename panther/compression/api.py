@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,17 +18,19 @@ from panther.compression.convolutions import ConvolutionOptions, stored_alone
 from panther.compression.curve import Curve, Point
 from panther.compression.inputs import Inputs
 from panther.compression.linear import Calibrated, LinearOptions
-from panther.compression.options import KINDS, Part
+from panther.compression.needs import needs_of
+from panther.compression.options import KINDS, LOW_RANK, LOW_RANK_INT4, LOW_RANK_INT8, Part
 from panther.compression.report import CompressionReport, Side, Speed, layer_reports
 from panther.compression.search import Search
 from panther.compression.speed import SpeedSearch, Timing
 from panther.compression.tables import embedding_parts, find_lookups
 from panther.compression.trials import Trial, Trials, reachable
-from panther.convert.calibration import collect
+from panther.convert.collected import collect_within
 from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.layers import Filter, Unit, find_units
+from panther.convert.memory import parse_size
 from panther.convert.opened import close_unchanged, layers_of, opened
 from panther.convert.plan import model_size
 from panther.convert.reach import unreached
@@ -35,10 +38,8 @@ from panther.convert.swap import Swap
 from panther.export import ExportError
 from panther.quantize import embeddings
 from panther.quantize.embeddings import Table
-from panther.quantize.observe import observe, share_experts
+from panther.quantize.observe import SAMPLE, observe, share_experts
 
-# rows sampled from each layer's inputs, to choose ranges
-_SAMPLE = 1024
 _SEED = 0
 _PREDICTED_POINTS = 24
 
@@ -61,6 +62,7 @@ def compress(
     batch_size: int = 1,
     threads: int = 1,
     compare: bool = False,
+    memory: int | str | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Compressed:
@@ -89,6 +91,10 @@ def compress(
         probes: backward passes per batch; they estimate how a layer's outputs affect the model's.
         batch_size, threads: rows and CPU threads that speedup is measured with.
         compare: also report the original quantized by onnxruntime's `quantize_dynamic`.
+        memory: limit on calibration statistics, decomposed weights and the work on a layer, on each device: bytes, or a
+            text such as "8GB". If they don't fit, layers are calibrated in groups, with a pass over the inputs for
+            each, and the statistics are kept in temporary files; the result is the same. Half of the free memory when
+            None.
         generator: CPU generator of the random directions and sampled rows; a fixed seed when None.
         on_step: called with (step, done, total) for progress.
 
@@ -96,11 +102,12 @@ def compress(
         The compressed model in eval mode, a report, and the curve of error over bytes.
 
     Raises:
-        ValueError: an argument is out of range, or the budget can't be met; the message has the limit.
+        ValueError: an argument is out of range, the budget can't be met, or memory is too small for a layer; the
+            message has the limit.
         ConversionError: the model has nothing to compress, or calibration can't be run.
         ExportError: the budget is a speedup, and the model can't be exported.
     """
-    budget = Budget(max_bytes, max_error, speedup, metric, at_least)
+    budget, most_memory = Budget(max_bytes, max_error, speedup, metric, at_least), parse_size(memory)
     _check(model, kinds, probes)
     _check_counts(batch_size=batch_size, threads=threads)
     step = on_step if on_step is not None else lambda *_: None
@@ -137,7 +144,8 @@ def compress(
     size = model_size(network)[1]
     with evaluating(network):
         original = None if metric is None else reachable(network, metric, budget.at_least or 0.0)
-        calibrated = _calibrate(network, units, lookups, batches, forward, probes, random, step)
+        calibrating = _Calibrating(network, batches, forward, probes, random, most_memory, kinds, step)
+        calibrated = calibrating.run(units, lookups)
         parts = _parts(network, units, (tables, lookups), calibrated, kinds, step)
         other_bytes = size - sum(part.options[0].bytes for part in parts)
         trials = Trials(network, parts, calibrated.reference, metric)
@@ -166,44 +174,61 @@ def compress(
         metric=None if original is None or found.metric is None else (original, found.metric),
         speed=speed,
         rivals=sides,
-        notes=(*_notes(found, speed, speedup, calibrated.reference), *notes),
+        notes=(*calibrated.notes, *_notes(found, speed, speedup, calibrated.reference), *notes),
     )
     return Compressed(network, report, _curve(search, trials, found), inputs)
 
 
-def _calibrate(
-    model: nn.Module,
-    units: Sequence[Unit],
-    lookups: Sequence[Unit],
-    batches: Sequence[Any],
-    forward: Forward | None,
-    probes: int,
-    random: torch.Generator,
-    step: Callable[[str, int, int], None],
-) -> Calibrated:
-    """Collect moments, samples and the original's outputs.
+@dataclass(frozen=True)
+class _Calibrating:
+    """The arguments of a calibration."""
 
-    Raises:
-        ConversionError: the model can't be run, or returns nothing that can be compared.
-    """
-    active = [unit for unit in units if unit.reason is None]
-    linear = [unit for unit in active if unit.convolution is None]
-    done = iter(range(1, 2 * len(batches) + 1))
+    model: nn.Module
+    batches: Sequence[Any]
+    forward: Forward | None
+    probes: int
+    random: torch.Generator
+    memory: int | None
+    kinds: Sequence[str]
+    step: Callable[[str, int, int], None]
 
-    def on_batch() -> None:
-        step("calibrating", next(done), 2 * len(batches))
+    def run(self, units: Sequence[Unit], lookups: Sequence[Unit]) -> Calibrated:
+        """Collect moments, samples and the original's outputs.
 
-    every = [*active, *(unit for unit in lookups if unit.reason is None)]
-    moments = collect(model, every, batches, forward, probes=probes, generator=random, on_batch=on_batch)
-    seen = observe(model, linear, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
-    reference = Reference(model, batches, forward)
-    if not reference.has_outputs:
-        raise ConversionError(
-            "calibration: the model returned no finite floating-point numbers to compare; scalars are left out"
+        Raises:
+            ValueError: the memory is too small for a layer.
+            ConversionError: the model can't be run, or returns nothing that can be compared.
+        """
+        active = [unit for unit in units if unit.reason is None]
+        linear = [unit for unit in active if unit.convolution is None]
+        collected = collect_within(
+            self.model,
+            [*active, *(unit for unit in lookups if unit.reason is None)],
+            self.batches,
+            self.forward,
+            probes=self.probes,
+            generator=self.random,
+            memory=self.memory,
+            needs=needs_of(low_rank=bool({LOW_RANK, LOW_RANK_INT8, LOW_RANK_INT4} & set(self.kinds))),
+            step=self.step,
         )
-    by_unit = dict(zip(map(id, every), moments, strict=True))
-    share_experts(model, linear, by_unit, seen)
-    return Calibrated(by_unit, seen, reference)
+        seen = observe(
+            self.model,
+            linear,
+            self.batches,
+            self.forward,
+            sample=SAMPLE,
+            generator=self.random,
+            keeper=collected.keeper,
+            on_batch=collected.on_batch,
+        )
+        reference = Reference(self.model, self.batches, self.forward)
+        if not reference.has_outputs:
+            raise ConversionError(
+                "calibration: the model returned no finite floating-point numbers to compare; scalars are left out"
+            )
+        share_experts(self.model, linear, collected.moments, seen)
+        return Calibrated(collected.moments, collected.keeper, seen, reference, collected.notes)
 
 
 def _parts(
@@ -220,7 +245,7 @@ def _parts(
     moments, reference, examples = calibrated.moments, calibrated.reference, calibrated.seen.examples
     parts = [
         *LinearOptions(model, linear, tables[0], calibrated, kinds, step).parts(),
-        *ConvolutionOptions(model, convolved, moments, reference, examples, kinds).parts(step),
+        *ConvolutionOptions(model, convolved, moments, calibrated.keeper, reference, examples, kinds).parts(step),
         *embedding_parts(model, *tables, moments, reference, kinds, step),
     ]
     places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}

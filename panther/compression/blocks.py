@@ -29,16 +29,15 @@ class BlockOptions:
     """
 
     def __init__(self, layer: Int8Option) -> None:
-        self._unit, sight = layer.unit, layer.candidate.sight
-        self._known = Known(sight.second, sight.sensitivities[layer.index], sight.rows.double().mean(0), sight.rows)
-        self._plain = BlockOption(self._unit, _PLAIN, self._known)
+        self._unit, self._read = layer.unit, partial(known_of, layer)
+        self._plain = BlockOption(self._unit, _PLAIN, self._read)
 
     def of(self, kind: str) -> list[Option]:
         """Options of a kind; none if the layer is too small for it."""
         if kind == INT4:
-            fine = BlockOption(self._unit, _FINE, self._known)
+            fine = BlockOption(self._unit, _FINE, self._read)
             return [self._option(kind, option, option.error) for option in (self._plain, fine)]
-        option = BlockOption(self._unit, _EIGHT if kind == INT8_BLOCKS else _CORRECTED, self._known)
+        option = BlockOption(self._unit, _EIGHT if kind == INT8_BLOCKS else _CORRECTED, self._read)
         if kind == INT8_BLOCKS:
             # round to nearest: at 8 bits GPTQ hardly differs
             return [self._option(kind, option, option.estimate)]
@@ -50,10 +49,11 @@ class BlockOptions:
         ((_, plain), *_) = self._plain.layers(final=True)
         if not isinstance(plain, BlockLinear):
             raise TypeError(f"{self._unit.name} in blocks is a {type(plain).__name__}")
+        known = self._read()
         lost = whitened_svd(
             self._unit.weight.double() - plain.weight.double(),
-            damped(self._known.second, INPUT_DAMPING),
-            damped(self._known.sensitivity, OUTPUT_DAMPING),
+            damped(known.second, INPUT_DAMPING),
+            damped(known.sensitivity, OUTPUT_DAMPING),
         ).tail()
         left = lost[_CORRECTION_RANK] / lost[0].clamp_min(torch.finfo(lost.dtype).tiny)
         return self._plain.error * float(left)
@@ -71,6 +71,12 @@ class BlockOptions:
             _products(option.blocks, d_in, d_out),
             f"blocks of {option.blocks.size(d_in)}",
         )
+
+
+def known_of(layer: Int8Option) -> Known:
+    """The calibration statistics of a layer, computed from the kept moments."""
+    sight = layer.candidate.sight
+    return Known(sight.second, sight.sensitivities[layer.index], sight.rows.double().mean(0), sight.rows)
 
 
 def _modules(option: BlockOption) -> Replacements:

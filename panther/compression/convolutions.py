@@ -33,6 +33,7 @@ from panther.convert.convolutions import Convolution, reason_not_factored
 from panther.convert.deviation import Reference
 from panther.convert.layers import Unit, bias_of
 from panther.convert.moments import Moments
+from panther.convert.spill import Keeper
 from panther.convert.swap import Swap
 from panther.nn.hooks import take_hooks
 from panther.nn.padding import padding_sides
@@ -52,6 +53,7 @@ class ConvolutionOptions:
         model: the model in eval mode; every method leaves it unchanged.
         units: its convolutions, with the reason if one can't be of low rank.
         moments: calibration sums by the id of a unit.
+        keeper: stores decomposed weights.
         reference: outputs of the original model.
         examples: number of rows of the reference.
         kinds: the requested options.
@@ -62,11 +64,13 @@ class ConvolutionOptions:
         model: nn.Module,
         units: Sequence[Unit],
         moments: Mapping[int, Moments],
+        keeper: Keeper,
         reference: Reference,
         examples: int,
         kinds: Sequence[str],
     ) -> None:
         self._model, self._units, self._moments, self._kinds = model, units, moments, kinds
+        self._keeper = keeper
         self._reference, self._examples = reference, examples
 
     def parts(self, step: Callable[[str, int, int], None]) -> list[Part]:
@@ -116,6 +120,7 @@ class ConvolutionOptions:
         for candidate in conv_candidates(unit, weighing):
             if isinstance(candidate, ConvCandidate):
                 found += self._of_low_rank(candidate, conv, seen, rounding)
+                candidate.keep(self._keeper)
         return found
 
     def _of_low_rank(
@@ -123,7 +128,7 @@ class ConvolutionOptions:
     ) -> list[Option]:
         unit, every = candidate.unit, spread(candidate.ranks)
         # energies with derivatives are summed over all examples
-        tail = candidate.tail() / (1 if seen.sensitivity is None else max(self._examples, 1))
+        tail = candidate.tail() / (1 if not seen.derivatives else max(self._examples, 1))
         tried, found = spread(every, _ROUNDED_RANKS), list[Option]()
         dense = [unit.weight.double() - candidate.lost(rank) for rank in tried]
         bias = len(unit.biases) * unit.out_features

@@ -8,12 +8,13 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
+from panther.compression.blocks import known_of
 from panther.compression.options import INT4, LOW_RANK_INT4, Option, Product, Replacements
 from panther.convert.candidates import Candidate
 from panther.convert.layers import Place, bias_of
 from panther.nn.hooks import take_hooks
 from panther.nn.quantized import FactoredLinear
-from panther.quantize.blocks import Blocks, Known, MadeFactors, mean_shift
+from panther.quantize.blocks import Blocks, MadeFactors, mean_shift
 from panther.quantize.candidates import Int8Option
 from panther.quantize.factors import factor_bytes, quantize_factors
 
@@ -30,8 +31,7 @@ class FactorOptions:
     """
 
     def __init__(self, layer: Int8Option, spectrum: Candidate, tail: Tensor) -> None:
-        self._unit, self._spectrum, self._tail, sight = layer.unit, spectrum, tail, layer.candidate.sight
-        self._known = Known(sight.second, sight.sensitivities[layer.index], sight.rows.double().mean(0), sight.rows)
+        self._unit, self._spectrum, self._tail, self._layer = layer.unit, spectrum, tail, layer
         self._made: dict[int, MadeFactors] = {}
 
     def of(self, every: Sequence[int]) -> list[Option]:
@@ -58,15 +58,15 @@ class FactorOptions:
     def _rounded(self, rank: int) -> MadeFactors:
         if rank not in self._made:
             left, right = self._spectrum.factors(rank)
-            self._made[rank] = quantize_factors(left, right, _BLOCKS, self._known, W=self._unit.weight)
+            self._made[rank] = quantize_factors(left, right, _BLOCKS, known_of(self._layer), W=self._unit.weight)
         return self._made[rank]
 
     def _modules(self, rank: int) -> Replacements:
         """A layer for each place; those of one weight share it, each with a bias of its place."""
         layer, found = self._rounded(rank).layer, list[tuple[Place, nn.Module]]()
-        lost = self._unit.weight.double() - layer.weight.double()
+        lost, known = self._unit.weight.double() - layer.weight.double(), known_of(self._layer)
         for place in self._unit.places:
-            bias = mean_shift(lost, self._known, bias_of(place.module))
+            bias = mean_shift(lost, known, bias_of(place.module))
             made = FactoredLinear(layer.down, layer.up.with_bias(bias))
             take_hooks(made, place.module)
             found.append((place, made.to(self._unit.weight.device).train(place.module.training)))

@@ -30,6 +30,7 @@ from panther.convert.candidates import DAMPING_FOR_FEW_ROWS, INPUT_DAMPING, Cand
 from panther.convert.deviation import Reference
 from panther.convert.layers import Place, Unit, bias_of
 from panther.convert.moments import Moments
+from panther.convert.spill import Keeper
 from panther.linalg.whitening import damped
 from panther.quantize import low_rank
 from panther.quantize.api import ALPHAS
@@ -50,13 +51,17 @@ class Calibrated:
 
     Attributes:
         moments: calibration sums by the id of a unit.
+        keeper: stores what is derived from them.
         seen: samples of the inputs of layers, and which of them read one tensor.
         reference: outputs of the original model.
+        notes: for the report, on the memory of the calibration.
     """
 
     moments: Mapping[int, Moments]
+    keeper: Keeper
     seen: Observed
     reference: Reference
+    notes: tuple[str, ...] = ()
 
 
 class LinearOptions:
@@ -95,8 +100,11 @@ class LinearOptions:
             wide = [
                 unit for unit in units if unit.reason is None and possible_ranks(unit.in_features, unit.out_features)
             ]
-            taken_apart = ranks.candidates(wide, calibrated.moments, step)
-            self._spectra = {id(candidate.unit): candidate for candidate in taken_apart}
+            for done, unit in enumerate(wide):
+                for candidate in ranks.ways(unit, calibrated.moments[id(unit)], ""):
+                    candidate.keep(calibrated.keeper)
+                    self._spectra[id(unit)] = candidate
+                step("factorizing", done + 1, len(wide))
 
     def parts(self) -> list[Part]:
         """Every linear layer with its options."""
@@ -139,7 +147,7 @@ class LinearOptions:
         tail = spectrum.spectrum.tail()
         # energies with derivatives are summed over all examples
         moments = self._calibrated.moments[id(spectrum.unit)]
-        return tail if moments.sensitivity is None else tail / max(self._calibrated.seen.examples, 1)
+        return tail if not moments.derivatives else tail / max(self._calibrated.seen.examples, 1)
 
     def _low_rank(self, spectrum: Candidate, rank: int) -> Option:
         unit = spectrum.unit
@@ -172,12 +180,16 @@ class LinearOptions:
                     stored + 4 * d_out * len(unit.biases),
                     rank * (d_in + d_out),
                     error,
-                    partial(_factorized, known, spectrum, rank),
+                    partial(self._factorized, layer, spectrum, rank),
                     rank,
                     (Product(INT8, d_in, rank, smoothed), Product(INT8, rank, d_out)),
                 )
             )
         return found
+
+    def _factorized(self, layer: Int8Option, spectrum: Candidate, rank: int) -> list[tuple[Place, nn.Module]]:
+        known = self._layer(layer, spectrum)
+        return list(low_rank.modules(known, low_rank.factorize(known, spectrum.factors(rank)[0], compensate=True)))
 
     def _layer(self, layer: Int8Option, spectrum: Candidate) -> low_rank.Layer:
         unit, moments = layer.unit, self._calibrated.moments[id(layer.unit)]
@@ -215,8 +227,3 @@ def _int8(layer: Int8Option) -> Option:
 
 def _sketched(spectrum: Candidate, rank: int) -> list[tuple[Place, nn.Module]]:
     return list(zip(spectrum.unit.places, spectrum.layers(rank), strict=True))
-
-
-def _factorized(layer: low_rank.Layer, spectrum: Candidate, rank: int) -> list[tuple[Place, nn.Module]]:
-    factors = low_rank.factorize(layer, spectrum.factors(rank)[0], compensate=True)
-    return list(low_rank.modules(layer, factors))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from panther.convert.layers import Unit, bias_of, sketched_from
 from panther.convert.moments import Moments
+from panther.convert.spill import Keeper, Kept
 from panther.counting import multiply_adds_per_row
 from panther.linalg.whitening import Spectrum, damped, whitened_svd
 
@@ -71,6 +72,26 @@ def weighed_spectrum(unit: Unit, weighing: Weighing | None) -> Spectrum:
     return Spectrum(spectrum.left, spectrum.right, energies)
 
 
+class KeptSpectrum(Spectrum):
+    """A spectrum with the factors at a keeper: each is loaded when it is read."""
+
+    def __init__(self, left: Kept, right: Kept, energies: Tensor) -> None:
+        object.__setattr__(self, "_factors", (left, right))
+        object.__setattr__(self, "energies", energies)
+
+    _factors: tuple[Kept, Kept]
+
+    @property
+    def left(self) -> Tensor:
+        """(d_in, p)."""
+        return self._factors[0].load()
+
+    @property
+    def right(self) -> Tensor:
+        """(p, d_out)."""
+        return self._factors[1].load()
+
+
 @dataclass(eq=False)
 class Candidate:
     """A convertible linear layer with its decomposed weight.
@@ -86,6 +107,17 @@ class Candidate:
     weighing: Weighing | None
     spectrum: Spectrum
     ranks: tuple[int, ...]
+
+    def keep(self, keeper: Keeper) -> None:
+        """Leave the factors to a keeper, and drop the covariances: `errors` and `tail` can't be read afterwards."""
+        left, right, most = self.spectrum.left, self.spectrum.right, self.ranks[-1]
+        self.spectrum = KeptSpectrum(keeper.store(left[:, :most]), keeper.store(right[:most]), self.spectrum.energies)
+        self._drop_covariances()
+
+    def _drop_covariances(self) -> None:
+        if self.weighing is not None:
+            mean, extreme = self.weighing.mean, self.weighing.extreme
+            self.weighing = Weighing(self.spectrum.energies.new_empty(0), mean, None, None, extreme)
 
     def stored(self, rank: int) -> tuple[int, int]:
         """Entries that are learned, and those that are fixed, without the bias."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from panther.convert.candidates import Candidate, Weighing, weighed_spectrum
 from panther.convert.convolutions import Convolution, positions_of
 from panther.convert.layers import Unit, bias_of, take_place
+from panther.convert.spill import Keeper, Kept
 from panther.counting import conv_multiply_adds_per_position
 from panther.linalg.channels import Factors
 from panther.linalg.whitening import Spectrum, whitened_svd
@@ -145,6 +146,17 @@ class InputCandidate(ConvCandidate):
     A of shape (r, C_in) and C the covariance of patches, W C (A⊗I)ᵀ ((A⊗I) C (A⊗I)ᵀ)⁻¹.
     """
 
+    _nested: tuple[Kept, Kept] | None = None
+
+    def keep(self, keeper: Keeper) -> None:
+        """Leave the factors to a keeper, see `Candidate.keep`."""
+        if self.weighing is not None and self.weighing.inputs is not None:
+            most = self.ranks[-1] * positions_of(_conv(self.unit))
+            nested = keeper.store(self._root[:most, :most].clone()), keeper.store(self._captured[:, :most].clone())
+            del self._root, self._captured
+            self._nested = nested
+        super().keep(keeper)
+
     def channels_between(self, rank: int) -> tuple[int, int]:
         """After S1s, and after U2s."""
         return 0, rank
@@ -184,12 +196,12 @@ class InputCandidate(ConvCandidate):
     def _down(self, rank: int) -> tuple[Tensor, Tensor]:
         """(C_in, rank), and (C_out, rank, positions)."""
         A, positions = self.spectrum.left[:, :rank], positions_of(_conv(self.unit))
-        if self.weighing is None or self.weighing.inputs is None:
+        if self._nested is None and (self.weighing is None or self.weighing.inputs is None):
             second = self.spectrum.right[:rank].view(rank, -1, positions).transpose(0, 1)
             return A, second
         entries = rank * positions
-        R = self._root[:entries, :entries]
-        flat = torch.linalg.solve_triangular(R, self._captured[:, :entries], upper=False, left=False)
+        root, captured = (self._root, self._captured) if self._nested is None else (m.load() for m in self._nested)
+        flat = torch.linalg.solve_triangular(root[:entries, :entries], captured[:, :entries], upper=False, left=False)
         return A, flat.view(-1, rank, positions)
 
     @cached_property

@@ -98,8 +98,9 @@ def _pool(group: Sequence[Moments]) -> None:
     if rows == 0:
         return
     second, total = sum(each.second for each in group) / rows, sum(each.total for each in group) / rows
-    known = [each.sensitivity for each in group if each.sensitivity is not None]
-    sensitivity = sum(known) / rows if known else None
+    # one after the other: they may be loaded from a file
+    known = (own for each in group if (own := each.sensitivity) is not None)
+    sensitivity = sum(known) / rows
     more = max(1, round(_POOLED_ROWS * len(group[0].total)))
     for each in group:
         seen, own = max(each.rows, 1), each.sensitivity

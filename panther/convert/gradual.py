@@ -18,6 +18,7 @@ from panther.convert.api import sketch_
 from panther.convert.distill import DistillResult, distill_
 from panther.convert.forward import Forward, batches_of
 from panther.convert.layers import Filter
+from panther.convert.memory import parse_size
 from panther.convert.report import ConversionReport
 from panther.convert.restore import restore_state_
 from panther.nn import SKLinear
@@ -92,6 +93,7 @@ def sketch_and_distill(
     skip: Iterable[str] = (),
     forward: Forward | None = None,
     probes: int = 8,
+    memory: int | str | None = None,
     precision: Precision = "float32",
     checkpoints: str | Path | None = None,
     resume: bool = True,
@@ -117,7 +119,7 @@ def sketch_and_distill(
         calibration: inputs for the conversions; the first batches of ``inputs``, of 384 rows together, when None.
         steps: of the last stage; each stage before it takes 0.4 of them.
         lr, validation, patience, forward: see `panther.distill_`.
-        filter_fn, skip, probes: see `panther.sketch_`.
+        filter_fn, skip, probes, memory: see `panther.sketch_`; the training has no such limit.
         precision, shard: see `panther.distill_`.
         checkpoints: a folder that all processes share. Each stage's conversion and training are saved there, and the
             same call resumes from them after a kill.
@@ -130,7 +132,7 @@ def sketch_and_distill(
             another run.
         ConversionError: the model has no layer to sketch, or can't be run on the inputs.
     """
-    ratios = _ratios(ratio, stages)
+    ratios, most_memory = _ratios(ratio, stages), parse_size(memory)
     batches = batches_of(inputs, "inputs")
     chosen = _first(batches, _CALIBRATION_ROWS) if calibration is None else batches_of(calibration)
     saved = _Saved(None if checkpoints is None else Path(checkpoints))
@@ -152,6 +154,7 @@ def sketch_and_distill(
                 skip=skip,
                 forward=forward,
                 probes=probes,
+                memory=most_memory,
             )
             student, report = of_first(student, report, model)
             saved.save(student, done, report)

@@ -5,8 +5,9 @@ See docs/decisions/0084-calibration-in-groups.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,45 +78,34 @@ def calibrate(
         step: called with (what, done, all).
     """
     active = [unit for unit in units if unit.reason is None]
-    room = {device: allowed(device, memory) for device in {unit.weight.device for unit in active}}
-    kept = {device: _kept(active, device, probes) for device in room}
+    sizing = partial(sizes_of, probes=probes)
+    room = {device: allowed(device, memory) for device in {unit.device for unit in active}}
+    kept = {device: sum(sizing(unit).kept for unit in active if unit.device == device) for device in room}
     spilled = any(kept[device] > room[device] / 2 for device in room)
     if not spilled:
         room = {device: room[device] - kept[device] for device in room}
-    groups, moving = [active], None
-    found = Calibration()
-    if not fits(active, room, probes):
+    groups: Sequence[Sequence[Unit]] = [active]
+    moving, found = None, Calibration()
+    if not fits(active, room, sizing):
         surveyed = survey(model, active, batches[0], forward, derivatives=probes > 0)
-        groups, moving = split(surveyed, room, probes), surveyed.moving
-        most = max(bytes_on(device, group, probes, surveyed) for group in groups for device in room)
+        groups, moving = split(surveyed, room, sizing), surveyed.moving
+        most = max(bytes_on(device, group, sizing, surveyed) for group in groups for device in room)
         found.notes = _notes(groups, most, max(room.values()), kept=sum(kept.values()) if spilled else 0)
     elif spilled:
         found.notes = _notes(groups, 0, 0, kept=sum(kept.values()))
     keeper, zeros = Keeper(spilled=spilled), plan.zero_weights(active)
-    start, calls, taken = generator.get_state(), iter(range(1, len(groups) * len(batches) + 1)), 0
-    for group in groups:
-        generator.set_state(start)
-        members, pool = {id(unit) for unit in group}, InputPool()
-        sums = _empty(group, pool)
-
-        def on_batch(pool: InputPool = pool) -> None:
-            pool.flush()
-            step("calibrating", next(calls), len(groups) * len(batches))
-
-        gather(
-            model,
-            [(unit, sums[id(unit)]) for unit in group],
-            batches,
-            forward,
-            probes=probes,
-            generator=generator,
-            moving=moving,
-            unwatched=[unit for unit in active if id(unit) not in members],
-            on_batch=on_batch,
-        )
-        pool.finish()
+    calls, taken = iter(range(1, len(groups) * len(batches) + 1)), 0
+    for group, sums in passes(
+        model,
+        groups,
+        batches,
+        forward,
+        probes=probes,
+        generator=generator,
+        moving=moving,
+        on_batch=lambda: step("calibrating", next(calls), len(groups) * len(batches)),
+    ):
         pool_moments(model, group, {key: seen for key, seen in sums.items() if isinstance(seen, Moments)})
-        del pool, on_batch
         for unit in group:
             # nothing else holds them: they are freed as soon as the layer is factored
             seen = sums.pop(id(unit))
@@ -128,15 +118,60 @@ def calibrate(
     return found
 
 
-def _kept(units: Sequence[Unit], device: torch.device, probes: int) -> int:
-    return sum(sizes_of(unit, probes).kept for unit in units if unit.weight.device == device)
+def passes(
+    model: nn.Module,
+    groups: Sequence[Sequence[Unit]],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    *,
+    probes: int,
+    generator: torch.Generator,
+    moving: Sequence[bool] | None,
+    on_batch: Callable[[], None],
+    full: bool = False,
+) -> Iterator[tuple[Sequence[Unit], dict[int, Sums]]]:
+    """Each group of layers with its sums by the id of a unit, after a pass over the inputs.
+
+    Every pass draws the same random directions and patches. Nothing else holds the sums.
+
+    Args:
+        model, batches, forward, probes, generator, on_batch: as of `panther.convert.calibration.gather`.
+        groups: layers of each pass; together all that are calibrated.
+        moving: as of `gather`; None for a single group.
+        full: collect the full moments of all layers; else only of those that need them.
+    """
+    start = generator.get_state()
+    active = [unit for group in groups for unit in group]
+    for group in groups:
+        generator.set_state(start)
+        members, pool = {id(unit) for unit in group}, InputPool()
+        sums = _empty(group, pool, full=full)
+
+        def after_batch(pool: InputPool = pool) -> None:
+            pool.flush()
+            on_batch()
+
+        gather(
+            model,
+            [(unit, sums[id(unit)]) for unit in group],
+            batches,
+            forward,
+            probes=probes,
+            generator=generator,
+            moving=moving,
+            unwatched=[unit for unit in active if id(unit) not in members],
+            on_batch=after_batch,
+        )
+        pool.finish()
+        del pool, after_batch
+        yield group, sums
 
 
-def _empty(group: Sequence[Unit], pool: InputPool) -> dict[int, Sums]:
+def _empty(group: Sequence[Unit], pool: InputPool, *, full: bool) -> dict[int, Sums]:
     """Sums by the id of a unit: linear layers share those of their inputs, others have moments."""
-    linear = [unit for unit in group if not unit.takes_moments]
+    linear = [] if full else [unit for unit in group if not unit.takes_moments]
     found: dict[int, Sums] = dict(zip(map(id, linear), pool.statistics(linear), strict=True))
-    return found | {id(unit): empty_moments(unit) for unit in group if unit.takes_moments}
+    return found | {id(unit): empty_moments(unit) for unit in group if id(unit) not in found}
 
 
 def _notes(groups: Sequence[Sequence[Unit]], most: int, room: float, *, kept: int) -> tuple[str, ...]:

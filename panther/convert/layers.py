@@ -77,6 +77,11 @@ class Unit:
         return weight.t() if self.transposed else weight
 
     @property
+    def device(self) -> torch.device:
+        """Device of the weight."""
+        return weight_of(self.places[0].module).device
+
+    @property
     def convolution(self) -> Convolution | None:
         """The module if it is a convolution."""
         module = self.places[0].module

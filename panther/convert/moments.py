@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from panther.convert.embeddings import Lookups, is_embedding
 from panther.convert.errors import ConversionError
 from panther.convert.layers import Unit, weight_of
+from panther.convert.spill import Keeper
 from panther.linalg.gram import times
 
 
@@ -77,6 +78,11 @@ class Moments:
     at_inputs: bool = field(default=False, init=False)
 
     @property
+    def derivatives(self) -> bool:
+        """Whether the sensitivity is known."""
+        return self.sensitivity is not None
+
+    @property
     def mean(self) -> Tensor:
         """The mean of x, (d_in,)."""
         return self.total / max(self.rows, 1)
@@ -89,7 +95,7 @@ class Moments:
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:  # noqa: ARG002  a protocol's
         """Add rows, see `Sums.add`."""
         x = (x if kept is None else x[kept]).double()
-        self.second += x.t() @ x
+        self.second.addmm_(x.t(), x)
         self.total += x.sum(0)
         self.rows += len(x)
 
@@ -100,14 +106,59 @@ class Moments:
 
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:  # noqa: ARG002
         """Add derivatives, see `Sums.add_gradients`."""
-        product = (g.t() @ g).double() * scale
-        self.sensitivity = product if self.sensitivity is None else self.sensitivity + product
+        product = (g.t() @ g).double().mul_(scale)
+        self.sensitivity = product if self.sensitivity is None else self.sensitivity.add_(product)
 
     def check(self, name: str) -> None:
         """Refuse sums that are not finite, see `Sums.check`."""
         check_finite(name, self.second, self.sensitivity)
         if self.head is not None:
             self.head.check(f"the head of {name}")
+
+
+class KeptMoments(Moments):
+    """Moments with the matrices at a keeper: each is loaded when it is read, and stored again when it is set.
+
+    Args:
+        moments: complete, but for `panther.convert.experts.pool_moments`.
+        keeper: takes its matrices.
+    """
+
+    def __init__(self, moments: Moments, keeper: Keeper) -> None:
+        self._keeper = keeper
+        super().__init__(
+            moments.second,
+            moments.total,
+            moments.rows,
+            moments.sensitivity,
+            moments.calls,
+            moments.extreme,
+            moments.counts,
+            moments.head,
+        )
+
+    @property
+    def second(self) -> Tensor:
+        """(d_in, d_in), Σ x xᵀ."""
+        return self._second.load()
+
+    @second.setter
+    def second(self, second: Tensor) -> None:
+        self._second = self._keeper.store(second)
+
+    @property
+    def sensitivity(self) -> Tensor | None:
+        """(d_out, d_out), Σ Jᵀ J; None without derivatives."""
+        return None if self._sensitivity is None else self._sensitivity.load()
+
+    @sensitivity.setter
+    def sensitivity(self, sensitivity: Tensor | None) -> None:
+        self._sensitivity = None if sensitivity is None else self._keeper.store(sensitivity)
+
+    @property
+    def derivatives(self) -> bool:
+        """Whether the sensitivity is known."""
+        return self._sensitivity is not None
 
 
 @dataclass

@@ -41,17 +41,19 @@ class Sizes:
     kept: int
 
 
+Sizing = Callable[[Unit], Sizes]
+
+
 def sizes_of(unit: Unit, probes: int) -> Sizes:
     """Memory of a conversion for one layer, in bytes."""
     d_in, d_out = unit.in_features, unit.out_features
     small = min(d_in, d_out)
     if is_embedding(unit.places[0].module):
-        # a count for each row, and moments of what is put out, and of what heads take
-        moments = _DOUBLE * (d_in + (4 if unit.heads else 2) * d_out**2)
+        moments = moment_bytes(unit, probes)
         return Sizes(0, moments, 3 * moments, _DOUBLE * d_out**2)
     if unit.takes_moments:
         # keeps its covariances, damped and undamped, for the option that cuts the input channels
-        moments = _DOUBLE * (d_in**2 + d_out**2)
+        moments = moment_bytes(unit, probes)
         return Sizes(0, moments, 3 * moments, 3 * moments + _DOUBLE * small * (d_in + d_out))
     wide, tall = d_in >= WIDER * d_out, d_out >= WIDER * d_in
     inputs = 0 if wide else d_in**2
@@ -60,6 +62,15 @@ def sizes_of(unit: Unit, probes: int) -> Sizes:
     kept = rank * (d_in + d_out) * (_DOUBLE if unit.element_bytes == _DOUBLE else 4)
     work = inputs + 6 * small**2 + min(unit.weights, _BLOCKS) + rank * (d_in + d_out)
     return Sizes(_DOUBLE * inputs, _DOUBLE * others, _DOUBLE * work, kept)
+
+
+def moment_bytes(unit: Unit, probes: int) -> int:
+    """Bytes of the full moments of a layer."""
+    d_in, d_out = unit.in_features, unit.out_features
+    if is_embedding(unit.places[0].module):
+        # a count for each row, and moments of its outputs and of the inputs of heads
+        return _DOUBLE * (d_in + (4 if unit.heads else 2) * d_out**2)
+    return _DOUBLE * (d_in**2 + (d_out**2 if probes else 0))
 
 
 @dataclass
@@ -75,6 +86,15 @@ class Survey:
     units: list[Unit] = field(default_factory=list)
     reads: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     moving: list[bool] = field(default_factory=list)
+
+    def readers(self) -> list[list[Unit]]:
+        """The units, those that read the same tensors together."""
+        found: dict[tuple[tuple[int, int], ...], list[Unit]] = {}
+        alone = [[unit] for unit in self.units if id(unit) not in self.reads]
+        for unit in self.units:
+            if id(unit) in self.reads:
+                found.setdefault(self.reads[id(unit)], []).append(unit)
+        return [*found.values(), *alone]
 
 
 def survey(
@@ -118,11 +138,11 @@ def survey(
     return found
 
 
-def split(surveyed: Survey, room: Mapping[torch.device, float], probes: int) -> list[list[Unit]]:
+def split(surveyed: Survey, room: Mapping[torch.device, float], sizing: Sizing) -> list[list[Unit]]:
     """Groups of layers in call order, as large as fit; a layer that does not fit is a separate group."""
     groups: list[list[Unit]] = []
     for unit in surveyed.units:
-        if groups and fits([*groups[-1], unit], room, probes, surveyed):
+        if groups and fits([*groups[-1], unit], room, sizing, surveyed):
             groups[-1].append(unit)
         else:
             groups.append([unit])
@@ -130,27 +150,27 @@ def split(surveyed: Survey, room: Mapping[torch.device, float], probes: int) -> 
 
 
 def fits(
-    units: Sequence[Unit], room: Mapping[torch.device, float], probes: int, surveyed: Survey | None = None
+    units: Sequence[Unit], room: Mapping[torch.device, float], sizing: Sizing, surveyed: Survey | None = None
 ) -> bool:
     """Whether the statistics of some layers, and the work on the largest of them, fit on every device.
 
     Args:
         units: the layers.
         room: bytes by device.
-        probes: whether there are statistics of outputs.
+        sizing: memory of a layer.
         surveyed: which layers share those of inputs; none do without.
     """
-    return all(bytes_on(device, units, probes, surveyed) <= most for device, most in room.items())
+    return all(bytes_on(device, units, sizing, surveyed) <= most for device, most in room.items())
 
 
-def bytes_on(device: torch.device, units: Sequence[Unit], probes: int, surveyed: Survey | None = None) -> int:
+def bytes_on(device: torch.device, units: Sequence[Unit], sizing: Sizing, surveyed: Survey | None = None) -> int:
     """Bytes of the statistics of some layers, and of the work on the largest of them."""
     statistics = work = 0
     counted = set[tuple[int, ...]]()
     for unit in units:
-        if unit.weight.device != device:
+        if unit.device != device:
             continue
-        sizes = sizes_of(unit, probes)
+        sizes = sizing(unit)
         reads = surveyed.reads.get(id(unit), ()) if surveyed is not None else ()
         key = hash((reads, unit.in_features)), unit.in_features
         statistics += sizes.others + (0 if reads and key in counted else sizes.inputs)

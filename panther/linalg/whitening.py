@@ -114,7 +114,9 @@ def damped(C: Tensor, damping: float, more: Tensor | float = 0.0) -> Tensor | No
     added = damping * C.diagonal().mean() + more
     if not added > 0:
         return None
-    return C + added * torch.eye(len(C), dtype=C.dtype, device=C.device)
+    found = C.clone()
+    found.diagonal().add_(added)
+    return found
 
 
 def _svd(K: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from panther.convert.calibration import collect
+from panther.convert.collected import Needs, collect_within
 from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.layers import Filter, Unit, find_units
+from panther.convert.memory import parse_size
 from panther.convert.opened import closed, opened
 from panther.convert.swap import Swap
 from panther.quantize import embeddings
@@ -21,14 +22,13 @@ from panther.quantize.block_option import block_options
 from panther.quantize.blocks import Blocks
 from panther.quantize.candidates import candidates
 from panther.quantize.convolutions import storable, stored_options
-from panther.quantize.observe import observe, share_experts
+from panther.quantize.needs import kept_rows, work_in_blocks, work_on_ranges
+from panther.quantize.observe import SAMPLE, observe, share_experts
 from panther.quantize.plan import Decision, Plan, Quantizer, embedding_layers, planned_layers
 from panther.quantize.report import QuantizationReport
 from panther.quantize.sketched import find_sketched
 
 ALPHAS = (0.0, 0.35, 0.5, 0.65, 0.8)
-# rows sampled from each layer's inputs, to choose ranges
-_SAMPLE = 1024
 _SEED = 0
 
 
@@ -45,6 +45,7 @@ def quantize_(
     skip: Iterable[str] = (),
     forward: Forward | None = None,
     probes: int = 8,
+    memory: int | str | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> QuantizationReport:
@@ -77,6 +78,9 @@ def quantize_(
             ``"*.query"``.
         forward: (model, batch) → outputs, if the model needs a custom call.
         probes: backward passes per batch; they estimate how a layer's outputs affect the model's.
+        memory: limit on calibration statistics and the work on a layer, on each device: bytes, or a text such as "8GB".
+            If they don't fit, layers are calibrated in groups, with a pass over the inputs for each, and the statistics
+            are kept in temporary files; the result is the same. Half of the free memory when None.
         generator: CPU generator of the random directions and sampled rows; a fixed seed when None.
         on_step: called with (step, done, total) for progress.
 
@@ -84,11 +88,11 @@ def quantize_(
         A report of every layer with the reason, bytes and errors.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or memory is too small for a layer; the message has the least.
         ConversionError: the model has nothing to quantize, or calibration can't be run.
     """
     _check(model, max_error, embedding_bits, alphas, probes)
-    ladder = _ladder(weights)
+    ladder, most_memory = _ladder(weights), parse_size(memory)
     step = on_step if on_step is not None else lambda *_: None
     random = generator if generator is not None else torch.Generator().manual_seed(_SEED)
     modules = opened(model)
@@ -108,18 +112,32 @@ def quantize_(
         check_batches(batches, model, forward, "calibration")
         check_differentiable(model)
         with evaluating(model):
-            done = iter(range(1, 2 * len(batches) + 1))
-
-            def on_batch() -> None:
-                step("calibrating", next(done), 2 * len(batches))
-
             watched = [*active, *(unit for unit in convolved if unit.reason is None)]
-            moments = collect(model, watched, batches, forward, probes=probes, generator=random, on_batch=on_batch)
-            seen = observe(model, active, batches, forward, sample=_SAMPLE, generator=random, on_batch=on_batch)
+            collected = collect_within(
+                model,
+                watched,
+                batches,
+                forward,
+                probes=probes,
+                generator=random,
+                memory=most_memory,
+                needs=Needs(kept_rows, work_in_blocks if ladder else work_on_ranges),
+                step=step,
+            )
+            seen = observe(
+                model,
+                active,
+                batches,
+                forward,
+                sample=SAMPLE,
+                generator=random,
+                keeper=collected.keeper,
+                on_batch=collected.on_batch,
+            )
             reference = Reference(model, batches, forward)
             if not reference.has_outputs:
                 raise ConversionError("calibration: the model returned no finite floating-point numbers to compare")
-            by_unit = dict(zip(map(id, watched), moments, strict=True))
+            by_unit = collected.moments
             share_experts(model, active, by_unit, seen)
             quantizer = Quantizer(model, tables, reference, step)
             if ladder:
@@ -133,7 +151,7 @@ def quantize_(
     swap = Swap(model, closed(modules, quantizer.replacements(plan)))
     swap.do()
     try:
-        notes = list(quantizer.notes(plan))
+        notes = [*collected.notes, *quantizer.notes(plan)]
         if swap.zero_padded:
             notes.append(f"{', '.join(swap.zero_padded)}: padded places are zero, as in torch's fast path")
         return QuantizationReport(

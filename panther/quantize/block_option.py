@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import nn
 
@@ -25,12 +25,16 @@ class BlockOption:
     Attributes:
         unit: the layer.
         blocks: the format.
+<<<<<<< HEAD
         known: its calibration statistics.
+=======
+        read: computes its calibration statistics from the kept moments.
+>>>>>>> memory
     """
 
     unit: Unit
     blocks: Blocks
-    known: Known
+    read: Callable[[], Known]
 
     @property
     def precision(self) -> str:
@@ -59,7 +63,7 @@ class BlockOption:
     @cached_property
     def estimate(self) -> float:
         """Error of rounding to the nearest."""
-        return estimate(self.unit.weight, self.blocks, self.known)
+        return estimate(self.unit.weight, self.blocks, self.read())
 
     @property
     def error(self) -> float:
@@ -68,13 +72,13 @@ class BlockOption:
 
     @cached_property
     def _made(self) -> Made:
-        return quantize_weight(self.unit.weight, self.blocks, self.known)
+        return quantize_weight(self.unit.weight, self.blocks, self.read())
 
     def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:  # noqa: ARG002
         """One layer for each module of the unit; they share their weight."""
-        W, found = self.unit.weight, list[tuple[Place, nn.Module]]()
+        W, known, found = self.unit.weight, self.read(), list[tuple[Place, nn.Module]]()
         for place in self.unit.places:
-            layer = with_bias(self._made.layer, W, self.known, bias_of(place.module))
+            layer = with_bias(self._made.layer, W, known, bias_of(place.module))
             take_hooks(layer, place.module)
             found.append((place, layer.train(place.module.training)))
         return found
@@ -89,14 +93,18 @@ def block_options(
     """Options of each unit that can be quantized, in the order of the ladder; the others get their reason."""
     result = list[tuple[BlockOption, ...] | tuple[FactorOption, ...] | tuple[TermOption, ...]]()
     for unit in usable(units, moments, seen):
-        of_unit = moments[id(unit)]
-        second = of_unit.covariance(centred=False)
-        G = sensitivity(of_unit, unit.weight.double(), second, seen.examples)
-        known = Known(second, G, of_unit.mean, seen.rows[id(unit)])
+        read = partial(known_of, unit, moments[id(unit)], seen)
         if isinstance(unit, SketchedUnit) and has_signs(unit.layer):
-            result.append(tuple(TermOption(unit, known, blocks.bits) for blocks in ladder))
+            result.append(tuple(TermOption(unit, read, blocks.bits) for blocks in ladder))
         elif isinstance(unit, SketchedUnit):
-            result.append(tuple(FactorOption(unit, blocks, known) for blocks in ladder))
+            result.append(tuple(FactorOption(unit, blocks, read) for blocks in ladder))
         else:
-            result.append(tuple(BlockOption(unit, blocks, known) for blocks in ladder))
+            result.append(tuple(BlockOption(unit, blocks, read) for blocks in ladder))
     return result
+
+
+def known_of(unit: Unit, moments: Moments, seen: Observed) -> Known:
+    """The calibration statistics of a layer."""
+    second = moments.covariance(centred=False)
+    G = sensitivity(moments, unit.weight.double(), second, seen.examples)
+    return Known(second, G, moments.mean, seen.rows[id(unit)])

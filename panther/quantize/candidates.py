@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +30,23 @@ class Candidate:
 
     Attributes:
         units: the layers.
+<<<<<<< HEAD
         sight: their calibration statistics.
+=======
+        read: computes their calibration statistics from the kept moments.
+>>>>>>> memory
         choices: one for each alpha.
     """
 
     units: list[Unit]
-    sight: Sight
+    read: Callable[[], Sight] = field(repr=False)
     choices: list[Activation]
-    _rounded: dict[tuple[int, float, bool], Rounded] = field(default_factory=dict, repr=False)
+    _rounded: dict[tuple[int, float], Rounded] = field(default_factory=dict, repr=False)
+
+    @property
+    def sight(self) -> Sight:
+        """The calibration statistics of the layers, computed at every access."""
+        return self.read()
 
     @property
     def best(self) -> Activation:
@@ -50,13 +61,8 @@ class Candidate:
             choice: how its input is rounded.
             compensate: round with error feedback; to the nearest if False, which takes a fraction of the time.
         """
-        unit, key = self.units[index], (index, choice.alpha, compensate)
-        if key not in self._rounded:
-            W, C = choice.smoothed(self.sight.weights[index]), choice.moment(self.sight.second)
-            self._rounded[key] = (
-                round_weight(W, C, self.sight.sensitivities[index]) if compensate else round_nearest(W, C)
-            )
-        rounded = self._rounded[key]
+        unit, sight = self.units[index], self.sight
+        rounded = self._round(sight, index, choice, compensate=compensate)
         shift: Tensor | None = None
         found = list[tuple[Place, nn.Module]]()
         for place in unit.places:
@@ -64,11 +70,22 @@ class Candidate:
             layer = Int8Linear(rounded.weight, rounded.scale, choice.scale, choice.zero_point, choice.smoothing, bias)
             if layer.bias is not None:
                 if shift is None:
-                    shift = _mean_error(layer, self.sight, index)
+                    shift = _mean_error(layer, sight, index)
                 layer.bias.data += shift
             take_hooks(layer, place.module)
-            found.append((place, layer.to(unit.weight.device).train(place.module.training)))
+            found.append((place, layer.to(unit.device).train(place.module.training)))
         return found
+
+    def _round(self, sight: Sight, index: int, choice: Activation, *, compensate: bool) -> Rounded:
+        """A rounded weight; only those that take long are kept."""
+        key = (index, choice.alpha)
+        if compensate and key in self._rounded:
+            return self._rounded[key]
+        W, C = choice.smoothed(sight.weights[index]), choice.moment(sight.second)
+        if not compensate:
+            return round_nearest(W, C)
+        self._rounded[key] = round_weight(W, C, sight.sensitivities[index])
+        return self._rounded[key]
 
 
 @dataclass(frozen=True)
@@ -151,18 +168,13 @@ def candidates(
     groups = [group for group in groups if group]
     result = []
     for done, group in enumerate(groups):
-        first = id(group[0])
-        second = moments[first].covariance(centred=False)
-        weights = [unit.weight.double() for unit in group]
-        sensitivities = [
-            sensitivity(moments[id(unit)], W, second, seen.examples) for unit, W in zip(group, weights, strict=True)
-        ]
-        sight = Sight(seen.rows[first], seen.lowest[first], seen.highest[first], second, weights, sensitivities)
-        result.append(Candidate(group, sight, choices(sight, alphas)))
+        read = partial(sight_of, group, moments, seen)
+        result.append(Candidate(group, read, choices(read(), alphas)))
         step("choosing ranges", done + 1, len(groups))
     return result
 
 
+<<<<<<< HEAD
 def cheaper(candidates: Sequence[Candidate], chosen: Sequence[Activation]) -> list[Activation]:
     """The choice of each candidate, without smoothing where that adds little error.
 
@@ -180,6 +192,49 @@ def cheaper(candidates: Sequence[Candidate], chosen: Sequence[Activation]) -> li
         if added <= left:
             result[index], left = choice, left - max(added, 0.0)
     return result
+=======
+def sight_of(units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed) -> Sight:
+    """The calibration statistics of layers that read one tensor; weights and sensitivities are computed when read."""
+    first = id(units[0])
+    second = moments[first].covariance(centred=False)
+
+    def cost(unit: Unit) -> Tensor:
+        return sensitivity(moments[id(unit)], unit.weight.double(), second, seen.examples)
+
+    return Sight(
+        seen.rows[first],
+        seen.lowest[first],
+        seen.highest[first],
+        second,
+        Computed([partial(_doubled, unit) for unit in units]),
+        Computed([partial(cost, unit) for unit in units]),
+    )
+
+
+class Computed(Sequence[Tensor]):
+    """Tensors that are computed whenever one is read.
+
+    Args:
+        makers: return them.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Tensor]]) -> None:
+        self._makers = makers
+
+    @overload
+    def __getitem__(self, at: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, at: slice) -> Computed: ...
+    def __getitem__(self, at: int | slice) -> Tensor | Computed:
+        return Computed(self._makers[at]) if isinstance(at, slice) else self._makers[at]()
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def _doubled(unit: Unit) -> Tensor:
+    return unit.weight.double()
+>>>>>>> memory
 
 
 def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> Tensor:

@@ -5,9 +5,9 @@ See docs/decisions/0089-convolutions-in-8-bits.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,13 @@ class StoredOption:
     Attributes:
         unit: the layer.
         bits: 8 or 4.
-        patches: calibration statistics; None for a convolution with groups, whose errors are not predicted.
+        read: computes the calibration statistics from the kept moments; None for a convolution with groups, whose
+            errors are not predicted.
     """
 
     unit: Unit
     bits: int
-    patches: Patches | None
+    read: Callable[[], Patches] | None
 
     @property
     def precision(self) -> str:
@@ -83,18 +84,21 @@ class StoredOption:
     def error(self) -> float:
         """Error of the finished layer; with groups, the relative error of its weight."""
         W, rounded = self.unit.weight.double(), self._kernel.weight.flatten(1).double()
-        if self.patches is None:
+        if self.read is None:
             whole = W.square().sum().clamp_min(torch.finfo(W.dtype).tiny)
             return float((W - rounded).square().sum() / whole)
-        return weighed_loss(W - rounded, self.patches.outputs, self.patches.second)
+        patches = self.read()
+        return weighed_loss(W - rounded, patches.outputs, patches.second)
 
     @cached_property
     def _kernel(self) -> StoredKernel:
         weight = self._conv.weight.detach()
         if self.bits == 8:
             return Int8Kernel.nearest(weight)
-        known = self.patches
-        return four_bits(weight) if known is None else four_bits(weight, known.second, known.outputs)
+        if self.read is None:
+            return four_bits(weight)
+        known = self.read()
+        return four_bits(weight, known.second, known.outputs)
 
     @property
     def _conv(self) -> Convolution:
@@ -107,9 +111,9 @@ class StoredOption:
         """The layer, its bias b + (W - Ŵ) μ for patches of mean μ."""
         place, conv = self.unit.places[0], self._conv
         layer = StoredConv(conv, self._kernel, bias=bias_of(conv))
-        if layer.bias is not None and self.patches is not None:
+        if layer.bias is not None and self.read is not None:
             lost = self.unit.weight.double() - self._kernel.weight.flatten(1).double()
-            layer.bias.data += (lost @ self.patches.mean).float()
+            layer.bias.data += (lost @ self.read().mean).float()
         take_hooks(layer, conv)
         return [(place, layer)]
 
@@ -135,13 +139,16 @@ def stored_options(
     for unit in units:
         if not storable(unit):
             continue
-        seen, patches = moments.get(id(unit)), None
-        if seen is not None:
-            if not seen.rows:
-                unit.reason = _UNSEEN
-                continue
-            second = seen.covariance(centred=False)
-            patches = Patches(second, sensitivity(seen, unit.weight.double(), second, examples), seen.mean)
+        seen = moments.get(id(unit))
+        if seen is not None and not seen.rows:
+            unit.reason = _UNSEEN
+            continue
         unit.reason = None
-        found.append(tuple(StoredOption(unit, each, patches) for each in bits))
+        read = None if seen is None else partial(_patches, unit, seen, examples)
+        found.append(tuple(StoredOption(unit, each, read) for each in bits))
     return found
+
+
+def _patches(unit: Unit, seen: Moments, examples: int) -> Patches:
+    second = seen.covariance(centred=False)
+    return Patches(second, sensitivity(seen, unit.weight.double(), second, examples), seen.mean)

@@ -64,8 +64,9 @@ def _feedback(C: Tensor | None, order: Tensor) -> Tensor:
     if C is None:
         return torch.zeros(len(order), len(order), device=order.device)
     backwards = order.flip(0)
-    L = torch.linalg.cholesky(C.double()[backwards][:, backwards])
-    factor: Tensor = (L / L.diagonal()).flip(0, 1).triu(1).float()
+    L = torch.linalg.cholesky(C.double()[backwards.unsqueeze(1), backwards])
+    L /= L.diagonal().clone()
+    factor: Tensor = L.float().flip(0, 1).triu_(1)
     return factor
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,40 @@ from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
 from panther.convert.moments import Moments
+from panther.convert.spill import Keeper, Kept
+
+# rows sampled from each layer's inputs, to choose ranges
+SAMPLE = 1024
+
+
+class SampledRows(Mapping[int, Tensor]):
+    """Rows by the id of a unit, (n, d_in) float32; loaded from the keeper when they are read.
+
+    Args:
+        keeper: stores them.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._parts: dict[int, list[Kept]] = {}
+
+    def __getitem__(self, key: int) -> Tensor:
+        parts = self._parts[key]
+        return parts[0].load() if len(parts) == 1 else torch.cat([part.load() for part in parts])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, key: int, rows: Tensor) -> None:
+        """Add rows to those of a unit."""
+        self._parts.setdefault(key, []).append(self._keeper.store(rows))
+
+    def borrow(self, key: int, others: Sequence[int]) -> None:
+        """Give a unit the rows of others."""
+        self._parts[key] = [part for other in others for part in self._parts[other]]
 
 
 class Observed:
@@ -26,8 +60,8 @@ class Observed:
         examples: rows of the model's first output, over all batches.
     """
 
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.rows: dict[int, Tensor] = {}
+    def __init__(self, units: Sequence[Unit], keeper: Keeper | None = None) -> None:
+        self.rows = SampledRows(keeper or Keeper())
         self.lowest: dict[int, Tensor] = {}
         self.highest: dict[int, Tensor] = {}
         self.examples = 0
@@ -50,16 +84,16 @@ class Observed:
         """Add the rows of a call, and those of them that are kept."""
         key = id(unit)
         low, high = x.amin(0), x.amax(0)
-        known = self.rows.get(key)
-        self.rows[key] = kept if known is None else torch.cat([known, kept])
-        self.lowest[key] = low if known is None else torch.minimum(self.lowest[key], low)
-        self.highest[key] = high if known is None else torch.maximum(self.highest[key], high)
+        known = key in self.lowest
+        self.rows.add(key, kept)
+        self.lowest[key] = torch.minimum(self.lowest[key], low) if known else low
+        self.highest[key] = torch.maximum(self.highest[key], high) if known else high
 
     def borrow(self, unit: Unit, others: Sequence[Unit]) -> None:
         """Copy the sampled rows of other units to a unit that received none."""
         known = [id(other) for other in others if id(other) in self.rows]
         if known and id(unit) not in self.rows:
-            self.rows[id(unit)] = torch.cat([self.rows[key] for key in known])
+            self.rows.borrow(id(unit), known)
             self.lowest[id(unit)] = torch.stack([self.lowest[key] for key in known]).amin(0)
             self.highest[id(unit)] = torch.stack([self.highest[key] for key in known]).amax(0)
             # shares its input tensor with no other layer
@@ -75,6 +109,7 @@ def observe(
     *,
     sample: int,
     generator: torch.Generator,
+    keeper: Keeper | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Observed:
     """Run the batches through the model and sample the inputs of every unit.
@@ -85,9 +120,10 @@ def observe(
         batches, forward: as `panther.convert.forward.call` takes them.
         sample: rows to keep of each unit, in all.
         generator: of the draws, on the CPU.
+        keeper: stores the rows; they stay in memory when None.
         on_batch: called after each batch.
     """
-    seen = Observed(units)
+    seen = Observed(units, keeper)
     share = math.ceil(sample / len(batches))
     # tensors of the current batch are kept alive, so that no identity is reused
     alive: list[Tensor] = []

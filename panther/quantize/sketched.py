@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,11 @@ class SketchedUnit(Unit):
         """(out_features, in_features)."""
         left, right = self.factors
         return (left @ right).t()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the factors."""
+        return self.layer.S1s.device
 
     @property
     def weights(self) -> int:
@@ -101,12 +106,16 @@ class FactorOption:
     Attributes:
         unit: the layer.
         blocks: the format.
+<<<<<<< HEAD
         known: its calibration statistics.
+=======
+        read: computes its calibration statistics from the kept moments.
+>>>>>>> memory
     """
 
     unit: SketchedUnit
     blocks: Blocks
-    known: Known
+    read: Callable[[], Known]
 
     @property
     def precision(self) -> str:
@@ -145,7 +154,7 @@ class FactorOption:
     @cached_property
     def _made(self) -> MadeFactors:
         with torch.no_grad():
-            return quantize_factors(*self.unit.factors, self.blocks, self.known, bias_of(self.unit.layer))
+            return quantize_factors(*self.unit.factors, self.blocks, self.read(), bias_of(self.unit.layer))
 
     def layers(self, *, final: bool) -> list[tuple[Place, nn.Module]]:  # noqa: ARG002
         """The layer for its module."""

@@ -69,8 +69,10 @@ class Activation:
 
     def moment(self, second: Tensor) -> Tensor:
         """(d_in, d_in), the second moment of the rounded tensor: smoothed, with the variance of rounding."""
-        C = second if self.smoothing is None else second * torch.outer(self.smoothing, self.smoothing)
-        return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (self.scale**2 / 12)
+        s = self.smoothing
+        C = second.clone() if s is None else (second * s).mul_(s.unsqueeze(1))
+        C.diagonal().add_(self.scale**2 / 12)
+        return C
 
 
 def choices(sight: Sight, alphas: Sequence[float]) -> list[Activation]:
@@ -80,8 +82,13 @@ def choices(sight: Sight, alphas: Sequence[float]) -> list[Activation]:
     max|x_j|^alpha / max|W_j|^(1 - alpha) (Xiao et al., "SmoothQuant", 2022); layers that read the same tensor share it.
     """
     # eᵀ M e is the cost of an error e of the tensor, through a layer
-    Ms = [W.t() @ G @ W for W, G in zip(sight.weights, sight.sensitivities, strict=True)]
-    F = _factor(torch.stack(Ms).sum(0), sum(len(W) for W in sight.weights))
+    Ms, total, rank = list[Tensor](), torch.zeros_like(sight.second), 0
+    for W, G in zip(sight.weights, sight.sensitivities, strict=True):
+        Ms.append(W.t() @ G @ W)
+        total += Ms[-1]
+        rank += len(W)
+    F = _factor(total, rank)
+    del total
     return [_choice(sight, Ms, F, alpha) for alpha in alphas]
 
 
@@ -90,19 +97,20 @@ def _choice(sight: Sight, Ms: Sequence[Tensor], F: Tensor, alpha: float) -> Acti
     X, low, high = sight.rows, sight.lowest, sight.highest
     if smoothing is not None:
         X, low, high = X * smoothing.float(), low * smoothing.float(), high * smoothing.float()
-        Ms = [M / torch.outer(smoothing, smoothing) for M in Ms]
         F = F / smoothing.unsqueeze(1)
     # a range must hold zero, the value of padding and ReLU
     low_end, high_end = min(float(low.min()), 0.0), max(float(high.max()), 0.0)
     scale, zero_point = _range(X[:: max(1, len(X) // _ROWS)], low_end, high_end, F.float())
     chosen = Activation(alpha, smoothing, scale, zero_point)
     lost_X = X - _rounded(X, scale, zero_point)
+    lost_X = lost_X if smoothing is None else lost_X / smoothing.float()
     moment = (lost_X.t() @ lost_X).double() / max(len(X), 1)
     C = chosen.moment(sight.second)
     errors = []
     for W, G, M in zip(sight.weights, sight.sensitivities, Ms, strict=True):
         smoothed = chosen.smoothed(W)
         lost = smoothed - round_nearest(smoothed, C).dense()
+        # eᵀ M e for the error of the tensor before it is smoothed
         errors.append(float((M * moment).sum()) + weighed_loss(lost, G, C))
     return dataclasses.replace(chosen, errors=tuple(errors))
 

@@ -6,6 +6,7 @@ See docs/decisions/0071-terms-in-bytes.md.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,12 +36,16 @@ class TermOption:
 
     Attributes:
         unit: the layer.
+<<<<<<< HEAD
         known: its calibration statistics.
+=======
+        read: computes its calibration statistics from the kept moments.
+>>>>>>> memory
         bits: of the integers, 8 or 4.
     """
 
     unit: SketchedUnit
-    known: Known
+    read: Callable[[], Known]
     bits: int = 8
 
     @property
@@ -77,13 +82,15 @@ class TermOption:
     def error(self) -> float:
         """Error of the finished layer."""
         lost = self.unit.layer.dense_weight().detach() - self._made.dense_weight().detach()
-        return weighed_loss(lost, self.known.sensitivity, self.known.second)
+        known = self.read()
+        return weighed_loss(lost, known.sensitivity, known.second)
 
     @cached_property
     def _made(self) -> SKLinear:
         layer = self.unit.layer
         L, scale = layer.num_terms, 1 / (2 * layer.num_terms)
-        C, G = self.known.second.double(), self.known.sensitivity.double()
+        known = self.read()
+        C, G = known.second.double(), known.sensitivity.double()
         S1, U2 = (terms.detach().double().transpose(0, 1).flatten(1) for terms in (layer.S1s, layer.U2s))
         U1, S2 = (terms.detach().double().flatten(0, 1) for terms in (layer.U1s, layer.S2s))
         first = _rounded(S1, C, scale**2 * U1 @ G @ U1.t(), self.bits)

@@ -84,6 +84,7 @@ def test_a_metric_of_the_users_code_and_a_picture(project):
         (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--kind", "int3"], "must be one or more of"),
         (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--curve", "a.png"], "must end in .svg"),
         (["--max-error", "0.1", "--out", "a.safetensors", "--speedup", "2"], "--speedup is for an exported model"),
+        (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--memory", "1kB"], "is too small for 2"),
         (["--ratio", "0.5", "--out", "models", "--name", "small"], "--name is for an exported model"),
     ],
 )

@@ -171,3 +171,13 @@ def test_restore_keeps_tied_layers_tied(tmp_path):
     assert not again[0].training
     x = torch.randn(3, 64)
     torch.testing.assert_close(again(x), model(x))
+
+
+def test_memory_holds_with_distillation(project):
+    options = ("--ratio", "0.6", "--distill", "2", "--calibration", "rows.npz", "--out", "small.safetensors")
+    result = run(*options, "--memory", "1kB")
+    assert result.exit_code == 0, result.output
+    assert "calibrated in 2 passes over the inputs" in " ".join(result.output.split())
+    result = run(*options, "--memory", "8 apples")
+    assert result.exit_code == 1
+    assert "memory ('8 apples')" in result.output

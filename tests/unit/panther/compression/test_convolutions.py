@@ -17,6 +17,7 @@ from panther.convert.deviation import Reference
 from panther.convert.errors import ConversionError
 from panther.convert.layers import find_units
 from panther.convert.plan import model_size
+from panther.convert.spill import Keeper
 from panther.nn import SKConv2d
 from panther.nn.quantized import StoredConv
 
@@ -126,7 +127,7 @@ def test_predicted_errors_are_those_of_the_model_with_one_layer_replaced(network
     active = [unit for unit in units if unit.reason is None]
     moments = collect(net, active, batches, None, probes=16, generator=torch.Generator().manual_seed(0))
     by_unit, reference = dict(zip(map(id, active), moments, strict=True)), Reference(net, batches, None)
-    options = ConvolutionOptions(net, units, by_unit, reference, len(x), [INT8, LOW_RANK, LOW_RANK_INT8])
+    options = ConvolutionOptions(net, units, by_unit, Keeper(), reference, len(x), [INT8, LOW_RANK, LOW_RANK_INT8])
     checked = 0
     for part in options.parts(lambda *_: None):
         kinds = [option.kind for option in part.options]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from panther.compression.api import _calibrate
+from panther.compression.api import _Calibrating
 from panther.compression.linear import LinearOptions
 from panther.compression.options import FLOAT, KINDS
 from panther.compression.plan import Chooser
@@ -17,7 +17,8 @@ def found(model, tokens):
         parameter.requires_grad = False
     units = find_units(model, None, ())
     random = torch.Generator().manual_seed(0)
-    calibrated = _calibrate(model, units, (), tokens.split(48), None, 32, random, lambda *_: None)
+    calibrating = _Calibrating(model, tokens.split(48), None, 32, random, None, KINDS, lambda *_: None)
+    calibrated = calibrating.run(units, ())
     parts = LinearOptions(model, units, (), calibrated, KINDS, lambda *_: None).parts()
     return parts, Trials(model, parts, calibrated.reference)
 

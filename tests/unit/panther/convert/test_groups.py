@@ -1,5 +1,6 @@
 import copy
 import tempfile
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import panther as pr
 from panther.convert import ConversionError
 from panther.convert.groups import calibrate
 from panther.convert.layers import find_units
-from panther.convert.survey import bytes_on
+from panther.convert.survey import bytes_on, sizes_of
 
 
 class Block(nn.Module):
@@ -119,7 +120,7 @@ def test_wrong_memory_is_refused(network, batches, memory, message):
 
 def test_groups_are_planned_to_fit_in_memory(network, batches):
     units = find_units(network, None, ())
-    limit = 2 * max(bytes_on(torch.device("cpu"), [unit], 2) for unit in units)
+    limit = 2 * max(bytes_on(torch.device("cpu"), [unit], partial(sizes_of, probes=2)) for unit in units)
     found = calibrate(
         network,
         units,
