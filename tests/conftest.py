@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from helpers.host_cuda import HostRuntime
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+gc.set_threshold(100_000, 50, 100)  # collecting garbage as often as usual takes a tenth of an export's processor time
 
 
 def pytest_collection_finish() -> None:
-    """Keep what exists so far out of each garbage collection, collect rarely, and share the table of torch.onnx."""
+    """Keep what exists so far out of each garbage collection, and share the table of torch.onnx."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)  # a tenth of the processor time of an export
     if "torch" in sys.modules:
         with contextlib.suppress(ImportError, AttributeError):  # no onnxscript, or a torch that does it in another way
             from helpers import torchlib
