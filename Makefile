@@ -8,9 +8,11 @@ DEVICE ?= $(or $(PANTHER_DEVICE),cpu)
 ARGS ?=
 INPUTS ?= 2400000
 MINUTES ?= 20
+# Processes of pytest that run the tests in parallel: one more than cores, since some tests wait for servers.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-# Ignore packages installed on the machine.
-unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV
+# Ignore packages installed on the machine, and keep compiled modules: the tests start hundreds of processes.
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 export PYTHON
 export PYTHONNOUSERSITE := 1
 export ORT_DISABLE_TELEMETRY := 1
@@ -24,6 +26,9 @@ lowest_tests := tests/unit/app/config tests/unit/app/engine tests/unit/app/grpc 
   tests/unit/app/telemetry/test_tracing.py tests/integration/test_predict.py tests/integration/test_oip.py tests/integration/test_openapi.py \
   tests/integration/test_stats.py tests/unit/panther/linalg tests/unit/panther/nn/test_linear.py \
   tests/unit/panther/test_checkpoint.py tests/unit/panther/convert/test_from_linear.py tests/unit/panther/export/verify
+# A file is run by one process, which makes its fixtures once. Each process has one thread: together they use the cores.
+parallel = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help run test test-lowest lint format check test-make test-compose soak fuzz docs bench report hooks lock audit \
   serve-env dev-env lowest-env clean
@@ -36,8 +41,8 @@ help: ## list the targets
 run: serve-env ## serve models/ on port 8000, Ctrl-C stops; DEVICE=cuda, PANTHER_PORT=…, ARGS="--help"
 	@PANTHER_DEVICE=$(DEVICE) exec $(serve_env)/bin/python -m app $(ARGS)
 
-test: dev-env ## run all tests; ARGS="-k name" selects
-	@exec $(python) -m pytest $(ARGS)
+test: dev-env ## run all tests; ARGS="-k name" selects, WORKERS=0 runs them in one process
+	@exec $(python) -m pytest $(parallel) $(ARGS)
 
 test-lowest: lowest-env ## run the core tests with the lowest versions that pyproject.toml allows
 	@exec .venv-lowest/bin/python -m pytest -W default::DeprecationWarning $(lowest_tests) $(ARGS)

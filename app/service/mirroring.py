@@ -123,6 +123,8 @@ async def _in_thread(function: Callable[[], Result]) -> Result:
     outcome: Future[Result] = Future()
 
     def run() -> None:
+        if not outcome.set_running_or_notify_cancel():
+            return
         try:
             outcome.set_result(function())
         except BaseException as error:  # noqa: BLE001 - raised in the awaiting task

@@ -25,11 +25,7 @@ class BlockOption:
     Attributes:
         unit: the layer.
         blocks: the format.
-<<<<<<< HEAD
-        known: its calibration statistics.
-=======
         read: computes its calibration statistics from the kept moments.
->>>>>>> memory
     """
 
     unit: Unit

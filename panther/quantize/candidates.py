@@ -30,11 +30,7 @@ class Candidate:
 
     Attributes:
         units: the layers.
-<<<<<<< HEAD
-        sight: their calibration statistics.
-=======
         read: computes their calibration statistics from the kept moments.
->>>>>>> memory
         choices: one for each alpha.
     """
 
@@ -174,7 +170,6 @@ def candidates(
     return result
 
 
-<<<<<<< HEAD
 def cheaper(candidates: Sequence[Candidate], chosen: Sequence[Activation]) -> list[Activation]:
     """The choice of each candidate, without smoothing where that adds little error.
 
@@ -192,7 +187,8 @@ def cheaper(candidates: Sequence[Candidate], chosen: Sequence[Activation]) -> li
         if added <= left:
             result[index], left = choice, left - max(added, 0.0)
     return result
-=======
+
+
 def sight_of(units: Sequence[Unit], moments: Mapping[int, Moments], seen: Observed) -> Sight:
     """The calibration statistics of layers that read one tensor; weights and sensitivities are computed when read."""
     first = id(units[0])
@@ -234,7 +230,6 @@ class Computed(Sequence[Tensor]):
 
 def _doubled(unit: Unit) -> Tensor:
     return unit.weight.double()
->>>>>>> memory
 
 
 def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> Tensor:

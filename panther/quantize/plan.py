@@ -164,13 +164,8 @@ class Quantizer:
         return replacements
 
 
-<<<<<<< HEAD
-def int8_plan(candidates: Sequence[Candidate], choose: Callable[[Candidate], Activation], smoothing: str) -> Plan:
-    """Every layer in static int8, with the given choice of rounding for each candidate's input."""
-=======
 def int8_plan(candidates: Sequence[Candidate], chosen: Sequence[Activation], smoothing: str) -> Plan:
     """Every layer in static int8, the input of each candidate rounded as chosen, or without its smoothing."""
->>>>>>> bits
     options = [
         Int8Option(candidate, index, choice)
         for candidate, choice in zip(candidates, cheaper(candidates, chosen), strict=True)

@@ -106,11 +106,7 @@ class FactorOption:
     Attributes:
         unit: the layer.
         blocks: the format.
-<<<<<<< HEAD
-        known: its calibration statistics.
-=======
         read: computes its calibration statistics from the kept moments.
->>>>>>> memory
     """
 
     unit: SketchedUnit

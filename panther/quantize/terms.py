@@ -36,11 +36,7 @@ class TermOption:
 
     Attributes:
         unit: the layer.
-<<<<<<< HEAD
-        known: its calibration statistics.
-=======
         read: computes its calibration statistics from the kept moments.
->>>>>>> memory
         bits: of the integers, 8 or 4.
     """
 

@@ -93,7 +93,7 @@ def test_a_full_queue_says_when_to_try_again(tmp_path):
     put(tmp_path, slow(), "slow", 1)
     arguments = ("--grpc-port", 0, "--inline-run-us", 0, "--max-queue-rows", 1)
     with running(tmp_path, *arguments) as server, ThreadPoolExecutor(4) as pool:
-        server.begin_slow_run(pool, 8.0)
+        server.begin_slow_run(pool, 4.0)
         waiting = pool.submit(infer, server.grpc, slow_request(1))
         server.wait_for(lambda: server.metric('panther_queue_depth{model="slow",version="1"}') == 1)
         with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -20,13 +21,20 @@ def root():
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """The site as 'make docs' builds it: with warnings as errors. It takes ten seconds, once."""
+    """The site as 'make docs' builds it: with warnings as errors. It takes ten seconds, once for all processes."""
     pytest.importorskip("mkdocs")
-    folder = tmp_path_factory.mktemp("site")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
+    with folder.with_suffix(".built").open("a+") as built:
+        fcntl.flock(built, fcntl.LOCK_EX)
+        if built.tell() == 0:
+            ended = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+            )
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            built.write("complete")
     return folder
 
 

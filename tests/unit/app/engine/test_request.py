@@ -51,6 +51,7 @@ def unlogged(monkeypatch):
 @contextmanager
 def without_collector():
     gc.collect()
+    gc.freeze()  # what other tests of this process left need not be looked through for each test here
     gc.disable()
     try:
         yield

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from helpers import build
+from helpers.operator_libraries import operator_library
 from onnx import TensorProto, helper, numpy_helper
 
 from app.config.settings import Settings
@@ -209,7 +210,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "do"
 
 def contrib(tmp_path, name, model) -> None:
     """A model with operators of onnxruntime-extensions, and their library beside it."""
-    library = pytest.importorskip("onnxruntime_extensions").get_library_path()
+    library = operator_library()
     folder = build.put(tmp_path, model, name).parent
     shutil.copy(library, folder)
     (tmp_path / name / "panther.toml").write_text(f'custom_ops = ["1/{Path(library).name}"]')

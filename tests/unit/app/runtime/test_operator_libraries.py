@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.build import ROOT
+from helpers.operator_libraries import operator_library
 
 from app.runtime.operator_libraries import keep_loaded
 
@@ -29,7 +30,7 @@ for number in range(1, 11):
 
 @pytest.fixture
 def library():
-    return pytest.importorskip("onnxruntime_extensions").get_library_path()
+    return operator_library()
 
 
 def test_copies_of_a_library_are_loaded_one_after_the_other(tmp_path, library):

@@ -35,7 +35,19 @@ def mlp():
         (torch.zeros(4, 128, dtype=torch.long), r"\(tensor \(4, 128\) int64\) can't be run by Sequential"),
         ([["a", "b"]], r"batch 0 \(list of str, str\) can't be run by Sequential: TypeError"),
     ],
-    ids=str,
+    ids=[
+        *(
+            "no batch",
+            "an iterator at its end",
+            "no rows",
+            "no rows in a part",
+            "an array",
+            "texts",
+            "integers",
+            "none",
+        ),
+        *("an empty list", "an unknown argument", "a number", "a wrong width", "a wrong type", "a list of texts"),
+    ],
 )
 def test_what_is_no_batch_is_refused_by_name(calibration, match):
     model = mlp()

@@ -7,7 +7,7 @@ import pytest
 from helpers.build import put, running, slow_graph
 from helpers.raw_http import head, rest, wire
 
-SLOW_BODY = json.dumps({"inputs": [0.5] * 8}).encode()
+SLOW_BODY = json.dumps({"inputs": [0.5] * 2}).encode()
 SLOW = head("/predict", length=len(SLOW_BODY)) + SLOW_BODY
 QUICK = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 REFUSED = {
