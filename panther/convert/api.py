@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from panther.convert import plan
+from panther.convert.candidates import Candidate
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.embeddings import BAGS, TABLES
 from panther.convert.errors import ConversionError
 from panther.convert.experts import mark_pooled
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
+from panther.convert.gates import gated, measure
 from panther.convert.groups import Calibration, calibrate
 from panther.convert.layers import Filter, Place, Unit, find_units, kinds_in_play
-from panther.convert.memory import parse_size
+from panther.convert.memory import allowed, parse_size
 from panther.convert.opened import closed, opened
 from panther.convert.plan import Plan
 from panther.convert.reach import unreached
@@ -26,6 +28,8 @@ from panther.convert.report import ConversionReport, Unreached
 from panther.convert.restore import describe_for_transformers
 from panther.convert.swap import Swap
 
+# passes of gates need fewer: they add up the squares of many examples
+_PROBES_PER_GATE_PROBE = 2
 # steps of the bisection for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
 # layer types and their own conversion functions
@@ -82,7 +86,8 @@ def sketch_(
         embeddings: convert nn.Embedding and nn.EmbeddingBag too, to `LowRankEmbedding` and `LowRankEmbeddingBag`. When
             None, ratio counts bags alone beside the other layers, and the other budgets count all.
         forward: (model, batch) → outputs, if the model needs a custom call.
-        probes: backward passes per batch; they estimate how a layer's outputs affect the model's. 0 for none.
+        probes: backward passes per batch; they estimate how a layer's outputs affect the model's. Half as many again
+            estimate the effect of every component. 0 for none.
         memory: limit on calibration statistics per device: bytes, or a text such as "8GB". Layers are calibrated in
             groups that fit, with a pass over the inputs for each group; the result is the same. Half of the free
             memory when None.
@@ -116,30 +121,32 @@ def sketch_(
         with evaluating(model):
             calibrated = reference = None
             if batches is None:
-                found = plan.candidates(units, None, report_step)
+                ways = [plan.candidates(units, None, report_step)]
             else:
+                draws = generator if generator is not None else torch.Generator().manual_seed(0)
                 calibrated = calibrate(
                     model,
                     units,
                     batches,
                     forward,
                     probes=probes,
-                    generator=generator if generator is not None else torch.Generator().manual_seed(0),
+                    generator=draws,
                     memory=most_memory,
                     step=report_step,
                 )
-                found, reference = calibrated.candidates, _reference(model, batches, forward)
+                ways, reference = [calibrated.candidates], _reference(model, batches, forward)
+                ways += _by_gates(model, ways[0], batches, forward, probes, draws, most_memory, report_step)
 
             def choose() -> tuple[Plan, Deviation | None]:
-                budgets = plan.Budgets(model, units, found, in_bytes=max_bytes is not None)
+                budgets = [plan.Budgets(model, units, way, in_bytes=max_bytes is not None) for way in ways]
                 if max_error is not None:
                     return _within_error(model, budgets, reference, max_error, report_step)
-                limit = budgets.for_ratio(ratio) if ratio is not None else budgets.for_bytes(max_bytes or 0)
+                limit = budgets[0].for_ratio(ratio) if ratio is not None else budgets[0].for_bytes(max_bytes or 0)
                 return _best(model, budgets, reference, limit, report_step)
 
             chosen, deviation = choose()
             while plan.keep_overflowing_dense(chosen):
-                found = [candidate for candidate in found if candidate.unit.reason is None]
+                ways = [[candidate for candidate in way if candidate.unit.reason is None] for way in ways]
                 chosen, deviation = choose()
             if reference is not None and deviation is None:
                 with _swap(model, chosen):
@@ -155,7 +162,7 @@ def sketch_(
         report = _report(model, units, chosen, before, deviation, notes)
         describe_for_transformers(model)
         measured_on = "" if reference is None else reference.measured_on
-        return dataclasses.replace(report, unreached=elsewhere, measured_on=measured_on)
+        return replace(report, unreached=elsewhere, measured_on=measured_on)
     except BaseException:
         swap.undo()
         raise
@@ -176,15 +183,42 @@ def _reference(model: nn.Module, batches: Sequence[Any], forward: Forward | None
     return reference
 
 
+def _by_gates(
+    model: nn.Module,
+    found: Sequence[Candidate],
+    batches: Sequence[Any],
+    forward: Forward | None,
+    probes: int,
+    generator: torch.Generator,
+    memory: int | None,
+    report_step: Callable[[str, int, int], None],
+) -> list[list[Candidate]]:
+    """The candidates with errors by gates, in two ways; none without probes."""
+    if not probes:
+        return []
+    gates = measure(
+        model,
+        found,
+        batches,
+        forward,
+        probes=max(1, probes // _PROBES_PER_GATE_PROBE),
+        generator=generator,
+        room={device: allowed(device, memory) for device in {candidate.unit.device for candidate in found}},
+        on_batch=lambda done, every: report_step("measuring", done, every),
+    )
+    return gated(found, gates)
+
+
 def _best(
     model: nn.Module,
-    budgets: plan.Budgets,
+    budgets: Sequence[plan.Budgets],
     reference: Reference | None,
     limit: float,
     report_step: Callable[[str, int, int], None],
 ) -> tuple[Plan, Deviation | None]:
-    """The allocated plan, or the uniform one if its output error is smaller."""
-    plans = budgets.plans(limit)
+    """The plan whose output error is smallest: ranks allocated by the errors of each way, or uniform."""
+    plans = budgets[0].plans(limit)
+    plans += [replace(each.plans(limit)[0], allocation="allocated by gates") for each in budgets[1:]]
     if reference is None or len(plans) == 1:
         return min(plans, key=lambda plan: plan.predicted), None
     measured = []
@@ -198,16 +232,16 @@ def _best(
 
 def _within_error(
     model: nn.Module,
-    budgets: plan.Budgets,
+    budgets: Sequence[plan.Budgets],
     reference: Reference | None,
     max_error: float,
     report_step: Callable[[str, int, int], None],
 ) -> tuple[Plan, Deviation | None]:
     """The cheapest plan within the error, by bisection over the budget."""
     if reference is None:
-        return budgets.by_weight_error(max_error), None
-    low, high = float(budgets.least), float(budgets.dense)
-    best: tuple[Plan, Deviation | None] = (budgets.all_dense(), None)
+        return budgets[0].by_weight_error(max_error), None
+    low, high = float(budgets[0].least), float(budgets[0].dense)
+    best: tuple[Plan, Deviation | None] = (budgets[0].all_dense(), None)
     for step in range(_SEARCH_STEPS + 1):
         limit = low if step == 0 else (low + high) / 2
         found, deviation = _best(model, budgets, reference, limit, lambda *_: None)

@@ -13,8 +13,8 @@ from panther.convert.convolutions import Convolution, rows_of_outputs, sampled_p
 from panther.convert.embeddings import Lookups, is_embedding, lookups_of
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
-from panther.convert.layers import Unit
-from panther.convert.moments import Moments, Sums, empty_moments, sums_of
+from panther.convert.layers import Unit, bias_of
+from panther.convert.moments import CallSums, Moments, Sums, empty_moments, sums_of
 from panther.convert.precision import rounded_products
 from panther.convert.probes import draw_probe
 
@@ -27,6 +27,10 @@ class _Call:
     moments: Sums
     x: Tensor
     version: int
+    # of the input that x has the rows of
+    shape: torch.Size
+    # its outputs without the bias, (..., d_out), for sums that read them
+    products: Tensor | None = None
     convolution: Convolution | None = None
     # output rows that belong to the rows of x; None for all
     sampled: Tensor | None = None
@@ -138,6 +142,7 @@ class _Watch:
         self._positions = torch.Generator().manual_seed(0)
         # inputs of the calls in progress, by the id of the module
         self._entered: dict[int, Tensor] = {}
+        self._examples = 0
         self.ended = False
 
     def enter(
@@ -169,12 +174,15 @@ class _Watch:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             if is_embedding(module):
                 rows = out.detach().reshape(-1, out.shape[-1])
-                record = _Call(moments, rows, out._version, lookups=lookups_of(module, args, kwargs))
+                record = _Call(moments, rows, out._version, out.shape, lookups=lookups_of(module, args, kwargs))
             elif convolution is None:
-                record = _Call(moments, x.detach().reshape(-1, x.shape[-1]), x._version)
+                record = _Call(moments, x.detach().reshape(-1, x.shape[-1]), x._version, x.shape)
             else:
                 patches, sampled = sampled_patches(convolution, x.detach(), self._positions)
-                record = _Call(moments, patches, x._version, convolution, sampled)
+                record = _Call(moments, patches, x._version, x.shape, convolution=convolution, sampled=sampled)
+            if isinstance(moments, CallSums):
+                bias = bias_of(module)
+                record.products = out.detach() if bias is None else out.detach() - bias
             self._calls.append(record)
             if not torch.is_grad_enabled():
                 record.watched = False
@@ -198,7 +206,7 @@ class _Watch:
             self.ended = True
             record.watched = False
         else:
-            _add_sensitivity(record, gradient, self._probes)
+            _add_sensitivity(record, gradient, self._probes, self._examples)
 
     def finish(self, outputs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         """Run the backward passes and add the statistics of all calls."""
@@ -212,6 +220,7 @@ class _Watch:
             reached = [(y, v) for y, v in drawn if y.requires_grad]
             if not reached:
                 continue
+            self._examples = len(reached[0][0])
             try:
                 with rounded_products(reached[0][0].device):
                     torch.autograd.backward(
@@ -223,6 +232,9 @@ class _Watch:
                     for record in self._calls:
                         # its inputs lead to no watched layer
                         _add_pending(record, None)
+                    for sums in {id(record.moments): record.moments for record in self._calls}.values():
+                        if isinstance(sums, CallSums):
+                            sums.end_probe()
             except (NotImplementedError, RuntimeError) as error:
                 if "not implemented" not in str(error):
                     raise
@@ -238,7 +250,7 @@ class _Watch:
         self._entered.clear()
 
 
-def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
+def _add_sensitivity(record: _Call, gradient: Tensor, probes: int, examples: int) -> None:
     if record.convolution is not None:
         gradient = rows_of_outputs(record.convolution, gradient)
     g = gradient.detach().reshape(-1, gradient.shape[-1]).float()
@@ -247,6 +259,8 @@ def _add_sensitivity(record: _Call, gradient: Tensor, probes: int) -> None:
     # summed in float64; float32 is enough within one batch, once the squares are in its range
     size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
     record.pending = (g / size.float(), size, size.square() / probes)
+    if isinstance(record.moments, CallSums) and record.products is not None:
+        record.moments.add_call(record.x, record.products, *record.pending[::2], record.shape, examples)
     if not record.own_inputs:
         _add_pending(record, None)
 

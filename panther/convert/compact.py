@@ -38,9 +38,13 @@ class CompactCandidate(Candidate):
         weighing: only the mean and the largest rows.
         spectrum: all energies; factors in float32, or float64 where the weight is, which may lie elsewhere than it.
         squared_errors: (largest rank + 1,) each: the squared relative errors in the weight and on the data, by rank.
+        on_data: ‖X Wᵀ‖² over the rows of the calibration, which the second of them are relative to; 0 if it is zero.
+        damping: of the inputs.
     """
 
     squared_errors: tuple[Tensor, Tensor]
+    on_data: float
+    damping: float
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """(d_in, rank) and (rank, d_out), float64."""
@@ -87,7 +91,8 @@ def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keepe
         energies = energies / energies.sum().clamp_min(_TINY)
     kept = Spectrum(keeper.keep(spectrum.left.to(dtype)), keeper.keep(spectrum.right.to(dtype)), energies)
     weighing = Weighing(seen.extreme.new_empty(0), mean, None, None, seen.extreme) if seen.extreme is not None else None
-    return CompactCandidate(unit, weighing, kept, tuple(ranks), (errors[0], errors[1]))
+    squared = errors[0], errors[1]
+    return CompactCandidate(unit, weighing, kept, tuple(ranks), squared, errors[2].item(), damping.inputs)
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,8 @@ def _root(C: Tensor, added: float) -> Tensor:
 
 def _wide(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
-) -> tuple[Spectrum, Tensor, Tensor]:
-    """For d_out ≤ d_in, by the covariance of W x; with the errors in the weight and on the data."""
+) -> tuple[Spectrum, Tensor, Tensor, Tensor]:
+    """For d_out ≤ d_in, by the covariance of W x; with what `_errors` returns."""
     if seen.response is not None and seen.response_total is not None:
         moved = seen.response / seen.rows
         if mean is not None:
@@ -151,8 +156,8 @@ def _wide(
 
 def _tall(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
-) -> tuple[Spectrum, Tensor, Tensor]:
-    """For d_out > d_in, by the sensitivity to Wᵀ g; with the errors in the weight and on the data."""
+) -> tuple[Spectrum, Tensor, Tensor, Tensor]:
+    """For d_out > d_in, by the sensitivity to Wᵀ g; with what `_errors` returns."""
     covariance = _covariance(seen, mean)
     weights = weight_gram(W, of_rows=False)
     gram = weights
@@ -187,8 +192,8 @@ def _left_over(whole: Tensor, cross: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     return whole + torch.cat([added.new_zeros(1), added.cumsum(0)])
 
 
-def _errors(in_weight: Tensor, whole: Tensor, lengths: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The relative squared errors at every rank, in the weight and on the data.
+def _errors(in_weight: Tensor, whole: Tensor, lengths: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The relative squared errors at every rank, in the weight and on the data; and ‖X Wᵀ‖², 0 within rounding.
 
     leftᵀ (C + damping · I) left = I, so that ‖X (W - Ŵ)ᵀ‖² + damping · ‖W - Ŵ‖² falls by ‖rightᵢ‖² with each rank.
 
@@ -201,7 +206,8 @@ def _errors(in_weight: Tensor, whole: Tensor, lengths: Tensor, damping: float) -
     damped = whole + damping * in_weight[0] - torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     on_data = damped - damping * in_weight
     least = _ROUNDING * damping * in_weight[0]
-    return _relative(in_weight, whole.new_zeros(())), _relative(on_data, least)
+    whole = torch.where(on_data[0] > least, on_data[0], 0.0)
+    return _relative(in_weight, whole.new_zeros(())), _relative(on_data, least), whole
 
 
 def _relative(errors: Tensor, least: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,26 @@ class Sums(Protocol):
 
     def check(self, name: str) -> None:
         """Raise a ConversionError that names the layer if a sum is not finite."""
+
+
+@runtime_checkable
+class CallSums(Sums, Protocol):
+    """Sums that need the rows of a call and its derivatives together."""
+
+    def add_call(self, x: Tensor, products: Tensor, g: Tensor, scale: Tensor, shape: torch.Size, examples: int) -> None:
+        """Add a call in one backward pass.
+
+        Args:
+            x: (n, d_in), its rows.
+            products: (..., d_out), x Wᵀ.
+            g: (n, d_out), the derivatives at its outputs, over √scale.
+            scale: (), of their squares.
+            shape: of its input, (..., d_in).
+            examples: in the batch.
+        """
+
+    def end_probe(self) -> None:
+        """Finish a backward pass, after the derivatives of all calls."""
 
 
 @dataclass

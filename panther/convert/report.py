@@ -135,7 +135,8 @@ class ConversionReport:
         before, after: totals over these layers, every tied weight once.
         model_parameters_before, model_parameters_after: stored parameters of the whole model, U included.
         model_bytes_before, model_bytes_after: of all its parameters and buffers.
-        allocation: how the ranks were chosen: "allocated", or "uniform" where that proved better.
+        allocation: how the ranks were chosen: "allocated" by the predicted errors of layers, "allocated by gates", by
+            the measured effect of their components (docs/decisions/0099-gates.md), or "uniform".
         output_error: ‖y - ŷ‖ / ‖y‖ of the model's outputs on the calibration inputs, the model run as for inference: in
             eval mode, without gradients, with torch's fast paths. Rows that an attention_mask hides are left out; of
             several outputs it is the root mean square. None without calibration.

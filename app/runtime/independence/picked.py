@@ -25,7 +25,7 @@ _STANDARD = {
     "Abs", "Add", "Clip", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp", "Gather", "Gelu", "Gemm", "Greater",
     "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "MatMul", "MatMulInteger", "Max", "Min", "Mish", "Mul",
     "Neg", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Selu", "Sigmoid", "Slice", "Softplus", "Split", "Sqrt",
-    "Sub", "Swish", "Tanh", "Where",
+    "Sub", "Sum", "Swish", "Tanh", "Where",
 }  # fmt: skip
 _BY_ITEM = _MOVES | {("", name) for name in _STANDARD} | {("com.microsoft", name) for name in _MICROSOFT}
 

@@ -159,7 +159,7 @@ def test_all_trains_everything_but_tables_and_gains_more():
 def test_goes_on_after_a_kill_as_if_there_had_been_none(pair, inputs, tmp_path, shard):
     student, teacher = pair
     batches = list(inputs.split(50))
-    options = {"steps": 40, "progress": False, "shard": shard}
+    options = {"steps": 40, "patience": 40, "progress": False, "shard": shard}
 
     def distill(folder, die_at=None, **more):
         forward = DyingForward(die_at)

@@ -132,7 +132,7 @@ def test_goes_on_after_a_kill_in_a_conversion_or_a_training(mlp, inputs, tmp_pat
     whole, count = distill("whole")
     # by the calls of a model: in the training of the first stage, in what comes before the second's, and in that
     found = []
-    for die_at in (55, 70, 40):
+    for die_at in (90, 55, 80):
         with pytest.raises(Killed):
             distill("killed", die_at)
         found.append(sorted(path.name for path in (tmp_path / "killed").iterdir()))

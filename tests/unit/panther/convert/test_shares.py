@@ -68,7 +68,7 @@ DISTILLED = """
 
 def test_two_processes_go_on_after_a_kill_and_agree_with_one(tmp_path):
     # in the training of the second stage
-    killed, after = together(DISTILLED, [str(tmp_path), "90"], [str(tmp_path), "0"])
+    killed, after = together(DISTILLED, [str(tmp_path), "150"], [str(tmp_path), "0"])
     # the one that is not killed first may lose the other before
     assert -signal.SIGKILL in killed
     assert 0 not in killed
