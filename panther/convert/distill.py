@@ -24,7 +24,7 @@ from panther.convert.shares import check_same, rows_are_independent
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
-from panther.runs import processes, sharding
+from panther.runs import optim, processes, sharding
 from panther.runs.checkpoint import Run
 from panther.runs.precision import Precision, check_precision, loss_scaler
 
@@ -284,7 +284,7 @@ class _Training:
                 f"the loss became {total} at step {state.step}; try a smaller lr than {run.plan['lr']}"
             )
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        optim.clip_norm_(self.parameters, 1.0)
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.schedule.step()
@@ -310,7 +310,7 @@ def _run(
         {"params": [share], "lr": plan["lr"] * max(_rms(parameter), 1e-4)}
         for parameter, share in zip(parameters, learnt, strict=True)
     ]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    optimizer = optim.ManyRatesAdam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     return Run(
         model=learner,

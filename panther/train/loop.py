@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 
 from panther.nn import ConditionalSKLinear, SKLinear
 from panther.nn.sketched_conv import SketchedConv
-from panther.runs import checkpoint, processes, sharding
+from panther.runs import checkpoint, optim, processes, sharding
 from panther.runs.precision import Precision, autocast, check_precision, loss_scaler
 from panther.train.evaluation import Batches, score, widened
 from panther.train.state import EpochResult, Loss, Part, Saver
@@ -262,9 +262,9 @@ class _Epochs:
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()
         if self.clip_norm is not None:
             run.scaler.unscale_(run.optimizer)
-            nn.utils.clip_grad_norm_(self.trained.parameters(), self.clip_norm)
+            optim.clip_norm_(list(self.trained.parameters()), self.clip_norm)
         scale = run.scaler.get_scale()
-        run.scaler.step(run.optimizer)
+        optim.step_(run.optimizer, run.scaler)
         run.scaler.update()
         if run.scaler.get_scale() >= scale:
             # the scale fell because gradients were not finite, and the step was skipped
