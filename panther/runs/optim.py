@@ -103,7 +103,7 @@ class ManyRatesAdam(torch.optim.Adam):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros(())
+                    state["step"] = torch.zeros((), device="cpu")
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
                 member = (parameter, parameter.grad, state, float(group["lr"]))
                 kinds.setdefault((parameter.device, parameter.dtype), []).append(member)

@@ -258,7 +258,7 @@ class _Epochs:
                 # decided by the whole batch, so that all processes agree
                 self.loss_fn.decide(widened(output, len(y_all)), y_all if whole_batches else y)
             # a process without rows in the last batch must take part too
-            loss = self.loss_fn(output, _moved(y, device)) if len(x) else output.sum() * 0
+            loss = self._loss(output, y, device) if len(x) else output.sum() * 0
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()
         if self.clip_norm is not None:
             run.scaler.unscale_(run.optimizer)
@@ -270,6 +270,13 @@ class _Epochs:
             # the scale fell because gradients were not finite, and the step was skipped
             run.schedule.step()
         return loss.detach(), len(x)
+
+    def _loss(self, output: Tensor, y: Tensor, device: torch.device) -> Tensor:
+        if type(self.loss_fn) is not TargetLoss:
+            return self.loss_fn(output, _moved(y, device))
+        # where the loader left them: values on the CPU are read without waiting for a GPU
+        self.loss_fn.check(output, y)
+        return self.loss_fn.checked(output, _moved(y, device))
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
