@@ -24,11 +24,13 @@ from panther.convert.shares import check_same, rows_are_independent
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
 from panther.nn.sketched_conv import SketchedConv
-from panther.runs import processes, sharding
+from panther.runs import optim, processes, sharding
 from panther.runs.checkpoint import Run
 from panther.runs.precision import Precision, check_precision, loss_scaler
 
 _LEAST_FOR_VALIDATION = 4
+# steps between two reads of losses from the device, which the host waits for
+_STEPS_PER_READ = 10
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class _Training:
         matching: the loss.
         parameters: that learn.
         reference: what is measured.
-        bar: takes the number of steps that were done, and the loss.
+        bar: takes the number of steps that were done, and the last loss that was read.
+        unread: losses of the last steps, on their device.
     """
 
     run: Run
@@ -221,6 +224,7 @@ class _Training:
     parameters: Sequence[nn.Parameter]
     reference: Reference
     bar: Callable[[int, float], None]
+    unread: list[Tensor] = field(default_factory=list)
 
     def train(self, folder: Path | None, *, resume: bool) -> _State:
         """Train to the end, or until there is no gain, from the state in the folder where there is one."""
@@ -228,12 +232,16 @@ class _Training:
         every = max(1, steps // 20)
         started = time.perf_counter()
         state = self._start(folder, resume=resume)
-        self.bar(state.step, math.nan)
+        loss = math.nan
+        self.bar(state.step, loss)
         while state.step < steps and state.waited < patience:
             state.step += 1
-            loss = self._step(state)
+            self.unread.append(self._step(state))
+            measured = state.step % every == 0 or state.step == steps
+            if measured or len(self.unread) == _STEPS_PER_READ:
+                loss = self._read_losses(state.step)
             self.bar(state.step, loss)
-            if state.step % every == 0 or state.step == steps:
+            if measured:
                 found = self._measure()
                 state.waited += 1
                 if found.error < state.best.error:
@@ -262,7 +270,7 @@ class _Training:
             )
         return _State(Deviation(*values.pop("before")), Deviation(*values.pop("best")), **values)
 
-    def _step(self, state: _State) -> float:
+    def _step(self, state: _State) -> Tensor:
         run = self.run
         if not state.order:
             count, generator = len(self.matching.batches), run.generators[0]
@@ -275,20 +283,28 @@ class _Training:
         if run.sharded:
             # gradients are averaged over the processes, not summed
             run.scaler.scale(loss * processes.world_size()).backward()  # type: ignore[no-untyped-call]
-            (total,) = processes.add_up(loss.item(), device=loss.device)
+            total = loss.detach().clone()
+            processes.add_up_(total)
         else:
             run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total = processes.add_up_gradients(self.parameters, loss).item()
-        if not math.isfinite(total):
-            raise ConversionError(
-                f"the loss became {total} at step {state.step}; try a smaller lr than {run.plan['lr']}"
-            )
+            total = processes.add_up_gradients(self.parameters, loss)
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        optim.clip_norm_(self.parameters, 1.0)
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.schedule.step()
         return total
+
+    def _read_losses(self, step: int) -> float:
+        """The loss of this step; refuse those of the steps since the last read that are not finite."""
+        losses: list[float] = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        for number, loss in enumerate(losses, step + 1 - len(losses)):
+            if not math.isfinite(loss):
+                raise ConversionError(
+                    f"the loss became {loss} at step {number}; try a smaller lr than {self.run.plan['lr']}"
+                )
+        return losses[-1]
 
     def _measure(self) -> Deviation:
         # all processes gather sharded parameters together, for the same batch
@@ -310,7 +326,7 @@ def _run(
         {"params": [share], "lr": plan["lr"] * max(_rms(parameter), 1e-4)}
         for parameter, share in zip(parameters, learnt, strict=True)
     ]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    optimizer = optim.ManyRatesAdam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     return Run(
         model=learner,

@@ -24,6 +24,13 @@ class _Targets(NamedTuple):
     hidden: dict[str, Tensor]
 
 
+class _Facts(NamedTuple):
+    """What is known of each output and hidden state of the teacher: ‖y‖², and whether an entry is infinite."""
+
+    totals: Tensor
+    infinite: list[bool]
+
+
 class Matching:
     """A loss for each batch, with the teacher's outputs kept where memory allows.
 
@@ -55,24 +62,30 @@ class Matching:
         self._device = next(student.parameters()).device
         self._kept: dict[int, _Targets] = {}
         self._kept_bytes = 0
-        self._totals: dict[int, Tensor] = {}
+        self._facts: dict[int, _Facts] = {}
 
     def loss(self, index: int) -> Tensor:
-        """This process's part of the student's loss on one batch; the parts of all processes add up to it."""
+        """This process's part of the student's loss on one batch; the parts of all processes add up to it.
+
+        Once a batch has been used, a step on it waits for no GPU, unless an entry is infinite or masked.
+        """
         shared = self._by_rows and can_share(self.batches[index])
         batch = share_of(self.batches[index]) if shared else self.batches[index]
         mask = _mask_of(batch)
         targets = self._targets(index, batch)
-        totals = self._totals_of(index, targets, mask, shared=shared)
+        totals, infinite = self._facts_of(index, targets, mask, shared=shared)
         hidden: dict[str, Tensor] = {}
         with observing(self.student), _recording(self.student, self._names, hidden), self._autocast():
             outputs = outputs_of(call(self.student, batch, self._forward), batch)
         losses = [
-            _lost(y, y_hat, mask_of_y) / total
-            for (y, mask_of_y), (y_hat, _), total in zip(targets.outputs, outputs, totals, strict=False)
+            _lost(y, y_hat, mask_of_y, holed) / total
+            for (y, mask_of_y), (y_hat, _), total, holed in zip(
+                targets.outputs, outputs, totals, infinite, strict=False
+            )
         ]
-        of_hidden = dict(zip(targets.hidden, totals[len(targets.outputs) :], strict=True))
-        found = [_lost(y, hidden[name], mask) / of_hidden[name] for name, y in targets.hidden.items() if name in hidden]
+        count = len(targets.outputs)
+        of_hidden = zip(targets.hidden.items(), totals[count:], infinite[count:], strict=True)
+        found = [_lost(y, hidden[name], mask, holed) / total for (name, y), total, holed in of_hidden if name in hidden]
         loss = torch.stack(losses).mean()
         if found:
             loss = loss + self._hidden_weight * torch.stack(found).mean()
@@ -81,18 +94,20 @@ class Matching:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self._precision, self._device)
 
-    def _totals_of(self, index: int, targets: _Targets, mask: Tensor | None, *, shared: bool) -> Tensor:
-        """‖y‖² of each output and hidden state over the whole batch.
+    def _facts_of(self, index: int, targets: _Targets, mask: Tensor | None, *, shared: bool) -> _Facts:
+        """‖y‖² over the whole batch, and infinities of this process's part.
 
-        Kept in all processes alike, since these add them up together.
+        Kept in all processes alike, since these add up the totals together.
         """
-        if index not in self._totals:
+        if index not in self._facts:
             squares = [_squares(y, mask_of_y) for y, mask_of_y in targets.outputs]
             totals = torch.stack([*squares, *(_squares(y, mask) for y in targets.hidden.values())])
             if shared:
                 totals = totals.new_tensor(processes.add_up(*totals.tolist(), device=self._device))
-            self._totals[index] = totals.clamp_min(torch.finfo(torch.float32).tiny)
-        return self._totals[index]
+            every = [*(y for y, _ in targets.outputs), *targets.hidden.values()]
+            infinite = torch.stack([y.isinf().any() for y in every]).tolist()
+            self._facts[index] = _Facts(totals.clamp_min(torch.finfo(torch.float32).tiny), infinite)
+        return self._facts[index]
 
     def _targets(self, index: int, batch: Any) -> _Targets:
         if index in self._kept:
@@ -136,11 +151,11 @@ def _mask_of(batch: Any) -> Tensor | None:
     return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-def _lost(y: Tensor, y_hat: Tensor, mask: Tensor | None) -> Tensor:
-    """‖y - ŷ‖² in float32, over the rows that count where y is not infinite."""
+def _lost(y: Tensor, y_hat: Tensor, mask: Tensor | None, holed: bool) -> Tensor:
+    """‖y - ŷ‖² in float32, over the rows that count where y is not infinite, as it is somewhere if it is holed."""
     y, y_hat = _counted(y, mask), _counted(y_hat, mask, like=y)
-    infinite = y.isinf()
-    if bool(infinite.any()):
+    if holed:
+        infinite = y.isinf()
         y, y_hat = y[~infinite], y_hat[~infinite]
     return (y - y_hat).square().sum()
 

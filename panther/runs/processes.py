@@ -92,6 +92,12 @@ def add_up(*values: float, device: torch.device) -> list[float]:
     return result
 
 
+def add_up_(total: Tensor) -> None:
+    """Replace a tensor by its sum over the processes, without waiting for its device."""
+    if world_size() > 1:
+        dist.all_reduce(total)
+
+
 def of_first(value: T) -> T:
     """The first process's value, in all of them."""
     if world_size() == 1:
@@ -127,14 +133,18 @@ def add_up_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor
     """Replace the gradients by their sums over the processes; a parameter that no process needed keeps none.
 
     Returns:
-        The sum of the processes' losses.
+        The sum of the processes' losses, on its device, which the host doesn't wait for if gloo exchanges what lies on
+        the CPU.
     """
     if world_size() == 1:
         return loss.detach()
+    total = loss.detach().clone()
+    add_up_(total)
+    by_gloo = "cpu:gloo" in dist.get_backend_config()
     used = [float(parameter.grad is not None) for parameter in parameters]
-    counts = torch.tensor([loss.item(), *used], dtype=torch.float32, device=loss.device)
+    counts = torch.tensor(used, device="cpu" if by_gloo else loss.device)
     dist.all_reduce(counts)
-    needed = [p for p, count in zip(parameters, counts[1:].tolist(), strict=True) if count]
+    needed = [p for p, count in zip(parameters, counts.tolist(), strict=True) if count]
     kinds: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
     for parameter in needed:
         if parameter.grad is None:
@@ -146,7 +156,7 @@ def add_up_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor
         dist.all_reduce(together)
         for gradient, values in zip(gradients, torch.split(together, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(values.view_as(gradient))
-    return counts[0]
+    return total
 
 
 def use_generators_of_first(generators: Sequence[torch.Generator], device: torch.device) -> None:

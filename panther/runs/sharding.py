@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from panther.nn import ConditionalSKLinear
 from panther.runs import processes
 
+# parameters that stay gathered until the backward pass: gathering them again takes the host longer than the GPU
+_KEPT_BYTES = 2**29
+
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether parameters of a model are divided between processes."""
-    return bool(_sharded_modules(model)) or any(_is_share(parameter) for parameter in model.parameters())
+    return bool(_sharded_modules(model)) or any(is_share(parameter) for parameter in model.parameters())
 
 
 def reshard_(model: nn.Module) -> None:
@@ -36,7 +39,9 @@ def shard_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
     """Share a model's parameters out over the processes, in place; with one process nothing changes.
 
     The first process's values count. Members of a Sequential or ModuleList are gathered one at a time while they
-    compute; what lies outside of these, or is shared between them, is gathered for the whole forward pass.
+    compute; what lies outside of these, or is shared between them, is gathered for the whole forward pass. All
+    parameters of a model of up to 512 MiB stay gathered from the forward to the backward pass, which then exchanges
+    nothing but gradients.
 
     Args:
         model: on the CPU or on the device of this process. Buffers, such as the fixed U of sketched layers, stay whole
@@ -61,8 +66,11 @@ def shard_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
         return Shard(_axis(parameter.shape, processes.world_size()))
 
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes.world_size(),))
-    for block in (*_blocks(model), model):
-        fully_shard(block, mesh=mesh, shard_placement_fn=placement)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, shard_placement_fn=placement, reshard_after_forward=size > _KEPT_BYTES)
+    # what lies outside of blocks is needed first in the backward pass
+    fully_shard(model, mesh=mesh, shard_placement_fn=placement)
     if optimizer is not None:
         shares = dict(model.named_parameters())
         for group in optimizer.param_groups:
@@ -71,11 +79,27 @@ def shard_(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole of a tensor that is divided between processes, each of which has to call this."""
-    whole: Tensor = tensor.full_tensor() if _is_share(tensor) else tensor  # type: ignore[attr-defined]
+    whole: Tensor = tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
     return whole
 
 
-def _is_share(tensor: Tensor) -> bool:
+@torch.no_grad()
+def share(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor that is divided, in the same memory; any other tensor itself."""
+    own: Tensor = tensor.to_local() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+    return own
+
+
+def is_share_of_all(tensor: Tensor) -> bool:
+    """Whether a tensor is divided between all processes, of which none holds an entry of another."""
+    if not is_share(tensor):
+        return False
+    mesh, (placement, *others) = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    return not others and placement.is_shard() and mesh.size() == processes.world_size()
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Whether a tensor is divided between processes."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 
 from panther.nn import ConditionalSKLinear, SKLinear
 from panther.nn.sketched_conv import SketchedConv
-from panther.runs import checkpoint, processes, sharding
+from panther.runs import checkpoint, optim, processes, sharding
 from panther.runs.precision import Precision, autocast, check_precision, loss_scaler
 from panther.train.evaluation import Batches, score, widened
 from panther.train.state import EpochResult, Loss, Part, Saver
@@ -258,18 +258,25 @@ class _Epochs:
                 # decided by the whole batch, so that all processes agree
                 self.loss_fn.decide(widened(output, len(y_all)), y_all if whole_batches else y)
             # a process without rows in the last batch must take part too
-            loss = self.loss_fn(output, _moved(y, device)) if len(x) else output.sum() * 0
+            loss = self._loss(output, y, device) if len(x) else output.sum() * 0
         run.scaler.scale(loss * weight if weight != 1.0 else loss).backward()
         if self.clip_norm is not None:
             run.scaler.unscale_(run.optimizer)
-            nn.utils.clip_grad_norm_(self.trained.parameters(), self.clip_norm)
+            optim.clip_norm_(list(self.trained.parameters()), self.clip_norm)
         scale = run.scaler.get_scale()
-        run.scaler.step(run.optimizer)
+        optim.step_(run.optimizer, run.scaler)
         run.scaler.update()
         if run.scaler.get_scale() >= scale:
             # the scale fell because gradients were not finite, and the step was skipped
             run.schedule.step()
         return loss.detach(), len(x)
+
+    def _loss(self, output: Tensor, y: Tensor, device: torch.device) -> Tensor:
+        if type(self.loss_fn) is not TargetLoss:
+            return self.loss_fn(output, _moved(y, device))
+        # where the loader left them: values on the CPU are read without waiting for a GPU
+        self.loss_fn.check(output, y)
+        return self.loss_fn.checked(output, _moved(y, device))
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:

@@ -105,8 +105,20 @@ class TargetLoss:
 
     def __call__(self, output: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, squared error, or cross-entropy of each label."""
+        self.check(output, y)
+        return self.checked(output, y)
+
+    def check(self, output: Tensor, y: Tensor) -> None:
+        """Refuse targets of another task; waits for the device where y lies, of output only the shape is read.
+
+        Raises:
+            ValueError: says which they are and what to do.
+        """
+        check_targets(self.decide(output, y), output, y)
+
+    def checked(self, output: Tensor, y: Tensor) -> Tensor:
+        """The loss for targets that `check` accepted, without waiting for the device."""
         task = self.decide(output, y)
-        check_targets(task, output, y)
         if task == "classification":
             return F.cross_entropy(output, y if y.is_floating_point() else y.long())
         # outputs are in half precision under autocast, in which targets would lose digits

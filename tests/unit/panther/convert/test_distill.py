@@ -87,6 +87,25 @@ def test_an_error_takes_everything_back(pair, inputs):
     assert all(p.requires_grad for p in student.parameters())
 
 
+def test_the_step_of_a_loss_that_is_not_finite_is_named_though_losses_are_read_later(pair, inputs):
+    student, teacher = pair
+    before = copy.deepcopy(student.state_dict())
+    steps = 0
+
+    def forward(model, x):
+        nonlocal steps
+        if model is teacher or not torch.is_grad_enabled():
+            return model(x)
+        steps += 1
+        return model(x) * (torch.nan if steps == 13 else 1)
+
+    with pytest.raises(ConversionError, match=r"loss became nan at step 13; try"):
+        pr.distill_(student, teacher, list(inputs.split(100)), steps=800, forward=forward, progress=False)
+    # read after ten steps, and after ten more
+    assert steps == 20
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
 def test_hidden_states_are_those_of_the_repeated_blocks():
     class Net(nn.Module):
         def __init__(self):
