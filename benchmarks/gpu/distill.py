@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "distill_, 384 texts, 300 steps, sketched layers": {"texts": CALIBRATION, "steps": 300, "train": "sketched"},
     "distill_, all texts, 2000 steps": {"texts": None, "steps": 2000, "train": "all"},
     "sketch_and_distill, all texts, 2000 steps": {"texts": None, "steps": 2000},
-    "sketch_and_distill, all and 25,000 more texts, 4000 steps": {"texts": None, "more": True, "steps": 4000},
+    "sketch_and_distill, all and 25,000 more texts, 2500 steps": {"texts": None, "more": True, "steps": 2500},
 }
 
 
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="the commit that is measured")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--only", default="", help="the ways that have this in their names; rows of others are kept")
     parser.add_argument("--steps", type=int, help="instead of those of each way: a smoke test")
     arguments = parser.parse_args()
     if arguments.texts is not None:
@@ -188,12 +189,14 @@ def main() -> None:
     if arguments.steps is not None:
         for way in WAYS.values():
             way["steps"] = arguments.steps
-    cells = [(arguments.folder, ratio, way, arguments.device) for ratio in arguments.ratios for way in WAYS]
+    ways = [way for way in WAYS if arguments.only in way]
+    cells = [(arguments.folder, ratio, way, arguments.device) for ratio in arguments.ratios for way in ways]
+    kept = json.loads(arguments.out.read_text())["rows"] if arguments.out is not None and arguments.out.exists() else []
+    made = {(ratio, way) for _, ratio, way, _ in cells}
     report: dict[str, Any] = {
         "held_out_texts": HELD_OUT,
-        "rows": [],
+        "rows": [row for row in kept if (row["ratio"], row["way"]) not in made],
         "environment": {
-            "commit": arguments.commit,
             "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
             "torch": torch.__version__,
         },
@@ -201,7 +204,7 @@ def main() -> None:
     # run side by side: a single one does not keep the GPU busy, since launches take longer than kernels
     with get_context("spawn" if arguments.steps is None else "fork").Pool(len(cells)) as pool:
         for row in pool.imap_unordered(measure_cell, cells):
-            report["rows"].append(row)
+            report["rows"].append(row | {"commit": arguments.commit})
             print(json.dumps(row), flush=True)
             if arguments.out is not None:
                 arguments.out.write_text(json.dumps(report, indent=1) + "\n")
