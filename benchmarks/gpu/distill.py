@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "distill_, 384 texts, 300 steps, sketched layers": {"texts": CALIBRATION, "steps": 300, "train": "sketched"},
     "distill_, all texts, 2000 steps": {"texts": None, "steps": 2000, "train": "all"},
     "sketch_and_distill, all texts, 2000 steps": {"texts": None, "steps": 2000},
-    "sketch_and_distill, all and 25,000 more texts, 2500 steps": {"texts": None, "more": True, "steps": 2500},
+    "sketch_and_distill, all and 25,000 more texts, 2000 steps": {"texts": None, "more": True, "steps": 2000},
 }
 
 
