@@ -29,7 +29,7 @@ from panther.convert.restore import describe_for_transformers
 from panther.convert.swap import Swap
 
 # passes of gates need fewer: they add up the squares of many examples
-_PROBES_PER_GATE_PROBE = 2
+_PROBES_PER_GATE_PROBE = 4
 # steps of the bisection for the smallest budget that keeps max_error
 _SEARCH_STEPS = 8
 # layer types and their own conversion functions
@@ -86,8 +86,8 @@ def sketch_(
         embeddings: convert nn.Embedding and nn.EmbeddingBag too, to `LowRankEmbedding` and `LowRankEmbeddingBag`. When
             None, ratio counts bags alone beside the other layers, and the other budgets count all.
         forward: (model, batch) → outputs, if the model needs a custom call.
-        probes: backward passes per batch; they estimate how a layer's outputs affect the model's. Half as many again
-            estimate the effect of every component. 0 for none.
+        probes: backward passes per batch; they estimate how a layer's outputs affect the model's. A quarter as many
+            again estimate the effect of every component. 0 for none.
         memory: limit on calibration statistics per device: bytes, or a text such as "8GB". Layers are calibrated in
             groups that fit, with a pass over the inputs for each group; the result is the same. Half of the free
             memory when None.

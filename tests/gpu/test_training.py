@@ -11,7 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import panther as pr
 from panther.train import fit
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # that not every wait is found
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 
 class Pinned:
