@@ -29,7 +29,7 @@ class Proof:
         input_axes: The axis of the rows for each input; None for an input that all rows share.
         output_axes: The axis of the rows for each output, 0 for a sequence of maps; None for an output that is the same
             for all rows, and if nothing is proven.
-        reason: A sentence that names the deciding node.
+        reason: A sentence that names the deciding node, or an output.
         node, op_type: The deciding node, or two empty strings.
         nodes_walked: Number of examined nodes.
         defaults: Inputs that are also initializers; the proof takes their values from the file.
@@ -188,7 +188,8 @@ def _both(first: Proof | None, second: Proof | None) -> Proof | None:
     if first.verdict != second.verdict:
         return min(first, second, key=lambda proof: _SEVERITY.index(proof.verdict))
     if first.output_axes != second.output_axes and first.verdict == "independent":
-        return replace(first, verdict="unknown", reason="the batch axis of an output depends on a condition")
+        name = next(name for name, axis in first.output_axes.items() if axis != second.output_axes.get(name))
+        return replace(first, verdict="unknown", reason=f"the batch axis of output {name!r} depends on a condition")
     return replace(first, nodes_walked=first.nodes_walked + second.nodes_walked)
 
 

@@ -1,6 +1,7 @@
 """Random graphs against brute force: what is proven independent is answered alike alone and in a batch."""
 
 import random
+import re
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +10,7 @@ from random_graphs import random_graph
 from row_oracle import difference, open_session, random_feeds
 
 from app.runtime.independence import prove
+from app.runtime.independence.proof import Proof, _both
 
 
 def answers_differ(model, sizes, proof, seed):
@@ -35,7 +37,14 @@ def test_what_is_proven_holds(draw, steps):
         assert answers_differ(model, sizes, proof, steps) is None, proof
     else:
         assert proof.reason
-        assert proof.op_type or proof.nodes_walked == 0
+        # a node, none of several, or an output
+        assert proof.op_type or proof.nodes_walked == 0 or re.match(r"the batch axis of output '\w+' ", proof.reason)
+
+
+def test_an_output_whose_rows_lie_on_an_axis_that_a_size_decides_is_named():
+    cases = [Proof("independent", {"x": 0}, {"a": 0, "y": axis}, nodes_walked=3) for axis in (0, 1)]
+    found = _both(*cases)
+    assert (found.verdict, found.reason) == ("unknown", "the batch axis of output 'y' depends on a condition")
 
 
 def test_random_graphs_are_of_both_kinds_and_most_are_decided():
