@@ -74,7 +74,7 @@ class Gates(CallSums):
         self._pending: Tensor | None = None
 
     def add(self, x: Tensor, kept: Tensor | None, version: int) -> None:
-        """Count the rows of a call, see `Sums.add`."""
+        """Rows alone are not enough, see `add_call`."""
 
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
         """Derivatives alone are not enough, see `add_call`."""
