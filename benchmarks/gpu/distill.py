@@ -3,6 +3,7 @@
     python benchmarks/gpu/distill.py --texts FOLDER     tokenize, and write the encoder's files; needs no GPU
     python benchmarks/gpu/distill.py --from FOLDER --out benchmarks/results/gpu_distill.json
 
+With --checkpoints, the ways in stages go on from where an earlier call ended; one takes more than 10 minutes.
 The second needs transformers and safetensors, but neither the tokenizer nor the encoder's package. Cosine to the
 original's embeddings of the 192 held-out texts of bench_conversion.py, for each ratio: sketched; trained with its 384
 texts as there; trained with all others, at once and in stages; and with 25,000 more, docstrings of installed packages.
@@ -128,8 +129,8 @@ def batches(ids: np.ndarray, lengths: np.ndarray, device: str) -> list[Batch]:
     return found
 
 
-def measure(folder: Path, ratio: float, way: str, device: str) -> dict[str, Any]:
-    """One ratio made in one way."""
+def measure(folder: Path, ratio: float, way: str, device: str, checkpoints: Path | None = None) -> dict[str, Any]:
+    """One ratio made in one way; `checkpoints` is a folder to go on from."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
     options = dict(WAYS[way])
@@ -159,15 +160,25 @@ def measure(folder: Path, ratio: float, way: str, device: str) -> dict[str, Any]
         result = pr.distill_(student, model, inputs, patience=20, progress=False, **options)
         row["steps"] = result.steps
     else:
+        if checkpoints is not None:
+            checkpoints = checkpoints / f"{ratio}-{list(WAYS).index(way)}"
         made = pr.sketch_and_distill(
-            model, inputs, ratio=ratio, calibration=calibration, patience=20, progress=False, **options
+            model,
+            inputs,
+            ratio=ratio,
+            calibration=calibration,
+            patience=20,
+            progress=False,
+            checkpoints=checkpoints,
+            on_stage=lambda stage: print(ratio, stage.ratio, stage.distillation, flush=True),
+            **options,
         )
         student = made.model
         row["steps"] = sum(stage.distillation.steps for stage in made.stages)
     return row | {"cosine": cosine(student), "seconds": time.perf_counter() - started}
 
 
-def measure_cell(cell: tuple[Path, float, str, str]) -> dict[str, Any]:
+def measure_cell(cell: tuple[Path, float, str, str, Path | None]) -> dict[str, Any]:
     """`measure`, for a pool."""
     return measure(*cell)
 
@@ -177,6 +188,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="write the texts and the encoder into this folder, and end")
     parser.add_argument("--from", dest="folder", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--checkpoints", type=Path, help="a folder for the state of the ways in stages")
     parser.add_argument("--commit", default="", help="the commit that is measured")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
@@ -190,9 +202,10 @@ def main() -> None:
         for way in WAYS.values():
             way["steps"] = arguments.steps
     ways = [way for way in WAYS if arguments.only in way]
-    cells = [(arguments.folder, ratio, way, arguments.device) for ratio in arguments.ratios for way in ways]
+    places = (arguments.device, arguments.checkpoints)
+    cells = [(arguments.folder, ratio, way, *places) for ratio in arguments.ratios for way in ways]
     kept = json.loads(arguments.out.read_text())["rows"] if arguments.out is not None and arguments.out.exists() else []
-    made = {(ratio, way) for _, ratio, way, _ in cells}
+    made = {(ratio, way) for _, ratio, way, *_ in cells}
     report: dict[str, Any] = {
         "held_out_texts": HELD_OUT,
         "rows": [row for row in kept if (row["ratio"], row["way"]) not in made],
