@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from panther.cli.export import load_function
-from panther.cli.sketch import load_batches, progress_bar
+from panther.cli.calibration import load_batches, progress_bar
+from panther.cli.export import check_output, load_function
 from panther.compression import KINDS, compress
 
 
@@ -71,11 +71,7 @@ def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, cons
         ExportError: it can't be exported.
         ValueError: the budget or another argument is out of range.
     """
-    if files.out.suffix not in ("", ".onnx") and not files.out.is_dir():
-        raise ValueError(
-            f"out ({files.out}) must end in .onnx, be the folder of a model repository, or end in .safetensors for "
-            "sketched weights"
-        )
+    check_output(files.out, or_else=", or end in .safetensors for sketched weights")
     if files.calibration is None:
         raise ValueError("compression to a budget needs calibration inputs; give --calibration")
     if files.curve is not None and files.curve.suffix != ".svg":

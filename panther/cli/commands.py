@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from panther.cli import options
+from panther.cli.compression import compress, quantize
 from panther.cli.errors import errors_as_lines, fail, require
 
 _URL = "http://127.0.0.1:8000"
@@ -85,9 +86,7 @@ def train(
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(help="MODULE:FACTORY, importable from here; FACTORY() returns the torch module.")
-    ],
+    model: options.Model,
     inputs: Annotated[
         list[str],
         typer.Option(
@@ -95,9 +94,7 @@ def export(
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the model.")],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights: .safetensors, or a state_dict by torch.save.")
-    ] = None,
+    checkpoint: options.Checkpoint = None,
     to: Annotated[
         Path, typer.Option(help="The model repository, where it becomes the next version; or a path ending in .onnx.")
     ] = Path("models"),
@@ -182,106 +179,8 @@ def export(
         print_inspection(inspect_file(report.path), Console())
 
 
-@app.command()
-def compress(
-    model: Annotated[
-        str, typer.Argument(help="MODULE:FACTORY, importable from here; FACTORY() returns the torch module.")
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="A model repository or a path ending in .onnx: bits and rank are chosen for every layer, and the file "
-            "is exported. A path ending in .safetensors: sketched layers alone, as weights."
-        ),
-    ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights: .safetensors, or a state_dict by torch.save.")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="An .npz file of inputs by name, a few hundred rows. Required, except for .safetensors."),
-    ] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Budget: bytes of the whole model.")] = None,
-    max_error: Annotated[
-        float | None, typer.Option(help="Budget: relative error of the outputs; of each weight without --calibration.")
-    ] = None,
-    speedup: Annotated[float | None, typer.Option(help="Budget: speedup over the original's file.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="Budget: MODULE:FUNCTION, importable from here, that takes the model.")
-    ] = None,
-    at_least: Annotated[float | None, typer.Option(help="Smallest accepted result of --metric.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the exported model; FACTORY's module if left out.")] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="A kind that layers may become; repeat for several. All if left out.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --calibration in a batch.")] = 32,
-    run_size: Annotated[int, typer.Option(min=1, help="Rows in a run that --speedup is measured with.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads that --speedup is measured with.")] = 1,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also report the result of onnxruntime's quantize_dynamic.")
-    ] = False,
-    curve: Annotated[Path | None, typer.Option(help="Write the curve of error over bytes there, as .svg.")] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(help="A layer to leave out, or a pattern such as '*.query'.")
-    ] = None,
-    ratio: Annotated[
-        float | None,
-        typer.Option(help="Budget for .safetensors: stored parameters of the linear layers, as a share of now."),
-    ] = None,
-    distill: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="For .safetensors: steps to train on --calibration; with --ratio in stages (0.75, 0.5, 0.25).",
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory of the calibration, such as 8GB, not of a training; half of the free memory if left out."
-        ),
-    ] = None,
-    device: options.Device = "cpu",
-    precision: options.Precision = "float32",
-    shard: options.Shard = False,
-    checkpoints: options.Checkpoints = None,
-    resume: options.Resume = True,
-) -> None:
-    """Compress a trained model to a budget of bytes, error, speed or a metric, and export it; or sketch its layers."""
-    require("torch", "safetensors", "onnx", "onnxscript", extra="train")
-    from panther.cli import budget, sketch
-    from panther.cli.export import load_model
-    from panther.convert import ConversionError
-
-    for_sketch = ratio is not None or distill is not None or out.suffix == ".safetensors"
-    chosen = {"speedup": speedup, "metric": metric, "at-least": at_least, "name": name, "kind": kind, "curve": curve}
-    with errors_as_lines():
-        try:
-            if for_sketch:
-                budget.refuse(out, chosen)
-                sketch.run(
-                    load_model(model, checkpoint),
-                    out=out,
-                    ratio=ratio,
-                    max_bytes=max_bytes,
-                    max_error=max_error,
-                    calibration=calibration,
-                    batch_size=batch_size,
-                    skip=skip or (),
-                    distill=sketch.Distillation(distill, device, precision, shard, checkpoints, resume),
-                    memory=memory,
-                    console=Console(),
-                )
-            else:
-                require("onnxruntime", extra="cpu")
-                wanted = budget.Wanted(
-                    max_bytes, max_error, speedup, metric, at_least, tuple(kind or ()), tuple(skip or ())
-                )
-                measured = budget.Measured(batch_size, run_size, threads, compare=compare, memory=memory)
-                files = budget.Files(out, calibration, curve, name if name is not None else model.partition(":")[0])
-                budget.run(load_model(model, checkpoint), wanted, measured, files, Console())
-        except ConversionError as error:
-            fail(str(error))
+app.command()(compress)
+app.command()(quantize)
 
 
 @app.command()

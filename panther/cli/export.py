@@ -143,6 +143,20 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         ) from error
 
 
+def check_output(out: Path, or_else: str = "") -> None:
+    """Check that a model can be exported there: to a path ending in ``.onnx``, or into the folder of a repository.
+
+    Args:
+        out: the path.
+        or_else: what it may be instead, for the error.
+
+    Raises:
+        ValueError: it has another suffix.
+    """
+    if out.suffix not in ("", ".onnx") and not out.is_dir():
+        raise ValueError(f"out ({out}) must end in .onnx or be the folder of a model repository{or_else}")
+
+
 def _differences(error: Exception) -> str:
     """The differences that load_state_dict reports, without its heading."""
     heading, *lines = str(error).splitlines() or [""]

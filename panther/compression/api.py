@@ -34,6 +34,7 @@ from panther.convert.memory import parse_size
 from panther.convert.opened import close_unchanged, layers_of, opened
 from panther.convert.plan import model_size
 from panther.convert.reach import unreached
+from panther.convert.report import Unreached
 from panther.convert.swap import Swap
 from panther.export import ExportError
 from panther.quantize import embeddings
@@ -119,34 +120,13 @@ def compress(
     modules = opened(network)
     inside = layers_of(modules)
     Swap(network, modules).do()
-    units = find_units(network, filter_fn, skip, convolutions=True)
-    tables = embeddings.find(network)
-    lookups = find_lookups(network, units)
-    tied = {id(head) for unit in lookups for head in unit.heads}
-    units = [unit for unit in units if id(unit.places[0].module) not in tied]
-    in_play = {name for table in tables for name in table.place.names}
-    in_play |= {name for unit in lookups for place in unit.places for name in place.names}
-    elsewhere = tuple(group for group in unreached(network, units, convolutions=True) if not in_play & set(group.names))
-    stored = any(unit.convolution is not None and stored_alone(unit) for unit in units)
-    reasons = [each.reason for each in (*units, *lookups)] + [table.reason for table in tables]
-    if None not in reasons and not stored:
-        kept = [f"{unit.name}: {unit.reason}" for unit in units] + [
-            f"{table.place.names[0]}: {table.reason}" for table in tables
-        ]
-        kept += [
-            f"{unit.name}: {unit.reason}" for unit in lookups if isinstance(unit.places[0].module, nn.EmbeddingBag)
-        ]
-        kept += [f"{', '.join(group.names[:3])}: {group.reason}" for group in elsewhere]
-        raise ConversionError(
-            "the model has no linear layer, convolution or embedding to compress"
-            + "".join(f"; {why}" for why in kept[:6])
-        )
+    layers = _Layers.of(network, filter_fn, skip)
     size = model_size(network)[1]
     with evaluating(network):
         original = None if metric is None else reachable(network, metric, budget.at_least or 0.0)
         calibrating = _Calibrating(network, batches, forward, probes, random, most_memory, kinds, step)
-        calibrated = calibrating.run(units, lookups)
-        parts = _parts(network, units, (tables, lookups), calibrated, kinds, step)
+        calibrated = calibrating.run(layers.units, layers.lookups)
+        parts = _parts(network, layers, calibrated, kinds, step)
         other_bytes = size - sum(part.options[0].bytes for part in parts)
         trials = Trials(network, parts, calibrated.reference, metric)
         inputs = _inputs(network, batches, forward)
@@ -165,7 +145,7 @@ def compress(
     report = CompressionReport(
         budget=str(budget),
         layers=layer_reports(parts, found.plan, search.chooser),
-        unreached=elsewhere,
+        unreached=layers.elsewhere,
         bytes_before=size,
         bytes_after=model_size(network)[1],
         output_error=found.deviation.error,
@@ -177,6 +157,56 @@ def compress(
         notes=(*calibrated.notes, *_notes(found, speed, speedup, calibrated.reference), *notes),
     )
     return Compressed(network, report, _curve(search, trials, found), inputs)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a model.
+
+    Attributes:
+        units: linear layers and convolutions.
+        tables: embeddings.
+        lookups: embeddings that may get a low rank, with the layers that share their weight.
+        elsewhere: modules with weights that are left unchanged, with the reason.
+    """
+
+    units: Sequence[Unit]
+    tables: Sequence[Table]
+    lookups: Sequence[Unit]
+    elsewhere: tuple[Unreached, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, filter_fn: Filter | None, skip: Iterable[str]) -> _Layers:
+        """Find them.
+
+        Raises:
+            ConversionError: none is eligible; the message has reasons.
+        """
+        units = find_units(model, filter_fn, skip, convolutions=True)
+        tables = embeddings.find(model)
+        lookups = find_lookups(model, units)
+        tied = {id(head) for unit in lookups for head in unit.heads}
+        units = [unit for unit in units if id(unit.places[0].module) not in tied]
+        in_play = {name for table in tables for name in table.place.names}
+        in_play |= {name for unit in lookups for place in unit.places for name in place.names}
+        elsewhere = tuple(
+            group for group in unreached(model, units, convolutions=True) if not in_play & set(group.names)
+        )
+        stored = any(unit.convolution is not None and stored_alone(unit) for unit in units)
+        reasons = [each.reason for each in (*units, *lookups)] + [table.reason for table in tables]
+        if None not in reasons and not stored:
+            kept = [f"{unit.name}: {unit.reason}" for unit in units] + [
+                f"{table.place.names[0]}: {table.reason}" for table in tables
+            ]
+            kept += [
+                f"{unit.name}: {unit.reason}" for unit in lookups if isinstance(unit.places[0].module, nn.EmbeddingBag)
+            ]
+            kept += [f"{', '.join(group.names[:3])}: {group.reason}" for group in elsewhere]
+            raise ConversionError(
+                "the model has no linear layer, convolution or embedding to compress"
+                + "".join(f"; {why}" for why in kept[:6])
+            )
+        return cls(units, tables, lookups, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -233,20 +263,19 @@ class _Calibrating:
 
 def _parts(
     model: nn.Module,
-    units: Sequence[Unit],
-    tables: tuple[Sequence[Table], Sequence[Unit]],
+    layers: _Layers,
     calibrated: Calibrated,
     kinds: Sequence[str],
     step: Callable[[str, int, int], None],
 ) -> list[Part]:
     """Every eligible layer with its options, in the order of the model."""
-    linear = [unit for unit in units if unit.convolution is None]
-    convolved = [unit for unit in units if unit.convolution is not None]
+    linear = [unit for unit in layers.units if unit.convolution is None]
+    convolved = [unit for unit in layers.units if unit.convolution is not None]
     moments, reference, examples = calibrated.moments, calibrated.reference, calibrated.seen.examples
     parts = [
-        *LinearOptions(model, linear, tables[0], calibrated, kinds, step).parts(),
+        *LinearOptions(model, linear, layers.tables, calibrated, kinds, step).parts(),
         *ConvolutionOptions(model, convolved, moments, calibrated.keeper, reference, examples, kinds).parts(step),
-        *embedding_parts(model, *tables, moments, reference, kinds, step),
+        *embedding_parts(model, layers.tables, layers.lookups, moments, reference, kinds, step),
     ]
     places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     return sorted(parts, key=lambda part: places[part.name])

@@ -28,7 +28,7 @@ from panther.compression.options import (
 )
 from panther.compression.ranks import between, spread
 from panther.convert.candidates import weigh
-from panther.convert.conv_candidates import ConvCandidate, conv_candidates, conv_ranks
+from panther.convert.conv_candidates import ConvCandidate, conv_candidates, conv_of, conv_ranks
 from panther.convert.convolutions import Convolution, reason_not_factored
 from panther.convert.deviation import Reference
 from panther.convert.layers import Unit, bias_of
@@ -165,18 +165,6 @@ class ConvolutionOptions:
                     error = self._reference.deviation(self._model).error ** 2
                 options.append(dataclasses.replace(option, error=error))
         return options
-
-
-def conv_of(unit: Unit) -> Convolution:
-    """The module of a convolution.
-
-    Raises:
-        TypeError: the unit is not a convolution.
-    """
-    conv = unit.convolution
-    if conv is None:
-        raise TypeError(f"{unit.name} is not a convolution")
-    return conv
 
 
 def stored_alone(unit: Unit) -> bool:

@@ -40,7 +40,7 @@ def conv_candidates(unit: Unit, weighing: Weighing | None) -> list[Candidate]:
 
 def conv_ranks(unit: Unit) -> dict[str, tuple[int, ...]]:
     """The ranks at which a convolution stores less, by the way; ways without any are left out."""
-    conv, positions = _conv(unit), positions_of(_conv(unit))
+    conv, positions = conv_of(unit), positions_of(conv_of(unit))
     d_in, d_out, c_in = unit.in_features, unit.out_features, conv.in_channels
     ways = {"output": (d_in + d_out, min(d_in, d_out))}
     # both ways are the same for a 1x1 convolution
@@ -53,7 +53,12 @@ def conv_ranks(unit: Unit) -> dict[str, tuple[int, ...]]:
     return {way: ranks for way, ranks in found.items() if ranks}
 
 
-def _conv(unit: Unit) -> Convolution:
+def conv_of(unit: Unit) -> Convolution:
+    """The module of a convolution.
+
+    Raises:
+        TypeError: the unit is not a convolution.
+    """
     conv = unit.convolution
     if conv is None:
         raise TypeError(f"{unit.name} is not a convolution")
@@ -83,21 +88,21 @@ class ConvCandidate(Candidate, ABC):
 
     def stored(self, rank: int) -> tuple[int, int]:
         """Entries that are learned, and those that are fixed, without the bias."""
-        conv = _conv(self.unit)
+        conv = conv_of(self.unit)
         after_S1, after_U2 = self.channels_between(rank)
         learned = (after_S1 * conv.in_channels + after_U2 * conv.out_channels) * positions_of(conv)
         return learned, after_S1 * conv.out_channels + after_U2 * conv.in_channels
 
     def multiply_adds(self, rank: int) -> int:
         """Multiply-adds for a position of the output."""
-        conv = _conv(self.unit)
+        conv = conv_of(self.unit)
         channels = conv.in_channels, conv.out_channels
         between = self.channels_between(rank)
         return conv_multiply_adds_per_position(channels, positions_of(conv), between, math.prod(conv.stride))
 
     def layers(self, rank: int) -> Sequence[SketchedConv]:
         """The sketched convolution."""
-        conv = _conv(self.unit)
+        conv = conv_of(self.unit)
         old = bias_of(conv)
         bias = None if old is None else self.bias(old, rank)
         kind = SKConv2d if isinstance(conv, nn.Conv2d) else SKConv1d
@@ -120,19 +125,19 @@ class OutputCandidate(ConvCandidate):
 
     def channels_between(self, rank: int) -> tuple[int, int]:
         """After S1s, and after U2s."""
-        return (rank // 2, rank // 2) if positions_of(_conv(self.unit)) == 1 else (rank, 0)
+        return (rank // 2, rank // 2) if positions_of(conv_of(self.unit)) == 1 else (rank, 0)
 
     def split(self, rank: int) -> tuple[Factors | None, Factors | None]:
         """The factors, as `SketchedConv.from_factors` takes them."""
         left, right = self.factors(rank)
-        if positions_of(_conv(self.unit)) > 1:
+        if positions_of(conv_of(self.unit)) > 1:
             return (right.t(), left.t()), None
         half = rank // 2
         return (right[half:].t(), left[:, half:].t()), (left[:, :half], right[:half])
 
     def kernels(self, rank: int) -> tuple[Tensor, Tensor]:
         """The one with the kernel first."""
-        conv = _conv(self.unit)
+        conv = conv_of(self.unit)
         left, right = self.factors(rank)
         first = left.t().reshape(rank, conv.in_channels, *conv.kernel_size)
         return first, right.t().reshape(conv.out_channels, rank, *_points(conv))
@@ -151,7 +156,7 @@ class InputCandidate(ConvCandidate):
     def keep(self, keeper: Keeper) -> None:
         """Leave the factors to a keeper, see `Candidate.keep`."""
         if self.weighing is not None and self.weighing.inputs is not None:
-            most = self.ranks[-1] * positions_of(_conv(self.unit))
+            most = self.ranks[-1] * positions_of(conv_of(self.unit))
             nested = keeper.store(self._root[:most, :most].clone()), keeper.store(self._captured[:, :most].clone())
             del self._root, self._captured
             self._nested = nested
@@ -172,7 +177,7 @@ class InputCandidate(ConvCandidate):
             whole = energy.diagonal().sum()
         else:
             whole, kept = (energy * weighing.outputs).sum(), torch.linalg.cholesky(weighing.outputs).t() @ kept
-        by_rank = kept.square().sum(0).view(-1, positions_of(_conv(self.unit))).sum(1).cumsum(0)
+        by_rank = kept.square().sum(0).view(-1, positions_of(conv_of(self.unit))).sum(1).cumsum(0)
         left = (whole - torch.cat([by_rank.new_zeros(1), by_rank])).clamp_min(0)
         return left if weighing.outputs is not None else left / whole.clamp_min(torch.finfo(left.dtype).tiny)
 
@@ -188,14 +193,14 @@ class InputCandidate(ConvCandidate):
 
     def kernels(self, rank: int) -> tuple[Tensor, Tensor]:
         """The 1x1 one first."""
-        conv = _conv(self.unit)
+        conv = conv_of(self.unit)
         A, second = self._down(rank)
         first = A.t().reshape(rank, conv.in_channels, *_points(conv))
         return first, second.reshape(conv.out_channels, rank, *conv.kernel_size)
 
     def _down(self, rank: int) -> tuple[Tensor, Tensor]:
         """(C_in, rank), and (C_out, rank, positions)."""
-        A, positions = self.spectrum.left[:, :rank], positions_of(_conv(self.unit))
+        A, positions = self.spectrum.left[:, :rank], positions_of(conv_of(self.unit))
         if self._nested is None and (self.weighing is None or self.weighing.inputs is None):
             second = self.spectrum.right[:rank].view(rank, -1, positions).transpose(0, 1)
             return A, second
@@ -221,7 +226,7 @@ class InputCandidate(ConvCandidate):
 
     def _through(self, M: Tensor) -> Tensor:
         """(A⊗I) M for M of shape (C_in·positions, n)."""
-        conv = _conv(self.unit)
+        conv = conv_of(self.unit)
         by_channel = M.reshape(conv.in_channels, -1)
         return (self.spectrum.left.t() @ by_channel).view(-1, M.shape[1])
 
@@ -237,7 +242,7 @@ def _points(conv: Convolution) -> tuple[int, ...]:
 
 def _by_channels(unit: Unit, weighing: Weighing | None) -> Spectrum:
     """The weight as (C_out·positions, C_in), whitened by the channels of the patches at all positions together."""
-    conv = _conv(unit)
+    conv = conv_of(unit)
     positions = positions_of(conv)
     shape = (conv.in_channels, positions)
     W = unit.weight.double().reshape(-1, *shape)

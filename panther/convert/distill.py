@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
-from panther.convert.matching import Matching
+from panther.convert.matching import Matching, hidden_names
 from panther.convert.shares import check_same, rows_are_independent
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
@@ -132,34 +132,22 @@ def distill_(
     processes.take_from_first([*student.parameters(), *student.buffers()])
     settings = {"steps": steps, "lr": lr, "hidden_weight": hidden_weight, "train": train, "patience": patience}
     sizes = {"precision": precision, "shard": shard, "batches": len(training), "held_out_batches": len(held_out)}
-    names = _hidden_names(student, teacher) if hidden_weight else []
-    initial = [parameter.detach().clone() for parameter in parameters]
-    trained = [parameter.requires_grad for parameter in parameters]
-    try:
-        with evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as bar:
-            reference = Reference(teacher, held_out or training, forward)
-            if not reference.has_outputs:
-                raise ConversionError("the teacher returned no finite floating-point numbers to learn from")
-            by_rows = rows_are_independent(teacher, training[0], forward)
-            if processes.world_size() > 1 and not by_rows:
-                warnings.warn("rows of the batches can't be divided; every process computes all of them", stacklevel=2)
-            learner, learnt = _sharded(student, train) if shard else (student, parameters)
-            matching = Matching(learner, teacher, training, names, hidden_weight, forward, precision, by_rows=by_rows)
-            run = _run(learner, parameters, learnt, settings | sizes, generator)
-            training_run = _Training(run, matching, learnt, reference, bar)
-            state = training_run.train(None if checkpoints is None else Path(checkpoints), resume=resume)
-            with torch.no_grad():
-                for parameter, best in zip(parameters, run.kept.values(), strict=True):
-                    parameter.copy_(sharding.full(best))
-    except BaseException:
+    names = hidden_names(student, teacher) if hidden_weight else []
+    with _put_back(parameters), evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as bar:
+        reference = Reference(teacher, held_out or training, forward)
+        if not reference.has_outputs:
+            raise ConversionError("the teacher returned no finite floating-point numbers to learn from")
+        by_rows = rows_are_independent(teacher, training[0], forward)
+        if processes.world_size() > 1 and not by_rows:
+            warnings.warn("rows of the batches can't be divided; every process computes all of them", stacklevel=2)
+        learner, learnt = _sharded(student, train) if shard else (student, parameters)
+        matching = Matching(learner, teacher, training, names, hidden_weight, forward, precision, by_rows=by_rows)
+        run = _run(learner, parameters, learnt, settings | sizes, generator)
+        training_run = _Training(run, matching, learnt, reference, bar)
+        state = training_run.train(None if checkpoints is None else Path(checkpoints), resume=resume)
         with torch.no_grad():
-            for parameter, value in zip(parameters, initial, strict=True):
-                parameter.copy_(value)
-        raise
-    finally:
-        for parameter, flag in zip(parameters, trained, strict=True):
-            parameter.grad = None
-            parameter.requires_grad_(flag)
+            for parameter, best in zip(parameters, run.kept.values(), strict=True):
+                parameter.copy_(sharding.full(best))
     return DistillResult(
         steps=state.step,
         best_step=state.best_step,
@@ -383,21 +371,22 @@ def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
     return [b for i, b in enumerate(batches) if i not in held_out], [batches[i] for i in sorted(held_out)]
 
 
-def _hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
-    sketched = [
-        name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv | LowRankTable)
-    ]
-    of_teacher = dict(teacher.named_modules())
-    blocks = [
-        f"{name}.{child}" if name else child
-        for name, module in student.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        for child in module._modules
-    ]
-    holding = [
-        block for block in blocks if any(name.startswith(f"{block}.") for name in sketched) and block in of_teacher
-    ]
-    return holding or [name for name in sketched if name in of_teacher]
+@contextlib.contextmanager
+def _put_back(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Restore values of parameters on an error; at the end drop gradients, and restore requires_grad."""
+    initial = [parameter.detach().clone() for parameter in parameters]
+    trained = [parameter.requires_grad for parameter in parameters]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, initial, strict=True):
+                parameter.copy_(value)
+        raise
+    finally:
+        for parameter, flag in zip(parameters, trained, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(flag)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, call, outputs_of
 from panther.convert.shares import can_share, share_of
+from panther.nn import SKLinear
+from panther.nn.embedding import LowRankTable
+from panther.nn.sketched_conv import SketchedConv
 from panther.runs import processes
 from panther.runs.precision import Precision, autocast
 
@@ -171,3 +174,21 @@ def _counted(y: Tensor, mask: Tensor | None, like: Tensor | None = None) -> Tens
     if mask is not None and len(shape) > 2 and shape[:2] == mask.shape:
         y = y[mask.to(y.device)]
     return y.float()
+
+
+def hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """The layers whose outputs are compared: repeated blocks with sketched layers, else the sketched layers."""
+    sketched = [
+        name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv | LowRankTable)
+    ]
+    of_teacher = dict(teacher.named_modules())
+    blocks = [
+        f"{name}.{child}" if name else child
+        for name, module in student.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for child in module._modules
+    ]
+    holding = [
+        block for block in blocks if any(name.startswith(f"{block}.") for name in sketched) and block in of_teacher
+    ]
+    return holding or [name for name in sketched if name in of_teacher]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from panther.counting import check_parameter_efficiency
-from panther.linalg.sketch import Sketch
+from panther.linalg.sketch import Sketch, uniform_
 from panther.nn.linear import SKLinear
 
 # a layer that needs a smaller low_rank to save parameters is better left dense
@@ -47,7 +48,8 @@ def sketched_mlp(
         activation: makes the module after each hidden layer.
         dropout: probability of dropout after each activation; 0 for none.
         allow_larger: keep the given sizes, even if a layer then stores more than nn.Linear.
-        bias, dtype, device, sketch, generator: as for `SKLinear`.
+        bias, dtype, device, sketch: as for `SKLinear`.
+        generator: of all weights, also those of nn.Linear; torch's global one when None.
 
     Raises:
         ValueError: a width is below 1, or the number of sizes is not that of the layers.
@@ -69,7 +71,8 @@ def sketched_mlp(
     for i, (d_in, d_out, L, k) in enumerate(zip(widths, widths[1:], terms, low_ranks, strict=False)):
         sizes = (L, k) if allow_larger else _shrunk_to_pay(d_in, d_out, L, k)
         if sizes is None:
-            layers.append(nn.Linear(d_in, d_out, bias=bias, dtype=dtype, device=device))
+            dense = nn.Linear(d_in, d_out, bias=bias, dtype=dtype, device=device)
+            layers.append(dense if generator is None else _redrawn(dense, generator))
         else:
             layers.append(
                 SKLinear(d_in, d_out, *sizes, bias=bias, dtype=dtype, device=device, sketch=sketch, generator=generator)
@@ -79,6 +82,14 @@ def sketched_mlp(
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)
+
+
+def _redrawn(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
+    """The layer with weight and bias from the distribution of a new nn.Linear, drawn with the generator."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            uniform_(parameter, 1 / math.sqrt(layer.in_features), generator)
+    return layer
 
 
 def _shrunk_to_pay(d_in: int, d_out: int, num_terms: int, low_rank: int) -> tuple[int, int] | None:

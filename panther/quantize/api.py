@@ -22,6 +22,7 @@ from panther.quantize.block_option import block_options
 from panther.quantize.blocks import Blocks
 from panther.quantize.candidates import candidates
 from panther.quantize.convolutions import storable, stored_options
+from panther.quantize.embeddings import Table
 from panther.quantize.needs import kept_rows, work_in_blocks, work_on_ranges
 from panther.quantize.observe import SAMPLE, observe, share_experts
 from panther.quantize.plan import Decision, Plan, Quantizer, embedding_layers, planned_layers
@@ -98,16 +99,8 @@ def quantize_(
     modules = opened(model)
     # on exit, opened modules without a quantized layer are closed again
     with Swap(model, modules):
-        every = find_units(model, filter_fn, skip, convolutions=True)
-        units = [unit for unit in every if unit.convolution is None]
-        convolved = [unit for unit in every if unit.convolution is not None]
-        if ladder:
-            units += find_sketched(model, filter_fn, skip)
-        in_order = _in_order(model, [*units, *convolved])
-        tables = embeddings.find(model, embedding_bits) if embedding_bits is not None else []
-        active = [unit for unit in units if unit.reason is None]
-        if not active and not tables and not any(map(storable, convolved)):
-            raise ConversionError("the model has no linear layer, convolution or embedding to quantize")
+        layers = _Layers.of(model, filter_fn, skip, embedding_bits, sketched=bool(ladder))
+        active, convolved = layers.active, layers.convolved
         batches = batches_of(calibration)
         check_batches(batches, model, forward, "calibration")
         check_differentiable(model)
@@ -139,7 +132,7 @@ def quantize_(
                 raise ConversionError("calibration: the model returned no finite floating-point numbers to compare")
             by_unit = collected.moments
             share_experts(model, active, by_unit, seen)
-            quantizer = Quantizer(model, tables, reference, step)
+            quantizer = Quantizer(model, layers.tables, reference, step)
             if ladder:
                 options = block_options(active, by_unit, seen, ladder)
                 plan = Plan(tuple(Decision(choices[0].unit, choices) for choices in options))
@@ -155,7 +148,7 @@ def quantize_(
         if swap.zero_padded:
             notes.append(f"{', '.join(swap.zero_padded)}: padded places are zero, as in torch's fast path")
         return QuantizationReport(
-            layers=(*planned_layers(in_order, plan), *embedding_layers(quantizer.tables)),
+            layers=(*planned_layers(layers.in_order, plan), *embedding_layers(quantizer.tables)),
             smoothing=plan.smoothing,
             output_error=plan.deviation.error,
             output_cosine=plan.deviation.cosine,
@@ -167,10 +160,49 @@ def quantize_(
         raise
 
 
-def _in_order(model: nn.Module, units: Sequence[Unit]) -> list[Unit]:
-    """Units in the order of the model."""
-    places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    return sorted(units, key=lambda unit: places[unit.name])
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """The eligible layers of a model.
+
+    Attributes:
+        active: linear and sketched layers without a reason against them.
+        convolved: convolutions.
+        in_order: all of both kinds, in the order of the model.
+        tables: embeddings.
+    """
+
+    active: list[Unit]
+    convolved: list[Unit]
+    in_order: list[Unit]
+    tables: list[Table]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        filter_fn: Filter | None,
+        skip: Iterable[str],
+        embedding_bits: int | None,
+        *,
+        sketched: bool,
+    ) -> _Layers:
+        """Find them, sketched layers if asked.
+
+        Raises:
+            ConversionError: there are none.
+        """
+        every = find_units(model, filter_fn, skip, convolutions=True)
+        units = [unit for unit in every if unit.convolution is None]
+        convolved = [unit for unit in every if unit.convolution is not None]
+        if sketched:
+            units += find_sketched(model, filter_fn, skip)
+        places = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+        in_order = sorted([*units, *convolved], key=lambda unit: places[unit.name])
+        tables = embeddings.find(model, embedding_bits) if embedding_bits is not None else []
+        active = [unit for unit in units if unit.reason is None]
+        if not active and not tables and not any(map(storable, convolved)):
+            raise ConversionError("the model has no linear layer, convolution or embedding to quantize")
+        return cls(active, convolved, in_order, tables)
 
 
 def _ladder(weights: str | Blocks) -> tuple[Blocks, ...]:

@@ -41,7 +41,7 @@ NOT_HERE = {
     r"docker |kubectl |kustomize |minikube ": "tests/packaging/deploy/",
     r"python3 -m venv |\.venv/bin/pip |\. \.venv/bin/activate": "scripts/environment does the same",
     r"(\.venv/bin/)?panther train$": "tests/unit/panther/cli/test_train.py",
-    r"panther compress |torchrun ": "tests/unit/panther/cli/, tests/unit/panther/train/",
+    r"panther (compress|quantize) |torchrun ": "tests/unit/panther/cli/, tests/unit/panther/train/",
     r"PANTHER_TRACING=otlp ": "tests/unit/app/telemetry/test_tracing.py",
     r"nvidia-smi$|ss ": "need a GPU, and the shell of the server's host",
     r"python -m app --device cuda\b": "needs a GPU; tests/gpu/, tests/integration/test_cuda.py",

@@ -42,6 +42,10 @@ class Kind:
     labels: bool
 
 
+class Finding(Exception):
+    """The product and the oracle differ."""
+
+
 class Refused(Exception):
     """The input is to be refused."""
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import panther as pr
 from panther.convert import ConversionError
-from panther.convert.distill import _hidden_names
+from panther.convert.matching import hidden_names
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def test_hidden_states_are_those_of_the_repeated_blocks():
     net = Net()
     student = copy.deepcopy(net)
     pr.sketch_(student, ratio=0.6)
-    assert _hidden_names(student, net) == ["blocks.0", "blocks.1"]
+    assert hidden_names(student, net) == ["blocks.0", "blocks.1"]
     pr.sketch_(net, ratio=0.6, skip="blocks")
-    assert _hidden_names(net, student) == ["head"]
+    assert hidden_names(net, student) == ["head"]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,26 @@ def test_options():
     assert model[0].bias is None
 
 
+def test_a_generator_draws_every_weight():
+    def state(seed: int | None) -> dict[str, torch.Tensor]:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return sketched_mlp(784, [512, 256], 10, generator=generator).state_dict()
+
+    first, again, other = state(1), state(1), state(2)
+    assert "6.weight" in first  # the last layer is an nn.Linear
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert all(not torch.equal(value, other[name]) for name, value in first.items())
+    bound = 256**-0.5  # as of nn.Linear
+    assert 0.99 * bound < first["6.weight"].abs().max() <= bound
+    assert first["6.bias"].abs().max() <= bound
+    torch.manual_seed(3)
+    dense = nn.Linear(256, 10)
+    torch.manual_seed(3)
+    (without,) = sketched_mlp(256, [], 10)
+    assert torch.equal(without.weight, dense.weight)
+    assert torch.equal(without.bias, dense.bias)
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"width \(0\) must be at least 1"):
         sketched_mlp(784, [0], 10)
