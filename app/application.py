@@ -17,7 +17,7 @@ from app.config.settings import Settings
 from app.errors import AppError
 from app.grpc.extra import grpc_server
 from app.http.connection.context import ConnectionContext
-from app.http.connection.long_bodies import SocketThreads
+from app.http.connection.long_bodies import BodyThreads
 from app.http.cross_origin import CrossOriginGuard
 from app.http.endpoint import Receive, Scope, Send
 from app.http.middleware import RequestGate, error_response
@@ -54,7 +54,7 @@ class Application(FastAPI):
         self.state.panther = state
         self.service = state.service
         self.connections = ConnectionContext(
-            state.service, state.service.limits, SocketThreads(state.settings.socket_threads())
+            state.service, state.service.limits, BodyThreads(state.settings.body_thread_count())
         )
         self.lifecycle = Lifecycle(state, options, self.connections.header_cache.clear)
         self.grpc = None if state.settings.grpc_port is None else grpc_server(state)

@@ -335,7 +335,7 @@ class Settings(BaseSettings):
         """The origins of pages that may send requests; empty without CORS."""
         return tuple(part.strip() for part in self.cors_origins.split(",")) if self.cors_origins else ()
 
-    def socket_threads(self) -> int:
+    def body_thread_count(self) -> int:
         """Number of threads per worker that copy long bodies; 0 copies them on the event loop."""
         if self.body_threads is not None:
             return self.body_threads

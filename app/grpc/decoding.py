@@ -6,9 +6,9 @@ from weakref import ref
 
 from app.engine.codec import Body, binary
 from app.engine.codec.described import DescribedModel
-from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm
-from app.engine.codec.oip import MAX_HEADS
-from app.engine.codec.oip_head import Head, read_head
+from app.engine.codec.model_codec import MOST_INLINE_BYTES, ResponseForm
+from app.engine.codec.oip import MAX_HEADERS
+from app.engine.codec.oip_header import JsonHeader, read_header
 from app.engine.codec.prepared import prepare
 from app.engine.request import InferenceRequest
 from app.errors import InvalidRequestError
@@ -32,7 +32,7 @@ class GrpcJob(Job):
 
     deadline_us: int
 
-    def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+    def read(self, body: Body) -> tuple[InferenceRequest, ResponseForm]:
         """Decode the message; see ``Job``."""
         return Reader().open(body).read(self.model, self.deadline_us)
 
@@ -58,9 +58,9 @@ class Envelope:
     def __init__(self, request: Any) -> None:
         self.request = request
         self.target: tuple[str, str] = (request.model_name, request.model_version)
-        self._validated: tuple[ref[DescribedModel], Head, GrpcForm] | None = None
+        self._validated: tuple[ref[DescribedModel], JsonHeader, GrpcForm] | None = None
 
-    def validated(self, model: DescribedModel, count: int) -> tuple[Head, GrpcForm]:
+    def validated(self, model: DescribedModel, count: int) -> tuple[JsonHeader, GrpcForm]:
         """The validated envelope of raw tensors, and the response format.
 
         Args:
@@ -73,8 +73,8 @@ class Envelope:
         known = self._validated
         if known is None or known[0]() is not model or len(known[1].inputs) != count:
             _check_raw(self.request, count)
-            head = _read_head(self.request, model)
-            known = self._validated = ref(model), head, GrpcForm(head.asked, raw=True)
+            header = _read_header(self.request, model)
+            known = self._validated = ref(model), header, GrpcForm(header.options, raw=True)
         return known[1], known[2]
 
 
@@ -103,20 +103,20 @@ class Opened:
         request = self.envelope.request
         feeds: dict[str, Array] = {}
         if self.raw:
-            head, form = self.envelope.validated(model, len(self.raw))
-            for item, data in zip(head.inputs, self.raw, strict=True):
+            header, form = self.envelope.validated(model, len(self.raw))
+            for item, data in zip(header.inputs, self.raw, strict=True):
                 feeds[item.spec.name] = binary.from_bytes(data, 0, len(data), item.spec, item.shape)
         else:
-            head = _read_head(request, model)
-            for item, tensor in zip(head.inputs, request.inputs, strict=True):
+            header = _read_header(request, model)
+            for item, tensor in zip(header.inputs, request.inputs, strict=True):
                 feeds[item.spec.name] = array_of(tensor.contents, item.spec, item.shape)
             given = request.parameters
             as_raw = "binary_data_output" in given and given["binary_data_output"].bool_param
-            form = GrpcForm(head.asked, as_raw)
-        asked, timeout_us = head.asked, deadline_us
-        if asked.timeout_us and (not deadline_us or asked.timeout_us < deadline_us):
-            timeout_us = asked.timeout_us
-        return prepare(model, feeds, asked.output_names, asked.priority, timeout_us), form
+            form = GrpcForm(header.options, as_raw)
+        options, timeout_us = header.options, deadline_us
+        if options.timeout_us and (not deadline_us or options.timeout_us < deadline_us):
+            timeout_us = options.timeout_us
+        return prepare(model, feeds, options.output_names, options.priority, timeout_us), form
 
 
 class Reader:
@@ -140,21 +140,21 @@ class Reader:
             return Opened(Envelope(request), raw)
         return Opened(envelope, parts[1])
 
-    def _envelope(self, head: bytes) -> Envelope | None:
+    def _envelope(self, text: bytes) -> Envelope | None:
         """The envelope of raw tensors; None if it is invalid, which an error about the whole message tells."""
-        envelope = self._envelopes.get(head)
+        envelope = self._envelopes.get(text)
         if envelope is None:
             try:
-                envelope = Envelope(parse(ModelInferRequest, head))
+                envelope = Envelope(parse(ModelInferRequest, text))
             except InvalidRequestError:
                 return None
-            if len(self._envelopes) >= MAX_HEADS:
+            if len(self._envelopes) >= MAX_HEADERS:
                 self._envelopes.clear()
-            self._envelopes[head] = envelope
+            self._envelopes[text] = envelope
         return envelope
 
 
-def _read_head(request: Any, model: DescribedModel) -> Head:
+def _read_header(request: Any, model: DescribedModel) -> JsonHeader:
     """All of a message but its tensors, validated like the JSON header of HTTP."""
     if not request.inputs:
         names = ", ".join(model.input_by_name)
@@ -170,7 +170,7 @@ def _read_head(request: Any, model: DescribedModel) -> Head:
         document["outputs"] = [
             {"name": item.name, "parameters": _parameters(item.parameters)} for item in request.outputs
         ]
-    return read_head(model, document)
+    return read_header(model, document)
 
 
 def _check_raw(request: Any, count: int) -> None:

@@ -17,7 +17,7 @@ from typing import IO
 from app.engine.codec import Api, Body, Headers
 from app.engine.codec.compression import decompress
 from app.engine.codec.described import ModelDescription
-from app.engine.codec.model_codec import AnswerForm, ModelCodec
+from app.engine.codec.model_codec import ModelCodec, ResponseForm
 from app.engine.request import InferenceRequest
 from app.errors import AppError
 
@@ -43,7 +43,7 @@ class Job(ABC):
     max_rows: int
 
     @abstractmethod
-    def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+    def read(self, body: Body) -> tuple[InferenceRequest, ResponseForm]:
         """Decode a body, in this process.
 
         Raises:
@@ -64,7 +64,7 @@ class HttpJob(Job):
     query: bytes
     api: Api
 
-    def read(self, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+    def read(self, body: Body) -> tuple[InferenceRequest, ResponseForm]:
         """Decode the body; see ``Job``."""
         encoding = self.headers.get(b"content-encoding")
         if encoding is not None:
@@ -85,7 +85,7 @@ class Refusal:
     message: str
 
 
-Reply = tuple[InferenceRequest, AnswerForm] | Refusal
+Reply = tuple[InferenceRequest, ResponseForm] | Refusal
 
 
 def write_message(stream: IO[bytes], message: object, body: Body | None = None) -> None:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from app import errors
 from app.engine.codec import Body
-from app.engine.codec.model_codec import AnswerForm
+from app.engine.codec.model_codec import ResponseForm
 from app.engine.request import InferenceRequest
 from app.errors import AppError, OverloadedError
 from app.service.decode_worker import Job, Refusal, Reply, read_message, write_message
@@ -37,7 +37,7 @@ class Decoder:
         self._thread: ThreadPoolExecutor | None = None
         self._turn = asyncio.Lock()
 
-    async def read(self, job: Job, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+    async def read(self, job: Job, body: Body) -> tuple[InferenceRequest, ResponseForm]:
         """Decode a body. The waiting task may be cancelled; before its turn, that frees the body.
 
         Raises:

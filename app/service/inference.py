@@ -13,7 +13,7 @@ from app.engine.codec import Api, Body, HeaderList, Headers
 from app.engine.codec.compression import decompress_short
 from app.engine.codec.content import Content
 from app.engine.codec.described import DescribedModel, ModelDescription
-from app.engine.codec.model_codec import MOST_INLINE_BYTES, AnswerForm, Encode, ModelCodec
+from app.engine.codec.model_codec import MOST_INLINE_BYTES, Encode, ModelCodec, ResponseForm
 from app.engine.request import InferenceRequest
 from app.errors import AppError, BodyTooLargeError, ModelNotFoundError, ModelUnavailableError
 from app.repository.repository import LOADING, Repository
@@ -33,7 +33,7 @@ Answer = tuple[int, HeaderList, Content]
 Decoded = tuple[InferenceRequest, Encode]
 """A request, and the encoder of its result."""
 
-Read = Callable[[DescribedModel], tuple[InferenceRequest, AnswerForm] | None]
+Read = Callable[[DescribedModel], tuple[InferenceRequest, ResponseForm] | None]
 """Decodes a request for a model; None if that may block the process for long, so another one must do it."""
 
 MakeJob = Callable[[ModelDescription, int, int], Job]

@@ -136,7 +136,7 @@ def _value(cell: str, column: TableColumn) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class CsvAnswer:
+class CsvResponse:
     """A request for a response in CSV.
 
     Attributes:

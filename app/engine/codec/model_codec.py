@@ -8,13 +8,13 @@ from urllib.parse import parse_qsl
 
 from app.engine.codec import Api, Body, HeaderList, Headers, arrays, plain, predict_v1
 from app.engine.codec.content import Content
-from app.engine.codec.csv_form import CSV, CsvAnswer, read_csv
+from app.engine.codec.csv_form import CSV, CsvResponse, read_csv
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.oip import HEADER_LENGTH, Decoder
-from app.engine.codec.oip_answer import OipWriter
-from app.engine.codec.oip_head import Asked
+from app.engine.codec.oip_header import ResponseOptions
+from app.engine.codec.oip_response import OipWriter
 from app.engine.codec.plain import JSON_HEADER
-from app.engine.codec.predict_v1 import V1Answer
+from app.engine.codec.predict_v1 import V1Response
 from app.engine.codec.prepared import prepare
 from app.engine.codec.table import table_of
 from app.engine.request import InferenceRequest
@@ -34,7 +34,7 @@ Encode = Callable[[InferenceResult], tuple[HeaderList, Content]]
 
 
 @dataclass(frozen=True, slots=True)
-class BinaryAnswer:
+class BinaryResponse:
     """Format of one output in binary form.
 
     Attributes:
@@ -54,7 +54,7 @@ class OwnForm(ABC):
         """Encode the response to one request: headers and body."""
 
 
-AnswerForm = int | None | BinaryAnswer | CsvAnswer | V1Answer | Asked | OwnForm
+ResponseForm = int | None | BinaryResponse | CsvResponse | V1Response | ResponseOptions | OwnForm
 """Format of the response: JSON with a number of labels per row (None: the most likely), binary, CSV,
 KServe v1, Open Inference Protocol over HTTP, or the format of another transport."""
 
@@ -105,7 +105,7 @@ class ModelCodec:
             return not length.isdigit() or len(length) > _MOST_DIGITS or int(length) > MOST_INLINE_BYTES
         return _content_type(headers) not in _BINARY_TYPES
 
-    def read(self, headers: Headers, query: bytes, body: Body, api: Api) -> tuple[InferenceRequest, AnswerForm]:
+    def read(self, headers: Headers, query: bytes, body: Body, api: Api) -> tuple[InferenceRequest, ResponseForm]:
         """Decode a request; neither the request nor the response format refers to the codec.
 
         Args:
@@ -121,20 +121,20 @@ class ModelCodec:
             return self._read_oip(headers, body)
         return predict_v1.decode(self._model, self._table, body, self._max_rows)
 
-    def encoder(self, request: InferenceRequest, form: AnswerForm) -> Encode:
+    def encoder(self, request: InferenceRequest, form: ResponseForm) -> Encode:
         """Encoder for the result of a decoded request."""
         if form is None:
             return self._default_encode
-        if isinstance(form, Asked):
+        if isinstance(form, ResponseOptions):
             return partial(_encode_oip, self._oip_writer, form)
         if isinstance(form, int):
             return partial(self._plain_writer.encode, form)
-        if isinstance(form, BinaryAnswer):
+        if isinstance(form, BinaryResponse):
             datatype = self._model.output_by_name[request.output_names[form.index]].datatype
             return partial(_encode_binary, form, datatype)
         return partial(form.encode, self._model)
 
-    def _read_plain(self, headers: Headers, query: bytes, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+    def _read_plain(self, headers: Headers, query: bytes, body: Body) -> tuple[InferenceRequest, ResponseForm]:
         model = self._model
         nan = bool(query) and _allows_nan(query)
         content_type = headers.get(b"content-type", b"")
@@ -164,10 +164,10 @@ class ModelCodec:
             return request, top_k
         if form == CSV:
             names = request.output_names
-            return request, CsvAnswer(tuple(range(len(names))) if output is None else (names.index(output),))
-        return request, _binary_answer(request.output_names, form, output)
+            return request, CsvResponse(tuple(range(len(names))) if output is None else (names.index(output),))
+        return request, _binary_response(request.output_names, form, output)
 
-    def _read_oip(self, headers: Headers, body: Body) -> tuple[InferenceRequest, AnswerForm]:
+    def _read_oip(self, headers: Headers, body: Body) -> tuple[InferenceRequest, ResponseForm]:
         return self._oip_decoder.decode(body, headers.get(HEADER_LENGTH), self._max_rows)
 
     def _query(self, query: bytes, given: int | None) -> tuple[int | None, str | None]:
@@ -190,20 +190,20 @@ def _content_type(headers: Headers) -> bytes:
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
-def _binary_answer(names: tuple[str, ...], form: bytes, output: str | None) -> BinaryAnswer:
+def _binary_response(names: tuple[str, ...], form: bytes, output: str | None) -> BinaryResponse:
     if output is None and len(names) != 1:
         raise InvalidRequestError(f"a binary response has one output; choose it with ?output=NAME: {', '.join(names)}")
-    return BinaryAnswer(form, 0 if output is None else names.index(output))
+    return BinaryResponse(form, 0 if output is None else names.index(output))
 
 
-def _encode_oip(writer: OipWriter, asked: Asked, result: InferenceResult) -> tuple[HeaderList, Content]:
-    length, body = writer.encode(result, asked)
+def _encode_oip(writer: OipWriter, options: ResponseOptions, result: InferenceResult) -> tuple[HeaderList, Content]:
+    length, body = writer.encode(result, options)
     if length is None:
         return [JSON_HEADER], body
     return [(b"content-type", arrays.OCTETS), (HEADER_LENGTH, b"%d" % length)], body
 
 
-def _encode_binary(form: BinaryAnswer, datatype: str, result: InferenceResult) -> tuple[HeaderList, bytes]:
+def _encode_binary(form: BinaryResponse, datatype: str, result: InferenceResult) -> tuple[HeaderList, bytes]:
     batch, start, stop = result.batch, result.start, result.stop
     if form.form in arrays.NPY:
         return [(b"content-type", arrays.NPY[0])], arrays.to_npy(batch.values(form.index, start, stop))

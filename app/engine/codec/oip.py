@@ -10,7 +10,16 @@ from app.engine.codec import Body, binary, numbers, table_json
 from app.engine.codec.casting import cast
 from app.engine.codec.described import DescribedModel
 from app.engine.codec.oip_columns import PANDAS, read_columns
-from app.engine.codec.oip_head import EXPECTED, KEYS, Asked, Head, Input, content_type, read_asked, read_head
+from app.engine.codec.oip_header import (
+    EXPECTED,
+    KEYS,
+    Input,
+    JsonHeader,
+    ResponseOptions,
+    content_type,
+    read_header,
+    read_options,
+)
 from app.engine.codec.prepared import prepare
 from app.engine.codec.structure import LONG_BYTES, check_structure
 from app.engine.codec.table import Table, table_of
@@ -20,8 +29,8 @@ from app.errors import InvalidRequestError
 from app.runtime.tensors import Array, TensorSpec
 
 HEADER_LENGTH = b"inference-header-content-length"
-MAX_HEADS = 256
-MAX_HEAD_BYTES = 2048
+MAX_HEADERS = 256
+MAX_HEADER_BYTES = 2048
 _MOST_DIGITS = 20
 
 
@@ -30,13 +39,15 @@ class Decoder:
     """Decodes requests for one model; caches JSON headers, which clients repeat."""
 
     model: DescribedModel
-    _heads: dict[bytes, Head] = field(default_factory=dict)
+    _headers: dict[bytes, JsonHeader] = field(default_factory=dict)
     _table: Table | None = None
 
     def __post_init__(self) -> None:
         self._table = table_of(self.model)
 
-    def decode(self, body: Body, header_length: bytes | None, max_rows: int) -> tuple[InferenceRequest, Asked]:
+    def decode(
+        self, body: Body, header_length: bytes | None, max_rows: int
+    ) -> tuple[InferenceRequest, ResponseOptions]:
         """Decode a request.
 
         Args:
@@ -53,20 +64,20 @@ class Decoder:
                 return self._request(*quick)
             length = len(body)
         else:
-            length = self._head_length(body, header_length)
+            length = self._header_length(body, header_length)
             if length == 0:
                 return self._raw(body)
         text = bytes(body[:length])
-        head = self._heads.get(text) or self._read(text, max_rows)
-        if not isinstance(head, Head):
-            return self._request(*head)
-        return self._request(self._feeds(head, body, length), head.asked)
+        header = self._headers.get(text) or self._read(text, max_rows)
+        if not isinstance(header, JsonHeader):
+            return self._request(*header)
+        return self._request(self._feeds(header, body, length), header.options)
 
-    def _request(self, feeds: dict[str, Array], asked: Asked) -> tuple[InferenceRequest, Asked]:
-        request = prepare(self.model, feeds, asked.output_names, asked.priority, asked.timeout_us)
-        return request, asked
+    def _request(self, feeds: dict[str, Array], options: ResponseOptions) -> tuple[InferenceRequest, ResponseOptions]:
+        request = prepare(self.model, feeds, options.output_names, options.priority, options.timeout_us)
+        return request, options
 
-    def _head_length(self, body: Body, value: bytes) -> int:
+    def _header_length(self, body: Body, value: bytes) -> int:
         if not value.isdigit() or len(value) > _MOST_DIGITS or int(value) > len(body):
             shown = value.decode("latin-1")[:40]
             raise InvalidRequestError(
@@ -75,7 +86,7 @@ class Decoder:
             )
         return int(value)
 
-    def _read(self, text: bytes, max_rows: int) -> Head | tuple[dict[str, Array], Asked]:
+    def _read(self, text: bytes, max_rows: int) -> JsonHeader | tuple[dict[str, Array], ResponseOptions]:
         """Parse the JSON header; for tables, the whole request."""
         if len(text) > LONG_BYTES:
             if self._table is not None:
@@ -84,21 +95,21 @@ class Decoder:
                 check_structure(text, tuple(self.model.input_by_name.values()), len(self.model.outputs), max_rows)
         document = parse_json(text, EXPECTED)
         if isinstance(document, dict) and content_type(document, "the request") == PANDAS:
-            asked = read_asked(self.model, document)
-            return read_columns(self.model, self._table, document, nan=asked.nan), asked
-        head = read_head(self.model, document, casts=True)
+            options = read_options(self.model, document)
+            return read_columns(self.model, self._table, document, nan=options.nan), options
+        header = read_header(self.model, document, casts=True)
         # JSON headers with inline data are rarely repeated.
-        if len(text) <= MAX_HEAD_BYTES and all(item.size is not None for item in head.inputs):
-            if len(self._heads) >= MAX_HEADS:
-                self._heads.clear()
-            self._heads[text] = head
-        return head
+        if len(text) <= MAX_HEADER_BYTES and all(item.size is not None for item in header.inputs):
+            if len(self._headers) >= MAX_HEADERS:
+                self._headers.clear()
+            self._headers[text] = header
+        return header
 
-    def _feeds(self, head: Head, body: Body, offset: int) -> dict[str, Array]:
+    def _feeds(self, header: JsonHeader, body: Body, offset: int) -> dict[str, Array]:
         feeds: dict[str, Array] = {}
-        for item in head.inputs:
+        for item in header.inputs:
             if item.size is None:
-                feeds[item.spec.name] = _from_json(item, nan=head.asked.nan)
+                feeds[item.spec.name] = _from_json(item, nan=header.options.nan)
                 continue
             if offset + item.size > len(body):
                 raise InvalidRequestError(
@@ -112,16 +123,16 @@ class Decoder:
             raise InvalidRequestError(f"the body has {len(body) - offset} bytes after its last tensor")
         return feeds
 
-    def _raw(self, body: Body) -> tuple[InferenceRequest, Asked]:
+    def _raw(self, body: Body) -> tuple[InferenceRequest, ResponseOptions]:
         model = self.model
         if len(model.inputs) != 1:
             raise InvalidRequestError(f"raw binary requires one input; model {model.name!r} has {len(model.inputs)}")
         feeds = raw_feeds(model, body)
         names = model.output_names
-        asked = Asked(names, (True,) * len(names), (0,) * len(names))
-        return self._request(feeds, asked)
+        options = ResponseOptions(names, (True,) * len(names), (0,) * len(names))
+        return self._request(feeds, options)
 
-    def _quick(self, body: Body) -> tuple[dict[str, Array], Asked] | None:
+    def _quick(self, body: Body) -> tuple[dict[str, Array], ResponseOptions] | None:
         document = numbers.parse(body)
         if document is None:
             return None
@@ -150,7 +161,7 @@ class Decoder:
             lists += found[2]
         if numbers.brackets(body, lists) != lists:
             return None
-        return feeds, read_asked(self.model, rest)
+        return feeds, read_options(self.model, rest)
 
 
 def raw_feeds(model: DescribedModel, body: Body) -> dict[str, Array]:

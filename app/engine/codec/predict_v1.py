@@ -25,7 +25,7 @@ _KEYS = ("instances", "inputs", *_IGNORED)
 
 
 @dataclass(frozen=True, slots=True)
-class V1Answer:
+class V1Response:
     """Response format of this protocol.
 
     Attributes:
@@ -55,7 +55,9 @@ class V1Answer:
         return [JSON_HEADER], b'{"predictions":%s}' % orjson.dumps(rows)
 
 
-def decode(model: DescribedModel, table: Table | None, body: Body, max_rows: int) -> tuple[InferenceRequest, V1Answer]:
+def decode(
+    model: DescribedModel, table: Table | None, body: Body, max_rows: int
+) -> tuple[InferenceRequest, V1Response]:
     """Decode a request.
 
     Args:
@@ -85,7 +87,7 @@ def decode(model: DescribedModel, table: Table | None, body: Body, max_rows: int
     by_rows = "instances" in document
     read = _instances if by_rows else _inputs
     feeds = read(model, table, document["instances" if by_rows else "inputs"], expected)
-    return prepare(model, feeds, model.output_names), V1Answer(by_rows)
+    return prepare(model, feeds, model.output_names), V1Response(by_rows)
 
 
 def _expected(model: DescribedModel) -> str:

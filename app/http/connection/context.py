@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from app.config.limits import Limits
 from app.http.connection.header_cache import HeaderCache
-from app.http.connection.long_bodies import SocketThreads
+from app.http.connection.long_bodies import BodyThreads
 from app.http.connection.response import DefaultHeaders
 from app.service.inference import InferenceService
 from app.service.watchdog import Watchdog
@@ -21,7 +21,7 @@ class ConnectionContext:
         threads: Copy long bodies from and to sockets.
     """
 
-    def __init__(self, service: InferenceService, limits: Limits, threads: SocketThreads) -> None:
+    def __init__(self, service: InferenceService, limits: Limits, threads: BodyThreads) -> None:
         self.service = service
         self.limits = limits
         self.header_cache = HeaderCache()

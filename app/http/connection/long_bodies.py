@@ -31,8 +31,8 @@ _LONGEST_S = 0.05
 Buffers = Sequence[bytes | memoryview]
 
 
-class SocketThreads:
-    """Socket threads of a process; they start with the first long body.
+class BodyThreads:
+    """Body threads of a process; they start with the first long body.
 
     Args:
         count: Number of threads; with 0 the event loop copies all bodies.
@@ -51,7 +51,7 @@ class SocketThreads:
         """
         if not self._started:
             for number in range(self.count):
-                threading.Thread(target=self._run, name=f"socket-{number}", daemon=True).start()
+                threading.Thread(target=self._run, name=f"body-{number}", daemon=True).start()
                 self._started = True
         self._work.put(work)
 
@@ -65,7 +65,7 @@ class LongBodies:
 
     Args:
         loop: Event loop of the connection; receives the outcomes.
-        threads: Socket threads of the process.
+        threads: Body threads of the process.
 
     Attributes:
         sending: Whether a thread is sending a response; nothing else may be written meanwhile.
@@ -73,7 +73,7 @@ class LongBodies:
 
     __slots__ = ("_busy", "_flow", "_loop", "_lost", "_socket", "_threads", "_transport", "sending")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: SocketThreads) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: BodyThreads) -> None:
         self.sending = False
         self._loop = loop
         self._threads = threads

@@ -22,7 +22,7 @@ from helpers.batching import BATCHED, UNBATCHED
 from app.engine.codec import arrays, compression, plain
 from app.engine.codec.csv_form import read_csv
 from app.engine.codec.oip import Decoder
-from app.engine.codec.oip_head import read_head
+from app.engine.codec.oip_header import read_header
 from app.engine.codec.prepared import prepare
 from app.engine.codec.table import Table, TableColumn
 from app.engine.codec.values import parse_json
@@ -127,19 +127,19 @@ def protocol(data: bytes) -> bool:
     decoder = Decoder(MODELS[which])
     found = outcome(decoder.decode, body, header, MAX_ROWS)
     if found is not None and header is None:
-        head = read_head(MODELS[which], parse_json(body, ""))
-        feeds = prepare(MODELS[which], decoder._feeds(head, body, len(body)), head.asked.output_names).feeds
-        if not oracles.same(found[0].feeds, feeds) or head.asked != found[1]:
+        parsed = read_header(MODELS[which], parse_json(body, ""))
+        feeds = prepare(MODELS[which], decoder._feeds(parsed, body, len(body)), parsed.options.output_names).feeds
+        if not oracles.same(found[0].feeds, feeds) or parsed.options != found[1]:
             raise Finding(f"the quick and the precise way differ: {body[:400]!r}")
     if found is not None and not oracles.same(decoder.decode(body, header, MAX_ROWS)[0].feeds, found[0].feeds):
         raise Finding(f"the second time it is read differently: {body[:400]!r}")
 
     def alike(request, expected) -> bool:
-        (call, asked), (feeds, outputs, rest) = request, expected
+        (call, options), (feeds, outputs, rest) = request, expected
         return (
             oracles.same(call.feeds, feeds)
-            and list(zip(asked.output_names, asked.binary, asked.classes, strict=True)) == outputs
-            and (asked.id, asked.priority, asked.timeout_us) == rest
+            and list(zip(options.output_names, options.binary, options.classes, strict=True)) == outputs
+            and (options.id, options.priority, options.timeout_us) == rest
         )
 
     return hold(found, right(oracles.protocol, KINDS[which], body, header), alike, data)

@@ -8,7 +8,7 @@ from fuzz_oracles import Kind, Tensor
 from fuzz_targets import Model
 from helpers.grpc_client import infer_request, pb
 
-from app.engine.codec.oip import MAX_HEADS
+from app.engine.codec.oip import MAX_HEADERS
 from app.errors import InvalidRequestError
 from app.grpc.decoding import GrpcJob, Reader, is_heavy
 
@@ -64,7 +64,7 @@ def test_what_is_asked_for():
     message.outputs.add(name="y")
     request, form = ours(message).read(ONE, 0)
     assert request.output_names == ("h", "y")
-    assert (form.asked.id, form.raw) == ("7", False)
+    assert (form.options.id, form.raw) == ("7", False)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_what_is_remembered_of_a_request_is_not_mixed_up():
     for _ in range(3):
         request, form = ours(first, reader).read(ONE, 0)
         assert request.feeds["x"].tolist() == [[1, 2]]
-        assert (form.asked.id, request.output_names) == (None, ("y", "h"))
+        assert (form.options.id, request.output_names) == (None, ("y", "h"))
         request, form = ours(other, reader).read(ONE, 0)
         assert request.feeds["x"].tolist() == [[3, 4]]
-        assert (form.asked.id, request.output_names) == ("7", ("h",))
+        assert (form.options.id, request.output_names) == ("7", ("h",))
         with pytest.raises(InvalidRequestError, match="has 4 bytes"):
             ours(wrong, reader).read(ONE, 0)
     request, _ = ours(two(), reader).read(TWO, 0)
@@ -147,8 +147,8 @@ def test_broken_bytes_are_told_by_the_length_of_the_message():
 
 def test_no_more_is_remembered_than_fits():
     reader = Reader()
-    for number in range(3 * MAX_HEADS):
+    for number in range(3 * MAX_HEADERS):
         message = infer_request("m", shape=(1, 2), raw=bytes(8))
         message.id = str(number)
-        assert ours(message, reader).read(ONE, 0)[1].asked.id == str(number)
-        assert len(reader._envelopes) <= MAX_HEADS
+        assert ours(message, reader).read(ONE, 0)[1].options.id == str(number)
+        assert len(reader._envelopes) <= MAX_HEADERS

@@ -8,7 +8,7 @@ from fuzz_oracles import Kind, Tensor
 from fuzz_targets import Model
 from helpers.grpc_client import pb
 
-from app.engine.codec.oip_head import Asked
+from app.engine.codec.oip_header import ResponseOptions
 from app.engine.results import BatchResult, InferenceResult
 from app.grpc.encoding import GrpcForm
 
@@ -22,11 +22,11 @@ ARRAYS = {
 
 
 def encode(names, *, raw, classes=None, identity=None, rows=None):
-    asked = Asked(names, (True,) * len(names), classes or (0,) * len(names), identity)
+    options = ResponseOptions(names, (True,) * len(names), classes or (0,) * len(names), identity)
     arrays = [ARRAYS[name] for name in names]
     axes = None if rows is None else (0,) * len(names)
     batch = BatchResult(MODEL, names, arrays, axes)
-    headers, content = GrpcForm(asked, raw).encode(MODEL, InferenceResult(batch, *(rows or (0, 2))))
+    headers, content = GrpcForm(options, raw).encode(MODEL, InferenceResult(batch, *(rows or (0, 2))))
     assert headers == []
     return pb.ModelInferResponse.FromString(content)
 
@@ -44,7 +44,7 @@ def test_raw():
 
 
 def test_one_format_encodes_results_of_several_shapes_and_models():
-    form = GrpcForm(Asked(("y",), (True,), (0,)), raw=True)
+    form = GrpcForm(ResponseOptions(("y",), (True,), (0,)), raw=True)
     other = Model(Kind((Tensor("x", "FP32", (None, 2)),), OUTPUTS, batched=False, labels=False))
     other.version = "2"
     for model, rows in [(MODEL, 1), (MODEL, 2), (other, 2), (MODEL, 2)]:

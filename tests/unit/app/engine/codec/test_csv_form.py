@@ -9,7 +9,7 @@ from helpers.tables import FLOWERS, spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.codec.csv_form import CsvAnswer, read_csv
+from app.engine.codec.csv_form import CsvResponse, read_csv
 from app.engine.codec.table import Table, TableColumn
 from app.engine.results import InferenceResult
 from app.errors import AppError, InvalidRequestError
@@ -117,7 +117,7 @@ class Batch:
 def written(batch, indices, labels=(), best=()):
     labelled = SimpleNamespace(labels=best) if best else None
     model = SimpleNamespace(labelled=labelled, output_labels=dict(labels))
-    headers, body = CsvAnswer(indices).encode(model, InferenceResult(batch, 0, 2))
+    headers, body = CsvResponse(indices).encode(model, InferenceResult(batch, 0, 2))
     assert headers == [(b"content-type", b"text/csv; charset=utf-8")]
     return list(csv.reader(io.StringIO(body.decode(), newline="")))
 

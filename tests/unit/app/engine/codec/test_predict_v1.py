@@ -6,7 +6,7 @@ import pytest
 from helpers.batching import BATCHED
 from helpers.tables import FLOWERS
 
-from app.engine.codec.predict_v1 import V1Answer, decode
+from app.engine.codec.predict_v1 import V1Response, decode
 from app.engine.codec.table import table_of
 from app.engine.results import BatchResult, InferenceResult
 from app.errors import InferenceFailedError, InvalidRequestError
@@ -88,7 +88,7 @@ def test_bodies_of_more_values_than_a_request_can_have_are_refused():
 def answer(*, by_rows, **outputs):
     model = SimpleNamespace(output_by_name={name: spec(name, None, 2) for name in outputs}, labelled=None)
     batch = BatchResult(model, tuple(outputs), list(outputs.values()))
-    headers, body = V1Answer(by_rows).encode(model, InferenceResult(batch, 0, 2))
+    headers, body = V1Response(by_rows).encode(model, InferenceResult(batch, 0, 2))
     assert headers == [(b"content-type", b"application/json")]
     return json.loads(body)
 

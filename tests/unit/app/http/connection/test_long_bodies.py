@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.http.connection import long_bodies as module
-from app.http.connection.long_bodies import LONG_BYTES, LongBodies, SocketThreads
+from app.http.connection.long_bodies import LONG_BYTES, BodyThreads, LongBodies
 
 LIMIT_S = 60
 DATA = bytes(range(256)) * (2 * LONG_BYTES // 256)
@@ -59,7 +59,7 @@ def pair():
 
 
 def bodies(transport, threads=None, *, paused=False):
-    found = LongBodies(asyncio.get_running_loop(), threads or SocketThreads(2))
+    found = LongBodies(asyncio.get_running_loop(), threads or BodyThreads(2))
     found.connect(transport, SimpleNamespace(read_paused=paused))
     transport.bodies.append(found)
     return found
@@ -196,7 +196,7 @@ def test_the_loop_copies_what_no_thread_can(pair, why, monkeypatch):
 
     async def run():
         got, reader = [], SimpleNamespace(rest=memoryview(bytearray(len(data))))
-        long = bodies(transport, SocketThreads(0 if why == "no threads" else 2))
+        long = bodies(transport, BodyThreads(0 if why == "no threads" else 2))
         long.send((memoryview(data),), lambda: got.append("sent"))
         assert not long.sending
         if why != "pending":

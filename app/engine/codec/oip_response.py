@@ -6,11 +6,11 @@ import orjson
 from app.engine.codec import binary
 from app.engine.codec.content import LONG_BYTES, Content, LongContent, long_view
 from app.engine.codec.described import DescribedModel
-from app.engine.codec.oip_head import Asked
+from app.engine.codec.oip_header import ResponseOptions
 from app.engine.results import InferenceResult
 from app.runtime.tensors import Array
 
-_MAX_HEADS = 1024
+_MAX_HEADERS = 1024
 
 
 class OipWriter:
@@ -18,54 +18,54 @@ class OipWriter:
 
     def __init__(self, model: DescribedModel) -> None:
         self._model = model
-        self._head = b'{"model_name":%s,"model_version":%s' % (orjson.dumps(model.name), orjson.dumps(model.version))
+        self._header = b'{"model_name":%s,"model_version":%s' % (orjson.dumps(model.name), orjson.dumps(model.version))
         self._names = {
             spec.name: b'{"name":%s,"datatype":"%s","shape":' % (orjson.dumps(spec.name), spec.datatype.encode())
             for spec in model.outputs
         }
-        self._heads: dict[tuple[str, tuple[int, ...]], bytes] = {}  # JSON headers for one binary tensor, by its shape
+        self._headers: dict[tuple[str, tuple[int, ...]], bytes] = {}  # JSON headers for one binary tensor, by its shape
 
-    def encode(self, result: InferenceResult, asked: Asked) -> tuple[int | None, Content]:
+    def encode(self, result: InferenceResult, options: ResponseOptions) -> tuple[int | None, Content]:
         """Encode the response to one request.
 
         Returns:
             The length of the JSON header (None if all is JSON), and the body.
         """
         batch, start, stop = result.batch, result.start, result.stop
-        if asked.binary == (True,) and asked.classes == (0,) and asked.id is None:
-            return self._one_binary(asked.output_names[0], batch.array(0, start, stop), batch.arrays[0].nbytes)
+        if options.binary == (True,) and options.classes == (0,) and options.id is None:
+            return self._one_binary(options.output_names[0], batch.array(0, start, stop), batch.arrays[0].nbytes)
         outputs: list[bytes] = []
         tails: list[bytes] = []
-        for index, name in enumerate(asked.output_names):
-            if asked.classes[index]:
-                array = classified(self._model, result, index, asked.classes[index])
+        for index, name in enumerate(options.output_names):
+            if options.classes[index]:
+                array = classified(self._model, result, index, options.classes[index])
                 text = b'{"name":%s,"datatype":"BYTES","shape":' % orjson.dumps(name)
                 flat, datatype = orjson.dumps(array.reshape(-1).tolist()), "BYTES"
             else:
                 array = batch.array(index, start, stop)
                 text, flat, datatype = self._names[name], None, self._model.output_by_name[name].datatype
-            if asked.binary[index]:
+            if options.binary[index]:
                 tail = binary.to_bytes(array, datatype)
                 tails.append(tail)
                 outputs.append(text + _shape_and_size(array, tail))
             else:
                 data = flat or batch.flat_json(index, start, stop)
                 outputs.append(text + _shape(array) + b',"data":' + data + b"}")
-        identity = b"" if asked.id is None else b',"id":' + orjson.dumps(asked.id)
-        head = self._head + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
-        return (len(head), b"".join((head, *tails))) if not asked.all_json else (None, head)
+        identity = b"" if options.id is None else b',"id":' + orjson.dumps(options.id)
+        header = self._header + identity + b',"outputs":[' + b",".join(outputs) + b"]}"
+        return (len(header), b"".join((header, *tails))) if not options.all_json else (None, header)
 
     def _one_binary(self, name: str, array: Array, batch_bytes: int) -> tuple[int, Content]:
         """Encode one binary tensor. The JSON header depends only on its shape, unless its elements differ in length."""
         datatype = self._model.output_by_name[name].datatype
         view = None if array.nbytes < LONG_BYTES or datatype == "BYTES" else long_view(array, batch_bytes)
         tail = binary.to_bytes(array, datatype) if view is None else view
-        head = self._heads.get((name, array.shape))
-        if head is None:
-            head = self._head + b',"outputs":[' + self._names[name] + _shape_and_size(array, tail) + b"]}"
-            if datatype != "BYTES" and len(self._heads) < _MAX_HEADS:
-                self._heads[name, array.shape] = head
-        return len(head), head + tail if view is None else LongContent(head, (view,))
+        header = self._headers.get((name, array.shape))
+        if header is None:
+            header = self._header + b',"outputs":[' + self._names[name] + _shape_and_size(array, tail) + b"]}"
+            if datatype != "BYTES" and len(self._headers) < _MAX_HEADERS:
+                self._headers[name, array.shape] = header
+        return len(header), header + tail if view is None else LongContent(header, (view,))
 
 
 def classified(model: DescribedModel, result: InferenceResult, index: int, count: int) -> Array:

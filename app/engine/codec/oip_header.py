@@ -21,7 +21,7 @@ ARRAY = "np"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ResponseOptions:
     """The response options of a request: id, outputs, format."""
 
     output_names: tuple[str, ...]
@@ -53,14 +53,14 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class JsonHeader:
     """A validated JSON header."""
 
     inputs: tuple[Input, ...]
-    asked: Asked
+    options: ResponseOptions
 
 
-def read_head(model: DescribedModel, document: Any, *, casts: bool = False) -> Head:
+def read_header(model: DescribedModel, document: Any, *, casts: bool = False) -> JsonHeader:
     """Validate the JSON header of a request.
 
     Args:
@@ -96,7 +96,7 @@ def read_head(model: DescribedModel, document: Any, *, casts: bool = False) -> H
             raise InvalidRequestError(
                 f"input {name!r} is {what}; model {model.name!r} has: {', '.join(model.input_by_name)}"
             )
-    return Head(read, read_asked(model, document))
+    return JsonHeader(read, read_options(model, document))
 
 
 def content_type(item: dict[str, Any], where: str) -> object:
@@ -163,7 +163,7 @@ def _read_size(item: dict[str, Any], spec: TensorSpec) -> int | None:
     return None
 
 
-def read_asked(model: DescribedModel, document: dict[str, Any]) -> Asked:
+def read_options(model: DescribedModel, document: dict[str, Any]) -> ResponseOptions:
     """Read the response options of a request: id, outputs, and known parameters.
 
     Raises:
@@ -194,7 +194,7 @@ def read_asked(model: DescribedModel, document: dict[str, Any]) -> Asked:
         raise InvalidRequestError(f"'outputs' names an output more than once: {', '.join(names)}")
     binaries = tuple(as_binary for _, as_binary, _ in outputs)
     ranks = tuple(ranked for _, _, ranked in outputs)
-    return Asked(names, binaries, ranks, identity, priority, timeout_us, _nan(parameters))
+    return ResponseOptions(names, binaries, ranks, identity, priority, timeout_us, _nan(parameters))
 
 
 def _check_name(document: dict[str, Any], key: str, expected: str) -> None:
