@@ -48,7 +48,7 @@ def parse(message: type, data: Body) -> Any:
     """
     try:
         return message.FromString(data)  # type: ignore[attr-defined]
-    except DecodeError:
+    except (DecodeError, UnicodeDecodeError):  # the second one by protobuf's implementation in Python
         raise InvalidRequestError(
             f"the {len(data)} bytes of the request are not a valid protobuf message {message.__name__}"
         ) from None

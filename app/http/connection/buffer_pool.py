@@ -15,6 +15,11 @@ class BodyBuffers:
         self._free: dict[int, list[bytearray]] = {}
         self._kept_bytes = 0
 
+    def first(self, length: int) -> bytearray | None:
+        """The buffer that ``take`` would return next; it stays in the pool."""
+        free = self._free.get(length)
+        return free[-1] if free else None
+
     def take(self, length: int) -> bytearray | None:
         """A buffer of exactly that length with undefined contents; None if there is none."""
         free = self._free.get(length)

@@ -6,7 +6,7 @@ from functools import partial
 from app.engine.codec import HeaderList
 from app.engine.codec.content import Content, LongContent
 from app.errors import AppError
-from app.http.connection.body_reader import POOL, RECEIVED_VIEW, BodyReader
+from app.http.connection.body_reader import POOL, SPARE_BYTES, BodyReader, has_binary_tensors
 from app.http.connection.context import ConnectionContext
 from app.http.connection.header_cache import KnownHeaders
 from app.http.connection.request import WireRequest
@@ -65,25 +65,35 @@ class FastPath:
             self._context.header_cache.remember(text, target, headers, query)
         return request
 
-    def begin_known(self, known: KnownHeaders, start: int, nbytes: int) -> WireRequest:
+    def begin_known(self, known: KnownHeaders, received: bytearray, start: int, nbytes: int) -> WireRequest:
         """Start a request with cached headers.
 
         Args:
             known: The headers.
-            start: Start of the body in the received bytes.
+            received: The buffer of the received bytes.
+            start: Start of the body in the buffer.
             nbytes: Number of received bytes, at most the whole request.
         """
         request = WireRequest(self._service, known.target, known.headers, known.query, keep_alive=True)
         self.request = request
+        reader, length = self.reader, known.content_length
+        offered, reader.offered = reader.offered, None
         try:
-            if nbytes - start < known.content_length:
-                self.reader.begin(self._service, request, known.content_length, RECEIVED_VIEW[start:nbytes])
+            if offered is not None and len(offered) == length + SPARE_BYTES and has_binary_tensors(request):
+                reader.begin_in(offered, request, start, nbytes, length)
+                if nbytes - start < length:
+                    return request
+                self._take_body(request)
+            elif nbytes - start < length:
+                reader.begin(self._service, request, length, memoryview(received)[start:nbytes])
                 return request
-            request.reservation.reserve(nbytes - start)
+            else:
+                reader.size = 0
+                request.reservation.reserve(length)
+                request.body = bytes(memoryview(received)[start:nbytes])
         except AppError as error:
             self.refuse(error)
             return request
-        request.body = bytes(RECEIVED_VIEW[start:nbytes])
         self.end_body()
         return request
 
@@ -122,11 +132,12 @@ class FastPath:
         except AppError as error:
             self.refuse(error)
             return False
-        body = self.reader.finish()
-        if isinstance(body, bytearray):
-            request.pooled = body
-        request.body = body
+        self._take_body(request)
         return True
+
+    def _take_body(self, request: WireRequest) -> None:
+        """Take the complete body from the reader."""
+        request.body, request.pooled = self.reader.finish()
 
     def end_body(self) -> None:
         """Decode a complete request now, or in a later turn of the event loop if this one has decoded for too long."""

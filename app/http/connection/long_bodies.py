@@ -69,12 +69,13 @@ class LongBodies:
 
     Attributes:
         sending: Whether a thread is sending a response; nothing else may be written meanwhile.
+        held: Whether no thread may start, because received bytes are not handled yet.
     """
 
-    __slots__ = ("_busy", "_flow", "_loop", "_lost", "_socket", "_threads", "_transport", "sending")
+    __slots__ = ("_busy", "_flow", "_loop", "_lost", "_socket", "_threads", "_transport", "held", "sending")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: BodyThreads) -> None:
-        self.sending = False
+        self.sending = self.held = False
         self._loop = loop
         self._threads = threads
         self._transport: asyncio.Transport
@@ -127,7 +128,7 @@ class LongBodies:
 
     def _take(self, nbytes: int) -> socket.socket | None:
         """Socket for a thread that copies ``nbytes``; None if the event loop copies them."""
-        if nbytes < LONG_BYTES or not self._threads.count or self._busy or self._lost:
+        if nbytes < LONG_BYTES or not self._threads.count or self._busy or self._lost or self.held:
             return None
         if self._socket is None:
             found = self._transport.get_extra_info("socket")

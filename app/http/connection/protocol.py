@@ -47,6 +47,7 @@ from app.http.connection.keep_alive import KeepAlive
 from app.http.connection.lingering_close import LingeringClose
 from app.http.connection.long_bodies import LONG_BYTES, LongBodies
 from app.http.connection.over_limit import RESERVED, OverLimitApp
+from app.http.connection.replay import replay
 from app.http.connection.request import WireRequest
 from app.http.connection.request_parser import RefusedRequestError, RequestParser
 from app.http.connection.response import render
@@ -132,15 +133,20 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Buffer of the event loop for received bytes."""
-        rest = self._fast.reader.rest
-        return RECEIVED_VIEW if rest is None else rest
+        """Buffer of the event loop for received bytes, or the buffer of the next body; see ``BodyReader.offer``."""
+        reader = self._fast.reader
+        if reader.rest is not None:
+            return reader.rest
+        return reader.offer() if reader.size else RECEIVED_VIEW
 
     def buffer_updated(self, nbytes: int) -> None:
         """The event loop has received bytes."""
         state = self._state
         if state is BETWEEN:
             if self._serves_inference and self._begin_known(nbytes):
+                return
+            if self._fast.reader.offered is not None:
+                replay(self, self.transport, self._long, self._fast.reader.withdraw(nbytes))
                 return
         elif state is DIRECT:
             self._received_directly(nbytes)
@@ -161,7 +167,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _begin_known(self, nbytes: int) -> bool:
         """Start a request with cached headers; False if the parser must read the received bytes."""
-        text = header_text(RECEIVED, nbytes)
+        received = self._fast.reader.offered or RECEIVED
+        text = header_text(received, nbytes)
         if not text:
             return False
         known = self._context.header_cache.get(text)
@@ -175,7 +182,7 @@ class Connection(asyncio.BufferedProtocol):
             self._state = DIRECT
         self._keep_alive.idle_since = None
         self._path = self._fast
-        self._last = self._fast.begin_known(known, start, nbytes)
+        self._last = self._fast.begin_known(known, received, start, nbytes)
         if known.content_length >= LONG_BYTES and self._state is DIRECT:
             self._long.receive(self._fast.reader, self._received_directly)
         return True
@@ -185,7 +192,10 @@ class Connection(asyncio.BufferedProtocol):
             if self._parser.in_message:
                 self._parser.reset()  # it saw the start of the body, but will not see its end
             self._state = BETWEEN
+            surplus = self._fast.reader.surplus
             self._fast.end_body()
+            if surplus:
+                replay(self, self.transport, self._long, surplus)
 
     def eof_received(self) -> None:
         """The client has closed its side: the transport closes the connection."""
@@ -297,11 +307,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         unread = self._state in (BODY, DIRECT)  # then the last request is the one that is refused
         self._state = ENDED
-        all_headers = [
-            *headers,
-            (b"x-request-id", self._context.service.request_ids.of({})),
-            (b"content-type", b"application/json"),
-        ]
+        request_id = (b"x-request-id", self._context.service.request_ids.of({}))
+        all_headers = [*headers, request_id, (b"content-type", b"application/json")]
         response = self._render(status, all_headers, error_body(message), keep_alive=False)
         due = self._answer_due()
         if unread and self._path is self._bridge:

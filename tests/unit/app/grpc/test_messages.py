@@ -1,5 +1,9 @@
 """The messages are those of the public client, and are read strictly."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from helpers.grpc_client import pb
 
@@ -39,6 +43,30 @@ def test_what_is_no_message_is_refused():
         InvalidRequestError, match="the 2 bytes of the request are not a valid protobuf message ModelInf"
     ):
         parse(ModelInferRequest, b"\xff\xff")
+
+
+READ_BROKEN = """
+from google.protobuf.internal import api_implementation
+from app.errors import InvalidRequestError
+from app.grpc.messages import ModelInferRequest, parse
+
+for broken in (b"\\xff\\xff", b"\\x0a\\x02\\xff\\xff", b"\\x0a\\x05m", b"\\x2a\\x03\\x0a\\x01\\xff"):
+    try:
+        parse(ModelInferRequest, memoryview(broken))
+    except InvalidRequestError:
+        continue
+    raise SystemExit(f"{broken} was read")
+print(api_implementation.Type())
+"""
+
+
+@pytest.mark.parametrize("implementation", ["python", "upb"])
+def test_every_implementation_of_protobuf_refuses_what_is_no_message(implementation):
+    """Among that are strings that are not UTF-8, for which the one in Python has its own error."""
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
+    command = [sys.executable, "-c", READ_BROKEN]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, implementation), done.stderr
 
 
 def test_an_unknown_message_has_no_class():

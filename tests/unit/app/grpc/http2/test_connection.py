@@ -78,6 +78,21 @@ def test_a_flood_of_empty_frames_ends_the_connection(serve, caplog):
     assert_calmed(serve(test), caplog)
 
 
+def test_a_flood_of_window_updates_keeps_no_connection_from_answers(serve):
+    """They are not limited: clients that read a long answer send many, and each costs less than its bytes of a call."""
+
+    async def test(served):
+        async with served.client() as client:
+            number = client.call(end=False)
+            for stream in (0, number):
+                client.writer.write((bytes([0, 0, 4, 8, 0]) + stream.to_bytes(4) + (1).to_bytes(4)) * 30 * BURST)
+            assert (await other_lives(served)).status == 0
+            assert (await client.ask(LIVE, b"")).status == 0
+            return client.goaways
+
+    assert serve(test) == []
+
+
 def test_a_rapid_reset_ends_the_connection(serve, message, caplog):
     async def test(served):
         async with served.client() as client:
