@@ -16,23 +16,13 @@ from panther.convert.deviation import Deviation, Reference
 from panther.convert.embeddings import BAGS, TABLES
 from panther.convert.errors import ConversionError
 from panther.convert.experts import mark_pooled
-from panther.convert.fast_path import observing
-from panther.convert.forward import (
-    Forward,
-    batches_of,
-    check_batches,
-    check_differentiable,
-    evaluating,
-    outputs_of,
-    run,
-)
+from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.gates import gated, measure
 from panther.convert.groups import Calibration, calibrate
 from panther.convert.layers import Filter, Place, Unit, find_units, kinds_in_play
 from panther.convert.memory import allowed, parse_size
 from panther.convert.opened import closed, opened
 from panther.convert.plan import Plan
-from panther.convert.probes import MOST, probes_for
 from panther.convert.reach import unreached
 from panther.convert.report import ConversionReport, Unreached
 from panther.convert.restore import describe_for_transformers
@@ -64,7 +54,7 @@ def sketch_(
     skip: Iterable[str] = (),
     embeddings: bool | None = None,
     forward: Forward | None = None,
-    probes: int | None = None,
+    probes: int = 8,
     memory: int | str | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -97,9 +87,7 @@ def sketch_(
             None, ratio counts bags alone beside the other layers, and the other budgets count all.
         forward: (model, batch) → outputs, if the model needs a custom call.
         probes: backward passes per batch; they estimate how a layer's outputs affect the model's. A quarter as many
-            again estimate the effect of every component. 0 for none. When None, 8, or down to 2 where the outputs
-            have so many rows (tokens, say) that these give 16 probe vectors for each feature of the widest layer; and 2
-            for components.
+            again estimate the effect of every component. 0 for none.
         memory: limit on calibration statistics per device: bytes, or a text such as "8GB". Layers are calibrated in
             groups that fit, with a pass over the inputs for each group; the result is the same. Half of the free
             memory when None.
@@ -136,28 +124,18 @@ def sketch_(
                 ways = [plan.candidates(units, None, report_step)]
             else:
                 draws = generator if generator is not None else torch.Generator().manual_seed(0)
-                passes = _probes(model, units, batches, forward) if probes is None else probes
                 calibrated = calibrate(
                     model,
                     units,
                     batches,
                     forward,
-                    probes=passes,
+                    probes=probes,
                     generator=draws,
                     memory=most_memory,
                     step=report_step,
                 )
                 ways, reference = [calibrated.candidates], _reference(model, batches, forward)
-                ways += _by_gates(
-                    model,
-                    ways[0],
-                    batches,
-                    forward,
-                    MOST if probes is None else probes,
-                    draws,
-                    most_memory,
-                    report_step,
-                )
+                ways += _by_gates(model, ways[0], batches, forward, probes, draws, most_memory, report_step)
 
             def choose() -> tuple[Plan, Deviation | None]:
                 budgets = [plan.Budgets(model, units, way, in_bytes=max_bytes is not None) for way in ways]
@@ -178,7 +156,9 @@ def sketch_(
     swap = Swap(model, closed(attentions, _replacements(chosen)))
     swap.do()
     try:
-        notes = _notes(units, calibrated, reference, deviation, swap.zero_padded, probes=probes != 0)
+        notes = _notes(units, calibrated, reference, probes, swap.zero_padded)
+        if deviation is not None and not math.isfinite(deviation.error):
+            notes += ("the converted model's outputs overflow where the original's are finite",)
         report = _report(model, units, chosen, before, deviation, notes)
         describe_for_transformers(model)
         measured_on = "" if reference is None else reference.measured_on
@@ -186,14 +166,6 @@ def sketch_(
     except BaseException:
         swap.undo()
         raise
-
-
-def _probes(model: nn.Module, units: Sequence[Unit], batches: Sequence[Any], forward: Forward | None) -> int:
-    """The default number of probes."""
-    features = max((min(unit.in_features, unit.out_features) for unit in units if unit.reason is None), default=1)
-    with torch.no_grad(), observing(model):
-        outputs = outputs_of(run(model, batches[0], forward, "calibration: batch 0"), batches[0])
-    return probes_for(outputs, len(batches), features)
 
 
 def _reference(model: nn.Module, batches: Sequence[Any], forward: Forward | None) -> Reference:
@@ -329,10 +301,8 @@ def _notes(
     units: Sequence[Unit],
     calibrated: Calibration | None,
     reference: Reference | None,
-    deviation: Deviation | None,
+    probes: int,
     zero_padded: Sequence[str],
-    *,
-    probes: bool,
 ) -> tuple[str, ...]:
     notes = []
     if calibrated is None or reference is None:
@@ -354,8 +324,6 @@ def _notes(
             f"{', '.join(zero_padded)}: torch's fast path of nn.TransformerEncoder, which can't run sketched layers, "
             "writes zeros at padded places in eval mode without gradients; they are written as before"
         )
-    if deviation is not None and not math.isfinite(deviation.error):
-        notes.append("the converted model's outputs overflow where the original's are finite")
     return tuple(notes)
 
 
@@ -378,7 +346,7 @@ def _check(model: Any, ratio: Any, max_bytes: Any, max_error: Any, probes: Any) 
         raise ValueError(f"max_bytes ({max_bytes}) must be at least 1")
     if max_error is not None and not max_error >= 0:
         raise ValueError(f"max_error ({max_error}) must be at least 0")
-    if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 0):
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 0:
         raise ValueError(f"probes ({probes!r}) must be an integer of at least 0")
 
 

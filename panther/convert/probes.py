@@ -2,36 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-# by default, probe vectors of rows for each feature of the widest sensitivity, within these numbers of probes
-_ROWS_PER_FEATURE, _FEWEST, MOST = 16, 2, 8
-
-
-def probes_for(outputs: Sequence[tuple[Tensor, Tensor | None]], batches: int, features: int) -> int:
-    """The number of backward passes for each batch: the more rows the outputs have, the fewer are enough.
-
-    Every row of an output has its own probe vector, so that twice as many rows replace twice as many passes.
-
-    Args:
-        outputs: of one batch, with the masks of their rows.
-        batches: how many there are.
-        features: of the widest sensitivity.
-    """
-    rows = max((_rows(y, mask) for y, mask in outputs), default=0)
-    if not rows:
-        return MOST
-    return min(MOST, max(_FEWEST, math.ceil(_ROWS_PER_FEATURE * features / (rows * batches))))
-
-
-def _rows(y: Tensor, mask: Tensor | None) -> int:
-    if mask is not None:
-        return int(mask.sum())
-    return math.prod(y.shape[:-1]) if y.dim() > 1 else 1
 
 
 def draw_probe(y: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,6 @@ from panther.convert.forward import evaluating
 from panther.convert.gates import GatedCandidate, Gates, gated, measure
 from panther.convert.groups import calibrate
 from panther.convert.layers import find_units
-from panther.convert.probes import draw_probe
 
 
 class Masked(nn.Module):
@@ -258,12 +257,3 @@ def _after_calibration(batches, probes=2):
         for _ in range(probes):
             torch.randn(batch.shape, generator=generator)
     return generator
-
-
-@pytest.mark.parametrize(("given", "passes", "of_gates"), [(None, 2, 2), (8, 8, 2), (0, 0, 0)])
-def test_outputs_with_many_rows_take_fewer_probes(masked, monkeypatch, given, passes, of_gates):
-    drawn = []
-    monkeypatch.setattr("panther.convert.calibration.draw_probe", lambda *a: drawn.append(a) or draw_probe(*a))
-    rows = torch.randn(64, 32, 96, generator=torch.Generator().manual_seed(1))
-    pr.sketch_(masked, ratio=0.75, calibration=list(rows.split(32)), probes=given)
-    assert len(drawn) == 2 * (passes + of_gates)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from panther.convert.probes import draw_probe, probes_for
+from panther.convert.probes import draw_probe
 
 
 def test_the_expected_square_of_a_product_is_the_relative_squared_error_by_row():
@@ -23,31 +23,3 @@ def test_rows_of_padding_and_infinite_scores_get_nothing():
 
 def test_an_output_of_zeros_gets_nothing():
     assert not draw_probe(torch.zeros(3, 4), None, torch.Generator().manual_seed(0)).any()
-
-
-@pytest.mark.parametrize(
-    ("shape", "batches", "features", "expected"),
-    [
-        ((32, 384), 12, 384, 8),
-        ((32, 32, 768), 8, 768, 2),
-        ((32, 32, 768), 2, 768, 6),
-        ((32, 32, 768), 800, 768, 2),
-        ((10,), 1, 768, 8),
-    ],
-)
-def test_rows_of_outputs_replace_probes(shape, batches, features, expected):
-    assert probes_for([(torch.zeros(shape), None)], batches, features) == expected
-
-
-def test_rows_of_padding_replace_no_probes():
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[:, :8] = True
-    y = torch.zeros(32, 32, 64)
-    assert probes_for([(y, None)], 1, 64) == 2
-    assert probes_for([(y, mask)], 1, 64) == 4
-
-
-def test_the_output_with_most_rows_counts():
-    outputs = [(torch.zeros(32, 64), None), (torch.zeros(32, 32, 64), None)]
-    assert probes_for(outputs, 1, 64) == 2
-    assert probes_for([], 1, 64) == 8
