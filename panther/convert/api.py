@@ -221,13 +221,14 @@ def _best(
     plans += [replace(each.plans(limit)[0], allocation="allocated by gates") for each in budgets[1:]]
     if reference is None or len(plans) == 1:
         return min(plans, key=lambda plan: plan.predicted), None
-    measured = []
+    sample, measured = reference.sample(), []
     for i, candidate in enumerate(plans):
         with _swap(model, candidate):
-            measured.append((reference.deviation(model), i))
+            measured.append((sample.deviation(model), i))
         report_step("comparing", i + 1, len(plans))
     deviation, best = min(measured)
-    return plans[best], deviation
+    # what is compared on a part of the inputs is reported on all of them
+    return plans[best], deviation if sample.batches == reference.batches else None
 
 
 def _within_error(

@@ -14,7 +14,7 @@ from panther.convert.embeddings import Lookups, is_embedding, lookups_of
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit, bias_of
-from panther.convert.moments import CallSums, Moments, Sums, empty_moments, sums_of
+from panther.convert.moments import CallRows, CallSums, Moments, Sums, empty_moments, sums_of
 from panther.convert.precision import rounded_products
 from panther.convert.probes import draw_probe
 
@@ -41,6 +41,8 @@ class _Call:
     # whether autograd delivers the derivatives at its inputs; until known, those at its outputs with their scales
     own_inputs: bool = False
     pending: tuple[Tensor, Tensor, Tensor] | None = None
+    # in the batch
+    examples: int = 0
 
 
 def collect(
@@ -259,8 +261,7 @@ def _add_sensitivity(record: _Call, gradient: Tensor, probes: int, examples: int
     # summed in float64; float32 is enough within one batch, once the squares are in its range
     size = moves.max().double().clamp_min(torch.finfo(torch.float32).tiny) if len(g) else moves.new_ones(())
     record.pending = (g / size.float(), size, size.square() / probes)
-    if isinstance(record.moments, CallSums) and record.products is not None:
-        record.moments.add_call(record.x, record.products, *record.pending[::2], record.shape, examples)
+    record.examples = examples
     if not record.own_inputs:
         _add_pending(record, None)
 
@@ -273,7 +274,11 @@ def _add_pending(record: _Call, at_inputs: Tensor | None) -> None:
     record.pending = None
     if at_inputs is not None:
         at_inputs = at_inputs.detach().reshape(-1, at_inputs.shape[-1]).float() / size.float()
-    record.moments.add_gradients(g, scale, at_inputs)
+    if isinstance(record.moments, CallSums) and record.products is not None:
+        rows = CallRows(record.x, record.products, record.shape, record.examples)
+        record.moments.add_call(rows, g, scale, at_inputs)
+    else:
+        record.moments.add_gradients(g, scale, at_inputs)
 
 
 def _add(record: _Call, *, moved: bool) -> None:

@@ -20,7 +20,7 @@ from panther.convert.candidates import (
 )
 from panther.convert.layers import Unit
 from panther.convert.spill import Keeper
-from panther.convert.statistics import Statistics
+from panther.convert.statistics import WIDER, Statistics
 from panther.linalg.gram import times, weight_gram
 from panther.linalg.triangular import sums_of_pairs
 from panther.linalg.whitening import Spectrum, spectrum_from_gram
@@ -40,11 +40,19 @@ class CompactCandidate(Candidate):
         squared_errors: (largest rank + 1,) each: the squared relative errors in the weight and on the data, by rank.
         on_data: ‖X Wᵀ‖² over the rows of the calibration, which the second of them are relative to; 0 if it is zero.
         damping: of the inputs.
+        narrow: (min(d_in, d_out), largest rank), in the type of the factors, for a layer with one side much wider than
+            the other: left is Wᵀ narrow where the inputs are wider, right is narrowᵀ Wᵀ where the outputs are.
     """
 
     squared_errors: tuple[Tensor, Tensor]
     on_data: float
     damping: float
+    narrow: Tensor | None
+
+    @property
+    def narrow_inputs(self) -> bool:
+        """Whether the layer has fewer inputs than outputs."""
+        return self.unit.in_features < self.unit.out_features
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """(d_in, rank) and (rank, d_out), float64."""
@@ -83,16 +91,17 @@ def take_apart(unit: Unit, seen: Statistics, ranks: Sequence[int], keeper: Keepe
     # if all inputs are zero, every direction counts the same, as without calibration
     damping = _Damping(added_in if added_in > 0 else 1.0, outer if outer is not None and outer > 0 else None)
     if d_out <= d_in:
-        spectrum, *errors = _wide(W, seen, mean, damping, most, dtype)
+        spectrum, P, *errors = _wide(W, seen, mean, damping, most, dtype)
     else:
-        spectrum, *errors = _tall(W, seen, mean, damping, most, dtype)
+        spectrum, P, *errors = _tall(W, seen, mean, damping, most, dtype)
     energies = spectrum.energies
     if damping.outputs is None:
         energies = energies / energies.sum().clamp_min(_TINY)
     kept = Spectrum(keeper.keep(spectrum.left.to(dtype)), keeper.keep(spectrum.right.to(dtype)), energies)
     weighing = Weighing(seen.extreme.new_empty(0), mean, None, None, seen.extreme) if seen.extreme is not None else None
+    narrow = keeper.keep(P.to(dtype)) if max(W.shape) >= WIDER * min(W.shape) else None
     squared = errors[0], errors[1]
-    return CompactCandidate(unit, weighing, kept, tuple(ranks), squared, errors[2].item(), damping.inputs)
+    return CompactCandidate(unit, weighing, kept, tuple(ranks), squared, errors[2].item(), damping.inputs, narrow)
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,8 @@ def _root(C: Tensor, added: float) -> Tensor:
 
 def _wide(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
-) -> tuple[Spectrum, Tensor, Tensor, Tensor]:
-    """For d_out ≤ d_in, by the covariance of W x; with what `_errors` returns."""
+) -> tuple[Spectrum, Tensor, Tensor, Tensor, Tensor]:
+    """For d_out ≤ d_in, by the covariance of W x; with P and what `_errors` returns."""
     if seen.response is not None and seen.response_total is not None:
         moved = seen.response / seen.rows
         if mean is not None:
@@ -151,13 +160,13 @@ def _wide(
     # as left = Wᵀ P, leftᵀ left = Pᵀ W Wᵀ P
     right, through = spectrum.right, weights @ P
     in_weight = _left_over(weights.diagonal().sum(), (right * through.t()).sum(1), through, P, right)
-    return spectrum, *_errors(in_weight, moved.diagonal().sum(), right.square().sum(1), damping.inputs)
+    return spectrum, P, *_errors(in_weight, moved.diagonal().sum(), right.square().sum(1), damping.inputs)
 
 
 def _tall(
     W: Tensor, seen: Statistics, mean: Tensor | None, damping: _Damping, rank: int, dtype: torch.dtype
-) -> tuple[Spectrum, Tensor, Tensor, Tensor]:
-    """For d_out > d_in, by the sensitivity to Wᵀ g; with what `_errors` returns."""
+) -> tuple[Spectrum, Tensor, Tensor, Tensor, Tensor]:
+    """For d_out > d_in, by the sensitivity to Wᵀ g; with P and what `_errors` returns."""
     covariance = _covariance(seen, mean)
     weights = weight_gram(W, of_rows=False)
     gram = weights
@@ -171,7 +180,7 @@ def _tall(
     left, through = spectrum.left, weights @ P
     cross, lengths = (through * left).sum(0), (through * P).sum(0)
     in_weight = _left_over(weights.diagonal().sum(), cross, P, through, left.t())
-    return spectrum, *_errors(in_weight, (weights * covariance).sum(), lengths, damping.inputs)
+    return spectrum, P, *_errors(in_weight, (weights * covariance).sum(), lengths, damping.inputs)
 
 
 def _around(W: Tensor, C: Tensor) -> Tensor:

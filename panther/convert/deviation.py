@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from panther.runs import processes
 
 # bytes of the original's outputs that are kept for the comparison
 _MOST_BYTES = 2**28
+# share of the batches in a sample, and the fewest output rows of one
+_SAMPLE, _SAMPLE_ROWS = 4, 256
 
 
 class Deviation(NamedTuple):
@@ -72,6 +75,20 @@ class Reference:
         """The norm of the original's finite outputs, by which another original is recognized."""
         squares = [y.double().where(y.isfinite(), 0.0).square().sum() for _, outputs in self._batches for y in outputs]
         return math.sqrt(sum(square.item() for square in squares))
+
+    def sample(self) -> Reference:
+        """A part of the batches, a quarter spread over all, or as many more as have enough rows."""
+        rows = sum(max((len(y) for y in outputs), default=0) for _, outputs in self._batches)
+        count = len(self._batches)
+        kept = min(count, max(-(-count // _SAMPLE), -(-count * _SAMPLE_ROWS // max(1, rows))))
+        found = copy.copy(self)
+        found._batches = [self._batches[i * count // kept] for i in range(kept)]
+        return found
+
+    @property
+    def batches(self) -> int:
+        """How many are compared."""
+        return len(self._batches)
 
     def deviation(self, model: nn.Module, *, shared: bool = False) -> Deviation:
         """Compare the outputs of a model for the same batches; several processes can share these."""

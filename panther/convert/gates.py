@@ -17,7 +17,7 @@ from panther.convert.candidates import Candidate
 from panther.convert.compact import CompactCandidate
 from panther.convert.forward import Forward
 from panther.convert.layers import Unit
-from panther.convert.moments import CallSums
+from panther.convert.moments import CallRows, CallSums
 from panther.convert.survey import survey
 from panther.linalg.gram import times
 
@@ -52,7 +52,7 @@ class Gates(CallSums):
     @property
     def at_inputs(self) -> bool:
         """See `Sums`."""
-        return False
+        return self.candidate.narrow is not None and self.candidate.narrow_inputs
 
     @property
     def rows(self) -> int:
@@ -61,14 +61,17 @@ class Gates(CallSums):
 
     def __post_init__(self) -> None:
         device = self.candidate.unit.device
-        left, right = self.candidate.factors(self.candidate.ranks[-1])
-        self._left, self._right = left.float(), right.t().float()
+        spectrum, narrow = self.candidate.spectrum, self.candidate.narrow
+        left, right = (factor.to(device).float() for factor in (spectrum.left, spectrum.right))
+        self._left, self._right = left, right.t()
+        self._narrow = None if narrow is None else narrow.to(device).float()
         weighing, W = self.candidate.weighing, self.candidate.unit.weight
         mean = None if weighing is None else weighing.mean
         # taken off the products, in place of the rows
         self._mean = None
         if mean is not None:
-            self._mean = (mean @ left).float(), times(mean.unsqueeze(0), W.t()).squeeze(0).float()
+            row = mean.unsqueeze(0)
+            self._mean = times(row, left).squeeze(0).float(), times(row, W.t()).squeeze(0).float()
         self.single = torch.zeros(left.shape[1], dtype=torch.float64, device=device)
         self.cut = torch.zeros(left.shape[1] + 1, dtype=torch.float64, device=device)
         self._pending: Tensor | None = None
@@ -79,21 +82,33 @@ class Gates(CallSums):
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:
         """Derivatives alone are not enough, see `add_call`."""
 
-    def add_call(self, x: Tensor, products: Tensor, g: Tensor, scale: Tensor, shape: torch.Size, examples: int) -> None:
+    def add_call(self, call: CallRows, g: Tensor, scale: Tensor, at_inputs: Tensor | None) -> None:
         """Add a call's part of the gradients of one probe, see `CallSums.add_call`."""
-        inputs, outputs = x.float() @ self._left, products.reshape(g.shape).float()
+        outputs = call.products.reshape(g.shape).float()
         if self._mean is not None:
-            inputs -= self._mean[0]
             outputs = outputs - self._mean[1]
-        each = inputs.mul_(g @ self._right)
+        each = self._inputs(call.x, outputs).mul_(self._derivatives(g, at_inputs))
         rest = torch.linalg.vecdot(outputs, g) - each.sum(1)
-        c = _by_example(torch.cat([each, rest.unsqueeze(1)], 1), shape, examples).double() * scale.sqrt()
+        c = _by_example(torch.cat([each, rest.unsqueeze(1)], 1), call.shape, call.examples).double() * scale.sqrt()
         if self._pending is None:
             self._pending = c
         elif len(self._pending) == len(c):
             self._pending += c
         else:
             self._pending = (self._pending.sum(0) + c.sum(0)).unsqueeze(0)
+
+    def _inputs(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """(n, R), x left: by the outputs of a layer with fewer of them, (x Wᵀ) narrow."""
+        if self._narrow is not None and not self.candidate.narrow_inputs:
+            return outputs @ self._narrow
+        inputs = x.float() @ self._left
+        return inputs if self._mean is None else inputs.sub_(self._mean[0])
+
+    def _derivatives(self, g: Tensor, at_inputs: Tensor | None) -> Tensor:
+        """(n, R), g rightᵀ: by the derivatives at the inputs of a layer with fewer of them, (g W) narrow."""
+        if self._narrow is not None and self.candidate.narrow_inputs and at_inputs is not None:
+            return at_inputs @ self._narrow
+        return g @ self._right
 
     def end_probe(self) -> None:
         """Add the squares of the sums over the calls of one backward pass."""
@@ -114,7 +129,7 @@ class Gates(CallSums):
 
     def release(self) -> None:
         """Let go of the factors."""
-        del self._left, self._right, self._mean
+        del self._left, self._right, self._narrow, self._mean
 
 
 def _by_example(products: Tensor, shape: torch.Size, examples: int) -> Tensor:

@@ -47,20 +47,35 @@ class Sums(Protocol):
         """Raise a ConversionError that names the layer if a sum is not finite."""
 
 
+@dataclass(frozen=True)
+class CallRows:
+    """The rows of a call of a layer.
+
+    Attributes:
+        x: (n, d_in).
+        products: (..., d_out), x Wᵀ.
+        shape: of the input, (..., d_in).
+        examples: in the batch.
+    """
+
+    x: Tensor
+    products: Tensor
+    shape: torch.Size
+    examples: int
+
+
 @runtime_checkable
 class CallSums(Sums, Protocol):
     """Sums that need the rows of a call and its derivatives together."""
 
-    def add_call(self, x: Tensor, products: Tensor, g: Tensor, scale: Tensor, shape: torch.Size, examples: int) -> None:
-        """Add a call in one backward pass.
+    def add_call(self, call: CallRows, g: Tensor, scale: Tensor, at_inputs: Tensor | None) -> None:
+        """Add a call in one backward pass, in place of `add_gradients`.
 
         Args:
-            x: (n, d_in), its rows.
-            products: (..., d_out), x Wᵀ.
+            call: its rows.
             g: (n, d_out), the derivatives at its outputs, over √scale.
             scale: (), of their squares.
-            shape: of its input, (..., d_in).
-            examples: in the batch.
+            at_inputs: (n, d_in), g W if it is known.
         """
 
     def end_probe(self) -> None:

@@ -59,7 +59,7 @@ def sizes_of(unit: Unit, probes: int) -> Sizes:
     inputs = 0 if wide else d_in**2
     others = (d_out**2 if wide else 0) + (0 if not probes else d_in**2 if tall else d_out**2)
     rank = max(possible_ranks(d_in, d_out), default=0)
-    kept = rank * (d_in + d_out) * (_DOUBLE if unit.element_bytes == _DOUBLE else 4)
+    kept = rank * (d_in + d_out + (small if wide or tall else 0)) * (_DOUBLE if unit.element_bytes == _DOUBLE else 4)
     work = inputs + 6 * small**2 + min(unit.weights, _BLOCKS) + rank * (d_in + d_out)
     return Sizes(_DOUBLE * inputs, _DOUBLE * others, _DOUBLE * work, kept)
 

@@ -1,5 +1,7 @@
 """Gates: the effect of the components of a layer on the model's outputs, against the change when they are removed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -211,3 +213,47 @@ def test_steps_are_reported(masked, masked_rows):
     steps = []
     pr.sketch_(masked, ratio=0.75, calibration=list(masked_rows.split(64)), on_step=lambda *step: steps.append(step))
     assert [step[1:] for step in steps if step[0] == "measuring"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+class Uneven(nn.Module):
+    """Layers that widen and narrow, with a residual, so that derivatives reach every input."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 128, bias=bias), nn.Linear(128, 32, bias=bias)
+
+    def forward(self, x):
+        h = x + 0.5 * self.down(torch.tanh(self.up(x)) + 0.3)
+        return h + self.down(torch.tanh(self.up(h)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_the_narrow_side_are_those_of_the_factors(bias):
+    torch.manual_seed(0)
+    model, batches = Uneven(bias).eval(), list((torch.randn(64, 32) + 0.2).split(32))
+    found, measured = candidates_and_gates(model, batches, probes=2)
+    assert all(each.candidate.narrow is not None for each in measured)
+    by_factors = [replace(candidate, narrow=None) for candidate in found if isinstance(candidate, CompactCandidate)]
+    with evaluating(model):
+        plain = measure(
+            model,
+            by_factors,
+            batches,
+            None,
+            probes=2,
+            generator=_after_calibration(batches),
+            room={torch.device("cpu"): 1e9},
+            on_batch=lambda *_: None,
+        )
+    for each, other in zip(measured, plain, strict=True):
+        torch.testing.assert_close(each.single, other.single, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(each.cut, other.cut, rtol=1e-3, atol=1e-9)
+
+
+def _after_calibration(batches, probes=2):
+    """The generator of `candidates_and_gates` once the layers are calibrated."""
+    generator = torch.Generator().manual_seed(0)
+    for batch in batches:
+        for _ in range(probes):
+            torch.randn(batch.shape, generator=generator)
+    return generator

@@ -6,6 +6,7 @@ from torch import nn
 
 import panther as pr
 from panther.convert import ConversionError
+from panther.convert.deviation import Reference
 from panther.nn import SKLinear
 
 
@@ -294,3 +295,24 @@ def test_outputs_without_derivatives_are_noted_and_the_layers_still_fitted(mlp, 
     report = pr.sketch_(mlp, ratio=0.5, calibration=inputs[:300], forward=forward)
     assert "no derivatives" in report.notes[0]
     assert output_error(mlp, original, inputs[300:]) < output_error(by_weight, original, inputs[300:])
+
+
+def test_plans_are_compared_on_a_sample_spread_over_the_batches():
+    batches = list(torch.arange(1200.0).view(1200, 1).split(100))
+    reference = Reference(nn.Identity(), batches, None)
+    sample = reference.sample()
+    assert (reference.batches, sample.batches) == (12, 3)
+    assert [float(outputs[0][0]) for _, outputs in sample._batches] == [0.0, 400.0, 800.0]
+    # too few rows for a quarter
+    assert Reference(nn.Identity(), batches[:4], None).sample().batches == 3
+    assert Reference(nn.Identity(), batches[:1], None).sample().batches == 1
+
+
+def test_the_error_on_all_batches_is_reported_where_plans_were_compared_on_a_sample():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 96)).eval()
+    batches = list(torch.randn(1200, 96).split(100))
+    reference = Reference(model, batches, None)
+    report = pr.sketch_(model, ratio=0.5, calibration=batches)
+    assert report.output_error == pytest.approx(reference.deviation(model).error)
+    assert "12 calibration batches, 1,200 output rows" in report.measured_on
