@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from app.config.settings import Settings
 from app.errors import AppError
-from app.service.state import AppState
 
 if TYPE_CHECKING:
     from app.grpc.server import GrpcServer
+    from app.service.state import AppState
 
 _PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
@@ -34,7 +34,7 @@ def require_extra(settings: Settings) -> None:
             )
 
 
-def grpc_server(state: AppState) -> "GrpcServer":
+def grpc_server(state: "AppState") -> "GrpcServer":
     """Make the gRPC server of an application; the caller starts it.
 
     Raises:

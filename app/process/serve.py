@@ -5,10 +5,9 @@ import logging
 from app.config.model_url import ModelUrl
 from app.config.settings import Settings
 from app.grpc import extra as grpc_extra
-from app.process.shutdown import ignore_stray_signals
 from app.process.sockets import Address, authority, bind
 from app.process.supervisor import Supervisor
-from app.process.worker import serve_alone
+from app.process.worker_process import ignore_stray_signals
 from app.repository.remote import extra as remote_extra
 
 log = logging.getLogger(__name__)
@@ -31,6 +30,8 @@ def serve(settings: Settings) -> int:
     # gRPC listens separately in each process, on an address that is reserved here.
     grpc = None if settings.grpc_port is None else Address(settings.host, settings.grpc_port, "grpc_port")
     if settings.workers == 1:
+        from app.process.worker import serve_alone  # the parent of several workers does without the application
+
         sock = bind(settings.host, settings.port)
         _say_listening(settings, sock.getsockname()[1], grpc)
         return serve_alone(settings, sock, None if grpc is None else str(grpc))

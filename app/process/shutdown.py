@@ -22,13 +22,12 @@ from uvicorn.server import ServerState
 from app.config.settings import Settings
 from app.http.connection.protocol import Connection
 from app.process.acceptor import Acceptor
+from app.process.worker_options import CUT_S
 
 log = logging.getLogger(__name__)
 
 IDLE_GRACE_S = 1.0
 """Time for an open connection to send another request after the listening sockets are closed."""
-CUT_S = 2.0
-"""Time for a process to end after its time for requests in flight is over."""
 _TURN_S = 0.02
 
 
@@ -229,13 +228,6 @@ class GracefulServer(uvicorn.Server):
 
     def _connections(self) -> list[Connection]:
         return cast("list[Connection]", list(self.server_state.connections))
-
-
-def ignore_stray_signals() -> None:
-    """Ignore signals without a meaning for the server; SIGHUP gets a handler once it serves."""
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.SIG_IGN)
 
 
 def _give_up(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature

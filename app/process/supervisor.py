@@ -16,9 +16,9 @@ from types import FrameType
 
 from app.cluster.hub import Hub, Member
 from app.config.settings import Settings
-from app.process.shutdown import CUT_S
 from app.process.sockets import Address
-from app.process.worker import START_FAILED, WorkerOptions, run_worker
+from app.process.worker_options import CUT_S, START_FAILED, WorkerOptions
+from app.process.worker_process import run_worker
 from app.telemetry.aggregate import merge
 
 log = logging.getLogger(__name__)

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,36 +17,14 @@ from app.application import Application, create_app
 from app.cluster.link import Link, Place
 from app.config.settings import Settings
 from app.http.connection.protocol import Connection
-from app.process.shutdown import CUT_S, GracefulServer, Hooks, ignore_stray_signals
+from app.process.shutdown import GracefulServer, Hooks
 from app.process.sockets import BACKLOG
+from app.process.worker_options import CUT_S, WorkerOptions
 from app.repository.trial_load import trials
 from app.system.tuning import freeze_collector
-from app.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
-
-log = logging.getLogger(__name__)
-
-START_FAILED = 3
-"""Exit status of a worker that would fail again in the same way."""
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """Start options of a worker.
-
-    Attributes:
-        settings: Settings of the server.
-        slot: Its number among the workers, from 0.
-        succeeds: Whether it replaces another worker; it then loads its models before it listens.
-        grpc_address: Address for gRPC; None without it.
-    """
-
-    settings: Settings
-    slot: int
-    succeeds: bool
-    grpc_address: str | None = None
 
 
 def make_config(application: Any, settings: Settings) -> uvicorn.Config:
@@ -94,26 +70,18 @@ def serve_alone(settings: Settings, sock: socket.socket, grpc_address: str | Non
     return 0 if server.started else 1
 
 
-def run_worker(options: WorkerOptions, sock: socket.socket, others: socket.socket, pipe: "Pipe[Any, Any]") -> None:
-    """Main function of a worker process.
-
-    Args:
-        options: Start options of the worker.
-        sock: Socket to listen on.
-        others: Connects it to the other workers, through the parent.
-        pipe: Connects it to the parent, which requests its status.
-    """
-    ignore_stray_signals()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the parent blocked it until a handler was installed
+def serve_supervised(
+    options: WorkerOptions, sock: socket.socket, others: socket.socket, pipe: "Pipe[Any, Any]"
+) -> bool:
+    """Serve as one of several workers, as `run_worker` describes; return whether the server started."""
     settings = options.settings
-    configure_logging(settings.log_level, settings.log_format)
     _prepare(settings)
     place = Place(Link(others), options.slot, load_first=options.succeeds)
     application = create_app(settings, place=place, on_loaded=freeze_collector)
     server = make_server(application, settings, supervised=True, grpc_address=options.grpc_address)
     threading.Thread(target=_answer_parent, args=(server, pipe, settings), daemon=True).start()
     server.run([sock])
-    sys.exit(0 if server.started else START_FAILED)
+    return server.started
 
 
 def _prepare(settings: Settings) -> None:

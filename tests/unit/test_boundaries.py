@@ -34,7 +34,7 @@ class Blocked:
         if name.partition(".")[0] in {"panther", "torch", "onnx"}:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
-import app.application, app.process.serve, app.__main__
+import app.application, app.process.serve, app.process.worker, app.__main__
 print(sorted(set(sys.modules) & {"panther", "torch", "onnx"}))
 """
     ended = subprocess.run(
@@ -52,7 +52,7 @@ class Watch:
         if name == "onnxruntime":
             print(os.environ["ORT_DISABLE_TELEMETRY"])
 sys.meta_path.insert(0, Watch())
-import app.process.serve
+import app.process.worker
 """
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

@@ -17,6 +17,7 @@ from helpers import build
 from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).parents[3]
+HERE = f"{Path(__file__).parent}{os.sep}"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     "--headless",
