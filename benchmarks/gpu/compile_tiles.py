@@ -106,14 +106,15 @@ def source_of(launched: launch.Launch, types: tuple[torch.dtype, ...]) -> tuple[
     signature = dict(zip(names, (POINTERS[dtype] for dtype in types), strict=False))
     constants = {(names.index(name),): value for name, value in launched._constants.items()}
     divisible = list(range(len(types)))
+    general = {parameter.name for parameter in launched._kernel.params if parameter.do_not_specialize}
     for at, number in enumerate(launched._numbers, start=len(types)):
         if isinstance(number, float):
             signature[names[at]] = "fp32"
-        elif number == 1:
+        elif number == 1 and names[at] not in general:
             constants[(at,)] = 1
         else:
             signature[names[at]] = "i32" if number < 1 << 31 else "i64"
-            divisible += [at] * (number % 16 == 0)
+            divisible += [at] * (number % 16 == 0 and names[at] not in general)
     signature = {name: signature.get(name, "constexpr") for name in names}
     attributes = {(at,): [["tt.divisibility", 16]] for at in divisible}
     key = repr((launched._kernel.__name__, signature, sorted(map(str, constants.items())), divisible, launched._warps))

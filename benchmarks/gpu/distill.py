@@ -33,6 +33,7 @@ from bench_conversion import SentenceEncoder, sentences, split_sentences  # noqa
 from torch import Tensor, nn  # noqa: E402
 
 import panther as pr  # noqa: E402
+from panther.nn import cuda  # noqa: E402
 
 Batch = dict[str, Tensor]
 MOST_TOKENS = 128
@@ -178,9 +179,11 @@ def measure(folder: Path, ratio: float, way: str, device: str, checkpoints: Path
     return row | {"cosine": cosine(student), "seconds": time.perf_counter() - started}
 
 
-def measure_cell(cell: tuple[Path, float, str, str, Path | None]) -> dict[str, Any]:
-    """`measure`, for a pool."""
-    return measure(*cell)
+def measure_cell(cell: tuple[Path, float, str, str, Path | None, str]) -> dict[str, Any]:
+    """`measure` with a backend of `panther.nn.cuda`, for a pool."""
+    *arguments, backend = cell
+    with cuda.backend(backend):
+        return measure(*arguments)
 
 
 def main() -> None:
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, help="a folder for the state of the ways in stages")
     parser.add_argument("--commit", default="", help="the commit that is measured")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", default="auto", choices=cuda.BACKENDS, help="of sketched layers on CUDA devices")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--only", default="", help="the ways that have this in their names; rows of others are kept")
     parser.add_argument("--steps", type=int, help="instead of those of each way: a smoke test")
@@ -202,7 +206,7 @@ def main() -> None:
         for way in WAYS.values():
             way["steps"] = arguments.steps
     ways = [way for way in WAYS if arguments.only in way]
-    places = (arguments.device, arguments.checkpoints)
+    places = (arguments.device, arguments.checkpoints, arguments.backend)
     cells = [(arguments.folder, ratio, way, *places) for ratio in arguments.ratios for way in ways]
     kept = json.loads(arguments.out.read_text())["rows"] if arguments.out is not None and arguments.out.exists() else []
     made = {(ratio, way) for _, ratio, way, *_ in cells}

@@ -87,6 +87,8 @@ class LaunchPlan:
     Attributes:
         copies_x: whether x has to be made contiguous first.
         casts: whether A and B have to be cast first.
+        is_new: whether it was never launched.
+        calls: for such inputs while it was new.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class LaunchPlan:
         limits: devices.Device,
     ) -> None:
         self.kernels = devices.triton_kernels()
-        self.is_new, self.learning = True, learning
+        self.is_new, self.learning, self.calls = True, learning, 0
         self.dtype, self.parameter_dtype, self.x_dtype = dtype, parameter_dtype, x_dtype
         self.precision = precision
         self.device, self.limits = device, limits

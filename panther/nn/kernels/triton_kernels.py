@@ -20,6 +20,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# numbers that change with the length of a batch: kernels are not compiled for their divisors
+VARYING = ("rows", "shrinking", "expanding")
+
 
 @triton.jit
 def _shrink(
@@ -188,7 +191,7 @@ def lay_out(
         tl.store(bias_cast + at, v.to(bias_cast.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward_shrink(
     x, A, part, rows, d_in, columns, x_stride, A_feature, A_term, A_rank, split_size, scale,
     K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -202,7 +205,7 @@ def forward_shrink(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward_expand(
     part, B, bias, y, rows, d_out, columns, B_feature, B_term, B_rank, rows_each,
     K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -216,7 +219,7 @@ def forward_expand(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_shrink(
     grad, B, part, H, dS2, dbias, shrinking, rows, d_out, columns, H_columns, g_stride, B_feature, B_term, B_rank,
     split_size, scale, S2_feature, S2_term, S2_rank,
@@ -240,7 +243,7 @@ def backward_shrink(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_expand(
     part, A, dx, x, dS1, expanding, rows, d_in, columns, half, x_stride, A_feature, A_term, A_rank, rows_each,
     S1_feature, S1_term, S1_rank,

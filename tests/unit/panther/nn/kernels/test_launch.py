@@ -46,6 +46,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(cuda, "_precision", lambda _, dtype: "ieee" if dtype == torch.float32 else "half")
     monkeypatch.setattr(cuda, "_current_device", lambda: None)
     monkeypatch.setattr(cuda, "_backend", "kernels")
+    monkeypatch.setattr(cuda, "_kinds_used", 0)
     cuda._prepared.cache_clear()
     yield seen
     cuda._prepared.cache_clear()
@@ -185,6 +186,41 @@ def test_what_is_asked_for_again_is_prepared_once(launched):
         run(layer, torch.zeros(rows, 64, dtype=torch.float16), torch.float16)
     assert cuda._prepared.cache_info()[:2] == (2, 2)
     assert cuda._prepared.cache_info().maxsize, "shapes that never end take memory that does"
+
+
+def few_kinds(monkeypatch: pytest.MonkeyPatch, backend: str) -> tuple[SKLinear, torch.Tensor]:
+    """A layer and a batch of another length than the only two that get kernels at once."""
+    monkeypatch.setattr(cuda, "_backend", backend)
+    monkeypatch.setattr(cuda, "FIRST_KINDS", 2)
+    monkeypatch.setattr(cuda, "CALLS_BEFORE_COMPILING", 3)
+    layer = SKLinear(64, 48, 1, 4, dtype=torch.float16)
+    for rows in (1, 2, 1, 2):
+        run(layer, torch.zeros(rows, 64, dtype=torch.float16), torch.float16)
+    return layer, torch.zeros(3, 64, dtype=torch.float16)
+
+
+def test_kernels_are_compiled_for_a_further_kind_of_inputs_when_it_was_met_often(launched, monkeypatch):
+    layer, x = few_kinds(monkeypatch, "auto")
+    assert len(launched) == 4 * len(NAMES)
+    for _ in range(3):
+        run(layer, x, torch.float16)
+    assert len(launched) == 4 * len(NAMES), "rare kinds take products"
+    run(layer, x, torch.float16)
+    run(layer, x, torch.float16)
+    assert len(launched) == 6 * len(NAMES)
+
+
+def test_every_kind_of_inputs_gets_kernels_on_request(launched, monkeypatch):
+    layer, x = few_kinds(monkeypatch, "kernels")
+    run(layer, x, torch.float16)
+    assert len(launched) == 5 * len(NAMES)
+
+
+def test_kernels_are_not_compiled_for_divisors_of_numbers_that_change_with_the_rows():
+    # triton is not here: as it stands in the source
+    source = Path(launch.__file__).with_name("triton_kernels.py").read_text()
+    assert 'VARYING = ("rows", "shrinking", "expanding")' in source
+    assert source.count("@triton.jit(do_not_specialize=VARYING)\ndef ") == len(NAMES)
 
 
 class Launcher:
