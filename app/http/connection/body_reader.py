@@ -66,13 +66,10 @@ class BodyReader:
             OverloadedError: The byte budget is exhausted, or memory is insufficient.
         """
         self._start, self._end = 0, length
-        binary = has_binary_tensors(request)
-        self.size = length + SPARE_BYTES if binary and length <= _MOST_WITH_SPARE else 0
-        pinned = service.bodies.take(length) if binary and service.bodies is not None else None
-        if pinned is not None:
-            self.size = 0
-        used = pinned or POOL.take(self.size or length)
-        self._continue_in(request, used, min(length, _FIRST_BYTES), begun)
+        binary, pinned = has_binary_tensors(request), service.bodies
+        self.size = length + SPARE_BYTES if binary and pinned is None and length <= _MOST_WITH_SPARE else 0
+        used = pinned.take(length) if binary and pinned is not None else None
+        self._continue_in(request, used or POOL.take(self.size or length), min(length, _FIRST_BYTES), begun)
 
     def begin_in(self, buffer: bytearray, request: WireRequest, start: int, nbytes: int, length: int) -> None:
         """Receive a body in the offered buffer, which already has the first bytes of the request.
