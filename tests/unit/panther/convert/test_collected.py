@@ -108,7 +108,8 @@ def test_wrong_memory_is_refused(chain, rows, convert, memory, message):
 def test_the_peak_is_kept(memory, kept):
     done = subprocess.run([sys.executable, "-c", PEAK, memory], capture_output=True, text=True, check=True)
     grown = int(done.stdout)
-    assert (grown < 130e6) == kept, f"{grown / 1e6:.0f} MB"
+    # 100 MB, up to 170 MB on a busy machine; 320 MB without a limit
+    assert (grown < 220e6) == kept, f"{grown / 1e6:.0f} MB"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
