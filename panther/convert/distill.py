@@ -16,6 +16,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from panther.convert import quantized
 from panther.convert.deviation import Deviation, Reference
 from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
@@ -23,12 +24,15 @@ from panther.convert.matching import Matching, hidden_names
 from panther.convert.shares import check_same, rows_are_independent
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
+from panther.nn.quantized.trainable import Trainable
 from panther.nn.sketched_conv import SketchedConv
 from panther.runs import optim, processes, sharding
 from panther.runs.checkpoint import Run
 from panther.runs.precision import Precision, check_precision, loss_scaler
 
 _LEAST_FOR_VALIDATION = 4
+# measured on a sentence encoder; docs/conversion.md and docs/decisions/0103-training-in-bits.md
+_HIDDEN_WEIGHT, _HIDDEN_WEIGHT_IN_BITS = 20.0, 1.0
 # steps between two reads of losses from the device, which the host waits for
 _STEPS_PER_READ = 10
 
@@ -68,7 +72,7 @@ def distill_(
     *,
     steps: int = 300,
     lr: float = 0.005,
-    hidden_weight: float = 20.0,
+    hidden_weight: float | None = None,
     train: Train = "all",
     validation: Any = None,
     patience: int = 5,
@@ -80,7 +84,7 @@ def distill_(
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> DistillResult:
-    """Train a student with sketched layers to match the teacher's outputs, in place.
+    """Train a student with sketched or quantized layers to match the teacher's outputs, in place.
 
     The loss is the squared error of the outputs, relative to the teacher's, and that of the hidden states: the outputs
     of the repeated blocks that hold sketched layers (members of a ModuleList or Sequential), or of the sketched layers
@@ -89,19 +93,24 @@ def distill_(
     statistics. The best state on the validation batches is kept; on an error, the student is unchanged. A few thousand
     inputs and steps give far better results than a few hundred; `sketch_and_distill` sketches and trains in stages.
 
+    Quantized layers, as `panther.quantize_` and `panther.compress` make them, are trained in their bits
+    (quantization-aware training): each forward pass rounds their weights, gradients pass through the rounding, and at
+    the end the layers hold the new integers. Scales and zero points are kept, and so are the bytes.
+
     Under ``torchrun``, within `panther.train.process_group`, the processes train together: give all of them the same
     batches; each computes its rows of every batch, and the gradients are those of the whole batch. A batch that can't
     be split into independent rows is computed whole by each process.
 
     Args:
-        student: a model converted by `panther.sketch_`.
+        student: a model converted by `panther.sketch_`, `panther.quantize_` or `panther.compress`.
         teacher: the original, on any device; it is not changed.
         loader: inputs without labels, as `panther.sketch_` takes them for calibration.
         steps: optimizer steps, one batch each.
         lr: the size of Adam's first steps relative to the root mean square of each matrix; falls along a cosine.
-        hidden_weight: weight of the hidden states' mean error in the loss, beside the outputs'; 0 leaves them out.
+        hidden_weight: weight of the hidden states' mean error in the loss, beside the outputs'; 0 leaves them out. When
+            None, 20, or 1 for a student with quantized layers.
         train: "all" trains all parameters except embedding tables, because a batch uses few of their rows; "sketched"
-            trains only S and the biases of the sketched layers.
+            trains only S and the biases of the sketched layers, and the quantized layers.
         validation: inputs to measure on; when None, an eighth of the batches is held out if there are 4 or more.
         patience: stop after this many measurements, 20 in a full run, without a gain.
         forward: (model, batch) → outputs, if the models need a custom call.
@@ -117,23 +126,32 @@ def distill_(
 
     Raises:
         ValueError: an argument is out of range, or the state in the folder is damaged or of another run.
-        ConversionError: the student has no sketched layer, the loader no batch, or the loss is not finite.
+        ConversionError: the student has no sketched or quantized layer, the loader no batch, or the loss is not finite.
     """
     _check(steps, lr, hidden_weight, train, patience)
     check_precision(precision)
-    parameters = _trained(student, train)
-    if not parameters:
-        raise ConversionError("student has no sketched layer to train; convert it with panther.sketch_ first")
     check_differentiable(student)
     started = time.perf_counter()
     training, held_out = _split(batches_of(loader, "loader"), validation)
     check_batches((*training, *held_out), student, forward, "loader")
     check_same([*training, *held_out])
-    processes.take_from_first([*student.parameters(), *student.buffers()])
-    settings = {"steps": steps, "lr": lr, "hidden_weight": hidden_weight, "train": train, "patience": patience}
     sizes = {"precision": precision, "shard": shard, "batches": len(training), "held_out_batches": len(held_out)}
-    names = hidden_names(student, teacher) if hidden_weight else []
-    with _put_back(parameters), evaluating(teacher), evaluating(student), _bar(steps, shown=progress) as bar:
+    with contextlib.ExitStack() as during:
+        during.enter_context(quantized.training(student))
+        parameters = _trained(student, train)
+        if not parameters:
+            raise ConversionError(
+                "student has no sketched or quantized layer to train; convert it with panther.sketch_ first"
+            )
+        processes.take_from_first([*student.parameters(), *student.buffers()])
+        if hidden_weight is None:
+            hidden_weight = _HIDDEN_WEIGHT_IN_BITS if quantized.is_training(student) else _HIDDEN_WEIGHT
+        settings = {"steps": steps, "lr": lr, "hidden_weight": hidden_weight, "train": train, "patience": patience}
+        names = hidden_names(student, teacher) if hidden_weight else []
+        during.enter_context(_put_back(parameters))
+        during.enter_context(evaluating(teacher))
+        during.enter_context(evaluating(student))
+        bar = during.enter_context(_bar(steps, shown=progress))
         reference = Reference(teacher, held_out or training, forward)
         if not reference.has_outputs:
             raise ConversionError("the teacher returned no finite floating-point numbers to learn from")
@@ -160,12 +178,12 @@ def distill_(
     )
 
 
-def _check(steps: int, lr: float, hidden_weight: float, train: str, patience: int) -> None:
+def _check(steps: int, lr: float, hidden_weight: float | None, train: str, patience: int) -> None:
     if steps < 1:
         raise ValueError(f"steps ({steps}) must be at least 1")
     if not lr > 0:
         raise ValueError(f"lr ({lr}) must be above 0")
-    if not hidden_weight >= 0:
+    if hidden_weight is not None and not hidden_weight >= 0:
         raise ValueError(f"hidden_weight ({hidden_weight}) must be at least 0")
     if train not in ("all", "sketched"):
         raise ValueError(f"train ({train!r}) must be 'all' or 'sketched'")
@@ -342,20 +360,25 @@ def _rms(parameter: Tensor) -> float:
 
 
 def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
-    """The trained parameters, each once; none if no layer is sketched."""
+    """The trained parameters, each once; none if no layer is sketched or quantized."""
     found: dict[int, nn.Parameter] = {}
+    # embedding tables, and terms in bits beside signs
+    stored: set[int] = set()
     for module in student.modules():
-        if isinstance(module, SKLinear | SketchedConv):
+        if isinstance(module, SKLinear) and quantized.is_stored(module):
+            stored |= {id(module.S1s), id(module.S2s)}
+            found |= {} if module.bias is None else {id(module.bias): module.bias}
+        elif isinstance(module, SKLinear | SketchedConv):
             for parameter in (module.S1s, module.S2s, module.bias):
                 if parameter is not None:
                     found.setdefault(id(parameter), parameter)
-        elif isinstance(module, LowRankTable):
+        elif isinstance(module, LowRankTable | Trainable):
             found |= {id(parameter): parameter for parameter in module.parameters()}
     if not found or train == "sketched":
         return list(found.values())
-    tables = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    stored |= {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     for parameter in student.parameters():
-        if parameter.is_floating_point() and id(parameter) not in tables:
+        if parameter.is_floating_point() and id(parameter) not in stored:
             found.setdefault(id(parameter), parameter)
     return list(found.values())
 

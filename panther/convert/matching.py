@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, call, outputs_of
+from panther.convert.quantized import WHOLE
 from panther.convert.shares import can_share, share_of
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
@@ -177,10 +178,9 @@ def _counted(y: Tensor, mask: Tensor | None, like: Tensor | None = None) -> Tens
 
 
 def hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """The layers whose outputs are compared: repeated blocks with sketched layers, else the sketched layers."""
-    sketched = [
-        name for name, module in student.named_modules() if isinstance(module, SKLinear | SketchedConv | LowRankTable)
-    ]
+    """The layers whose outputs are compared: repeated blocks with converted layers, else the converted layers."""
+    kinds = (SKLinear, SketchedConv, LowRankTable, *WHOLE)
+    converted = [name for name, module in student.named_modules() if isinstance(module, kinds)]
     of_teacher = dict(teacher.named_modules())
     blocks = [
         f"{name}.{child}" if name else child
@@ -189,6 +189,6 @@ def hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
         for child in module._modules
     ]
     holding = [
-        block for block in blocks if any(name.startswith(f"{block}.") for name in sketched) and block in of_teacher
+        block for block in blocks if any(name.startswith(f"{block}.") for name in converted) and block in of_teacher
     ]
-    return holding or [name for name in sketched if name in of_teacher]
+    return holding or [name for name in converted if name in of_teacher]

@@ -13,8 +13,9 @@ from torch import Tensor
 from panther.linalg.whitening import damped, whitened_svd
 from panther.nn.quantized import BlockLinear, CorrectedLinear, FactoredLinear
 from panther.nn.quantized.blocks import BITS, BLOCK_SIZES, block_bytes, round_in_blocks
+from panther.nn.quantized.grid import Grid
 from panther.quantize.feedback import INPUT_DAMPING, OUTPUT_DAMPING, compensated
-from panther.quantize.grid import Grid, block_grid
+from panther.quantize.grid import block_grid
 from panther.quantize.loss import weighed_loss
 
 # of the factors of a low-rank correction

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panther.linalg.whitening import damped
-from panther.quantize.grid import Grid, within_pair
+from panther.nn.quantized.grid import Grid, within_pair
 
 INPUT_DAMPING, OUTPUT_DAMPING = 1e-2, 1e-1
 # larger output matrices cost more than they gain

@@ -13,8 +13,9 @@ from torch import Tensor
 from panther.linalg.levels import LARGEST_4_BITS
 from panther.nn.quantized import Int4Kernel
 from panther.nn.quantized.blocks import in_blocks
+from panther.nn.quantized.grid import Grid
 from panther.quantize.feedback import compensated
-from panther.quantize.grid import Grid, best
+from panther.quantize.grid import best
 
 # maximum entries of a block
 _BLOCK_SIZE = 64

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panther.nn.quantized.grid import Grid
 from panther.quantize.feedback import compensated
-from panther.quantize.grid import Grid, best
+from panther.quantize.grid import best
 
 LARGEST = 127
 # multiples of the scale that covers the largest entry; larger scales where many pairs would exceed the limit

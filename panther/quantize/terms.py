@@ -17,9 +17,10 @@ from panther.convert.layers import Place
 from panther.linalg.levels import LARGEST, LARGEST_4_BITS, steady_steps
 from panther.nn import SKLinear
 from panther.nn.hooks import take_hooks
+from panther.nn.quantized.grid import Grid
 from panther.quantize.blocks import Known
 from panther.quantize.feedback import compensated
-from panther.quantize.grid import Grid, best
+from panther.quantize.grid import best
 from panther.quantize.loss import weighed_loss
 from panther.quantize.sketched import SketchedUnit
 

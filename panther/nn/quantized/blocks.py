@@ -86,6 +86,13 @@ class BlockLinear(nn.Module):
         other._set_bias(bias)
         return other
 
+    @torch.no_grad()
+    def store(self, levels: Tensor) -> None:
+        """Take other levels (d_out, d_in) of the same bits, in place; scales and zero points stay."""
+        check_levels(levels, self.bits, "levels")
+        zero_point = None if self.weight_zero_point is None else self.zero_points
+        self.weight_packed.copy_(pack(self._filled(levels, zero_point), self.bits))
+
     @property
     def blocks(self) -> int:
         """Number of blocks of a row of the weight."""

@@ -137,7 +137,7 @@ def test_refuses(pair, inputs, arguments, error, match):
 
 
 def test_refuses_a_student_without_sketched_layers(mlp, inputs):
-    with pytest.raises(ConversionError, match=r"no sketched layer to train; convert it with panther.sketch_"):
+    with pytest.raises(ConversionError, match=r"no sketched or quantized layer to train; convert"):
         pr.distill_(mlp, mlp, [inputs])
     student = copy.deepcopy(mlp)
     pr.sketch_(student, ratio=0.5)

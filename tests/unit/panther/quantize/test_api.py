@@ -10,7 +10,7 @@ from torch import nn
 import panther as pr
 from panther.export import export_onnx
 from panther.nn.quantized import Int8Embedding, Int8Linear
-from panther.quantize.grid import PAIR_LIMIT
+from panther.nn.quantized.grid import PAIR_LIMIT
 
 
 class Encoder(nn.Module):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from panther.linalg.whitening import damped
+from panther.nn.quantized.grid import PAIR_LIMIT, Grid
 from panther.quantize.feedback import INPUT_DAMPING, OUTPUT_DAMPING, compensated
-from panther.quantize.grid import PAIR_LIMIT, Grid, block_grid
+from panther.quantize.grid import block_grid
 
 
 def moment(size, seed):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from panther.quantize.grid import Grid, best, block_grid
+from panther.nn.quantized.grid import Grid
+from panther.quantize.grid import best, block_grid
 
 
 @pytest.mark.parametrize("bits", [4, 8])

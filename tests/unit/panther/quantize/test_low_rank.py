@@ -6,7 +6,7 @@ from helpers.pair_sums import largest_pair_sum
 from torch import nn
 
 from panther.convert.layers import find_units
-from panther.quantize.grid import PAIR_LIMIT
+from panther.nn.quantized.grid import PAIR_LIMIT
 from panther.quantize.low_rank import Layer, factorize, modules
 from panther.quantize.smoothing import Sight, choices
 

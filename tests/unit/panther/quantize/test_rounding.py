@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.pair_sums import largest_pair_sum
 
-from panther.quantize.grid import PAIR_LIMIT
+from panther.nn.quantized.grid import PAIR_LIMIT
 from panther.quantize.rounding import round_nearest, round_weight
 
 
