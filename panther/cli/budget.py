@@ -11,6 +11,7 @@ from torch import nn
 
 from panther.cli.calibration import load_batches, progress_bar
 from panther.cli.export import check_output, load_function
+from panther.cli.training import Distillation, check_single, train_in_bits
 from panther.compression import KINDS, compress
 
 
@@ -63,8 +64,10 @@ class Files:
     name: str
 
 
-def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, console: Console) -> None:
-    """Compress a model, print the report, and export it.
+def run(
+    model: nn.Module, wanted: Wanted, measured: Measured, files: Files, distillation: Distillation, console: Console
+) -> None:
+    """Compress a model, optionally train it in its bits, print the report, and export it.
 
     Raises:
         ConversionError: a file can't be read, or the model can't be compressed.
@@ -81,10 +84,12 @@ def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, cons
         if wanted.metric is None
         else load_function(wanted.metric, "metric", "MODULE:FUNCTION, for example 'mynet:accuracy'")
     )
+    check_single(distillation)
+    batches = load_batches(files.calibration, model, measured.batch_size)
     with progress_bar(console) as show:
         compressed = compress(
             model,
-            calibration=load_batches(files.calibration, model, measured.batch_size),
+            calibration=batches,
             max_bytes=wanted.max_bytes,
             max_error=wanted.max_error,
             speedup=wanted.speedup,
@@ -102,6 +107,8 @@ def run(model: nn.Module, wanted: Wanted, measured: Measured, files: Files, cons
     if files.curve is not None:
         compressed.curve.save(files.curve)
         console.print(f"wrote {files.curve}", soft_wrap=True)
+    if distillation.steps is not None:
+        train_in_bits(compressed.model, model, batches, distillation, console)
     exported = compressed.export(files.out, name=files.name)
     console.print(f"wrote {exported.path} ({exported.file_bytes:,} bytes)", soft_wrap=True)
 
@@ -115,6 +122,6 @@ def refuse(out: Path, options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(
-            f"--{given[0]} is for an exported model; {out} and --ratio or --distill ask for sketched weights: give "
-            "--out a folder or a path ending in .onnx, and neither --ratio nor --distill"
+            f"--{given[0]} is for an exported model; {out} or --ratio asks for sketched weights: give --out a folder "
+            "or a path ending in .onnx, and no --ratio"
         )

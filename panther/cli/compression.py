@@ -57,7 +57,8 @@ def compress(
         int | None,
         typer.Option(
             min=1,
-            help="For .safetensors: steps to train on --calibration; with --ratio in stages (0.75, 0.5, 0.25).",
+            help="Steps to train the result on --calibration, without labels: in its bits, or for .safetensors with "
+            "--ratio in stages (0.75, 0.5, 0.25).",
         ),
     ] = None,
     memory: options.Memory = None,
@@ -71,8 +72,10 @@ def compress(
     require("torch", "safetensors", "onnx", "onnxscript", extra="train")
     from panther.cli import budget, sketch
     from panther.cli.export import load_model
+    from panther.cli.training import Distillation
 
-    for_sketch = ratio is not None or distill is not None or out.suffix == ".safetensors"
+    distillation = Distillation(distill, device, precision, shard, checkpoints, resume)
+    for_sketch = ratio is not None or out.suffix == ".safetensors"
     chosen = {"speedup": speedup, "metric": metric, "at-least": at_least, "name": name, "kind": kind, "curve": curve}
     with _errors_as_lines():
         if for_sketch:
@@ -86,7 +89,7 @@ def compress(
                 calibration=calibration,
                 batch_size=batch_size,
                 skip=skip or (),
-                distill=sketch.Distillation(distill, device, precision, shard, checkpoints, resume),
+                distill=distillation,
                 memory=memory,
                 console=Console(),
             )
@@ -97,7 +100,7 @@ def compress(
             )
             measured = budget.Measured(batch_size, run_size, threads, compare=compare, memory=memory)
             files = budget.Files(out, calibration, curve, _name_or_module(name, model))
-            budget.run(load_model(model, checkpoint), wanted, measured, files, Console())
+            budget.run(load_model(model, checkpoint), wanted, measured, files, distillation, Console())
 
 
 def quantize(
@@ -123,18 +126,28 @@ def quantize(
     ] = None,
     skip: options.Skip = None,
     batch_size: options.CalibrationRows = 32,
+    distill: Annotated[
+        int | None, typer.Option(min=1, help="Steps to train the result in its bits on --calibration, without labels.")
+    ] = None,
     memory: options.Memory = None,
+    device: options.Device = "cpu",
+    precision: options.Precision = "float32",
+    checkpoints: options.Checkpoints = None,
+    resume: options.Resume = True,
 ) -> None:
     """Quantize a trained model to 8 or 4 bits, and export it."""
     require("torch", "safetensors", "onnx", "onnxscript", extra="train")
     require("onnxruntime", extra="cpu")
     from panther.cli import quantize as command
     from panther.cli.export import load_model
+    from panther.cli.training import Distillation
 
+    distillation = Distillation(distill, device, precision, False, checkpoints, resume)  # noqa: FBT003
     with _errors_as_lines():
         formats = command.Formats(weights, block_size, embeddings, max_error, tuple(alpha or ()), tuple(skip or ()))
         inputs = command.Calibration(calibration, batch_size, memory)
-        command.run(load_model(model, checkpoint), formats, inputs, out, _name_or_module(name, model), Console())
+        network = load_model(model, checkpoint)
+        command.run(network, formats, inputs, distillation, out, _name_or_module(name, model), Console())
 
 
 def _name_or_module(name: str | None, model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from panther.cli.calibration import load_batches, progress_bar
 from panther.cli.export import check_output
+from panther.cli.training import Distillation, check_single, train_in_bits
 from panther.compression.inputs import Inputs
 from panther.export import export_onnx
 from panther.quantize import Blocks, quantize_
@@ -52,13 +54,22 @@ class Calibration:
     memory: str | None
 
 
-def run(model: nn.Module, formats: Formats, calibration: Calibration, out: Path, name: str, console: Console) -> None:
-    """Quantize a model, print the report, and export it.
+def run(
+    model: nn.Module,
+    formats: Formats,
+    calibration: Calibration,
+    distillation: Distillation,
+    out: Path,
+    name: str,
+    console: Console,
+) -> None:
+    """Quantize a model, optionally train it in its bits, print the report, and export it.
 
     Args:
         model: changed in place.
         formats: of weights and embeddings.
         calibration: of ranges and errors.
+        distillation: of the quantized model, on the same inputs.
         out: a model repository, or a path ending in ``.onnx``.
         name: of the exported model.
         console: for progress and the report.
@@ -71,8 +82,10 @@ def run(model: nn.Module, formats: Formats, calibration: Calibration, out: Path,
     check_output(out)
     weights = _weights(formats)
     _check_format("embeddings", formats.embeddings, EMBEDDINGS)
+    check_single(distillation)
     batches = load_batches(calibration.file, model, calibration.batch_size)
     inputs = Inputs.of(model.eval(), batches, None)
+    teacher = None if distillation.steps is None else copy.deepcopy(model)
     with progress_bar(console) as show:
         report = quantize_(
             model,
@@ -86,6 +99,8 @@ def run(model: nn.Module, formats: Formats, calibration: Calibration, out: Path,
             on_step=show,
         )
     console.print(report)
+    if teacher is not None:
+        train_in_bits(model, teacher, batches, distillation, console)
     exported = export_onnx(model, inputs.examples(), out, name=name, dynamic_axes=inputs.dynamic_axes)
     console.print(f"wrote {exported.path} ({exported.file_bytes:,} bytes)", soft_wrap=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,12 @@ from torch import nn
 import panther
 from panther.checkpoint import CheckpointError
 from panther.cli.calibration import load_batches, progress_bar
+from panther.cli.training import Distillation, gain
 from panther.convert.api import sketch_
-from panther.convert.distill import DistillResult, distill_
+from panther.convert.distill import distill_
 from panther.convert.errors import ConversionError
 from panther.convert.gradual import of_first, sketch_and_distill
 from panther.runs.processes import check_device, process_group
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """Options of the training after a conversion, see `panther.distill_`; no training if steps is None."""
-
-    steps: int | None = None
-    device: str = "cpu"
-    precision: str = "float32"
-    shard: bool = False
-    checkpoints: Path | None = None
-    resume: bool = True
 
 
 def run(
@@ -85,18 +73,13 @@ def _convert(
     model: nn.Module, batches: Any, distill: Distillation, console: Console, *, ratio: float | None, **options: Any
 ) -> nn.Module:
     """Convert the model, optionally train it, and print the reports."""
-    how: dict[str, Any] = {
-        "precision": distill.precision,
-        "shard": distill.shard,
-        "checkpoints": distill.checkpoints,
-        "resume": distill.resume,
-    }
+    how = distill.options
     if distill.steps is not None and ratio is not None:
         how |= {"skip": options["skip"], "memory": options["memory"]}
         made = sketch_and_distill(model, batches, ratio=ratio, steps=distill.steps, **how)
         console.print(made.report)
         for stage in made.stages:
-            console.print(f"ratio {stage.ratio:g}, {_gain(stage.distillation)}")
+            console.print(f"ratio {stage.ratio:g}, {gain(stage.distillation)}")
         return made.model
     teacher = copy.deepcopy(model) if distill.steps is not None else None
     with progress_bar(console) as show:
@@ -105,13 +88,5 @@ def _convert(
         model, report = of_first(model, report, teacher)
     console.print(report)
     if teacher is not None and report.replaced:
-        console.print(_gain(distill_(model, teacher, batches, steps=distill.steps or 1, **how)))
+        console.print(gain(distill_(model, teacher, batches, steps=distill.steps or 1, **how)))
     return model
-
-
-def _gain(result: DistillResult) -> str:
-    return (
-        f"distilled for {result.steps} steps: relative error {result.error_before:.4f} → {result.error:.4f}, "
-        f"mean cosine {result.cosine_before:.4f} → {result.cosine:.4f}"
-        + (" on held-out inputs" if result.held_out else " on the training inputs")
-    )

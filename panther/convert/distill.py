@@ -178,6 +178,12 @@ def distill_(
     )
 
 
+def can_train(student: nn.Module) -> bool:
+    """Whether `distill_` finds a sketched or quantized layer in a model."""
+    with quantized.training(student):
+        return bool(_trained(student, "sketched"))
+
+
 def _check(steps: int, lr: float, hidden_weight: float | None, train: str, patience: int) -> None:
     if steps < 1:
         raise ValueError(f"steps ({steps}) must be at least 1")

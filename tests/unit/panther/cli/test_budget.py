@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -56,6 +57,32 @@ def test_writes_a_file_that_computes_what_the_model_does(project):
     assert path.stat().st_size < 0.5 * 4 * 2 * 64 * 96 + 6000
 
 
+def test_the_result_is_trained_in_its_bits(project):
+    result = run(
+        "--max-bytes", "9000", "--calibration", "rows.npz", "--out", "small.onnx", "--distill", "60", "--no-resume"
+    )
+    assert result.exit_code == 0, result.output
+    before, after = map(float, re.search(r"relative error ([\d.]+) → ([\d.]+)", result.output).groups())
+    assert after <= before
+    session = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"])
+    import shrink_me
+
+    x = np.load("rows.npz")["x"]
+    with torch.no_grad():
+        y = shrink_me.build()(torch.from_numpy(x)).numpy()
+    (found,) = session.run(None, {"input": x})
+    # over all rows, most of which it was trained on
+    assert np.linalg.norm(found - y) / np.linalg.norm(y) < 1.05 * before
+
+
+def test_several_processes_are_refused(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    result = run("--max-error", "0.1", "--calibration", "rows.npz", "--out", "m", "--distill", "2")
+    assert result.exit_code == 1
+    assert "runs in one process; start it without torchrun" in result.output.replace("\n", "")
+
+
 def test_a_metric_of_the_users_code_and_a_picture(project):
     result = run(
         "--metric", "shrink_me:accuracy", "--at-least", "0.9", "--calibration", "rows.npz", "--out", "small.onnx",
@@ -86,6 +113,11 @@ def test_a_metric_of_the_users_code_and_a_picture(project):
         (["--max-error", "0.1", "--out", "a.safetensors", "--speedup", "2"], "--speedup is for an exported model"),
         (["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--memory", "1kB"], "is too small for 2"),
         (["--ratio", "0.5", "--out", "models", "--name", "small"], "--name is for an exported model"),
+        (
+            ["--max-error", "0.1", "--out", "m", "--calibration", "rows.npz", "--distill", "2", "--shard"],
+            "--shard needs",
+        ),
+        (["--distill", "2", "--out", "m", "--calibration", "rows.npz"], "give one of max_bytes, max_error"),
     ],
 )
 def test_bad_arguments_are_told_in_a_line(project, arguments, match):

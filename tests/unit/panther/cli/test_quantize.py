@@ -91,6 +91,28 @@ def test_formats_are_those_of_the_options(project, options, operators):
     assert {name: types.count(name) for name in quantized if name in types} == operators
 
 
+def test_trains_in_bits_what_it_exports(project):
+    results = {}
+    for steps in (0, 60):
+        options = ("--distill", steps, "--checkpoints", "state") if steps else ()
+        result = run("--weights", "int4", "--calibration", "inputs.npz", "--out", f"{steps}.onnx", *map(str, options))
+        assert result.exit_code == 0, result.output
+        assert ("distilled for " in result.output) == bool(steps)
+        results[steps] = onnx.load(f"{steps}.onnx")
+    names = [{tensor.name: tensor for tensor in model.graph.initializer} for model in results.values()]
+    assert names[0].keys() == names[1].keys()
+    assert [tensor.dims for tensor in names[0].values()] == [tensor.dims for tensor in names[1].values()]
+    assert any(tensor != names[1][name] for name, tensor in names[0].items())
+    assert (project / "state").is_dir()
+
+
+def test_what_was_not_converted_is_not_trained(project):
+    result = run("--max-error", "1e-9", "--calibration", "inputs.npz", "--out", "small.onnx", "--distill", "2")
+    assert result.exit_code == 0, result.output
+    assert "not distilled: no layer was converted" in result.output
+    assert (project / "small.onnx").exists()
+
+
 def test_embeddings_stay_as_they_are_if_asked(project):
     result = run("--embeddings", "float32", "--calibration", "inputs.npz", "--out", "small.onnx")
     assert result.exit_code == 0, result.output
@@ -114,6 +136,8 @@ def test_embeddings_stay_as_they_are_if_asked(project):
         (["--calibration", "odd.npz"], "'y' is not an input of Tagger"),
         (["--calibration", "wide.npz"], "can't be run by"),
         (["--checkpoint", "no.pt"], "no.pt does not exist"),
+        (["--distill", "2", "--device", "tpu"], "device ('tpu') must be 'cpu' or 'cuda'"),
+        (["--distill", "2", "--precision", "int8"], "precision ('int8')"),
     ],
 )
 def test_bad_arguments_are_told_in_a_line(project, arguments, match):
