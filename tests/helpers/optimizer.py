@@ -4,6 +4,7 @@ Starting Python and importing onnxruntime takes longer than the work. A model th
 a process of its own, as outside of the tests, so that every error comes from there.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -34,14 +35,17 @@ class Optimizer:
 
     def take(self, model: Path, path: Path) -> bool:
         """Whether the process wrote the optimized graph."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             self._process = self._start()
         try:
             self._process.stdin.write(json.dumps([str(model.absolute()), str(path.absolute())]) + "\n")
             self._process.stdin.flush()
-            return self._process.stdout.readline() == "done\n"
+            answer = self._process.stdout.readline()
         except BrokenPipeError:
-            return False
+            answer = ""
+        if not answer:
+            self.end()
+        return answer == "done\n"
 
     def _start(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -54,7 +58,8 @@ class Optimizer:
     def end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate()
             self._process = None
 
 
