@@ -1,6 +1,7 @@
 """Dependencies run one way: from the process down to the runtime, and from the command down to linear algebra."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +140,11 @@ PACKAGES = {
 @pytest.mark.parametrize("package", ["app", "panther"])
 def test_no_module_imports_itself_by_a_detour(package):
     assert cycles(package) == []
+
+
+@pytest.mark.parametrize("module", [name for name in modules("panther") if name != "panther.nn.kernels.triton_kernels"])
+def test_each_module_can_be_imported(module):
+    assert importlib.import_module(module).__name__ == module
 
 
 def test_the_rule_would_see_an_arrow_that_runs_backwards():

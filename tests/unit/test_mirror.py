@@ -38,3 +38,8 @@ def test_a_unit_test_has_the_name_of_its_source(name):
 
 def test_what_is_listed_as_whole_is_there():
     assert set(TESTS) >= WHOLE
+
+
+def test_the_longest_files_are_there(request):
+    conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    assert [name for name in conftest.LONGEST_FILES if not (ROOT / "tests" / name).is_file()] == []

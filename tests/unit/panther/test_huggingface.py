@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from helpers.optional import Optional
 from helpers.training import together
 from torch import nn
 
@@ -17,7 +18,7 @@ import panther as pr
 from panther.nn import SKLinear
 from panther.nn.sketched_conv import SketchedConv
 
-transformers = pytest.importorskip("transformers")
+transformers = Optional("transformers")
 
 SIZES = {
     "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,

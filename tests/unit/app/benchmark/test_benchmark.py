@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from helpers import build
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -236,6 +236,7 @@ def test_messages_come_through_unchanged():
     assert len(protobuf.submessages(graph, 1)) == len(onnx.load_from_string(data).graph.node)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=8), st.text(max_size=20))
 def test_numbers_and_texts_are_read_as_protobuf_writes_them(dims, name):
     tensor = TensorProto(dims=dims, name=name, raw_data=b"\x00\xff")

@@ -3,13 +3,15 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.optional import Optional
 from helpers.training import DyingForward, Killed
-from sklearn.datasets import load_digits
 from torch import nn
 
 import panther as pr
 from panther.convert import ConversionError, Stage
 from panther.nn import LowRankEmbeddingBag, SKConv2d, SKLinear
+
+datasets = Optional("sklearn.datasets")
 
 
 def error(student, teacher, x):
@@ -21,7 +23,7 @@ def error(student, teacher, x):
 @pytest.fixture(scope="module")
 def digits():
     """A network trained on the digits, and (1797, 64) inputs in a random order."""
-    data = load_digits()
+    data = datasets.load_digits()
     order = torch.randperm(len(data.data), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(data.data / 16, dtype=torch.float32)[order]
     y = torch.tensor(data.target)[order]

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -107,3 +108,11 @@ def test_what_becomes_of_the_process_that_optimises_is_told(tmp_path, monkeypatc
     monkeypatch.setattr(ort.sys, "executable", str(python))
     with pytest.raises(ExportError, match=said.replace("(", r"\(").replace(")", r"\)")):
         ort.optimized_graph(tmp_path / "model.onnx", ort.Target())
+
+
+def test_a_process_of_its_own_optimizes_as_the_one_that_the_tests_share(tmp_path):
+    path = export_onnx(nn.Linear(6, 4), torch.randn(3, 6), tmp_path, name="m", batch_sizes=[1]).path
+    ort._optimize_apart.__wrapped__(path, tmp_path / "alone.onnx")
+    alone = onnx.load(tmp_path / "alone.onnx", load_external_data=False)
+    assert alone.graph == ort.optimized_graph(path, ort.Target()).graph
+    assert {node.op_type for node in alone.graph.node} & {"Gemm", "FusedGemm", "MatMul"}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.optional import Optional
 
-transformers = pytest.importorskip("transformers")
+transformers = Optional("transformers")
 
 IDS = torch.randint(0, 90, (3, 7), generator=torch.Generator().manual_seed(0))
 SMALL = {"vocab_size": 90, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
