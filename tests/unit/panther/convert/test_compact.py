@@ -57,7 +57,7 @@ def test_inputs_that_are_all_zero_leave_the_truncated_weight(d_in, d_out, probes
     for rank in full.ranks:
         left, right = compact.factors(rank)
         expected = full.factors(rank)
-        torch.testing.assert_close(left @ right, expected[0] @ expected[1], rtol=0, atol=2e-5 * W.abs().max().item())
+        torch.testing.assert_close(left @ right, expected[0] @ expected[1], rtol=0, atol=1e-4 * W.abs().max().item())
         assert compact.errors(rank) == pytest.approx(full.errors(rank), rel=1e-4)
         assert compact.bias(model[0].bias, rank).isfinite().all()
 
@@ -77,7 +77,7 @@ def test_compact_statistics_give_the_candidate_of_the_full_moments(d_in, d_out, 
         left, right = full.factors(rank)
         ours = compact.factors(rank)
         assert ours[0].dtype == torch.float64
-        torch.testing.assert_close(ours[0] @ ours[1], left @ right, rtol=0, atol=2e-5 * W.abs().max().item())
+        torch.testing.assert_close(ours[0] @ ours[1], left @ right, rtol=0, atol=1e-4 * W.abs().max().item())
         assert compact.errors(rank) == pytest.approx(full.errors(rank), rel=1e-4)
         if bias:
             old = model[0].bias
