@@ -355,10 +355,18 @@ def _copy_beside(model: nn.Module) -> nn.Module:
 
 
 def _check_quantized(model: nn.Module, options: ExportOptions) -> None:
-    if quantized_layers(model) and (options.precision != "float32" or options.target != "cpu"):
+    layers = quantized_layers(model)
+    if layers and options.precision != "float32":
         raise ValueError(
-            f"precision ({options.precision!r}) and target ({options.target!r}) must be 'float32' and 'cpu' for "
-            "a model with quantized layers: these stay as they are, and their products run on the CPU alone"
+            f"precision ({options.precision!r}) must be 'float32' for a model with quantized layers: "
+            "these stay as they are"
+        )
+    on_cpu = [name for name, layer in layers.items() if isinstance(layer, Int8Linear)]
+    if on_cpu and options.target != "cpu":
+        raise ValueError(
+            f"target ({options.target!r}) must be 'cpu' for a model with layers in static int8 ({on_cpu[0]}): "
+            "onnxruntime multiplies 8-bit integers on the CPU alone. Weights in blocks, such as weights='int4' of "
+            "panther.quantize_, run on CUDA"
         )
 
 

@@ -158,9 +158,16 @@ def test_a_layer_used_twice_is_stored_once(export):
         np.testing.assert_allclose(run(path, x), model(x).numpy(), atol=0.05)
 
 
-@pytest.mark.parametrize("changes", [{"precision": "float16"}, {"precision": "int8"}, {"target": "cuda"}])
-def test_other_precisions_and_targets_are_refused(quantized, tokens, export, changes):
-    with pytest.raises(ValueError, match=r"must be 'float32' and 'cpu' for a model with quantized layers"):
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"precision": "float16"}, r"precision \('float16'\) must be 'float32' for a model with quantized layers"),
+        ({"precision": "int8"}, r"precision \('int8'\) must be 'float32' for a model with quantized layers"),
+        ({"target": "cuda"}, r"target \('cuda'\) must be 'cpu' for a model with layers in static int8 \(.*run on CUDA"),
+    ],
+)
+def test_other_precisions_and_targets_are_refused(quantized, tokens, export, changes, match):
+    with pytest.raises(ValueError, match=match):
         export(quantized, tokens, **changes)
 
 
