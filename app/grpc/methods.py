@@ -18,7 +18,7 @@ from app.service.state import AppState
 
 log = logging.getLogger(__name__)
 
-Answer = Callable[[AppState, Any], Awaitable[dict[str, Any]]]
+Handler = Callable[[AppState, Any], Awaitable[dict[str, Any]]]
 """Makes the response: the message in the JSON form of HTTP."""
 
 
@@ -29,13 +29,13 @@ class Method:
     Attributes:
         request, response: Classes of its messages.
         same_as: HTTP method and path that require the same key.
-        answer: See ``Answer``.
+        handle: See ``Handler``.
     """
 
     request: Any
     response: Any
     same_as: tuple[str, str]
-    answer: Answer
+    handle: Handler
 
     async def __call__(self, state: AppState, request: Any) -> Any:
         """Make the response.
@@ -43,7 +43,7 @@ class Method:
         Raises:
             AppError: The request failed; the message gives the reason.
         """
-        document = await self.answer(state, request)
+        document = await self.handle(state, request)
         return json_format.ParseDict(document, self.response(), ignore_unknown_fields=True)
 
 
@@ -108,7 +108,7 @@ def _check_repository(request: Any) -> None:
 
 _MODEL = "/v2/models/NAME"
 _REPOSITORY = "/v2/repository"
-_TABLE: dict[str, tuple[str, str, Answer]] = {
+_TABLE: dict[str, tuple[str, str, Handler]] = {
     "ServerLive": ("GET", "/v2/health/live", _live),
     "ServerReady": ("GET", "/v2/health/ready", _ready),
     "ServerMetadata": ("GET", "/v2", _server_metadata),
@@ -130,7 +130,7 @@ def served_methods() -> dict[str, Method]:
             message_class(described[name].input_type.name),
             message_class(described[name].output_type.name),
             (verb, path),
-            answer,
+            handle,
         )
-        for name, (verb, path, answer) in _TABLE.items()
+        for name, (verb, path, handle) in _TABLE.items()
     }

@@ -6,7 +6,7 @@ See docs/decisions/0101-raw-tensors-by-hand.md.
 
 from app.engine.codec import Body
 
-MAX_HEAD_BYTES = 2048
+MAX_PREFIX_BYTES = 2048
 """Longest part before the tensors that is split off."""
 _MAX_TENSORS = 64
 _MAX_LENGTH_BYTES = 5
@@ -29,9 +29,9 @@ def split(message: Body) -> tuple[bytes, list[Body]] | None:
                 return None
             length, at = _length(message, at + 1)
             at += length
-            if at > MAX_HEAD_BYTES:
+            if at > MAX_PREFIX_BYTES:
                 return None
-        head = bytes(view[:at])
+        prefix = bytes(view[:at])
         while at < end:
             if message[at] != _RAW_INPUT or len(tensors) == _MAX_TENSORS:
                 return None
@@ -40,12 +40,12 @@ def split(message: Body) -> tuple[bytes, list[Body]] | None:
             at += length
     except (IndexError, ValueError):  # it ends within a field, or has no raw tensors
         return None
-    return (head, tensors) if at == end else None
+    return (prefix, tensors) if at == end else None
 
 
-def joined(head: bytes, tensors: list[bytes]) -> bytes:
+def joined(prefix: bytes, tensors: list[bytes]) -> bytes:
     """A ``ModelInferResponse`` from the bytes before its raw tensors, and the tensors."""
-    pieces = [head]
+    pieces = [prefix]
     for tensor in tensors:
         pieces.append(_field(_RAW_OUTPUT, len(tensor)))
         pieces.append(tensor)

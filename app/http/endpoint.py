@@ -9,7 +9,7 @@ from starlette.responses import Response
 from app.engine.codec import Body, Headers
 from app.errors import AppError
 from app.service.admission import Reservation, join
-from app.service.inference import Answer, InferenceService, Target
+from app.service.inference import HttpResponse, InferenceService, Target
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -38,13 +38,13 @@ async def answer(service: InferenceService, target: Target, scope: Scope, receiv
     await _send(send, found)
 
 
-def _refused(service: InferenceService, target: Target, headers: Headers, error: AppError) -> Answer:
-    answers: list[Answer] = []
-    service.refuse(target, headers, lambda *refusal: answers.append(refusal), error)
-    return answers[0]
+def _refused(service: InferenceService, target: Target, headers: Headers, error: AppError) -> HttpResponse:
+    responses: list[HttpResponse] = []
+    service.refuse(target, headers, lambda *refusal: responses.append(refusal), error)
+    return responses[0]
 
 
-async def _send(send: Send, found: Answer, *, close: bool = False) -> None:
+async def _send(send: Send, found: HttpResponse, *, close: bool = False) -> None:
     status, fields, content = found
     fields.append((b"content-length", b"%d" % len(content)))
     if close:
@@ -53,7 +53,7 @@ async def _send(send: Send, found: Answer, *, close: bool = False) -> None:
     await send({"type": "http.response.body", "body": bytes(content)})
 
 
-async def _unless_disconnected(inferring: Coroutine[Any, Any, Answer], receive: Receive) -> Answer | None:
+async def _unless_disconnected(inferring: Coroutine[Any, Any, HttpResponse], receive: Receive) -> HttpResponse | None:
     """The response; None if the client disconnects before, which cancels its request."""
     infer = asyncio.ensure_future(inferring)
     leave = asyncio.ensure_future(_disconnected(receive))

@@ -27,7 +27,7 @@ from app.service.inference_call import CallContext, InferenceCall, RequestIds, R
 from app.telemetry.statistics import OIP, PLAIN
 from app.telemetry.tracing import Tracing
 
-Answer = tuple[int, HeaderList, Content]
+HttpResponse = tuple[int, HeaderList, Content]
 """Status, headers, body."""
 
 Decoded = tuple[InferenceRequest, Encode]
@@ -278,16 +278,18 @@ class InferenceService:
         call.decoded(request.rows, encode)
         serving.batcher.submit(request, call, call.timings)
 
-    async def infer(self, target: Target, headers: Headers, query: bytes, body: Body, keep: object = None) -> Answer:
+    async def infer(
+        self, target: Target, headers: Headers, query: bytes, body: Body, keep: object = None
+    ) -> HttpResponse:
         """Serve a request; cancelling the task cancels the request.
 
         Args:
             target, headers, query, body: Parts of the request.
             keep: Object to keep alive until no run reads the body any more.
         """
-        answers: list[Answer] = []
+        responses: list[HttpResponse] = []
         protocol = target.protocol
-        call = InferenceCall(self.context, headers, lambda *answer: answers.append(answer), protocol)
+        call = InferenceCall(self.context, headers, lambda *response: responses.append(response), protocol)
         try:
             codec = self._find(call, target).codec
             found = self._decode(codec, target, headers, query, body)
@@ -304,7 +306,7 @@ class InferenceService:
             call.end_with(error)
         else:
             call.completed(result)
-        return answers[0]
+        return responses[0]
 
     async def close(self) -> None:
         """End the decoding process, and send the last spans."""

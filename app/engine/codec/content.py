@@ -1,4 +1,4 @@
-"""Body of a response: bytes, or a header and long tensors that are written without a copy."""
+"""Body of a response: bytes, or a JSON header and long tensors that are written without a copy."""
 
 from typing import final
 
@@ -17,16 +17,16 @@ class LongContent:
     """A body with views of the outputs of the run; the views keep the outputs in memory.
 
     Args:
-        head: Bytes before the tensors.
+        json_header: Bytes before the tensors.
         tensors: Contiguous views of bytes.
     """
 
-    __slots__ = ("_length", "head", "tensors")
+    __slots__ = ("_length", "json_header", "tensors")
 
-    def __init__(self, head: bytes, tensors: tuple[memoryview, ...]) -> None:
-        self.head = head
+    def __init__(self, json_header: bytes, tensors: tuple[memoryview, ...]) -> None:
+        self.json_header = json_header
         self.tensors = tensors
-        self._length = len(head) + sum(map(len, tensors))
+        self._length = len(json_header) + sum(map(len, tensors))
 
     def __len__(self) -> int:
         return self._length
@@ -36,7 +36,7 @@ class LongContent:
         return any(np.may_share_memory(np.frombuffer(tensor, np.uint8), buffer) for tensor in self.tensors)
 
     def __bytes__(self) -> bytes:
-        return b"".join((self.head, *self.tensors))
+        return b"".join((self.json_header, *self.tensors))
 
 
 Content = bytes | LongContent

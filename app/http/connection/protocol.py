@@ -258,9 +258,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._draining():
             request.keep_alive = False
         if type(content) is LongContent:
-            more = len(content) - len(content.head)
-            head = self._render(status, headers, content.head, keep_alive=request.keep_alive, more=more)
-            self._long.send((head, *content.tensors), partial(self._answered, request))
+            more = len(content) - len(content.json_header)
+            first = self._render(status, headers, content.json_header, keep_alive=request.keep_alive, more=more)
+            self._long.send((first, *content.tensors), partial(self._answered, request))
         else:
             self.transport.write(self._render(status, headers, content, keep_alive=request.keep_alive))
         if request.began_s:

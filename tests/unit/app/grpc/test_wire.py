@@ -5,7 +5,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from helpers.grpc_client import infer_request, pb
 
-from app.grpc.wire import MAX_HEAD_BYTES, joined, split
+from app.grpc.wire import MAX_PREFIX_BYTES, joined, split
 
 
 def request(*tensors, **fields):
@@ -47,7 +47,7 @@ def test_what_has_no_raw_tensors_at_its_end_is_left_to_protobuf():
     assert split(b"") is None
     assert split(infer_request("m", fp32_contents=[1.0] * 6).SerializeToString()) is None
     assert split(raw + pb.ModelInferRequest(id="late").SerializeToString()) is None
-    assert split(request(bytes(8), id="7" * MAX_HEAD_BYTES).SerializeToString()) is None
+    assert split(request(bytes(8), id="7" * MAX_PREFIX_BYTES).SerializeToString()) is None
     assert split(request(*[b"x"] * 65).SerializeToString()) is None
     assert split(b"\x3a" + b"\xff" * 9 + b"\x01") is None
 
