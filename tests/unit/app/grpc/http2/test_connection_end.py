@@ -58,13 +58,15 @@ def test_what_is_not_done_in_time_is_cut_off(serve):
 
 
 def test_an_idle_connection_is_closed(serve, monkeypatch):
-    monkeypatch.setattr("app.grpc.http2.transport.IDLE_S", 1.0)
+    monkeypatch.setattr("app.grpc.http2.transport.IDLE_S", 20.0)
 
     async def test(served):
         served.services.methods["/s/slow"] = Unary(forever)
         async with served.client() as idle, served.client() as busy:
             busy.call("/s/slow", b"")
+            await served.until(lambda: served.context.calls == 1)
             assert (await idle.ask(LIVE, b"")).status == 0
+            monkeypatch.setattr("app.grpc.http2.transport.IDLE_S", 0.1)
             await idle.until_closed()
             return idle.goaways[0], busy.closed, len(served.transport.connections)
 
