@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def batches(ids: np.ndarray, lengths: np.ndarray, device: str) -> list[Batch]:
     return found
 
 
+def cosine_to(model: nn.Module, held_out: list[Batch]) -> Callable[[nn.Module], float]:
+    """A function: the mean cosine of a network's embeddings to those of a model."""
+    with torch.no_grad():
+        expected = [model(**batch) for batch in held_out]
+
+    def cosine(network: nn.Module) -> float:
+        with torch.no_grad():
+            found = [(network(**batch) * y).sum(-1) for batch, y in zip(held_out, expected, strict=True)]
+        return float(torch.cat(found).mean())
+
+    return cosine
+
+
 def measure(folder: Path, ratio: float, way: str, device: str, checkpoints: Path | None = None) -> dict[str, Any]:
     """One ratio made in one way; `checkpoints` is a folder to go on from."""
     warnings.simplefilter("ignore")
@@ -143,14 +157,7 @@ def measure(folder: Path, ratio: float, way: str, device: str, checkpoints: Path
     count = options.pop("texts") or len(ids) - first - HELD_OUT
     chosen = slice(0 if options.pop("more", False) else first, first + count)
     inputs = batches(ids[chosen], lengths[chosen], device)
-    with torch.no_grad():
-        expected = [model(**batch) for batch in held_out]
-
-    def cosine(network: nn.Module) -> float:
-        with torch.no_grad():
-            found = [(network(**batch) * y).sum(-1) for batch, y in zip(held_out, expected, strict=True)]
-        return float(torch.cat(found).mean())
-
+    cosine = cosine_to(model, held_out)
     assert cosine(model) > 0.99999, "the encoder is not itself"
     row: dict[str, Any] = {"ratio": ratio, "way": way, "texts": chosen.stop - chosen.start}
     started = time.perf_counter()

@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parents[0]), str(Path(__file__).parents[1]), 
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from distill import CALIBRATION, HELD_OUT, batches, encoder  # noqa: E402
+from distill import CALIBRATION, HELD_OUT, batches, cosine_to, encoder  # noqa: E402
 from torch import nn  # noqa: E402
 
 import panther as pr  # noqa: E402
@@ -51,14 +51,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     held_out = batches(ids[-HELD_OUT:], lengths[-HELD_OUT:], device)
     calibration = batches(ids[first:][:CALIBRATION], lengths[first:][:CALIBRATION], device)
     inputs = batches(ids[:-HELD_OUT], lengths[:-HELD_OUT], device)
-    with torch.no_grad():
-        expected = [model(**batch) for batch in held_out]
-
-    def cosine(network: nn.Module) -> float:
-        with torch.no_grad():
-            found = [(network(**batch) * y).sum(-1) for batch, y in zip(held_out, expected, strict=True)]
-        return float(torch.cat(found).mean())
-
+    cosine = cosine_to(model, held_out)
     row: dict[str, Any] = {
         "ratio": arguments.ratio,
         "bits": arguments.bits,
@@ -119,7 +112,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     parser.add_argument("--bits-steps", type=int, default=2000)
-    parser.add_argument("--hidden-weight", type=float, default=20.0)
+    parser.add_argument("--hidden-weight", type=float, default=1.0)
     parser.add_argument("--lr", type=float, default=0.005)
     arguments = parser.parse_args()
     with cuda.backend(arguments.backend):
