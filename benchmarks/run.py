@@ -1,6 +1,6 @@
 """Runs the benchmarks of this machine, one after the other; each writes its JSON into benchmarks/results/.
 
-    python benchmarks/run.py                  all: about half an hour on two cores, alone on the machine
+    python benchmarks/run.py                  all: some two hours on two cores, alone on the machine
     python benchmarks/run.py layer savings    those named
     python benchmarks/run.py --quick          a smoke test of those that know --quick: nothing is written
 

@@ -75,7 +75,7 @@ def distill_(
     hidden_weight: float | None = None,
     train: Train = "all",
     validation: Any = None,
-    patience: int = 5,
+    patience: int = 20,
     forward: Forward | None = None,
     precision: Precision = "float32",
     checkpoints: str | Path | None = None,
@@ -112,7 +112,8 @@ def distill_(
         train: "all" trains all parameters except embedding tables, because a batch uses few of their rows; "sketched"
             trains only S and the biases of the sketched layers, and the quantized layers.
         validation: inputs to measure on; when None, an eighth of the batches is held out if there are 4 or more.
-        patience: stop after this many measurements, 20 in a full run, without a gain.
+        patience: stop after this many measurements, of 20 in a full run, without a gain. Most gains come at the end,
+            when the learning rate is low.
         forward: (model, batch) → outputs, if the models need a custom call.
         precision: autocast type of the student's forward pass; parameters, the loss, the teacher and the measurements
             keep their own. float16 uses loss scaling.

@@ -88,7 +88,7 @@ def sketch_and_distill(
     steps: int = 2000,
     lr: float = 0.005,
     validation: Any = None,
-    patience: int = 5,
+    patience: int = 20,
     filter_fn: Filter | None = None,
     skip: Iterable[str] = (),
     forward: Forward | None = None,
