@@ -81,7 +81,10 @@ def test_counters_are_whole_and_survive_a_worker(server):
         assert total(found, "panther_rows_total") == total(found, "panther_batch_rows_sum") == 60
         assert total(found, "panther_unrouted_requests_total") == 10
 
-    os.kill(workers(process)[0], signal.SIGKILL)
+    killed = workers(process)[0]
+    os.kill(killed, signal.SIGKILL)
+    # until all of its threads have ended, its socket takes connections
+    wait_for(lambda: not Path(f"/proc/{killed}").exists())
     after = scrape(url)
     assert total(after, "panther_requests_total") == 30
     wait_for(lambda: total(scrape(url), "panther_workers") == 2)
