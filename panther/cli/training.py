@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from panther.convert.distill import DistillResult, can_train, distill_
+from panther.convert.distill import DistillResult, distill_
+from panther.convert.trained import can_train
 from panther.runs.processes import check_device, started_by_torchrun
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,10 +22,7 @@ from panther.convert.errors import ConversionError
 from panther.convert.forward import Forward, batches_of, check_batches, check_differentiable, evaluating
 from panther.convert.matching import Matching, hidden_names
 from panther.convert.shares import check_same, rows_are_independent
-from panther.nn import SKLinear
-from panther.nn.embedding import LowRankTable
-from panther.nn.quantized.trainable import Trainable
-from panther.nn.sketched_conv import SketchedConv
+from panther.convert.trained import Train, put_back, trained_parameters
 from panther.runs import optim, processes, sharding
 from panther.runs.checkpoint import Run
 from panther.runs.precision import Precision, check_precision, loss_scaler
@@ -58,9 +55,6 @@ class DistillResult:
     cosine: float
     held_out: bool
     seconds: float
-
-
-Train = Literal["all", "sketched"]
 
 
 @torch.inference_mode(mode=False)
@@ -139,7 +133,7 @@ def distill_(
     sizes = {"precision": precision, "shard": shard, "batches": len(training), "held_out_batches": len(held_out)}
     with contextlib.ExitStack() as during:
         during.enter_context(quantized.training(student))
-        parameters = _trained(student, train)
+        parameters = trained_parameters(student, train)
         if not parameters:
             raise ConversionError(
                 "student has no sketched or quantized layer to train; convert it with panther.sketch_ first"
@@ -149,7 +143,7 @@ def distill_(
             hidden_weight = _HIDDEN_WEIGHT_IN_BITS if quantized.is_training(student) else _HIDDEN_WEIGHT
         settings = {"steps": steps, "lr": lr, "hidden_weight": hidden_weight, "train": train, "patience": patience}
         names = hidden_names(student, teacher) if hidden_weight else []
-        during.enter_context(_put_back(parameters))
+        during.enter_context(put_back(parameters))
         during.enter_context(evaluating(teacher))
         during.enter_context(evaluating(student))
         bar = during.enter_context(_bar(steps, shown=progress))
@@ -177,12 +171,6 @@ def distill_(
         held_out=bool(held_out),
         seconds=state.seconds + time.perf_counter() - started,
     )
-
-
-def can_train(student: nn.Module) -> bool:
-    """Whether `distill_` finds a sketched or quantized layer in a model."""
-    with quantized.training(student):
-        return bool(_trained(student, "sketched"))
 
 
 def _check(steps: int, lr: float, hidden_weight: float | None, train: str, patience: int) -> None:
@@ -356,38 +344,14 @@ def _run(
 def _sharded(student: nn.Module, train: Train) -> tuple[nn.Module, list[nn.Parameter]]:
     """A sharded copy, and its trained parameters."""
     learner = copy.deepcopy(student)
-    for parameter in _trained(learner, train):
+    for parameter in trained_parameters(learner, train):
         parameter.requires_grad_(True)  # noqa: FBT003
     sharding.shard_(learner)
-    return learner, _trained(learner, train)
+    return learner, trained_parameters(learner, train)
 
 
 def _rms(parameter: Tensor) -> float:
     return parameter.detach().float().square().mean().sqrt().item()
-
-
-def _trained(student: nn.Module, train: Train) -> list[nn.Parameter]:
-    """The trained parameters, each once; none if no layer is sketched or quantized."""
-    found: dict[int, nn.Parameter] = {}
-    # embedding tables, and terms in bits beside signs
-    stored: set[int] = set()
-    for module in student.modules():
-        if isinstance(module, SKLinear) and quantized.is_stored(module):
-            stored |= {id(module.S1s), id(module.S2s)}
-            found |= {} if module.bias is None else {id(module.bias): module.bias}
-        elif isinstance(module, SKLinear | SketchedConv):
-            for parameter in (module.S1s, module.S2s, module.bias):
-                if parameter is not None:
-                    found.setdefault(id(parameter), parameter)
-        elif isinstance(module, LowRankTable | Trainable):
-            found |= {id(parameter): parameter for parameter in module.parameters()}
-    if not found or train == "sketched":
-        return list(found.values())
-    stored |= {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    for parameter in student.parameters():
-        if parameter.is_floating_point() and id(parameter) not in stored:
-            found.setdefault(id(parameter), parameter)
-    return list(found.values())
 
 
 def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
@@ -399,24 +363,6 @@ def _split(batches: list[Any], validation: Any) -> tuple[list[Any], list[Any]]:
     apart = max(2, min(8, len(batches) // 2))
     held_out = set(range(apart // 2, len(batches), apart))
     return [b for i, b in enumerate(batches) if i not in held_out], [batches[i] for i in sorted(held_out)]
-
-
-@contextlib.contextmanager
-def _put_back(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Restore values of parameters on an error; at the end drop gradients, and restore requires_grad."""
-    initial = [parameter.detach().clone() for parameter in parameters]
-    trained = [parameter.requires_grad for parameter in parameters]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, initial, strict=True):
-                parameter.copy_(value)
-        raise
-    finally:
-        for parameter, flag in zip(parameters, trained, strict=True):
-            parameter.grad = None
-            parameter.requires_grad_(flag)
 
 
 @contextlib.contextmanager
