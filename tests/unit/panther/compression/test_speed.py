@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import panther as pr
+from panther.compression.latency import Stopwatch
 
 
 @pytest.fixture
@@ -36,6 +37,13 @@ def test_the_report_says_what_was_measured(wide, rows):
 def test_a_speedup_out_of_reach_says_the_best(wide, rows):
     with pytest.raises(ValueError, match=r"speedup \(10000\) can't be met: .* times as fast"):
         pr.compress(wide, calibration=rows, speedup=1e4, kinds=["int8", "low_rank_int8"], probes=2)
+
+
+def test_layers_that_take_longer_than_the_file_do_not_hide_it(wide, rows, monkeypatch):
+    option_us = Stopwatch.option_us
+    monkeypatch.setattr(Stopwatch, "option_us", lambda *arguments: 50 * option_us(*arguments))
+    with pytest.raises(ValueError, match=r"speedup \(10000\) can't be met: .* times as fast"):
+        pr.compress(wide, calibration=rows, speedup=1e4, kinds=["int8"], probes=2)
 
 
 def test_a_model_that_is_called_in_another_way_can_not_be_timed(wide, rows):
