@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 import panther as pr
-from panther.export import export_onnx
+from panther.export import ExportError, export_onnx
 from panther.export.ort import Target, load
 from panther.export.planning.measure import median_us, runner
 
@@ -38,7 +38,7 @@ WIDTHS = (1024, 4096)
 BATCH_SIZES = (1, 8, 64, 256)
 CUDA = Target("cuda", 1)
 # largest difference to the layer in torch, over the largest output
-PARITY = {"float32": 1e-4, "float16": 1e-2, "int4": 2e-3, "int8": 2e-2}
+PARITY = {"float32": 1e-4, "float16": 1e-2, "int4": 2e-3}
 
 
 def models(width: int) -> dict[str, tuple[nn.Module, str]]:
@@ -69,7 +69,7 @@ def opened(path: Path) -> tuple[Any, bool]:
     """A session, and whether all of it is one CUDA graph."""
     try:
         return load(path, CUDA, cuda_graph=True), True
-    except Exception as error:  # noqa: BLE001  onnxruntime's own exceptions have no common type
+    except ExportError as error:
         print(f"{path.name}: no CUDA graph: {str(error)[:200]}", flush=True)
         return load(path, CUDA), False
 
@@ -86,7 +86,7 @@ def bench_width(width: int) -> dict[str, Any]:
                 report = export_onnx(
                     model, x[:8], path, name="layer", target="cuda", precision=precision, batch_sizes=BATCH_SIZES
                 )
-            except Exception as error:  # noqa: BLE001  a format that can't be exported for CUDA is part of the result
+            except ValueError as error:  # a format that can't be exported for CUDA is part of the result
                 rows[side] = {"error": str(error)[:300]}
                 print(side, rows[side], flush=True)
                 continue

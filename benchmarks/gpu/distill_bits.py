@@ -27,17 +27,12 @@ from torch import nn  # noqa: E402
 
 import panther as pr  # noqa: E402
 from panther.nn import cuda  # noqa: E402
+from panther.nn.quantized import BlockLinear  # noqa: E402
 
 
 def linear_bytes(model: nn.Module) -> int:
-    """Bytes of all that is quantized, but embeddings."""
-    layers = {"BlockLinear", "FactoredLinear", "CorrectedLinear", "Linear", "SKLinear"}
-    found, inside = 0, set[str]()
-    for name, module in model.named_modules():
-        if type(module).__name__ in layers and not any(name.startswith(f"{each}.") for each in inside):
-            inside.add(name)
-            found += sum(t.nbytes for t in {id(t): t for t in (*module.parameters(), *module.buffers())}.values())
-    return found
+    """Bytes of the quantized linear layers; all of the encoder's are quantized."""
+    return sum(module.stored_bytes for module in model.modules() if isinstance(module, BlockLinear))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

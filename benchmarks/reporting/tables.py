@@ -66,12 +66,14 @@ def proof() -> str:
                     f"SVD whitened by the inputs {half['whitened_uniform']:.3f}",
                 )
             )
-    if bits := load("gpu_distill_bits"):
-        half = max((row for row in bits["rows"] if row["ratio"] == 0.5), key=lambda row: row["trained_in_bits"])
+    if compress and (bits := load("gpu_distill_bits")):
+        # with the weight of hidden states that distill_ has by default
+        (half,) = [row for row in bits["rows"] if (row["ratio"], row["hidden_weight"]) == (0.5, 1.0)]
+        floats = compress["sides"]["float32"]["linear_bytes"]
         rows.append(
             (
                 f"… and in {half['bits']} bits, distilled with {half['texts']:,} texts: MB of linear layers, cosine",
-                f"{half['linear_bytes'] / 1e6:.1f} MB, {half['trained_in_bits']:.3f}; float32 layers 42.5 MB, 1",
+                f"{half['linear_bytes'] / 1e6:.1f} MB, {half['trained_in_bits']:.3f}; in float32 {floats / 1e6:.1f} MB",
             )
         )
     if serving := load("serving"):

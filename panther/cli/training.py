@@ -55,7 +55,7 @@ def check_single(distillation: Distillation) -> None:
 def train_in_bits(
     student: nn.Module, teacher: nn.Module, batches: Sequence[Any], distillation: Distillation, console: Console
 ) -> None:
-    """Train a quantized model to match the original, on the CPU in the end, and print the gain.
+    """Train a quantized model to match the original, move it to the CPU, and print the gain.
 
     Args:
         student: is changed in place.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, call, outputs_of
-from panther.convert.quantized import WHOLE
+from panther.convert.quantized import QUANTIZED_LAYERS
 from panther.convert.shares import can_share, share_of
 from panther.nn import SKLinear
 from panther.nn.embedding import LowRankTable
@@ -179,7 +179,7 @@ def _counted(y: Tensor, mask: Tensor | None, like: Tensor | None = None) -> Tens
 
 def hidden_names(student: nn.Module, teacher: nn.Module) -> list[str]:
     """The layers whose outputs are compared: repeated blocks with converted layers, else the converted layers."""
-    kinds = (SKLinear, SketchedConv, LowRankTable, *WHOLE)
+    kinds = (SKLinear, SketchedConv, LowRankTable, *QUANTIZED_LAYERS)
     converted = [name for name, module in student.named_modules() if isinstance(module, kinds)]
     of_teacher = dict(teacher.named_modules())
     blocks = [

@@ -1,4 +1,4 @@
-"""Quantization-aware training: quantized layers give their place to trainable ones during a distillation."""
+"""Quantization-aware training: trainable layers in place of the quantized ones during a distillation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from panther.nn.low_rank import Int8LowRank
 from panther.nn.quantized import BlockLinear, CorrectedLinear, FactoredLinear, Int8Linear, StoredConv
 from panther.nn.quantized.trainable import Trainable, TrainableBlocks, TrainableInt8, trainable
 
-WHOLE = (
+QUANTIZED_LAYERS = (
     TrainableBlocks,
     TrainableInt8,
     BlockLinear,
@@ -28,12 +28,15 @@ WHOLE = (
     Int8LowRank,
     StoredConv,
 )
-"""What takes the place of a linear layer or a convolution when a model is quantized, and while it is trained."""
+"""Quantized linear layers and convolutions, also those in training; composites beside their parts."""
 
 
 @contextlib.contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """Replace the quantized layers by trainable ones; without an error they return at the end, with the new values."""
+    """Replace quantized layers by trainable ones; on exit put them back with the trained integers.
+
+    After an error they are unchanged, except for their biases.
+    """
     pairs: dict[int, tuple[nn.Module, Trainable]] = {}
     places: dict[int, Place] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -56,12 +56,19 @@ DISTILLED = """
         found = pr.distill_(student, teacher(), batches(), steps=30, shard=True, precision="bfloat16", progress=False)
         return {"state": student.state_dict(), "errors": [found.error_before, found.error]}
 
+    def in_bits():
+        student = teacher()
+        # of another distribution, so that there is much to gain
+        pr.quantize_(student, calibration=[batch.abs() * 3 for batch in batches()], weights="int4")
+        found = pr.distill_(student, teacher(), batches(), steps=30, shard=True, progress=False)
+        return {"state": student.state_dict(), "errors": [found.error_before, found.error]}
+
     def main(folder, die_at):
         folder = Path(folder)
         with process_group() as rank:
             left = sorted(path.name for path in (folder / "killed").rglob("*"))
             resumed = distill(folder / "killed", int(die_at))
-            found = {"left": left, "resumed": resumed, "whole": distill(), "sharded": sharded()}
+            found = {"left": left, "resumed": resumed, "whole": distill(), "sharded": sharded(), "in_bits": in_bits()}
             torch.save(found, folder / f"found-{rank}.pt")
 """
 
@@ -75,7 +82,7 @@ def test_two_processes_go_on_after_a_kill_and_agree_with_one(tmp_path):
     assert after == [0, 0]
     first, second = (torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2))
     assert first["left"] == ["last.pt", "settings.pt", "stage-2", "stages.pt"]
-    for name in ("resumed", "whole", "sharded"):
+    for name in ("resumed", "whole", "sharded", "in_bits"):
         for key, value in first["whole" if name == "resumed" else name]["state"].items():
             assert torch.equal(value, first[name]["state"][key]), (name, key)
             assert torch.equal(value, second[name]["state"][key]), (name, key)
@@ -89,9 +96,10 @@ def test_two_processes_go_on_after_a_kill_and_agree_with_one(tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-3)
     for key, value in alone["state"].items():
         torch.testing.assert_close(first["whole"]["state"][key], value, rtol=1e-2, atol=1e-3)
-    of_one = space["sharded"]()
-    assert first["sharded"]["errors"] == pytest.approx(of_one["errors"], rel=0.02)
-    assert of_one["errors"][1] < of_one["errors"][0]
+    for name in ("sharded", "in_bits"):
+        of_one = space[name]()
+        assert first[name]["errors"] == pytest.approx(of_one["errors"], rel=0.02)
+        assert of_one["errors"][1] < of_one["errors"][0]
 
 
 @pytest.fixture
