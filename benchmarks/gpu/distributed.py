@@ -231,7 +231,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.gpus = 2
     arguments.sizes, arguments.blocks, arguments.length = (TINY, 2, 16) if arguments.cpu else (SIZES, BLOCKS, 1024)
-    arguments.batches = arguments.batches or ([4, 8] if arguments.cpu else [16, 32])
+    arguments.batches = arguments.batches or ([4, 8] if arguments.cpu else [16, 32, 64])
     # of which the teacher's outputs of half a batch are too large to be kept, so that it runs in every step
     arguments.distill_batch = arguments.distill_batch or (8 if arguments.cpu else 32)
     if any(size < 2 or size % 2 for size in (*arguments.batches, arguments.distill_batch)):

@@ -113,6 +113,43 @@ def test_outputs_and_gradients(name, sizes, rows, backend):
 
 @pytest.mark.parametrize("rows", [1, 512, 4200])
 @pytest.mark.parametrize("sizes", [(784, 512, 2, 64), (8192, 8192, 1, 16), (1000, 777, 3, 5)], ids=str)
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_terms_apart_in_memory(bias, autocast, sizes, rows, backend):
+    """As FSDP gathers parameters: in other memory than the layer's own."""
+    layer = make(*sizes, bias=bias)
+    for name in ("S1s", "S2s"):
+        setattr(layer, name, nn.Parameter(getattr(layer, name).detach().clone()))
+    x = torch.randn(rows, sizes[0], device="cuda", requires_grad=True)
+    grad = torch.randn(rows, sizes[1], device="cuda")
+    grad = grad if autocast is None else grad.to(autocast)
+    with torch.autocast("cuda", dtype=autocast, enabled=autocast is not None):
+        assert layer(x).grad_fn.name() == "_LinearOfCopiesBackward"
+    allowed = ERRORS["float32" if autocast is None else "bfloat16"]
+    expected = oracle(layer, x, grad)
+    with precision("float32"):
+        for value, right in zip(results(layer, x, grad, autocast), expected, strict=True):
+            assert relative_error(value, right) < allowed
+        with torch.no_grad():
+            assert relative_error(layer(x), expected[0]) < ERRORS["float32"]
+
+
+def test_terms_apart_that_need_plain_operations(backend):
+    layer, x = make(64, 48, 2, 4), torch.randn(5, 64, device="cuda")
+    layer.S1s = nn.Parameter(layer.S1s.detach().clone())
+    expected = layer(x)
+    torch.testing.assert_close(torch.vmap(layer)(x), expected, rtol=1e-4, atol=1e-5)
+    layer.U1s.requires_grad_()
+    y = layer(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(y.sum(), layer.U1s)
+    assert gradient.shape == layer.U1s.shape
+    with pytest.raises(RuntimeError, match=r"dtype|type"):
+        layer(x.half())
+
+
+@pytest.mark.parametrize("rows", [1, 512, 4200])
+@pytest.mark.parametrize("sizes", [(784, 512, 2, 64), (8192, 8192, 1, 16), (1000, 777, 3, 5)], ids=str)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_autocast(bias, x_dtype, sizes, rows, backend):

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from panther import __version__
-from panther.nn.kernels import cuda, launch, private_names, products
-from panther.nn.kernels.packed import side_by_side
+from panther.nn.kernels import cuda, launch, packed, private_names, products
 
 _TERMS = "Tensor S1s, Tensor U1s, Tensor U2s, Tensor S2s"
 _LIBRARY: Any = torch.library.Library("panther", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -53,7 +52,7 @@ def linear(
     Args:
         plain: whether all tensors are of class Tensor, not of a subclass.
     """
-    dtype = _dtype(x, S1s)
+    dtype = computing_dtype(x, S1s)
     if dtype is None or not plain:
         return composed(x, S1s, U1s, U2s, S2s, bias)
     y: Tensor = torch.ops.panther.sketched_linear(
@@ -99,7 +98,7 @@ def _decided(
     return y
 
 
-def _dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
+def computing_dtype(x: Tensor, S1s: Tensor) -> torch.dtype | None:
     """The computing type; None if the types do not match, so that torch raises its own error."""
     if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
         # like autocast for the weights of nn.Linear, which leaves float64 alone
@@ -242,9 +241,7 @@ def _whole(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """A (2L, d_in, k) and B (2Lk, d_out), given as such or as the four terms."""
     if len(factors) == 2:
         return factors[0], factors[1]
-    S1s, U1s, U2s, S2s = factors
-    A, B = side_by_side(S1s, U2s), side_by_side(U1s, S2s)
-    return torch.cat([S1s, U2s]) if A is None else A, (torch.cat([U1s, S2s]) if B is None else B).flatten(0, 1)
+    return packed.joined(*factors)
 
 
 def _forward_fake(x: Tensor, S1s: Tensor, *others: Any) -> list[Tensor]:

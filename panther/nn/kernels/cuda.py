@@ -70,8 +70,7 @@ def linear(
         x.requires_grad or S1s.requires_grad or S2s.requires_grad or (bias is not None and bias.requires_grad)
     )
     if learning:
-        if x.dtype != dtype and not _has_plan(x, A, B, bias, dtype):
-            # outside of the autograd function, so the backward pass keeps x only in the type of the products
+        if casts_first(x, A, B, bias, dtype):
             x = x.to(dtype)
         return _apply(x, S1s, S2s, bias, (A, B, dtype))  # type: ignore[no-any-return]
     y = forward(as_rows(x), bias, A, B, dtype, learning=False)[0]
@@ -167,8 +166,9 @@ def _is_rare(plan: launch.LaunchPlan) -> bool:
     return _kinds_used >= FIRST_KINDS and plan.calls <= CALLS_BEFORE_COMPILING
 
 
-def _has_plan(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
-    return _plan_for(as_rows(x), A, B, bias, dtype, _backend, learning=True) is not None
+def casts_first(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether x is cast before the autograd function, whose backward pass then keeps it only in the products' type."""
+    return x.dtype != dtype and _plan_for(as_rows(x), A, B, bias, dtype, _backend, learning=True) is None
 
 
 def _are_aligned(plan: launch.LaunchPlan, x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> bool:
@@ -194,14 +194,23 @@ def forward(
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
     if plan is None:
         return products.forward(x, bias, A, B, dtype)
-    if plan.casts:
-        A, B = A.to(dtype), B.to(dtype)
+    kept = kept_for_backward(plan, A, B, dtype)
     if plan.is_new:
         _begin(plan)
         if _graphs_take_products(plan):
-            products.forward(x, bias, A, B, dtype)
-    y, H = _run(plan, x, A, B, bias)
-    return y, H, Kept(A, B, plan.parameter_dtype, plan)
+            products.forward(x, bias, kept.A, kept.B, dtype)
+    y, H = _run(plan, x, kept.A, kept.B, bias)
+    return y, H, kept
+
+
+def kept_for_backward(plan: launch.LaunchPlan | None, A: Tensor, B: Tensor, dtype: torch.dtype) -> Kept:
+    """The tensors besides H that `forward` returns for `backward`, with the plan of its kernels; None for products."""
+    if plan is None:
+        A_side, B_side, _ = products.factors(A, B, None, dtype)
+        return Kept(A_side, B_side, A.dtype)
+    if plan.casts:
+        A, B = A.to(dtype), B.to(dtype)
+    return Kept(A, B, plan.parameter_dtype, plan)
 
 
 def _begin(plan: launch.LaunchPlan) -> None:
@@ -280,7 +289,7 @@ class _CudaLinear(torch.autograd.Function):
         needs, (A, B) = ctx.needs_input_grad[:4], ctx.factors
         if torch.is_grad_enabled():
             # double backward: recompute by plain operations on tensors with a graph
-            found = _differentiable(grad, x, S1s, S2s, A, B, needs)
+            found = differentiable_gradients(grad, x, S1s, S2s, A, B, needs)
         else:
             found = backward(as_rows(grad), as_rows(x), H, ctx.kept, A.shape[0] // 2, needs)
             if x.dim() != 2 and found[0] is not None:
@@ -292,7 +301,7 @@ class _CudaLinear(torch.autograd.Function):
 _apply: Any = super(torch.autograd.Function, _CudaLinear).apply
 
 
-def _differentiable(
+def differentiable_gradients(
     grad: Tensor,
     x: Tensor,
     S1s: Tensor | None,

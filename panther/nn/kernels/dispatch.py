@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from panther.nn import functional
-from panther.nn.kernels import compiled, packed
+from panther.nn.kernels import apart, compiled, packed
 
 Kernel = Callable[[Tensor, Any], Tensor]
 
@@ -29,7 +29,7 @@ class SketchedLayer(Protocol):
 
 
 def sketched_linear(x: Tensor, layer: SketchedLayer) -> Tensor:
-    """Apply a sketched layer by the fastest way that applies: packed factors, compiled kernels, or plain operations.
+    """Apply a sketched layer by the fastest applicable way: packed or copied factors, compiled, or plain operations.
 
     Args:
         x: (..., d_in).
@@ -47,14 +47,19 @@ def sketched_linear(x: Tensor, layer: SketchedLayer) -> Tensor:
         if factors.holds(S1s, buffers.get("U1s"), buffers.get("U2s"), S2s):
             bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401  layer.bias is slow
             return packed.packed_linear(x, S1s, S2s, bias, factors)  # type: ignore[arg-type]
-    U1s, U2s = layer.U1s, layer.U2s
-    if is_tensor and U1s.dtype != layer.S1s.dtype:
+    # once each: a parametrization computes them anew
+    S1s, U1s, U2s, S2s, bias = layer.S1s, layer.U1s, layer.U2s, layer.S2s, layer.bias
+    if is_tensor and U1s.dtype != S1s.dtype:
         # FSDP's mixed precision casts parameters but not buffers
-        U1s, U2s = U1s.to(layer.S1s.dtype), U2s.to(layer.S1s.dtype)
-    if is_tensor and x.is_cuda and compiled.by_torch_compile():
-        plain = factors is not None and type(x) is Tensor
-        return compiled.linear(x, layer.S1s, U1s, U2s, layer.S2s, layer.bias, plain=plain)
-    return functional.sketched_linear(x, layer.S1s, U1s, U2s, layer.S2s, layer.bias)
+        U1s, U2s = U1s.to(S1s.dtype), U2s.to(S1s.dtype)
+    if is_tensor and x.is_cuda:
+        if compiled.by_torch_compile():
+            plain = factors is not None and type(x) is Tensor
+            return compiled.linear(x, S1s, U1s, U2s, S2s, bias, plain=plain)
+        dtype = compiled.computing_dtype(x, S1s)
+        if dtype is not None and apart.applicable(x, S1s, U1s, U2s, S2s):
+            return apart.linear(x, S1s, U1s, U2s, S2s, bias, dtype)
+    return functional.sketched_linear(x, S1s, U1s, U2s, S2s, bias)
 
 
 @cache

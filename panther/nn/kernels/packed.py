@@ -62,7 +62,7 @@ def pack(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> Packed | None:
     terms = (S1s, U1s, U2s, S2s)
     if (
         private_names.transformed()
-        or any(type(term) not in _PLAIN or term.layout != torch.strided for term in terms)
+        or not all(is_plain(term) for term in terms)
         or len({(term.dtype, term.device) for term in terms}) != 1
         or S1s.device.type == "meta"
         or S1s.numel() == 0
@@ -83,6 +83,17 @@ def side_by_side(first: Tensor, second: Tensor) -> Tensor | None:
     ):
         return first.detach().as_strided((2 * len(first), *first.shape[1:]), first.stride())
     return None
+
+
+def joined(S1s: Tensor, U1s: Tensor, U2s: Tensor, S2s: Tensor) -> tuple[Tensor, Tensor]:
+    """A (2L, d_in, k) and B (2Lk, d_out) of the terms: over their memory where they are adjacent, else copies."""
+    A, B = side_by_side(S1s, U2s), side_by_side(U1s, S2s)
+    return torch.cat([S1s, U2s]) if A is None else A, (torch.cat([U1s, S2s]) if B is None else B).flatten(0, 1)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, and of no subclass of Tensor but nn.Parameter."""
+    return type(tensor) in _PLAIN and tensor.layout == torch.strided
 
 
 def with_separate_storage(term: Tensor) -> Tensor:
