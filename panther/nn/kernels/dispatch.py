@@ -47,7 +47,7 @@ def sketched_linear(x: Tensor, layer: SketchedLayer) -> Tensor:
         if factors.holds(S1s, buffers.get("U1s"), buffers.get("U2s"), S2s):
             bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401  layer.bias is slow
             return packed.packed_linear(x, S1s, S2s, bias, factors)  # type: ignore[arg-type]
-    # once each: a parametrization computes them anew
+    # once each: a parametrization computes them at each access
     S1s, U1s, U2s, S2s, bias = layer.S1s, layer.U1s, layer.U2s, layer.S2s, layer.bias
     if is_tensor and U1s.dtype != S1s.dtype:
         # FSDP's mixed precision casts parameters but not buffers
