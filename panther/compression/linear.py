@@ -31,7 +31,7 @@ from panther.convert.deviation import Reference
 from panther.convert.layers import Place, Unit, bias_of
 from panther.convert.moments import Moments
 from panther.convert.spill import Keeper
-from panther.linalg.whitening import damped
+from panther.linalg.whitening import damped, weighted
 from panther.quantize import low_rank
 from panther.quantize.api import ALPHAS
 from panther.quantize.candidates import Int8Option, candidates
@@ -209,7 +209,7 @@ def sampled_error(layer: low_rank.Layer, left: Tensor) -> float:
     X, bias = layer.sight.rows, bias_of(layer.unit.places[0].module)
     lost = nn.functional.linear(X, layer.weight.float(), None if bias is None else bias.float()) - made(X)
     G = layer.sight.sensitivities[layer.index].float()
-    return float(((lost @ G) * lost).sum(dtype=torch.float64) / max(len(X), 1))
+    return float((weighted(G, lost.t()) * lost.t()).sum(dtype=torch.float64) / max(len(X), 1))
 
 
 def _float(unit: Unit) -> Option:

@@ -13,6 +13,7 @@ from panther.convert.conv_candidates import conv_ranks
 from panther.convert.convolutions import positions_of
 from panther.convert.embeddings import is_embedding
 from panther.convert.layers import Unit
+from panther.convert.moments import sensitivity_entries
 from panther.quantize.needs import kept_rows, work_on_ranges
 
 _DOUBLE = 8
@@ -54,4 +55,4 @@ def work_of(units: Sequence[Unit]) -> int:
     if is_embedding(units[0].places[0].module):
         return _DOUBLE * 12 * max(unit.out_features for unit in units) ** 2
     d_in, d_out = max(unit.in_features for unit in units), max(unit.out_features for unit in units)
-    return max(work_on_ranges(units), _DOUBLE * (10 * d_in**2 + 8 * d_out**2 + 12 * d_in * d_out))
+    return max(work_on_ranges(units), _DOUBLE * (10 * d_in**2 + 8 * sensitivity_entries(d_out) + 12 * d_in * d_out))

@@ -52,7 +52,9 @@ def weigh(unit: Unit, moments: Moments) -> Weighing:
     inputs = damped(covariance, INPUT_DAMPING, more=few * unit.in_features * mean_square)
     outputs = None
     if moments.sensitivity is not None:
-        outputs = damped(moments.sensitivity, OUTPUT_DAMPING + few * unit.out_features)
+        # each entry of a diagonal is known by itself
+        directions = unit.out_features if moments.sensitivity.dim() == 2 else 0
+        outputs = damped(moments.sensitivity, OUTPUT_DAMPING + few * directions)
     return Weighing(covariance, moments.mean if centred else None, inputs, outputs, moments.extreme)
 
 

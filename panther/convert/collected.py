@@ -16,7 +16,7 @@ from panther.convert.forward import Forward
 from panther.convert.groups import Step, passes
 from panther.convert.layers import Unit
 from panther.convert.memory import allowed
-from panther.convert.moments import KeptMoments, Moments
+from panther.convert.moments import KeptMoments, Moments, sensitivity_entries
 from panther.convert.spill import Keeper
 from panther.convert.survey import Sizes, moment_bytes, split, survey
 
@@ -149,7 +149,7 @@ def _fit(
 
 def _sizes(unit: Unit, probes: int) -> Sizes:
     """Memory of a pass: the moments, and the product of derivatives that is added to them."""
-    return Sizes(0, moment_bytes(unit, probes), 12 * unit.out_features**2 if probes else 0, 0)
+    return Sizes(0, moment_bytes(unit, probes), 12 * sensitivity_entries(unit.out_features) if probes else 0, 0)
 
 
 def _check(readers: Sequence[Sequence[Unit]], memory: int, probes: int, needs: Needs) -> None:

@@ -14,6 +14,10 @@ from panther.convert.layers import Unit, weight_of
 from panther.convert.spill import Keeper
 from panther.linalg.gram import times
 
+# A wider layer is usually the head of a vocabulary or of many classes. The whole matrix takes 8 GB for 32,000 outputs,
+# and several copies are needed.
+MOST_OUTPUTS = 16_384
+
 
 class Sums(Protocol):
     """Sums over the rows that a layer saw: `Moments`, or `panther.convert.statistics.Statistics`.
@@ -95,11 +99,13 @@ class Moments:
         total: (d_in,), Σ x.
         rows: number of rows, without those that do not affect an output of the model.
         sensitivity: (d_out, d_out), Σ Jᵀ J over the rows, J being the derivative of the model's outputs with respect
-            to the layer's output, estimated with random projections; None without derivatives.
+            to the layer's output, estimated with random projections; None without derivatives. Only its diagonal
+            (d_out,) if the layer has more than `MOST_OUTPUTS` outputs.
         calls: number of calls of the layer.
         extreme: (n, d_in), the rows with the largest entries, in the type of the inputs; at most `EXTREME_ROWS`.
         counts: (num_embeddings,), number of lookups of each row of a table; None for other layers.
         head: sums of the heads that share the weight of a table; None without heads.
+        diagonal: whether only the diagonal of the sensitivity is summed.
     """
 
     second: Tensor
@@ -111,6 +117,7 @@ class Moments:
     counts: Tensor | None = None
     head: HeadMoments | None = None
     at_inputs: bool = field(default=False, init=False)
+    diagonal: bool = False
 
     @property
     def derivatives(self) -> bool:
@@ -141,7 +148,7 @@ class Moments:
 
     def add_gradients(self, g: Tensor, scale: Tensor, at_inputs: Tensor | None = None) -> None:  # noqa: ARG002
         """Add derivatives, see `Sums.add_gradients`."""
-        product = (g.t() @ g).double().mul_(scale)
+        product = (g.square().sum(0) if self.diagonal else g.t() @ g).double().mul_(scale)
         self.sensitivity = product if self.sensitivity is None else self.sensitivity.add_(product)
 
     def check(self, name: str) -> None:
@@ -183,7 +190,7 @@ class KeptMoments(Moments):
 
     @property
     def sensitivity(self) -> Tensor | None:
-        """(d_out, d_out), Σ Jᵀ J; None without derivatives."""
+        """(d_out, d_out), Σ Jᵀ J, or its diagonal (d_out,); None without derivatives."""
         return None if self._sensitivity is None else self._sensitivity.load()
 
     @sensitivity.setter
@@ -246,4 +253,15 @@ def empty_moments(unit: Unit) -> Moments:
 
     if unit.heads:
         head = HeadMoments(zeros(d_in, d_in), zeros(d_in), weight=weight_of(unit.places[0].module).detach())
-    return Moments(zeros(d_in, d_in), zeros(d_in), counts=counts, head=head)
+    diagonal = keeps_diagonal(unit.out_features)
+    return Moments(zeros(d_in, d_in), zeros(d_in), counts=counts, head=head, diagonal=diagonal)
+
+
+def keeps_diagonal(d_out: int) -> bool:
+    """Whether only the diagonal of the sensitivity is summed for a layer with d_out outputs, see `Moments`."""
+    return d_out > MOST_OUTPUTS
+
+
+def sensitivity_entries(d_out: int) -> int:
+    """Number of entries of the sensitivity of a layer with d_out outputs."""
+    return d_out if keeps_diagonal(d_out) else d_out**2

@@ -17,6 +17,7 @@ from panther.convert.embeddings import is_embedding
 from panther.convert.fast_path import observing
 from panther.convert.forward import Forward, outputs_of, run
 from panther.convert.layers import Unit
+from panther.convert.moments import sensitivity_entries
 from panther.convert.statistics import WIDER
 
 _DOUBLE = 8
@@ -70,7 +71,7 @@ def moment_bytes(unit: Unit, probes: int) -> int:
     if is_embedding(unit.places[0].module):
         # a count for each row, and moments of its outputs and of the inputs of heads
         return _DOUBLE * (d_in + (4 if unit.heads else 2) * d_out**2)
-    return _DOUBLE * (d_in**2 + (d_out**2 if probes else 0))
+    return _DOUBLE * (d_in**2 + (sensitivity_entries(d_out) if probes else 0))
 
 
 @dataclass

@@ -47,15 +47,22 @@ def whitened_svd(W: Tensor, C_in: Tensor | None = None, C_out: Tensor | None = N
     Args:
         W: (d_out, d_in).
         C_in: (d_in, d_in), positive definite; the identity when None.
-        C_out: (d_out, d_out), positive definite; the identity when None.
+        C_out: (d_out, d_out), positive definite, or its diagonal (d_out,) if the rest is zero; the identity when None.
     """
     K = W.double()
     L_in = None if C_in is None else torch.linalg.cholesky(C_in)
-    L_out = None if C_out is None else torch.linalg.cholesky(C_out)
     if L_in is not None:
         K = K @ L_in
-    if L_out is not None:
-        K = L_out.t() @ K
+    if C_out is not None and C_out.dim() == 1:
+        root = C_out.sqrt()
+        whitened = _from_whitened(root.unsqueeze(1) * K, L_in, None)
+        return Spectrum(whitened.left, whitened.right / root, whitened.energies)
+    L_out = None if C_out is None else torch.linalg.cholesky(C_out)
+    return _from_whitened(K if L_out is None else L_out.t() @ K, L_in, L_out)
+
+
+def _from_whitened(K: Tensor, L_in: Tensor | None, L_out: Tensor | None) -> Spectrum:
+    """The spectrum of W for K = Lₒᵀ W Lᵢ; an L that is None is the identity."""
     U, S, Vh = _svd(K)
     left, right = Vh.t(), S.unsqueeze(1) * U.t()
     if L_in is not None:
@@ -100,17 +107,25 @@ def spectrum_from_gram(
     return Spectrum(left, times(P.t().to(product), W.t(), dtype), S.square()), P
 
 
+def weighted(G: Tensor, E: Tensor) -> Tensor:
+    """G @ E for E (d, n) and G (d, d), or for the diagonal (d,) of a G whose other entries are zero."""
+    return G.unsqueeze(1) * E if G.dim() == 1 else G @ E
+
+
 def damped(C: Tensor, damping: float, more: Tensor | float = 0.0) -> Tensor | None:
     """C plus a share of its mean variance, and more, in every direction, so every direction has a positive weight.
 
     Args:
-        C: (d, d), positive semidefinite.
+        C: (d, d), positive semidefinite, or its diagonal (d,).
         damping: the share.
         more: further damping, in the units of C.
 
     Returns:
-        (d, d), positive definite; None if C is zero.
+        (d, d), positive definite, or its diagonal; None if C is zero.
     """
+    if C.dim() == 1:
+        added = damping * C.mean() + more
+        return C + added if added > 0 else None
     added = damping * C.diagonal().mean() + more
     if not added > 0:
         return None

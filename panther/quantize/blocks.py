@@ -84,7 +84,8 @@ class Known:
 
     Attributes:
         second: (d_in, d_in), the mean of x xᵀ.
-        sensitivity: (d_out, d_out): eᵀ G e is the relative squared error of the model's outputs where e is the layer's.
+        sensitivity: (d_out, d_out), or its diagonal (d_out,): eᵀ G e is the relative squared error of the model's
+            outputs where e is the layer's.
         mean: (d_in,), of x; None leaves the bias as it is.
         rows: (n, d_in), a sample of x, for the error of rounded activations; None leaves it out.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from panther.convert.layers import Place, Unit, bias_of
-from panther.convert.moments import Moments
+from panther.convert.moments import Moments, keeps_diagonal
 from panther.linalg.whitening import damped
 from panther.nn.hooks import take_hooks
 from panther.nn.quantized import Int8Linear
@@ -233,17 +233,20 @@ def _doubled(unit: Unit) -> Tensor:
 
 
 def sensitivity(moments: Moments, W: Tensor, second: Tensor, examples: int) -> Tensor:
-    """(d_out, d_out): cost of an error of the layer's outputs; relative to its own if nothing is known.
+    """(d_out, d_out), or its diagonal: cost of an error of the layer's outputs; relative to its own if none is known.
 
     The moments weigh each batch by its examples, so that eᵀ G e of their sum is the relative error times all examples.
     """
-    # few rows determine few directions
-    share = _OUTPUT_DAMPING + len(W) / max(moments.rows, 1)
-    found = None if moments.sensitivity is None else damped(moments.sensitivity, share)
-    if found is not None:
-        return found / max(examples, 1)
+    known = moments.sensitivity
+    if known is not None:
+        # few rows determine few directions; each entry of a diagonal is known by itself
+        share = _OUTPUT_DAMPING + (len(W) / max(moments.rows, 1) if known.dim() == 2 else 0.0)
+        found = damped(known, share)
+        if found is not None:
+            return found / max(examples, 1)
     energy = ((W @ second) * W).sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.eye(len(W), dtype=torch.float64, device=W.device) / energy
+    ones = torch.ones(len(W), dtype=torch.float64, device=W.device) / energy
+    return ones if keeps_diagonal(len(W)) else ones.diag()
 
 
 def _mean_error(layer: Int8Linear, sight: Sight, index: int) -> Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from panther.linalg.whitening import damped
+from panther.linalg.whitening import damped, weighted
 from panther.nn.quantized import FactoredLinear
 from panther.nn.quantized.blocks import block_bytes
 from panther.quantize.blocks import Blocks, Known, MadeFactors, mean_shift, round_to_blocks
@@ -38,7 +38,7 @@ def quantize_factors(
     target = B @ A if W is None else W.double()
     C, G = known.second.double(), known.sensitivity.double()
     blocks = dataclasses.replace(blocks, correction_rank=0)
-    down = round_to_blocks(A, blocks, C, B.t() @ G @ B)
+    down = round_to_blocks(A, blocks, C, B.t() @ weighted(G, B))
     rounded = down.weight.double()
     # same damping as the rounding, so that directions unseen in calibration are not fitted
     C = C if (found := damped(C, INPUT_DAMPING)) is None else found

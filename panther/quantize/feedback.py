@@ -26,27 +26,52 @@ def compensated(W: Tensor, grid: Grid, C: Tensor, G: Tensor | None = None) -> Te
     feedback on both sides is that of YAQA (Tseng et al., "Model-preserving adaptive rounding", 2025).
 
     Entries on an antidiagonal don't depend on each other and are rounded together; tiles of them, so that most of the
-    work is products of matrices.
+    work is products of matrices. Without G the entries of a column don't depend on each other either.
 
     Args:
         W: (d_out, d_in).
         grid: the allowed values of the entries.
         C: (d_in, d_in), positive semidefinite, the second moment of the inputs.
-        G: (d_out, d_out), positive semidefinite, what an error of the outputs costs.
+        G: (d_out, d_out), positive semidefinite, what an error of the outputs costs. Its diagonal (d_out,) alone
+            changes nothing, since rows of W don't depend on each other then.
 
     Returns:
         (d_out, d_in), float32, the integers.
     """
-    if G is not None and len(G) > _LARGEST_OUTPUT:
+    if G is not None and (G.dim() == 1 or len(G) > _LARGEST_OUTPUT):
         G = None
     columns = _pairs_first(C) if grid.paired else C.diagonal().argsort(descending=True)
-    rows = torch.arange(len(W), device=W.device) if G is None else G.diagonal().argsort(descending=True)
     across = _feedback(damped(C, INPUT_DAMPING), columns)
-    down = None if G is None else _feedback(damped(G, OUTPUT_DAMPING), rows)
-    tiles = _Tiles(W[rows][:, columns], grid, rows, columns, across, down)
-    tiles.round()
     Q = torch.empty(W.shape, dtype=torch.float32, device=W.device)
+    if G is None:
+        Q[:, columns] = _by_columns(W, grid, columns, across).t()
+        return Q
+    rows = G.diagonal().argsort(descending=True)
+    tiles = _Tiles(W[rows][:, columns], grid, rows, columns, across, _feedback(damped(G, OUTPUT_DAMPING), rows))
+    tiles.round()
     Q[rows.unsqueeze(1), columns] = tiles.integers
+    return Q
+
+
+def _by_columns(W: Tensor, grid: Grid, columns: Tensor, across: Tensor) -> Tensor:
+    """(d_in, d_out): the integers of each column, in the given order, with feedback from the columns before."""
+    count = len(columns)
+    V, step, low, high = (
+        M[:, columns].t().float().contiguous()
+        for M in (W, *(grid.each(t, count) for t in (grid.step, grid.low, grid.high)))
+    )
+    Q, fed = torch.zeros_like(V), torch.zeros_like(V)
+    for start in range(0, count, _TILE):
+        stop = min(start + _TILE, count)
+        for j in range(start, stop):
+            # a row of V holds the target at first, then the error
+            integers = torch.round((V[j] + fed[j] + across[start:j, j] @ V[start:j]) / step[j])
+            integers = torch.minimum(torch.maximum(integers, low[j]), high[j])
+            if grid.paired and j % 2:
+                integers = within_pair(integers, Q[j - 1])
+            Q[j] = integers
+            V[j] -= integers * step[j]
+        fed[stop:] += across[start:stop, stop:].t() @ V[start:stop]
     return Q
 
 
@@ -73,17 +98,13 @@ def _feedback(C: Tensor | None, order: Tensor) -> Tensor:
 class _Tiles:
     """A weight in tiles, filled up with entries that are zero."""
 
-    def __init__(
-        self, V: Tensor, grid: Grid, rows: Tensor, columns: Tensor, across: Tensor, down: Tensor | None
-    ) -> None:
+    def __init__(self, V: Tensor, grid: Grid, rows: Tensor, columns: Tensor, across: Tensor, down: Tensor) -> None:
         self._rows, self._columns = V.shape
         self._paired = grid.paired
         step, low, high = (grid.each(t, len(columns))[rows][:, columns] for t in (grid.step, grid.low, grid.high))
         self._V, self._low, self._high = (_filled(tensor) for tensor in (V, low, high))
         self._step = _filled(step, 1.0)
-        self._across = _filled(across)
-        tall = len(self._V)
-        self._down = torch.zeros(tall, tall, device=V.device) if down is None else _filled(down)
+        self._across, self._down = _filled(across), _filled(down)
         # error feedback on the target of each entry: from its own row, and from other rows
         self._from_row, self._from_rows = torch.zeros_like(self._V), torch.zeros_like(self._V)
         self._Q = torch.zeros_like(self._V)

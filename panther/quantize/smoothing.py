@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panther.linalg.whitening import weighted
 from panther.nn.quantized import LEVELS
 from panther.quantize.loss import weighed_loss
 from panther.quantize.rounding import round_nearest
@@ -28,8 +29,8 @@ class Sight:
         lowest, highest: (d_in,), over all rows.
         second: (d_in, d_in), float64, the mean of x xᵀ.
         weights: (d_out, d_in), float64, of each layer.
-        sensitivities: (d_out, d_out), float64, of each: eᵀ G e is the relative squared error of the model's outputs
-            where e is the layer's.
+        sensitivities: (d_out, d_out), or the diagonal (d_out,), float64, of each: eᵀ G e is the relative squared error
+            of the model's outputs where e is the layer's.
     """
 
     rows: Tensor
@@ -84,7 +85,7 @@ def choices(sight: Sight, alphas: Sequence[float]) -> list[Activation]:
     # eᵀ M e is the cost of an error e of the tensor, through a layer
     Ms, total, rank = list[Tensor](), torch.zeros_like(sight.second), 0
     for W, G in zip(sight.weights, sight.sensitivities, strict=True):
-        Ms.append(W.t() @ G @ W)
+        Ms.append(W.t() @ weighted(G, W))
         total += Ms[-1]
         rank += len(W)
     F = _factor(total, rank)

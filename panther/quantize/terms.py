@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from panther.convert.layers import Place
 from panther.linalg.levels import LARGEST, LARGEST_4_BITS, steady_steps
+from panther.linalg.whitening import weighted
 from panther.nn import SKLinear
 from panther.nn.hooks import take_hooks
 from panther.nn.quantized.grid import Grid
@@ -90,7 +91,7 @@ class TermOption:
         C, G = known.second.double(), known.sensitivity.double()
         S1, U2 = (terms.detach().double().transpose(0, 1).flatten(1) for terms in (layer.S1s, layer.U2s))
         U1, S2 = (terms.detach().double().flatten(0, 1) for terms in (layer.U1s, layer.S2s))
-        first = _rounded(S1, C, scale**2 * U1 @ G @ U1.t(), self.bits)
+        first = _rounded(S1, C, scale**2 * U1 @ weighted(G, U1.t()), self.bits)
         second = _rounded(S2, scale**2 * U2.t() @ C @ U2, G, self.bits)
         made = copy.deepcopy(layer)
         with torch.no_grad():

@@ -349,3 +349,38 @@ def test_attention_takes_part_and_stays_packed_where_it_is_left(error):
     whole = shrink(encoder, calibration=x, max_bytes=2 * stored(encoder))
     assert type(whole.model.self_attn) is nn.MultiheadAttention
     assert stored(whole.model) == stored(encoder)
+
+
+class Classifier(nn.Module):
+    """A layer, and a head of 300 classes whose weights have a falling spectrum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(32, 64), nn.Linear(64, 300)
+        with torch.no_grad():
+            U, S, Vh = torch.linalg.svd(self.head.weight, full_matrices=False)
+            self.head.weight.copy_(U * (S * torch.arange(1, len(S) + 1) ** -0.7) @ Vh * 3)
+
+    def forward(self, x):
+        return torch.softmax(self.head(torch.relu(self.first(x))), dim=1)
+
+
+@pytest.mark.parametrize("derivatives", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_outputs_are_weighed_one_by_one(monkeypatch, kind, derivatives):
+    """As those of a vocabulary, whose weights together are a matrix too large to keep."""
+    torch.manual_seed(0)
+    model, x = Classifier().eval(), torch.randn(200, 32)
+    options = {"kinds": (kind,), "probes": 4 if derivatives else 0, "max_error": 0.2}
+    whole = pr.compress(model, calibration=x, **options).report
+    monkeypatch.setattr("panther.convert.moments.MOST_OUTPUTS", 256)
+    found = pr.compress(model, calibration=x, **options).report
+    assert found.output_error <= 0.2
+    assert found.bytes_after < found.bytes_before
+    assert found.bytes_after <= 1.1 * whole.bytes_after
+
+
+def test_the_memory_of_a_vocabulary_grows_with_its_size_and_not_its_square():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 50_000)).eval()
+    found = pr.compress(model, calibration=torch.randn(16, 8), max_error=0.5, kinds=("int8",), probes=1, memory="200MB")
+    assert isinstance(found.model[1], Int8Linear)

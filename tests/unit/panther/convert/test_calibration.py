@@ -53,6 +53,13 @@ def test_sensitivity_is_the_squared_jacobian():
     torch.testing.assert_close(found.float(), exact, atol=0.03 * exact.max().item(), rtol=0)
 
 
+def test_of_many_outputs_only_the_diagonal_of_the_sensitivity_is_summed(monkeypatch, mlp, inputs):
+    whole = moments_of(mlp, [inputs])
+    monkeypatch.setattr("panther.convert.moments.MOST_OUTPUTS", 0)
+    for name, found in moments_of(mlp, [inputs]).items():
+        torch.testing.assert_close(found.sensitivity, whole[name].sensitivity.diagonal(), rtol=1e-5, atol=0)
+
+
 def test_rows_that_move_no_output_count_for_nothing():
     class FirstRow(nn.Module):
         def __init__(self):

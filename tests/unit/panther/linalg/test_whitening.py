@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from panther.linalg.whitening import damped, whitened_svd
+from panther.linalg.whitening import damped, weighted, whitened_svd
 
 
 def problem(d_out, d_in, rows, seed):
@@ -71,3 +71,17 @@ def test_full_rank_gives_the_weight_back_even_from_few_rows():
 
 def test_what_is_all_zero_whitens_nothing():
     assert damped(torch.zeros(4, 4, dtype=torch.float64), 1e-4) is None
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(7, 11), (11, 7)])
+def test_weights_of_outputs_that_are_a_diagonal(d_out, d_in):
+    W, X, G = problem(d_out, d_in, 60, seed=1)
+    C, weights = X.t() @ X, (G.t() @ G).diagonal()
+    whole, short = whitened_svd(W, C, weights.diag()), whitened_svd(W, C, weights)
+    torch.testing.assert_close(short.energies, whole.energies)
+    for rank in (1, 3, 7):
+        expected = whole.left[:, :rank] @ whole.right[:rank]
+        torch.testing.assert_close(short.left[:, :rank] @ short.right[:rank], expected)
+    torch.testing.assert_close(damped(weights, 0.1, 0.5), damped(weights.diag(), 0.1, 0.5).diagonal())
+    assert damped(torch.zeros(3), 0.1) is None
+    torch.testing.assert_close(weighted(weights, W), weighted(weights.diag(), W))

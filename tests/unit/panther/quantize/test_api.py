@@ -311,3 +311,11 @@ def test_a_quantized_model_has_nothing_left_to_quantize(model, tokens):
     pr.quantize_(model, calibration=tokens)
     with pytest.raises(pr.ConversionError, match="no linear layer, convolution or embedding to quantize"):
         pr.quantize_(model, calibration=tokens)
+
+
+@pytest.mark.parametrize("options", [{"weights": "int8"}, {"weights": "int4"}])
+def test_many_outputs_are_weighed_one_by_one(monkeypatch, model, tokens, options):
+    whole = pr.quantize_(copy.deepcopy(model), calibration=tokens, **options)
+    monkeypatch.setattr("panther.convert.moments.MOST_OUTPUTS", 9)
+    found = pr.quantize_(copy.deepcopy(model), calibration=tokens, **options)
+    assert found.output_error == pytest.approx(whole.output_error, rel=0.15)

@@ -78,3 +78,22 @@ def test_moments_of_zeros_round_to_the_nearest():
     grid = block_grid(W, torch.ones(7), bits=4, block_size=16)
     found = compensated(W, grid, torch.zeros(7, 7), torch.zeros(5, 5))
     assert torch.equal(found.double(), grid.nearest(W))
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(70, 130), (130, 66), (64, 64), (3, 5), (1, 1)])
+def test_without_weights_of_outputs_it_is_the_loop_over_entries(d_out, d_in):
+    W, C = weight(d_out, d_in), moment(d_in, 1)
+    grid = block_grid(W, C.diagonal(), bits=4, block_size=32)
+    expected = entry_by_entry(W, grid, C, torch.eye(d_out).double())
+    assert torch.equal(compensated(W, grid, C).double(), expected)
+    # rows that don't depend on each other weigh nothing
+    assert torch.equal(compensated(W, grid, C, moment(d_out, 2).diagonal()).double(), expected)
+
+
+def test_pairs_keep_their_limit_without_weights_of_outputs():
+    W, C = 3 * weight(70, 101).sign(), moment(101, 1)
+    ends = torch.full((70, 1), 127.0).double()
+    Q = compensated(W, Grid(ends / 127 / 42, -ends, ends, 101, paired=True), C)
+    first, second = Q[:, 0:100:2], Q[:, 1::2]
+    assert (first + second).abs()[first.sign() == second.sign()].max() <= PAIR_LIMIT
+    assert Q.abs().max() > 100
