@@ -192,7 +192,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Kept]:
     """The output, H = x @ A / (2L) in the form that `backward` takes, and its further tensors.
 
-    By products, the scale is in the fixed halves of the factors (`products.factors`): only the half of H that
+    With library products, the scale is in the fixed halves of the factors (`products.factors`): only the half of H that
     `backward` reads is divided by 2L.
     """
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
