@@ -139,7 +139,7 @@ class BatchResult:
         return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
     def best(self) -> list[tuple[int, bytes]]:
-        """Index and probability of the most likely label of each row; None without labels."""
+        """Index and probability of the most likely label of each row; empty without labels."""
         if self._best is None:
             self._best = self._find_best()
         return self._best

@@ -32,7 +32,8 @@ def make_config(application: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         application,
         loop="uvloop",
-        http=cast("type[asyncio.Protocol]", Connection),  # uvicorn only constructs it
+        # The protocol of each accepted connection; uvicorn only constructs it.
+        http=cast("type[asyncio.Protocol]", Connection),
         ws="none",
         log_config=None,
         access_log=False,

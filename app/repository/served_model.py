@@ -97,10 +97,10 @@ class Loader:
             raise LoadError(f"model {name!r}: {SETTINGS_FILE}: {error}") from None
         choices = SessionChoices(own.session.graph_optimization, providers, libraries)
         for _ in range(_ATTEMPTS):
-            seen = _print(path)
+            seen = _identity(path)
             passed = self._try(name, version, path, own, choices)
             serving = self._load(name, version, path, own, choices, passed)
-            if _print(path) == seen:
+            if _identity(path) == seen:
                 return serving
         raise LoadError(f"model {name!r} version {version} is not loaded: its files changed during the load")
 
@@ -111,7 +111,7 @@ class Loader:
         # A model for CUDA may be too large for the CPU, or unsupported there: its trial only makes a session.
         elsewhere = self._devices(name, own)[0].has_cuda or (choices.providers and choices.providers[0] != CPU)
         max_rows = None if elsewhere else own.max_batch_rows or self.settings.max_batch_rows
-        extra_s = sum(size for _, size, _, _ in _print(path)) // _TRIAL_BYTES_A_SECOND
+        extra_s = sum(size for _, size, _, _ in _identity(path)) // _TRIAL_BYTES_A_SECOND
         trial = Trial(
             name,
             version,
@@ -187,7 +187,7 @@ class Loader:
         return Serving(model, ModelCodec(model, self.settings.max_request_rows), batcher, settings=own)
 
 
-def _print(path: Path) -> list[tuple[str, int, int, int]]:
+def _identity(path: Path) -> list[tuple[str, int, int, int]]:
     """Identity of the files of a version, to detect changes."""
     found = []
     try:

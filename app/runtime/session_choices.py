@@ -74,6 +74,7 @@ class SessionChoices:
 
 
 AS_IT_COMES = SessionChoices()
+"""The options of a model without settings: onnxruntime's defaults, on the server's device."""
 
 
 def known_providers(names: Sequence[str]) -> tuple[str, ...]:

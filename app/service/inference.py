@@ -233,8 +233,8 @@ class InferenceService:
         """Start an inference call; ``respond`` is called once, now or later, on the event loop.
 
         This is the fast path, without a task or an await, except for the largest bodies. Next,
-        ``Batcher.submit`` queues the request and runs it in a batch, then calls ``InferenceCall.completed``, which
-        encodes the result and responds.
+        ``Batcher.submit`` (``app.engine.batcher``) queues the request and runs it in a batch, then calls
+        ``InferenceCall.completed``, which encodes the result and responds.
 
         Returns:
             The call, to be cancelled if the client disconnects.

@@ -38,7 +38,7 @@ from panther.export.planning.plan import choose
 from panther.export.publish import counts
 from panther.export.publish.embeddings import embedding_entries
 from panther.export.publish.repository import MODEL_FILE, Staged, staged
-from panther.export.publish.triton import config
+from panther.export.publish.triton import config as triton_config
 from panther.export.report import ExportReport
 from panther.export.verify import guard
 from panther.export.verify.check import check_against_torch, check_inputs
@@ -82,7 +82,8 @@ class Planned:
 
     Attributes:
         graph: the graph to write.
-        twin: the same with a dense product for each sketched layer; None without sketched layers.
+        twin: the dense twin, with a dense product or convolution for each sketched or quantized layer; None as for
+            `latency.dense_twin`.
         sites: the linear maps of sketched layers.
         at_runtime: the sites that are computed at each run, not folded when the file is loaded.
         decisions: plan, reason and measured times of each site, by its name.
@@ -216,6 +217,7 @@ def plan(prepared: Prepared, options: ExportOptions) -> Planned:
         max_weight_bytes=options.max_weight_bytes,
     )
     plans = {name: decision.plan for name, decision in decisions.items()}
+    # in place: quantized layers, convolutions, then sketched linear layers
     lower_products(graph)
     dense = {name: name in convolved and convolved[name].plan == DENSE for name in graph.convolutions}
     lower_convolutions(graph.model.graph, graph.convolutions, dense, options.dtype, fold=options.fold)
@@ -336,7 +338,7 @@ def publish(file: Path, stage: Staged, card: cards.ModelCard, session: Any) -> E
     """Write the card into the file, and move the file to its place in the model repository."""
     _write_card(file, card)
     file_bytes = sum(entry.stat().st_size for entry in stage.folder.iterdir())
-    path = stage.publish(config(card.name, session))
+    path = stage.publish(triton_config(card.name, session))
     version = int(path.parent.name) if stage.in_repository else None
     return ExportReport(path=path, version=version, file_bytes=file_bytes, card=card)
 

@@ -243,7 +243,7 @@ class SKLinear(kernels.PackedStorage):
                 f"x of shape {tuple(x.shape)} does not end in in_features ({self.in_features}): "
                 f"its last axis has {x.shape[-1] if x.dim() else 'no'} entries"
             )
-        # kernels.sketched_linear, with a separate code object for each layer size
+        # kernels.dispatch.sketched_linear, with a separate code object for each layer size; see kernel_of there
         return self._kernel(x, self)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "code-map.md"
 FOLDERS = {
     "panther": "The library: layers, training, conversion, export. Needs torch; never imports `app`.",
     "app": "The server. Needs onnxruntime; never imports `panther`, torch or onnx.",
-    "panther_client": "The Python client: requires only numpy and httpx.",
+    "panther_client": "The Python client: requires only numpy, and httpx or grpcio.",
     "benchmarks": "Benchmarks: parity first, then both sides timed in one run.",
     "examples": "Scripts that run as they are.",
     "scripts": "Environments, locks, and the documentation.",

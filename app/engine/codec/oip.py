@@ -133,6 +133,7 @@ class Decoder:
         return self._request(feeds, options)
 
     def _quick(self, body: Body) -> tuple[dict[str, Array], ResponseOptions] | None:
+        """Decode by the fast path of ``numbers``; None for a body that the precise path must decode or refuse."""
         document = numbers.parse(body)
         if document is None:
             return None

@@ -54,6 +54,7 @@ def decode(
 
 
 def _quick(model: DescribedModel, body: Body) -> dict[str, Array] | None:
+    """The inputs by the fast path of ``numbers``; None for a body that the precise path must decode or refuse."""
     document = numbers.parse(body)
     if document is None or len(document) != 1:
         return None
@@ -75,6 +76,7 @@ def _quick(model: DescribedModel, body: Body) -> dict[str, Array] | None:
 def _precise(
     model: DescribedModel, body: Body, max_rows: int, table: Table | None = None, *, nan: bool
 ) -> tuple[InferenceRequest, int | None]:
+    """Decode by the precise path of ``values``, which takes every valid body; see ``decode``."""
     expected = expected_body(model)
     if len(body) > LONG_BYTES:
         if table is not None:

@@ -16,7 +16,7 @@ class OverLimitApp:
     Args:
         behind: The application that serves health checks.
         limits: Connection limits, for the message.
-        request_id: Makes the id of a request.
+        request_id: Id of the refused request; only one is answered, because the connection closes.
     """
 
     def __init__(self, behind: ASGIApp, limits: Limits, request_id: bytes) -> None:

@@ -71,7 +71,8 @@ class Connection(asyncio.BufferedProtocol):
     """One HTTP/1.1 connection.
 
     Args:
-        config: Configuration of uvicorn; its application has the ``connections`` that all of them share.
+        config: Configuration of uvicorn; the ``connections`` of its application (``app.application``) are the context
+            that all connections share.
         server_state: State of uvicorn's server. ``draining`` (whether each response is the last of its connection)
             and ``connected`` (a callback for each new connection) on it are optional.
         app_state: State from the lifespan.
@@ -211,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         self._bridge.flow.resume_writing()
         self._bridge.resume_reading()
 
-    # Callbacks of the parser.
+    # Callbacks of the parser (``RequestParser``).
 
     def message_began(self) -> None:
         """BETWEEN → HEADERS."""
@@ -339,7 +340,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._bridge.app = OverLimitApp(self._bridge.app, limits, self._context.service.request_ids.of({}))
 
-    # Callbacks of the watchdog.
+    # Callbacks of the watchdog (``app.service.watchdog``), which calls them on each connection.
 
     def waiting_for(self) -> tuple[Waiting, object] | None:
         """The client action that this connection is blocked on, with a progress mark; see the module's table."""
@@ -374,7 +375,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._end_with(408, str(error))
 
-    # Callbacks of the server.
+    # Callbacks of the server (``app.process.shutdown``).
 
     def _draining(self) -> bool:
         return getattr(self._server_state, "draining", False)

@@ -38,7 +38,7 @@ class Check:
 
 @dataclass(frozen=True)
 class PlannedSite:
-    """The planned computation of a site.
+    """The planned computation of a site: one sketched layer, or several in a row that are computed as one linear map.
 
     Attributes:
         layers: its sketched layers.

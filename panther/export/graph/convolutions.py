@@ -1,4 +1,4 @@
-"""Sketched convolutions, and those in 8 bits, in a graph: placeholders while a model is traced, then Conv nodes.
+"""Sketched convolutions, and those in few bits, in a graph: placeholders while a model is traced, then Conv nodes.
 
 See docs/decisions/0073-conversion-of-convolutions.md and docs/decisions/0089-convolutions-in-8-bits.md.
 """
@@ -74,7 +74,7 @@ class ConvPlaceholder(nn.Module):
 
 
 def conv_layers(model: nn.Module) -> dict[str, ExportedConv]:
-    """The sketched convolutions of a model and those in 8 bits by their dotted name, as `layers_of`."""
+    """The sketched convolutions of a model and those in few bits by their dotted name, as `layers_of`."""
     return {**layers_of(model, SketchedConv), **layers_of(model, StoredConv)}
 
 
@@ -149,7 +149,7 @@ def lower_convolutions(
     *,
     fold: bool = False,
 ) -> None:
-    """Replace the nodes of sketched convolutions, and of those in 8 bits, in place by Conv nodes.
+    """Replace the nodes of sketched convolutions, and of those in few bits, in place by Conv nodes.
 
     Args:
         graph: is changed.

@@ -125,7 +125,7 @@ def uses(traced: Traced) -> Counter[str]:
 
 
 def dense_entries(layer: QuantizedLayer) -> int:
-    """Shape of the float weight that it replaces."""
+    """Number of entries of the float weight that it replaces."""
     if isinstance(layer, BlockEmbedding):
         return layer.num_embeddings * layer.embedding_dim
     return layer.in_features * layer.out_features

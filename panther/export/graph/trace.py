@@ -50,7 +50,7 @@ class Traced:
         tied: as `tied_layers` returns them.
         quantized: the quantized layers by name.
         factors: names of first factors in few bits by the names of the second, as `quantized_factors` returns them.
-        convolutions: the sketched convolutions, and those in 8 bits, by name.
+        convolutions: the sketched convolutions, and those in few bits, by name.
     """
 
     model: ir.Model

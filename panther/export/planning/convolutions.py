@@ -34,7 +34,7 @@ def choose_convolutions(
     """Decide a plan for each sketched convolution, as `panther.export.planning.plan.choose` does for linear layers.
 
     Args:
-        layers: by name; those in 8 bits have no choice, and get no decision.
+        layers: by name; those in few bits have no choice, and get no decision.
         requested: "auto", or a plan for all, or a plan for some layers by name ("auto" for the rest).
         input_shapes: of each layer's x when the model runs on the example inputs.
         batch_sizes: to measure at.

@@ -1,1 +1,1 @@
-"""Writing a version into a model repository."""
+"""Writing a version into a model repository, and the entries of its card."""

@@ -1,4 +1,4 @@
-"""Counts for the card: parameters and multiply-adds of the sketched layers and of the model, bytes of constants."""
+"""Card entries of layers, and counts for the card: parameters, multiply-adds, and bytes of constants."""
 
 from __future__ import annotations
 

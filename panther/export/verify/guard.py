@@ -1,4 +1,4 @@
-"""Is the graph that runs the one that was planned? Checked after onnxruntime's own optimization."""
+"""The guard: checks that the graph that onnxruntime runs, after its own optimization, is the planned one."""
 
 from __future__ import annotations
 

@@ -190,7 +190,11 @@ def _aligned(grad: Tensor) -> Tensor:
 def forward(
     x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dtype: torch.dtype, *, learning: bool = True
 ) -> tuple[Tensor, Tensor, Kept]:
-    """The output, H = x @ A / (2L) in the form that `backward` takes, and its further tensors."""
+    """The output, H = x @ A / (2L) in the form that `backward` takes, and its further tensors.
+
+    With library products, the scale is in the fixed halves of the factors (`products.factors`): only the half of H that
+    `backward` reads is divided by 2L.
+    """
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
     if plan is None:
         return products.forward(x, bias, A, B, dtype)
@@ -242,13 +246,13 @@ def backward(
     grad = _aligned(grad)
     if plan.copies_x:
         x = x.contiguous()
-    way_back = plan.backward(needs)
-    if way_back.is_new:
-        way_back.is_new = False
+    gradients = plan.backward(needs)
+    if gradients.is_new:
+        gradients.is_new = False
         if _graphs_take_products(plan):
             _, H_again, again = products.forward(x, None, kept.A, kept.B, grad.dtype)
             products.backward(grad, x, H_again, again, L, needs)
-    return way_back(grad, x, H, kept.A, kept.B)
+    return gradients(grad, x, H, kept.A, kept.B)
 
 
 def _graphs_take_products(plan: launch.LaunchPlan) -> bool:
@@ -268,9 +272,9 @@ class _CudaLinear(torch.autograd.Function):
         S1s: Tensor,
         S2s: Tensor,
         bias: Tensor | None,
-        fixed: tuple[Tensor, Tensor, torch.dtype],
+        factors: tuple[Tensor, Tensor, torch.dtype],
     ) -> Tensor:
-        A, B, dtype = fixed
+        A, B, dtype = factors
         y, H, kept = forward(as_rows(x), bias, A, B, dtype)
         # S1s and S2s are needed for the gradient of x alone; they are saved for their version counters, and for second
         # derivatives

@@ -54,6 +54,7 @@ def sketched_linear(x: Tensor, layer: SketchedLayer) -> Tensor:
         U1s, U2s = U1s.to(S1s.dtype), U2s.to(S1s.dtype)
     if is_tensor and x.is_cuda:
         if compiled.by_torch_compile():
+            # only plain tensors are packed
             plain = factors is not None and type(x) is Tensor
             return compiled.linear(x, S1s, U1s, U2s, S2s, bias, plain=plain)
         dtype = compiled.computing_dtype(x, S1s)

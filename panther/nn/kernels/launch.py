@@ -1,5 +1,8 @@
 """Launch plans of the Triton kernels: prepared once for a layer and a number of rows, then repeated at little cost.
 
+A product with a factor is a shrink (x @ A, from many features to few columns) or an expand (H @ B, from few columns to
+many features); `panther.nn.kernels.triton_kernels` has the kernels, `panther.nn.kernels.tiles` their tiles.
+
 See docs/decisions/0043-launch-through-the-driver.md.
 """
 
@@ -88,7 +91,7 @@ class LaunchPlan:
         copies_x: whether x has to be made contiguous first.
         casts: whether A and B have to be cast first.
         is_new: whether it was never launched.
-        calls: for such inputs while it was new.
+        calls: number of calls for such inputs while it was new.
     """
 
     def __init__(

@@ -26,7 +26,9 @@ class PackedStorage(nn.Module):
     U1s: Tensor
     bias: Any
     U2s: Tensor
+    # None while the terms are not adjacent in memory
     _packed: packed.Packed | None = None
+    # `kernel_of` the sizes; set by the constructor of the layer
     _kernel: Kernel
 
     # every layer that shares the terms of this one, itself included; a list, so that none becomes a submodule
@@ -54,12 +56,14 @@ class PackedStorage(nn.Module):
                 return
 
     def _pack(self) -> None:
+        """Make the terms adjacent in memory, where they can be, and note their layout in `_packed`."""
         terms = [self._parameters.get("S1s"), self._buffers.get("U1s"), self._buffers.get("U2s")]
         terms.append(self._parameters.get("S2s"))
         # a parametrized or pruned layer keeps them elsewhere
         self._packed = None if any(term is None for term in terms) else packed.pack(*terms)  # type: ignore[arg-type]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the tensors, as torch does for `to`, `cuda` and `half`, and pack the terms again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._take_shared_buffers()
         self._pack()
