@@ -34,6 +34,7 @@ _OPEN_PATHS = {"/", "/docs", "/openapi.json"}
 _OPEN_FOLDERS = ("/health/", "/v2/health/", "/docs/", "/dashboard/")
 _READING = {"GET", "HEAD", "OPTIONS"}
 _INDEX = "/v2/repository/index"  # a POST that only reads
+_INFERENCE = ("/predict", ":predict", "/infer")  # ends of paths
 Need = Literal["none", "predict", "control"]
 
 
@@ -198,7 +199,7 @@ class Access:
 
     def needed_by_operation(self, method: str, path: str) -> Need:
         """Key scope of an operation in the OpenAPI schema."""
-        if path.endswith(("/predict", "/infer")):
+        if path.endswith(_INFERENCE):
             return "none" if self._predict is None else "predict"
         return self.needed(method.upper(), path)
 

@@ -217,6 +217,14 @@ def test_the_schema_tells_which_operations_need_a_key(guarded):
     }  # fmt: skip
     assert "401" in paths["/predict"]["post"]["responses"]
     assert paths["/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]
+    controlling = {
+        path for path, item in paths.items() for op in item.values()
+        if op["responses"].get("403", {}).get("description") == "the API key does not allow this"
+    }  # fmt: skip
+    assert "/v2/repository/models/{name}/load" in controlling
+    inferring = {path for path in paths if path.endswith(("predict", "infer"))}
+    assert {"/v1/models/{name}:predict", "/v2/models/{name}/infer", "/predict"} <= inferring
+    assert not controlling & inferring
 
 
 def test_under_another_asgi_server_keys_count_as_well(tiny_dir):
