@@ -69,7 +69,9 @@ class BodyReader:
         binary, pinned = has_binary_tensors(request), service.bodies
         self.size = length + SPARE_BYTES if binary and pinned is None and length <= _MOST_WITH_SPARE else 0
         used = pinned.take(length) if binary and pinned is not None else None
-        self._continue_in(request, used or POOL.take(self.size or length), min(length, _FIRST_BYTES), begun)
+        # The first piece is longer than the initial size if it came in a buffer that was offered for another request.
+        count = min(length, max(_FIRST_BYTES, 2 * len(begun)))
+        self._continue_in(request, used or POOL.take(self.size or length), count, begun)
 
     def begin_in(self, buffer: bytearray, request: WireRequest, start: int, nbytes: int, length: int) -> None:
         """Receive a body in the offered buffer, which already has the first bytes of the request.

@@ -16,7 +16,7 @@ from app.http.connection.protocol import Connection
 from app.process.worker import make_config
 
 LIMIT_S = 60
-ROWS = 2000  # longer than the shared buffer
+ROWS = 5000  # longer than the shared buffer, and than the first buffer of a long body
 
 
 class Transport:
@@ -201,6 +201,8 @@ OTHERS = {
     "longer than threads take over": binary(rows(5, LONG_BYTES // 12)),
     "as long as the buffer": binary(rows(5, (4 * 6 * ROWS + SPARE_BYTES) // 24)),
     "JSON": plain(rows(5, 500)),
+    "long JSON": plain(rows(5, 4000)),
+    "longer than the pool keeps": binary(rows(5, 180_000)),
     "other headers": binary(rows(5), "X-Other: 1"),
     "long other headers": binary(rows(5), "X-Other: " + 4000 * "1"),
     "for the application": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
