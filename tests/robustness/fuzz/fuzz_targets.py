@@ -182,7 +182,7 @@ def octets(data: bytes) -> bool:
 
 
 def csv_rows(data: bytes) -> bool:
-    """CSV of two columns of numbers, named or not: what is taken is what Python's csv module and float read."""
+    """CSV of two columns of numbers, named or not: what is taken is what Python's csv module, strip and float read."""
     named, body = bool(data) and data[0] % 2 == 1, data[1:]
     model = MODELS[2 if data and data[0] & 2 else 3]  # integers, or doubles
     (spec,) = model.inputs
@@ -197,7 +197,7 @@ def csv_rows(data: bytes) -> bool:
         names = [name.strip() for name in rows.pop(0)]
         order = [names.index(name) for name in "ab"]
     read = _whole if kind == "integer" else float
-    expected = np.array([[read(row[at]) for at in order] for row in rows], spec.dtype).reshape(-1, 2)
+    expected = np.array([[read(row[at].strip()) for at in order] for row in rows], spec.dtype).reshape(-1, 2)
     if not np.array_equal(found["x"], expected):
         raise Finding(f"read differently: {data[:400]!r}: {found['x']!r}, by the oracle {expected!r}")
     return True
