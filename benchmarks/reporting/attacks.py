@@ -11,6 +11,7 @@ _TARGETS = {
     "protocol": "the inference protocol, JSON and binary",
     "npy": "`.npy`",
     "octets": "raw rows",
+    "csv": "CSV",
     "encoded": "compressed bodies",
     "card": "model cards",
     "protobuf": "the reader of protocol buffers",
