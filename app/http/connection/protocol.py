@@ -71,8 +71,7 @@ class Connection(asyncio.BufferedProtocol):
     """One HTTP/1.1 connection.
 
     Args:
-        config: Configuration of uvicorn; the ``connections`` of its application (``app.application``) are the context
-            that all connections share.
+        config: Configuration of uvicorn; ``connections`` of its application is the context that all of them share.
         server_state: State of uvicorn's server. ``draining`` (whether each response is the last of its connection)
             and ``connected`` (a callback for each new connection) on it are optional.
         app_state: State from the lifespan.
