@@ -50,11 +50,12 @@ def weigh(unit: Unit, moments: Moments) -> Weighing:
     # with few rows the variance about the mean is underestimated; the mean square is not
     mean_square = moments.second.diagonal().mean() / moments.rows
     inputs = damped(covariance, INPUT_DAMPING, more=few * unit.in_features * mean_square)
-    outputs = None
-    if moments.sensitivity is not None:
+    # read once: it may be loaded from a file
+    outputs = sensitivity = moments.sensitivity
+    if sensitivity is not None:
         # each entry of a diagonal is known by itself
-        directions = unit.out_features if moments.sensitivity.dim() == 2 else 0
-        outputs = damped(moments.sensitivity, OUTPUT_DAMPING + few * directions)
+        directions = unit.out_features if sensitivity.dim() == 2 else 0
+        outputs = damped(sensitivity, OUTPUT_DAMPING + few * directions)
     return Weighing(covariance, moments.mean if centred else None, inputs, outputs, moments.extreme)
 
 

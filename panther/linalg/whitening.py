@@ -123,12 +123,12 @@ def damped(C: Tensor, damping: float, more: Tensor | float = 0.0) -> Tensor | No
     Returns:
         (d, d), positive definite, or its diagonal; None if C is zero.
     """
-    if C.dim() == 1:
-        added = damping * C.mean() + more
-        return C + added if added > 0 else None
-    added = damping * C.diagonal().mean() + more
+    variances = C if C.dim() == 1 else C.diagonal()
+    added = damping * variances.mean() + more
     if not added > 0:
         return None
+    if C.dim() == 1:
+        return C + added
     found = C.clone()
     found.diagonal().add_(added)
     return found

@@ -64,7 +64,7 @@ def _by_columns(W: Tensor, grid: Grid, columns: Tensor, across: Tensor) -> Tenso
     for start in range(0, count, _TILE):
         stop = min(start + _TILE, count)
         for j in range(start, stop):
-            # a row of V holds the target at first, then the error
+            # a row of V holds weights until it is rounded, and then their errors
             integers = torch.round((V[j] + fed[j] + across[start:j, j] @ V[start:j]) / step[j])
             integers = torch.minimum(torch.maximum(integers, low[j]), high[j])
             if grid.paired and j % 2:
