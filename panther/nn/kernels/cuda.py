@@ -150,12 +150,14 @@ def _plan_for(
     precision = _precision(x, dtype)
     if precision is None:
         return None
+    captured = torch.cuda.is_current_stream_capturing()
     plan = _prepared(
-        backend, learning, torch.cuda.is_current_stream_capturing(),
+        backend, learning, captured,
         x.shape[0], x.dtype, x.stride(), A.shape, B.shape[1], A.dtype, None if bias is None else bias.dtype,
         dtype, precision, x.device.index,
     )  # fmt: skip
-    if plan is None or (plan.is_new and backend == "auto" and _is_rare(plan)):
+    # a captured call is replayed often: compiling pays
+    if plan is None or (plan.is_new and backend == "auto" and not captured and _is_rare(plan)):
         return None
     return plan if _are_aligned(plan, x, A, B, bias) else None
 
@@ -197,12 +199,12 @@ def forward(
     """
     plan = _plan_for(x, A, B, bias, dtype, _backend, learning=learning)
     if plan is None:
-        return products.forward(x, bias, A, B, dtype)
+        return products.forward(x, bias, A, B, dtype, learning=learning)
     kept = kept_for_backward(plan, A, B, dtype)
     if plan.is_new:
         _begin(plan)
         if _graphs_take_products(plan):
-            products.forward(x, bias, kept.A, kept.B, dtype)
+            products.forward(x, bias, kept.A, kept.B, dtype, learning=learning)
     y, H = _run(plan, x, kept.A, kept.B, bias)
     return y, H, kept
 

@@ -147,7 +147,12 @@ def test_the_library_is_warmed_once_for_graphs_that_will_hold_products(launched,
     taken = []
     for name in ("forward", "backward"):
         plain = getattr(products, name)
-        monkeypatch.setattr(products, name, lambda *a, name=name, plain=plain: taken.append(name) or plain(*a))
+
+        def counted(*arguments, name=name, plain=plain, **named):
+            taken.append(name)
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(products, name, counted)
     layer = SKLinear(96, 96, 1, 20, dtype=dtype)
     for _ in range(3):
         run(layer, torch.zeros(rows, 96, dtype=dtype), dtype)
@@ -208,6 +213,13 @@ def test_kernels_are_compiled_for_a_further_kind_of_inputs_when_it_was_met_often
     run(layer, x, torch.float16)
     run(layer, x, torch.float16)
     assert len(launched) == 6 * len(NAMES)
+
+
+def test_kernels_are_compiled_for_a_captured_call_at_once(launched, monkeypatch):
+    layer, x = few_kinds(monkeypatch, "auto")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    run(layer, x, torch.float16)
+    assert len(launched) == 5 * len(NAMES)
 
 
 def test_every_kind_of_inputs_gets_kernels_on_request(launched, monkeypatch):

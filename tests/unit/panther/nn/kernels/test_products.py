@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -37,6 +39,42 @@ def test_output_and_gradients_are_those_of_the_definition(L, bias):
         assert (value is None) is (wanted is None)
         if wanted is not None:
             torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, products.FEW_ROWS, products.FEW_ROWS + 1])
+@pytest.mark.parametrize("low_rank", [8, 16])
+def test_forward_alone_takes_factors_as_they_are_where_that_is_faster(monkeypatch, low_rank, rows, bias):
+    monkeypatch.setitem(products.LARGE_RANK, "half", 16)
+    layer = SKLinear(40, 24, 3, low_rank, bias=bias, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
+    packed = layer._packed
+    x = torch.randn(rows, 40, generator=torch.Generator().manual_seed(2)).bfloat16()
+    y, _, kept = products.forward(x, layer.bias, packed.A, packed.B, torch.bfloat16, learning=False)
+    as_they_are = rows <= products.FEW_ROWS and low_rank == 16
+    assert (kept.A is packed.A and kept.B is packed.B) is as_they_are
+    expected = copy.deepcopy(layer).double()(x.double())
+    assert ((y.double() - expected).norm() / expected.norm()).item() < 1e-2
+    _, _, kept = products.forward(x, layer.bias, packed.A, packed.B, torch.bfloat16)
+    assert kept.A is not packed.A, "the backward pass takes factors side by side"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed", "precision", "k", "expected"),
+    [
+        (torch.float16, torch.float16, "ieee", 32, True),
+        (torch.float16, torch.float16, "ieee", 36, False),
+        (torch.float16, torch.float16, "ieee", 16, False),
+        (torch.float32, torch.float16, "ieee", 32, False),
+        (torch.float32, torch.float32, "ieee", 128, False),
+        (torch.float32, torch.float32, "tf32", 128, True),
+        (torch.float32, torch.float32, "tf32", 64, False),
+        (torch.float64, torch.float64, "tf32", 128, False),
+    ],
+)
+def test_factors_are_taken_as_they_are_by_type_precision_and_rank(monkeypatch, dtype, computed, precision, k, expected):
+    monkeypatch.setattr(products.private_names, "fp32_precision", lambda *_: precision)
+    assert products.reads_terms(8, torch.zeros(2, 4, k, dtype=dtype), computed) is expected
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
