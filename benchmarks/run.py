@@ -34,6 +34,7 @@ class Benchmark:
         result: the JSON that it writes.
         needs: programs without which it can't run.
         quick: whether it knows --quick.
+        prepare: a command that runs first.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Benchmark:
     result: str = ""
     needs: tuple[str, ...] = ()
     quick: bool = True
+    prepare: tuple[str, ...] = ()
 
     @property
     def json(self) -> Path:
@@ -54,7 +56,7 @@ BENCHMARKS = (
     Benchmark("layer", ("--out", "benchmarks/results/bench_layer.json"), result="bench_layer", quick=False),
     Benchmark("export"),
     Benchmark("conversion", ("--out", "benchmarks/results/conversion.json"), quick=False),
-    Benchmark("convert_speed", ("--out", "benchmarks/results/convert_speed.json"), quick=False),
+    Benchmark("convert_speed", ("--threads", "1", "--out", "benchmarks/results/convert_speed.json"), quick=False),
     Benchmark("conv", ("--out", "benchmarks/results/conv.json"), quick=False),
     Benchmark("experts", ("--out", "benchmarks/results/experts.json"), quick=False),
     Benchmark("tied", ("--out", "benchmarks/results/tied.json"), quick=False),
@@ -62,12 +64,13 @@ BENCHMARKS = (
     Benchmark("architectures"),
     Benchmark("compress", ("--out", "benchmarks/results/compress.json"), quick=False),
     Benchmark("serving", needs=("wrk", "taskset")),
+    Benchmark("start", needs=("taskset",)),
     Benchmark("grpc", needs=("wrk", "h2load", "taskset")),
     Benchmark("ablation", needs=("wrk", "taskset")),
     Benchmark("overload", needs=("wrk", "taskset")),
     Benchmark("reload", needs=("taskset",)),
     Benchmark("foreign", needs=("taskset",)),
-    Benchmark("scaling", needs=("docker", "wrk")),
+    Benchmark("scaling", needs=("docker", "wrk"), prepare=("docker", "compose", "build", "server")),
 )
 
 
@@ -91,6 +94,8 @@ def run(benchmark: Benchmark, *, quick: bool) -> str:
     ]
     print(f"\n=== {' '.join(command[1:])}", flush=True)
     began = time.time()
+    if benchmark.prepare and (status := subprocess.run(benchmark.prepare, cwd=ROOT, check=False).returncode):
+        return f"FAILED: {' '.join(benchmark.prepare)}: exit status {status}"
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status:
         return f"FAILED: exit status {status}"

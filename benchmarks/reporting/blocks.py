@@ -27,6 +27,7 @@ COMMAND = {
     "savings": "bench_savings.py",
     "scaling": "bench_scaling.py",
     "serving": "bench_serving.py",
+    "start": "bench_start.py",
 }
 
 

@@ -149,6 +149,21 @@ def serving_rules() -> str:
     return block("serving", rules)
 
 
+def start() -> str:
+    """Time to the first answer and resident memory, beside a naive service."""
+
+    def make(result: dict[str, Any]) -> str:
+        rows = [
+            (name, f"{found['start_s']:.2f}", *(f"{found[key] / 2**20:.0f}" for key in ("resident", "resident_after")))
+            for name, found in result["median"].items()
+        ]
+        after = f"after {result['settings']['requests']:,} requests"
+        head = ("server", "start to the first answer, s", "resident then, MiB", after)
+        return f"{table(head, rows)}\n\n{rules(result)}"
+
+    return block("start", make)
+
+
 def reload() -> str:
     """Answers while a model is exchanged every second."""
 
@@ -339,6 +354,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         savings,
         serving,
         serving_rules,
+        start,
         reload,
         foreign,
         foreign_rules,
