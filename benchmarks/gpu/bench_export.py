@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -27,6 +25,7 @@ import onnx
 import onnxruntime
 import torch
 from bench_export import CELLS, PARITY, TermByTerm
+from provenance import about
 from torch import nn
 
 from panther.export import export_onnx
@@ -123,18 +122,9 @@ def main() -> None:
     parser.add_argument("--commit", default="unknown", help="of the checkout, for the record")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    name, _, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().partition(", ")
+    versions = {"onnx": onnx.__version__, "onnxruntime-gpu": onnxruntime.__version__}
     result = {
-        "benchmark": "gpu_export",
-        "commit": arguments.commit,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"gpu": name, "driver": driver},
-        "versions": {
-            "onnx": onnx.__version__,
-            "onnxruntime-gpu": onnxruntime.__version__,
-            "torch": str(torch.__version__),
-        },
+        **about("gpu_export", arguments.commit, **versions),
         "cells": [bench_cell(cell) for cell in CELLS],
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

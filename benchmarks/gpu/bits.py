@@ -13,11 +13,9 @@ import argparse
 import copy
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import onnxruntime
 import torch
+from provenance import about
 from torch import nn
 
 import panther as pr
@@ -120,14 +119,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     onnxruntime.preload_dlls()
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    name, _, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().partition(", ")
     result = {
-        "benchmark": "gpu_bits",
-        "commit": arguments.commit,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"gpu": name, "driver": driver},
-        "versions": {"onnxruntime-gpu": onnxruntime.__version__, "torch": str(torch.__version__)},
+        **about("gpu_bits", arguments.commit, **{"onnxruntime-gpu": onnxruntime.__version__}),
         "cells": [bench_width(width) for width in WIDTHS],
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

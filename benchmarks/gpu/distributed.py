@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from distributed_parts import PARITY_BATCH, PARITY_STEPS, RESUME_BATCHES, RESUME_EPOCHS, work
 from pair import BLOCKS, HEADS, HIDDEN, RANKS, WIDTH
+from provenance import device
 
 PARTS = ("parity", "scaling", "distill", "resume")
 # relative error: of the losses, and of the change of the parameters in the Frobenius norm
@@ -154,9 +155,7 @@ def resume(launch: Launcher, whole: dict[str, Any]) -> dict[str, Any]:
 def machine(*, cpu: bool) -> dict[str, Any]:
     if cpu:
         return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
-    return {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "driver": driver}
+    return {**device(), "gpus": torch.cuda.device_count()}
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -15,16 +15,14 @@ import argparse
 import gc
 import itertools
 import json
-import platform
-import subprocess
 import sys
 import time
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import about
 from torch import Tensor, nn
 from train import Run, as_graph, measure, median_us
 
@@ -268,19 +266,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     # a process of one cell compiles kernels for it at once; here all cells share a process
     cuda.FIRST_KINDS = sys.maxsize
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    result: dict[str, Any] = {
-        "benchmark": "gpu_pair",
-        "commit": arguments.commit,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"gpu": torch.cuda.get_device_name(), "driver": driver},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
-        },
-    }
+    result = about("gpu_pair", arguments.commit)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for part, rows_of in (("transformer", transformer_rows), ("layers", layer_rows)):
         result[part] = rows_of(arguments)

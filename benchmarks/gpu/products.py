@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
-import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from provenance import about
 from torch import Tensor
 from train import Run, as_graph, measure, median_us
 
@@ -64,21 +62,7 @@ def main() -> None:
     parser.add_argument("--commit", default="unknown", help="of the checkout, for the record")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    result = {
-        "benchmark": "gpu_products",
-        "commit": arguments.commit,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "gpu": torch.cuda.get_device_name(),
-            "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
-        },
-    }
+    result = about("gpu_products", arguments.commit)
     rows: list[dict] = []
     for mode, shape in itertools.product(MODES, SHAPES):
         torch.backends.cuda.matmul.fp32_precision = "tf32" if mode == "tf32" else "ieee"

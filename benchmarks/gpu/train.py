@@ -19,20 +19,18 @@ import contextlib
 import gc
 import json
 import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from bench_layer import geometric_mean
+from provenance import about
 from torch import Tensor, nn
 
 from panther.nn import SKLinear
@@ -357,23 +355,10 @@ def main() -> None:
     # a process of one cell compiles kernels for it at once; here all cells share a process
     cuda.FIRST_KINDS = sys.maxsize
     started = time.perf_counter()
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     kernels = devices.triton_kernels()
     measured = Measured()
     result = {
-        "benchmark": "gpu_train",
-        "commit": arguments.commit,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "gpu": torch.cuda.get_device_name(),
-            "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
-            "triton": kernels.triton.__version__ if kernels is not None else None,
-        },
+        **about("gpu_train", arguments.commit, triton=kernels.triton.__version__ if kernels is not None else None),
         "rounds": arguments.visits * ROUNDS,
         "copy": [bench_copy(batch) for batch in COPY_BATCHES],
     }
