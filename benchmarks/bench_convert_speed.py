@@ -1,7 +1,8 @@
 """Conversion on a CPU: time, peak memory and output error by model, beside an earlier version of the package.
 
+    python benchmarks/bench_convert_speed.py --threads 1 --out benchmarks/results/convert_speed.json
     git worktree add ../before COMMIT
-    python benchmarks/bench_convert_speed.py --beside ../before --out benchmarks/results/convert_speed.json
+    python benchmarks/bench_convert_speed.py --part --threads 1 --rows 64 --beside ../before --out FILE
 
 Models are a BERT-base by its configuration with random weights (needs transformers), the first linear layer of vgg's
 classifier, 25,088 to 4,096, and a digits classifier, trained before it is converted. Each conversion runs in a process

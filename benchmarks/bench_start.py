@@ -131,7 +131,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one round; nothing is written")
     parser.add_argument("--output", type=Path, help="JSON to write (default: benchmarks/results/start.json)")
     parser.add_argument("--strict", action="store_true", help="fail where a figure that must be reached is not")
-    parser.add_argument("--model-dir", type=Path, default=ROOT / "models")
+    parser.add_argument("--model-dir", type=lambda text: Path(text).resolve(), default=ROOT / "models")
     parser.add_argument("--server-core", type=int, default=0)
     arguments = parser.parse_args()
     arguments.model = arguments.model_dir / "digits" / "1" / "model.onnx"

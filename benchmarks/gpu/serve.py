@@ -294,7 +294,8 @@ def machine():
     found = {"cores": os.cpu_count()}
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        name, _, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.partition(", ")
+        first, *_ = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        name, _, driver = first.partition(", ")
         found.update(gpu=name.strip(), driver=driver.strip())
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
